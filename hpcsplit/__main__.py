@@ -1,0 +1,3 @@
+from hpcsplit.cli import main
+
+raise SystemExit(main())

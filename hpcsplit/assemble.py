@@ -1,0 +1,332 @@
+"""Puts a run together: the only place that knows concrete methods, stores and data sets by name."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcsplit import planner
+from hpcsplit.boundary.hdf5 import HdfStore
+from hpcsplit.boundary.store import Field, MemoryStore, Store
+from hpcsplit.config import Config
+from hpcsplit.config.checks import parse_ratio
+from hpcsplit.config.declared import declared_methods
+from hpcsplit.data.catalog import lookup
+from hpcsplit.data.dataset import Dataset, fingerprint, load
+from hpcsplit.data.part import Part
+from hpcsplit.data.source import Source
+from hpcsplit.engine.job import Identity, Job, Observer, Silent
+from hpcsplit.errors import ConfigError
+from hpcsplit.methods.backprop import Backprop
+from hpcsplit.methods.contract import Batch, TrainingMethod
+from hpcsplit.nets import block_names, build
+from hpcsplit.rundir import RunDir
+from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
+from hpcsplit.split.cost import block_costs, block_seconds
+from hpcsplit.split.cuts import balanced_cuts, ranges
+from hpcsplit.split.stage import Stage
+
+_OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+}
+BASELINE_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What rank 0 finds out before the run and tells the others; JSON by `as_dict`."""
+
+    cuts: tuple[int, ...]
+    costs: tuple[float, ...]
+    data_fingerprint: str
+    baseline_samples_per_s: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "cuts": list(self.cuts), "costs": list(self.costs)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Prepared:
+        return cls(**{**values, "cuts": tuple(values["cuts"]), "costs": tuple(values["costs"])})
+
+
+# ------------------------------------------------------------------------------------------------ pieces by name
+
+
+def build_network(config: Config, *, meta: bool = False) -> nn.Sequential:
+    """The whole network with the initial weights of this seed, the same on every rank."""
+    spec, m = lookup(config.data.name), config.model
+    shape = spec.input_shape(config.data.pool)
+
+    def make() -> nn.Sequential:
+        return build(m.name, shape, spec.classes, block=m.block, depth=m.depth, width=m.width)
+
+    if meta:
+        with torch.device("meta"):
+            return make()
+    torch.manual_seed(config.run.seed)
+    return make()
+
+
+def build_method(config: Config) -> TrainingMethod:
+    """The configured training method with its options."""
+    declared = declared_methods()[config.method.name]
+    cls = getattr(importlib.import_module(declared.module), declared.class_name)
+    return cls(**config.method.options)
+
+
+def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimizer over these parameters."""
+    o = config.optim
+    options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
+    if o.name in ("sgd", "rmsprop"):
+        options["momentum"] = o.momentum
+    return _OPTIMIZERS[o.name](parameters, **options)
+
+
+def make_phases(config: Config) -> tuple[Phase, ...]:
+    """The kind of every epoch."""
+    s = config.schedule
+    if not declared_methods()[config.method.name].parallel:
+        return ("serial",) * s.epochs
+    return phases(s.epochs, *parse_ratio(s.ratio), s.order, s.warmup)
+
+
+def load_data(config: Config) -> Dataset:
+    d = config.data
+    return load(
+        d.name, d.root, download=d.download, limit_train=d.limit_train, limit_test=d.limit_test, pool=d.pool
+    )
+
+
+def sizes(config: Config) -> tuple[int, int]:
+    """Training and test samples, without reading them."""
+    spec, d = lookup(config.data.name), config.data
+    return d.limit_train or spec.train, d.limit_test or spec.test
+
+
+def device_of(config: Config, local_rank: int) -> torch.device:
+    """The device of a rank: its own GPU of the node where there is one."""
+    wish = config.run.device
+    if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError('run.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def precision_of(config: Config) -> torch.dtype:
+    return torch.bfloat16 if config.run.precision == "bfloat16" else torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ before the run
+
+
+def choose_cuts(config: Config, net: nn.Sequential, stages: int, *, measure: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The cuts of this configuration for `stages` stages, and the cost of every block that they balance.
+
+    Args:
+        measure: allow `split.cuts = "time"` to time the blocks on this machine; otherwise FLOPs stand in.
+    """
+    shape = lookup(config.data.name).input_shape(config.data.pool)
+    wish = config.split.cuts
+    if wish == "params":
+        costs = tuple(float(c.params) for c in block_costs(net, shape))
+    elif wish == "time" and measure:
+        autocast = torch.bfloat16 if config.run.precision == "bfloat16" else None
+        costs = tuple(
+            block_seconds(
+                net, shape, config.data.batch_size, channels_last=config.run.channels_last, autocast_dtype=autocast
+            )
+        )
+    else:
+        costs = tuple(float(c.flops) for c in block_costs(net, shape))
+    cuts = balanced_cuts(costs, stages) if isinstance(wish, str) else wish
+    if len(cuts) + 1 != stages:
+        raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
+    ranges(cuts, len(net))
+    return cuts, costs
+
+
+def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) -> Prepared:
+    """Everything that rank 0 finds out alone: the data are there, where to cut, how fast one core is.
+
+    Cuts chosen at the first start of a run directory stay, so that its checkpoints fit.
+    """
+    net = build_network(config)
+    data = load_data(config)
+    if config.data.batch_size > len(data.train):
+        raise ConfigError(
+            f"data.batch_size = {config.data.batch_size} is more than the {len(data.train)} training samples; lower it"
+        )
+    known = run_dir.load_split()
+    key = [config.model.name, config.model.block, str(config.split.cuts), stages]
+    if known and known.get("key") == key:
+        cuts, costs = tuple(known["cuts"]), tuple(known["costs"])
+    else:
+        cuts, costs = choose_cuts(config, net, stages, measure=True)
+    check_boundaries(config, planner.boundaries(net, data.input_shape, cuts))
+    run_dir.create()
+    run_dir.save_split({"key": key, "cuts": list(cuts), "costs": list(costs)})
+    baseline = _baseline(config, net, data, device) if config.run.baseline else None
+    return Prepared(cuts, costs, fingerprint(data), baseline)
+
+
+def check_boundaries(config: Config, edges: Sequence[tuple[int, ...]]) -> None:
+    """Raise ConfigError where the method cannot keep variables at a boundary."""
+    for k, shape in enumerate(edges[1:-1], start=1):
+        if config.method.options.get("downsample") == 2 and len(shape) != 3:
+            raise ConfigError(
+                f"method.downsample = 2 halves height and width, but stage {k} receives vectors {tuple(shape)}; "
+                "use downsample = 1 or other split.cuts"
+            )
+
+
+def _baseline(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float:
+    """Samples/s of exact training steps of the whole network on this rank alone: the median of a few, after a warm-up."""
+    whole = make_stage(config, net, 0, 1, (), device)
+    source = make_source(config, data.train, data, device)
+    step = Backprop(1)
+    size, times = config.data.batch_size, []
+    ids = torch.arange(size).numpy()
+    for _ in range(1 + BASELINE_STEPS):
+        started = time.perf_counter()
+        batch = Batch(ids, size, source.images(ids, augment=config.data.augment), source.labels(ids))
+        for _verb in step.step(whole, {}, batch):
+            raise AssertionError("one stage has nobody to talk to")
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return size / statistics.median(times[1:])
+
+
+# ------------------------------------------------------------------------------------------------ a rank's job
+
+
+def make_stage(
+    config: Config, net: nn.Sequential, index: int, count: int, cuts: tuple[int, ...], device: torch.device
+) -> Stage:
+    """Stage `index` with the blocks that the cuts give it."""
+    part = ranges(cuts, len(net))[index]
+    edges = planner.boundaries(net, lookup(config.data.name).input_shape(config.data.pool), cuts)
+    return Stage(
+        index,
+        count,
+        net[part.start : part.stop],
+        edges[index : index + 2],
+        lambda parameters: make_optimizer(config, parameters),
+        clip=config.optim.clip,
+        device=device,
+        precision=precision_of(config),
+        channels_last=config.run.channels_last,
+        frozen=config.method.frozen,
+        seed=config.run.seed,
+    )
+
+
+def make_source(config: Config, part: Part, data: Dataset, device: torch.device) -> Source:
+    return Source(
+        part,
+        data.mean,
+        data.std,
+        seed=config.run.seed,
+        flip=data.flip,
+        channels_last=config.run.channels_last,
+        device=device,
+    )
+
+
+def make_store(config: Config, stage: Stage, method: TrainingMethod, run_dir: RunDir, samples: int) -> Store | None:
+    """The store of this stage's variables; None when it has none."""
+    own = [v for v in method.variables() if v.on(stage)]
+    if not own or "parallel" not in make_phases(config):
+        return None
+    fields = [Field(v.name, v.row_shape(stage.in_shape, stage.out_shape)) for v in own]
+    dtype = getattr(torch, config.store.dtype)
+    labels = {"cut": f"input of {next(iter(dict(stage.blocks.named_children())))}", "config": config.fingerprint()["method"]}
+    if config.store.kind == "memory":
+        return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
+    folder = run_dir.store(config.store.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return HdfStore(fields, samples, dtype, folder=folder, stage=stage.index, labels=labels)
+
+
+def make_job(
+    config: Config,
+    prepared: Prepared,
+    run_dir: RunDir,
+    index: int,
+    count: int,
+    device: torch.device,
+    observer: Observer | None = None,
+) -> Job:
+    """Everything that rank `index` of `count` needs."""
+    net = build_network(config)
+    method = build_method(config)
+    stage = make_stage(config, net, index, count, prepared.cuts, device)
+    data = load_data(config) if stage.first or stage.last else None
+    train_size, test_size = sizes(config)
+    schedule, optim, save = config.schedule, config.optim, config.checkpoint
+    if data:
+        train, test = (make_source(config, part, data, device) for part in (data.train, data.test))
+    else:
+        train = test = Nowhere()
+    return Job(
+        stage=stage,
+        method=method,
+        exact=Backprop(schedule.microbatches),
+        store=make_store(config, stage, method, run_dir, train_size),
+        aux_dtype=getattr(torch, config.store.dtype),
+        train=train,
+        test=test,
+        train_size=train_size,
+        test_size=test_size,
+        eval_train_size=min(train_size, config.data.eval_train or train_size),
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        augment=config.data.augment,
+        plan=make_phases(config),
+        learning_rate=lambda epoch: learning_rate(
+            epoch,
+            schedule.epochs,
+            optim.lr,
+            optim.lr_schedule,
+            step=optim.lr_step,
+            milestones=optim.lr_milestones,
+            gamma=optim.lr_gamma,
+        ),
+        save_policy=SavePolicy(save.every_epochs, save.every_minutes, save.aux),
+        checkpoints=run_dir.checkpoints,
+        keep_checkpoints=save.keep,
+        identity=Identity(
+            {**config.fingerprint(), "images": prepared.data_fingerprint},
+            prepared.cuts,
+            tuple(block_names(net)),
+            config.to_toml(origins=False),
+        ),
+        observer=observer or Silent(),
+    )
+
+
+class Nowhere:
+    """The data of a stage that sees neither images nor labels."""
+
+    def images(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
+        raise AssertionError("only the first stage reads images")
+
+    def labels(self, ids: Any) -> torch.Tensor:
+        raise AssertionError("only the last stage reads labels")

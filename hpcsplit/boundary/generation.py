@@ -1,0 +1,121 @@
+"""One generation of a stage's variables: its fields, the epoch that writes it, the attributes that identify it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcsplit.boundary.rowfile import RowFile
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.hdf5 import Attribute, dtype_name, read_attributes
+
+_INDEX_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Field:
+    """One per-sample variable of a stage; `shape` is that of one sample's row."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def generation_bytes(fields: Sequence[Field], rows: int, dtype: torch.dtype) -> int:
+    """Bytes of one generation of all fields: rows and index."""
+    return sum(rows * (math.prod(field.shape) * dtype.itemsize + _INDEX_BYTES) for field in fields)
+
+
+class Visits:
+    """One epoch: its mini-batches in order, and which of them have been read and written."""
+
+    def __init__(self, batches: Sequence[np.ndarray], rows: int, reads: bool) -> None:
+        self.batches = [np.asarray(batch, np.int64) for batch in batches]
+        self.order = np.concatenate(self.batches)
+        assert np.array_equal(np.sort(self.order), np.arange(rows)), f"not each of {rows} samples is visited once"
+        self.firsts: list[int] = np.cumsum([0, *map(len, self.batches)]).tolist()  # position of a batch's first row
+        self.reads = reads
+        self.last_read = -1
+        self.written: set[int] = set()
+        self.names: frozenset[str] = frozenset()  # the fields that this epoch writes
+
+    def note_read(self, step: int) -> None:
+        assert self.reads, "this epoch was started with read=False"
+        assert self.last_read < step < len(self.batches), f"batch {step} is read after batch {self.last_read}"
+        self.last_read = step
+
+    def note_write(self, step: int, names: frozenset[str]) -> None:
+        assert 0 <= step < len(self.batches), f"batch {step} of {len(self.batches)}"
+        assert step not in self.written, f"batch {step} is written twice"
+        assert not self.written or names == self.names, f"{sorted(names)} after {sorted(self.names)} in one epoch"
+        self.written.add(step)
+        self.names = names
+
+    def check_complete(self) -> None:
+        missing = sorted(set(range(len(self.batches))) - self.written)
+        assert not missing, f"batches {missing[:5]} are not written"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all files of a stage have in common: a generation belongs to a run when these agree."""
+
+    fields: Mapping[str, Field]
+    rows: int
+    dtype: torch.dtype
+    stage: int
+    labels: Mapping[str, str]
+
+    def saved_name(self, name: str) -> str:
+        """The file name of one field in a checkpoint."""
+        return f"aux-stage-{self.stage:03d}.{name}.h5"
+
+    def attributes(self, name: str, epoch: int | None, fill: float | None, checksum: int) -> dict[str, Attribute]:
+        """The attributes of a file that holds a whole generation of one field; `fill` is the constant it is, if any."""
+        return {
+            **self.labels,
+            "variable": name,
+            "stage": self.stage,
+            "rows": self.rows,
+            "shape": ",".join(map(str, self.fields[name].shape)),
+            "dtype": dtype_name(self.dtype),
+            "epoch": -1 if epoch is None else epoch,
+            "fill": math.nan if fill is None else fill,
+            "checksum": checksum,
+            "complete": 1,
+        }
+
+    def check(self, description: Mapping[str, Any], error: type[CheckpointError | StoreError], place: Path) -> None:
+        """Raise `error` when the described generation has another size or type than this run's."""
+        for key, here in (("rows", self.rows), ("dtype", dtype_name(self.dtype))):
+            if description.get(key) != here:
+                raise error(
+                    f"{place}: the checkpoint's auxiliary variables have {key} {description.get(key)}, this run has "
+                    f'{here}; resume with the configuration of that run, or with checkpoint.aux = "recompute"'
+                )
+        known = description["checksums"].keys() | description["filled"].keys()
+        if known != self.fields.keys():
+            raise error(
+                f"{place}: the checkpoint has auxiliary variables {sorted(known)}, this run has {sorted(self.fields)}; "
+                'resume with the configuration of that run, or with checkpoint.aux = "recompute"'
+            )
+
+    def mismatch(self, file: RowFile, name: str, description: Mapping[str, Any]) -> str:
+        """Why the file cannot be the described generation, or "".  Its rows are not looked at."""
+        here = (self.rows, self.fields[name].shape, self.dtype)
+        there = (file.layout.rows, file.layout.row_shape, file.layout.dtype)
+        if there != here:
+            return f"its rows, shape and type are {there}, this run has {here}"
+        wanted = self.attributes(name, description["epoch"], None, description["checksums"][name])
+        found = read_attributes(file.path)
+        for key, value in wanted.items():
+            if key != "fill" and found.get(key) != value:
+                return f"its {key} is {found.get(key)!r}, {value!r} is wanted"
+        if not np.array_equal(np.sort(file.index()), np.arange(self.rows)):
+            return "its index does not name every sample once"
+        return ""

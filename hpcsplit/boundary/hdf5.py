@@ -1,0 +1,267 @@
+"""The store in HDF5 files, two for each variable, and a thread that reads ahead and writes behind."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from hpcsplit.boundary.generation import Visits
+from hpcsplit.boundary.rowfile import ROOM, RowFile, wrap, write_failure
+from hpcsplit.boundary.store import Field, Labels, Store
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir
+from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
+
+AHEAD = 3  # batches fetched before they are asked for
+BEHIND = 4  # batches handed over and not yet written
+_HEADER_BYTES = 1 << 14
+
+T = TypeVar("T")
+
+
+class HdfStore(Store):
+    """Files `stage-001.lam.0.h5` and `.1.h5` in `folder`, for slots 0 and 1 of the field "lam" of stage 1.
+
+    Their whole space is reserved at once: StoreError when there is no room.  Files of the same geometry are used again,
+    with what they hold, so that `adopt` can take it up; others are replaced.  Memory used does not grow with the rows,
+    but for 8 bytes a sample.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        rows: int,
+        dtype: torch.dtype,
+        folder: Path,
+        stage: int = 0,
+        labels: Labels | None = None,
+    ) -> None:
+        super().__init__(fields, rows, dtype, stage, labels)
+        self.folder = Path(folder)
+        self._files = [
+            {name: RowFile(path, layout) for name, (path, layout) in slot.items()} for slot in self._reserve(stage)
+        ]
+        self._positions = np.arange(rows)  # of each sample's row in the current generation
+        self._sums: dict[str, int] = {}  # of the current generation
+        self._next_sums: dict[str, int] = {}
+        self._thread = ThreadPoolExecutor(1, f"store-{stage:03d}")
+        self._reads: dict[int, Future[dict[str, torch.Tensor]]] = {}
+        self._next_read = 0
+        self._writes: deque[Future[None]] = deque()
+        self._failure: Exception | None = None
+
+    def _reserve(self, stage: int) -> list[dict[str, tuple[Path, RowsLayout]]]:
+        """Both slots' files with their space, new or as they are."""
+        paths = [{name: self.folder / f"stage-{stage:03d}.{name}.{slot}.h5" for name in self.fields} for slot in (0, 1)]
+        needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            absent = [(name, path) for slot in paths for name, path in slot.items() if not self._fits(name, path)]
+            needed = sum(self._file_bytes(name) for name, _ in absent)
+            free = free_bytes(self.folder) + sum(path.stat().st_size for _, path in absent if path.exists())
+            if needed > free:
+                raise self._no_room(needed, free)
+            for _, path in absent:
+                path.unlink(missing_ok=True)
+            for name, path in absent:
+                fresh.append(path)
+                attributes = self.identity.attributes(name, None, None, 0) | {"complete": 0}
+                create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
+            slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
+            for path, layout in (file for slot in slots for file in slot.values()):
+                reserve(path, layout.size_bytes)
+            fsync_dir(self.folder)
+            return slots
+        except OSError as error:
+            for path in fresh:
+                path.unlink(missing_ok=True)
+            if error.errno in ROOM:
+                raise self._no_room(needed, free_bytes(self.folder)) from error
+            raise StoreError(
+                f"{self.folder}: no store can be made there ({error}); set store.path to another folder"
+            ) from error
+
+    def _fits(self, name: str, path: Path) -> bool:
+        try:
+            layout = rows_layout(path)
+        except CheckpointError:
+            return False
+        return (layout.rows, layout.row_shape, layout.dtype) == (self.rows, self.fields[name].shape, self.dtype)
+
+    def _file_bytes(self, name: str) -> int:
+        elements = int(np.prod(self.fields[name].shape, dtype=np.int64))
+        return self.rows * (elements * self.dtype.itemsize + 8) + _HEADER_BYTES
+
+    def _no_room(self, needed: int, free: int) -> StoreError:
+        half = 'store.dtype = "float16", ' if self.dtype == torch.float32 else ""
+        return StoreError(
+            f"{self.folder}: the store of stage {self.identity.stage} needs {needed} bytes, {free} are free; "
+            f"set store.path to a larger disk, {half}method.downsample = 2, or use fewer samples (data.limit_train)"
+        )
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def _begin(self, visits: Visits) -> None:
+        self._check()
+        for file in self._files[1 - self.slot].values():
+            set_attributes(file.path, {"complete": 0})
+        self._next_sums = {}
+        self._next_read = 0
+        if visits.reads and self._stored():
+            self._fetch_until(visits, AHEAD - 1)
+
+    def _fetch_until(self, visits: Visits, last: int) -> None:
+        while self._next_read <= min(last, len(visits.batches) - 1):
+            step = self._next_read
+            self._reads[step] = self._thread.submit(self._gather, visits, step, self._stored(), self.slot)
+            self._next_read += 1
+
+    def _gather(self, visits: Visits, step: int, names: list[str], slot: int) -> dict[str, torch.Tensor]:
+        later = visits.batches[step + AHEAD : step + AHEAD + 1] if step else visits.batches[: AHEAD + 1]
+        for name in names:
+            for batch in later:
+                self._files[slot][name].advise(self._positions[batch])
+        positions = self._positions[visits.batches[step]]
+        return {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
+
+    def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
+        self._check()
+        self._fetch_until(visits, step + AHEAD)
+        for skipped in [early for early in self._reads if early < step]:
+            self._reads.pop(skipped).cancel()
+        return self._result(self._reads.pop(step))
+
+    def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
+        self._drain()
+        positions = self._positions[ids]
+        return {name: self._files[self.slot][name].gather(positions).to(torch.float32) for name in names}
+
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
+        self._check()
+        self._writes.append(self._thread.submit(self._write_rows, visits.firsts[step], values, 1 - self.slot))
+        while len(self._writes) > BEHIND:
+            self._result(self._writes.popleft())
+
+    def _write_rows(self, first: int, values: Mapping[str, torch.Tensor], slot: int) -> None:
+        for name, value in values.items():
+            self._next_sums[name] = self._next_sums.get(name, 0) + self._files[slot][name].put(first, value)
+
+    def _commit(self, visits: Visits) -> None:
+        self._drain()
+        for read in self._reads.values():
+            read.cancel()
+        self._reads.clear()
+        files = self._files[1 - self.slot]
+        self._sums = {name: wrap(self._next_sums[name] + files[name].put_index(visits.order)) for name in visits.names}
+        self._locate(visits.order)
+
+    def _locate(self, order: np.ndarray) -> None:
+        self._positions = np.empty(self.rows, np.int64)
+        self._positions[order] = np.arange(self.rows)
+
+    # ------------------------------------------------------------------------------------------------ the thread
+
+    def _result(self, future: Future[T]) -> T:
+        try:
+            return future.result()
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _check(self) -> None:
+        """Raise what the thread has failed with, now or before."""
+        if self._failure is not None:
+            raise self._failure
+        while self._writes and self._writes[0].done():
+            self._result(self._writes.popleft())
+
+    def _drain(self) -> None:
+        self._check()
+        while self._writes:
+            self._result(self._writes.popleft())
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def sync(self) -> None:
+        self._mark()
+        for file in self._files[self.slot].values():
+            file.sync()
+        fsync_dir(self.folder)
+
+    def _mark(self) -> None:
+        """Say in the files what generation they hold."""
+        self._resting()
+        self._check()
+        for name, file in self._files[self.slot].items():
+            if name in self.filled or self.epoch is not None:
+                attributes = self.identity.attributes(name, self.epoch, self.filled.get(name), self._checksum(name))
+                set_attributes(file.path, attributes)
+
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        self._resting()
+        self.identity.check(description, StoreError, self.folder)
+        slot, filled = int(description["slot"]), dict(description["filled"])
+        stored = [name for name in self.fields if name not in filled] if description["epoch"] is not None else []
+        for name in stored:
+            file = self._files[slot][name]
+            reason = self.identity.mismatch(file, name, description)
+            if not reason and not np.array_equal(file.index(), self._files[slot][stored[0]].index()):
+                reason = f"its samples are in another order than those of '{stored[0]}'"
+            if not reason and file.total() != description["checksums"][name]:
+                reason = "its rows have changed since the checkpoint"
+            if reason:
+                raise StoreError(
+                    f'{file.path}: {reason}; resume another checkpoint, one with checkpoint.aux = "copy", '
+                    'or set checkpoint.aux = "recompute"'
+                )
+        if stored:
+            self._locate(self._files[slot][stored[0]].index())
+        self.slot, self.epoch, self.filled = slot, description["epoch"], filled
+        self._sums = dict(description["checksums"])
+
+    def save(self, folder: Path) -> list[str]:
+        self._mark()
+        names = self._stored() if self.epoch is not None else []
+        for name in names:
+            path = Path(folder) / self.identity.saved_name(name)
+            try:
+                copy_file(self._files[self.slot][name].path, path)
+            except OSError as error:
+                raise write_failure(path, self._file_bytes(name), error) from error
+        fsync_dir(Path(folder))
+        return [self.identity.saved_name(name) for name in names]
+
+    def _checksum(self, name: str) -> int:
+        return self._sums.get(name, 0)
+
+    def _absorb(self, name: str, source: RowFile) -> int:
+        file = self._files[self.slot][name]
+        set_attributes(file.path, {"complete": 0})
+        rows = sum(file.put(first, block) for first, block in source.blocks())
+        index = source.index()
+        self._sums[name] = wrap(rows + file.put_index(index))
+        self._locate(index)
+        return self._sums[name]
+
+    # ------------------------------------------------------------------------------------------------ size and end
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(file.layout.size_bytes for slot in self._files for file in slot.values())
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        futures: list[Future[Any]] = [*self._writes, *self._reads.values()]
+        self._writes.clear()
+        self._reads.clear()
+        for file in (file for slot in self._files for file in slot.values()):
+            file.close()
+        for future in futures:
+            if self._failure is None and not future.cancelled():
+                self._result(future)

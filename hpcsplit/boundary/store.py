@@ -1,0 +1,310 @@
+"""The store of a stage's per-sample variables: what it promises, and the version that keeps them in memory.
+
+A variable has two generations.  An epoch reads generation g in its own random order and writes generation g + 1 as it
+goes, in the order of its visits; at its end all variables of the stage switch to g + 1 together:
+
+    slot 0   [ g:     read at random    ]  ->  [ g + 2: written in order ]
+    slot 1   [ g + 1: written in order  ]  ->  [ g + 1: read at random   ]
+
+So a run killed at any moment still has a whole generation, and a checkpoint may point at it instead of copying it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcsplit.boundary.generation import Field, Identity, Visits, generation_bytes
+from hpcsplit.boundary.rowfile import RowFile, checksum, row_bytes, wrap, write_failure
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import fsync_dir
+from hpcsplit.files.hdf5 import create_rows, dtype_name, rows_layout, set_attributes
+
+__all__ = ["Field", "MemoryStore", "Store", "generation_bytes"]
+
+Labels = Mapping[str, str]  # attributes that every file of the stage must have, such as the hash of the configuration
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Store(ABC):
+    """Rows of every field for the samples 0 .. rows - 1, kept as `dtype`, given and taken as float32.
+
+    An epoch is `start`, then `read` and `write` for each step, then `finish`; everything else happens between epochs.
+    Any call may raise a failure of an earlier one that was still under way (StoreError); then only `close` is left.
+    """
+
+    def __init__(
+        self, fields: Sequence[Field], rows: int, dtype: torch.dtype, stage: int = 0, labels: Labels | None = None
+    ) -> None:
+        assert dtype in DTYPES, f"a store of {dtype}"
+        assert rows > 0, f"a store of {rows} rows"
+        assert len({field.name for field in fields}) == len(fields), "two fields of one name"
+        self.identity = Identity({field.name: field for field in fields}, rows, dtype, stage, dict(labels or {}))
+        self.fields = self.identity.fields
+        self.rows, self.dtype = rows, dtype
+        self.slot = 0  # of the current generation
+        self.epoch: int | None = None  # that wrote the current generation; None before the first
+        self.filled: dict[str, float] = {}  # fields whose current generation is a constant
+        self.io_wait_s = 0.0  # seconds the caller has spent in start, read, write and finish
+        self._protected: int | None = None
+        self._visits: Visits | None = None
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def start(self, batches: Sequence[np.ndarray], *, read: bool = True) -> None:
+        """Begin an epoch over these mini-batches of sample ids, which together are 0 .. rows - 1, each once.
+
+        With `read` the rows of the first batches are fetched at once; without it the epoch writes only (a refresh).
+        """
+        assert self._visits is None, "the epoch before is not finished"
+        assert self._protected != 1 - self.slot, (
+            f"a checkpoint refers to slot {1 - self.slot}, which would be overwritten"
+        )
+        assert not read or self.epoch is not None or not self._stored(), "nothing is stored yet"
+        visits = Visits(batches, self.rows, read)
+        with self._waiting():
+            self._begin(visits)
+        self._visits = visits
+
+    def read(self, step: int) -> dict[str, torch.Tensor]:
+        """The current rows of the samples of batch `step`: (B, *shape) float32 on the CPU, the caller's to keep.
+
+        Steps come in increasing order; a step may be left out.
+        """
+        visits = self._running()
+        visits.note_read(step)
+        with self._waiting():
+            values = self._fetch(visits, step) if self._stored() else {}
+        for name, constant in self.filled.items():
+            values[name] = torch.full((len(visits.batches[step]), *self.fields[name].shape), constant)
+        return values
+
+    def peek(self, ids: np.ndarray) -> dict[str, torch.Tensor]:
+        """The current rows of any samples (B,), float32 (B, *shape) on the CPU.  Between epochs only."""
+        self._resting()
+        values = self._look_up(ids, self._stored())
+        for name, constant in self.filled.items():
+            values[name] = torch.full((len(ids), *self.fields[name].shape), constant)
+        return values
+
+    def write(self, step: int, values: Mapping[str, torch.Tensor]) -> None:
+        """The next rows of the samples of batch `step`, (B, *shape) for each field; the tensors may not change then.
+
+        A field that is a constant now may be left out, then in every batch of the epoch, and stays that constant.
+        Tensors on a device are copied to the host before the call returns.
+        """
+        visits = self._running()
+        absent = self.fields.keys() - values.keys() - self.filled.keys()
+        assert not absent, f"{sorted(absent)} must be written, they are no constants"
+        for name, value in values.items():
+            wanted = (len(visits.batches[step]), *self.fields[name].shape)
+            assert tuple(value.shape) == wanted, (
+                f"'{name}' of batch {step} has shape {tuple(value.shape)}, not {wanted}"
+            )
+        visits.note_write(step, frozenset(values))
+        with self._waiting():
+            self._put(visits, step, {name: value.detach().cpu() for name, value in values.items()})
+
+    def finish(self, epoch: int) -> None:
+        """Wait until all is written; what epoch number `epoch` wrote becomes the current generation."""
+        visits = self._running()
+        visits.check_complete()
+        with self._waiting():
+            self._commit(visits)
+        self.slot, self.epoch = 1 - self.slot, epoch
+        self.filled = {name: value for name, value in self.filled.items() if name not in visits.names}
+        self._visits = None
+
+    def fill(self, name: str, value: float) -> None:
+        """Make the current generation of one field this constant; nothing is written."""
+        self._resting()
+        assert name in self.fields, f"no field '{name}'"
+        self.filled[name] = float(value)
+
+    def protect(self, slot: int | None) -> None:
+        """A checkpoint refers to the generation in `slot` (None: to none): `start` refuses to overwrite it."""
+        self._protected = slot
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def describe(self) -> dict[str, Any]:
+        """What finds the current generation again, as JSON: for the manifest of a checkpoint."""
+        self._resting()
+        return {
+            "slot": self.slot,
+            "epoch": self.epoch,
+            "rows": self.rows,
+            "dtype": dtype_name(self.dtype),
+            "filled": dict(self.filled),
+            "checksums": {name: self._checksum(name) for name in self._stored()},
+        }
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Return when the current generation would survive a crash of the machine."""
+
+    @abstractmethod
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        """Take up the described generation, left in this store's own place by an earlier run.
+
+        StoreError, with what differs, when it is not there whole.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> list[str]:
+        """Copy the current generation into `folder`, durably, one HDF5 file for each field that is no constant.
+
+        Returns the names of the files.  StoreError when it has no room.
+        """
+
+    def restore(self, folder: Path, description: Mapping[str, Any]) -> None:
+        """The reverse of `save`, by a store of either kind.  CheckpointError, with what differs, on damage."""
+        self._resting()
+        self.identity.check(description, CheckpointError, Path(folder))
+        self.slot, self.epoch, self.filled = 0, description["epoch"], dict(description["filled"])
+        for name in self._stored() if self.epoch is not None else []:
+            path = Path(folder) / self.identity.saved_name(name)
+            with closing(RowFile(path, rows_layout(path), writable=False)) as source:
+                reason = self.identity.mismatch(source, name, description)
+                if not reason and self._absorb(name, source) != description["checksums"][name]:
+                    reason = "its rows have changed since they were written"
+            if reason:
+                raise CheckpointError(
+                    f'{path}: {reason}; resume another checkpoint, or with checkpoint.aux = "recompute"'
+                )
+
+    # ------------------------------------------------------------------------------------------------ size and end
+
+    @property
+    def generation_bytes(self) -> int:
+        """Bytes of one generation of all fields."""
+        return generation_bytes(list(self.fields.values()), self.rows, self.dtype)
+
+    @property
+    @abstractmethod
+    def reserved_bytes(self) -> int:
+        """Bytes of disk or of memory that the store holds for its generations."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and threads, whatever is under way.  Raises a failure that no call has raised yet."""
+
+    # ------------------------------------------------------------------------------------------------ what the kinds do
+
+    @abstractmethod
+    def _begin(self, visits: Visits) -> None: ...
+
+    @abstractmethod
+    def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]: ...
+
+    @abstractmethod
+    def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]: ...
+
+    @abstractmethod
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None: ...
+
+    @abstractmethod
+    def _commit(self, visits: Visits) -> None: ...
+
+    @abstractmethod
+    def _checksum(self, name: str) -> int:
+        """The checksum of one stored field as `save` writes it."""
+
+    @abstractmethod
+    def _absorb(self, name: str, source: RowFile) -> int:
+        """Take over the rows of a saved file; the checksum of what was found."""
+
+    def _stored(self) -> list[str]:
+        return [name for name in self.fields if name not in self.filled]
+
+    def _running(self) -> Visits:
+        assert self._visits is not None, "no epoch has been started"
+        return self._visits
+
+    def _resting(self) -> None:
+        assert self._visits is None, "an epoch is under way"
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.io_wait_s += time.perf_counter() - began
+
+
+class MemoryStore(Store):
+    """The rows in memory by sample; one copy serves both generations, since an epoch visits a sample once."""
+
+    def __init__(
+        self, fields: Sequence[Field], rows: int, dtype: torch.dtype, stage: int = 0, labels: Labels | None = None
+    ) -> None:
+        super().__init__(fields, rows, dtype, stage, labels)
+        self._values = {field.name: torch.zeros((rows, *field.shape), dtype=dtype) for field in fields}
+
+    def sync(self) -> None:
+        self._resting()
+
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        raise StoreError(
+            "auxiliary variables in memory end with the process, so none are left to take up; "
+            'use store.kind = "hdf5", or checkpoint.aux = "copy" or "recompute"'
+        )
+
+    def save(self, folder: Path) -> list[str]:
+        self._resting()
+        names = self._stored() if self.epoch is not None else []
+        for name in names:
+            path = Path(folder) / self.identity.saved_name(name)
+            attributes = self.identity.attributes(name, self.epoch, None, self._checksum(name))
+            try:
+                layout = create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes | {"complete": 0})
+            except OSError as error:
+                raise write_failure(path, self.generation_bytes, error) from error
+            with closing(RowFile(path, layout)) as file:
+                file.put(0, self._values[name])
+                file.put_index(np.arange(self.rows))
+                set_attributes(path, {"complete": 1})
+                file.sync()
+        fsync_dir(Path(folder))
+        return [self.identity.saved_name(name) for name in names]
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self._values.values())
+
+    def close(self) -> None:
+        pass
+
+    def _begin(self, visits: Visits) -> None:
+        pass
+
+    def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
+        samples = torch.from_numpy(visits.batches[step])
+        return {name: self._values[name].index_select(0, samples).to(torch.float32) for name in self._stored()}
+
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
+        samples = torch.from_numpy(visits.batches[step])
+        for name, value in values.items():
+            self._values[name].index_copy_(0, samples, value.to(self.dtype))
+
+    def _commit(self, visits: Visits) -> None:
+        pass
+
+    def _checksum(self, name: str) -> int:
+        index = np.arange(self.rows).view(np.uint8).reshape(-1, 8)
+        return wrap(checksum(row_bytes(self._values[name]), 0) + checksum(index, 0))
+
+    def _absorb(self, name: str, source: RowFile) -> int:
+        index, total = source.index(), 0
+        for first, block in source.blocks():
+            total += checksum(row_bytes(block), first)
+            self._values[name].index_copy_(0, torch.from_numpy(index[first : first + len(block)]), block)
+        return wrap(total + checksum(index.view(np.uint8).reshape(-1, 8), 0))

@@ -1,0 +1,78 @@
+"""A stage as named tensors and back: weights and buffers, and the optimizer's state, by their names in the whole network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from hpcsplit.errors import CheckpointError
+from hpcsplit.split.stage import Stage
+
+Tensors = dict[str, torch.Tensor]
+
+
+def stage_tensors(stage: Stage) -> Tensors:
+    """Everything that a stage has learned: "weights/<name>" and "optim/<name>/<state>"."""
+    tensors = {f"weights/{name}": t.cpu() for name, t in stage.state().items()}
+    for name, parameter in stage.blocks.named_parameters():
+        for key, value in _optimizer_state(stage, parameter).items():
+            if value is not None:
+                tensors[f"optim/{name}/{key}"] = torch.as_tensor(value).detach().cpu()
+    return tensors
+
+
+def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The reverse of `stage_tensors`.
+
+    Raises:
+        CheckpointError: a weight is absent or has another shape.
+    """
+    weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
+    own = stage.state()
+    for name, t in own.items():
+        if name not in weights:
+            raise CheckpointError(f"the checkpoint has no {name}; it belongs to another network")
+        if weights[name].shape != t.shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(weights[name].shape)} in the checkpoint and {tuple(t.shape)} in this network"
+            )
+        t.data.copy_(weights[name])
+    if stage.optimizer is None:
+        return
+    stage.optimizer.state.clear()
+    for name, parameter in stage.blocks.named_parameters():
+        prefix = f"optim/{name}/"
+        state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        if state:
+            stage.optimizer.state[parameter] = {key: _like(parameter, t) for key, t in state.items()}
+
+
+def _optimizer_state(stage: Stage, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor | None]:
+    return stage.optimizer.state.get(parameter, {}) if stage.optimizer else {}
+
+
+def _like(parameter: torch.nn.Parameter, saved: torch.Tensor) -> torch.Tensor:
+    """A state tensor on the parameter's device and in its memory format; step counters stay scalars on the CPU."""
+    if saved.shape != parameter.shape:
+        return saved.clone()
+    return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
+
+
+def tensor_digests(stage: Stage) -> list[tuple[str, str]]:
+    """(name, SHA-256 of the bytes) of every weight and buffer of the stage, in layer order."""
+    digests = []
+    for name, t in stage.state().items():
+        raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digests.append((name, hashlib.sha256(raw).hexdigest()))
+    return digests
+
+
+def weights_sha256(stages: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """One hash of the whole network from its stages' digests, independent of where it is cut."""
+    whole = hashlib.sha256()
+    for digests in stages:
+        for name, digest in digests:
+            whole.update(f"{name} {digest}\n".encode())
+    return whole.hexdigest()

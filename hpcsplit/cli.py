@@ -1,0 +1,126 @@
+"""The command line.  Help, versions and every mistake that the file itself shows are answered before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcsplit import __version__
+from hpcsplit.config import Config, load, option_tree
+from hpcsplit.config.declared import declared_methods
+from hpcsplit.errors import HpcsplitError, UsageError
+
+_EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --help` lists all keys."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    os.umask(os.umask(0) | 0o027)
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except HpcsplitError as error:
+        if _launcher_rank() == 0:
+            print(f"hpcsplit: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    parser = _Parser(prog="hpcsplit", description="Layer-parallel training of deep residual networks over MPI.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"hpcsplit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", "train a network, or continue a run")
+    train.epilog = _keys()
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.add_argument("--run-dir", type=Path, help="default: runs/<config name>-<seed>")
+
+    plan = _command(commands, "plan", "cuts, parameters, store and traffic, without training")
+    plan.add_argument("--ranks", default="", help="numbers of stages to plan for, for example 1,2,3,4")
+    plan.add_argument("--measure", action="store_true", help='time the blocks on this machine for split.cuts = "time"')
+    plan.add_argument("--json", action="store_true", help="machine-readable")
+
+    _command(commands, "config", "the resolved configuration, with the origin of each value")
+
+    args, rest = parser.parse_known_args(argv)
+    config = load(args.config, _overrides(rest))
+    if args.command == "config":
+        print(config.to_toml(), end="")
+        return 0
+    if args.command == "plan":
+        from hpcsplit.planning import plan_command
+
+        return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json)
+    from hpcsplit.rundir import RunDir
+    from hpcsplit.session import train as train_command
+
+    return train_command(config, RunDir(args.run_dir or _default_run_dir(config)))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message}. See {self.prog} --help")
+
+
+def _command(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EPILOG)
+    parser.add_argument("config", metavar="CONFIG.toml", type=Path)
+    return parser
+
+
+def _default_run_dir(config: Config) -> Path:
+    return Path("runs") / f"{config.stem}-{config.run.seed}"
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """--section.key VALUE and --section.key=VALUE as pairs."""
+    pairs, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name:
+            raise UsageError(f"{word} is not understood; overrides have the form --section.key VALUE")
+        if not equals:
+            if not words:
+                raise UsageError(f"{word} has no value")
+            value = words.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    if not text:
+        return ()
+    try:
+        ranks = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--ranks {text} must be whole numbers with commas, such as 1,2,4") from None
+    if min(ranks) < 1:
+        raise UsageError(f"--ranks {text} must be 1 or more")
+    return ranks
+
+
+def _launcher_rank() -> int:
+    """This process's rank as the launcher tells it, so that a mistake found before MPI is said once."""
+    for variable in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in os.environ else 0
+
+
+def _keys() -> str:
+    """Every configuration key with its default, unit and sentence."""
+    lines = ["configuration keys (in the file, or as --section.key VALUE):"]
+    for section, options in option_tree("backprop").items():
+        lines += ["", f"[{section}]"]
+        lines += [f"  {o.name:<14} {o.describe()}" for o in options.values()]
+    for method in declared_methods().values():
+        if method.options:
+            lines += ["", f'[method]  name = "{method.name}": {method.summary}']
+            lines += [f"  {o.name:<16} {o.describe()}" for o in method.options]
+    return "\n".join(lines)

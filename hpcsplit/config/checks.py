@@ -1,0 +1,78 @@
+"""Combinations of keys that cannot be run, found without importing anything heavy."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from hpcsplit.config.declared import DeclaredMethod
+from hpcsplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hpcsplit.config.load import Config
+
+
+def parse_ratio(text: str) -> tuple[int, int]:
+    """'1:4' -> (1, 4): serial and parallel epochs of one cycle."""
+    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
+    if not found or found[1] == found[2] == "0" or int(found[1]) + int(found[2]) == 0:
+        raise ConfigError(f'schedule.ratio = "{text}" must be serial:parallel, two whole numbers such as "1:4"')
+    return int(found[1]), int(found[2])
+
+
+def check_model_name(name: str) -> None:
+    """Raise ConfigError for a network name that no builder knows."""
+    if found := re.fullmatch(r"resnet(\d{1,5})", name):
+        depth = int(found[1])
+        if depth < 8 or (depth - 2) % 6:
+            below = max(8, depth - (depth - 2) % 6)
+            raise ConfigError(f'model.name = "{name}": a residual network has 6n+2 layers; the nearest are resnet{below} and resnet{below + 6}')
+    elif found := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
+        depth, width = int(found[1]), int(found[2])
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise ConfigError(f'model.name = "{name}": wrn-D-W needs D = 6n+4 (10, 16, 22, 28, 34, 40 ...) and W >= 1')
+    elif name not in ("mlp", "cnn") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ConfigError(f'model.name = "{name}" is not resnetN, wrn-D-W, mlp, cnn or package.module:factory')
+
+
+def check_cuts(cuts: tuple[int, ...] | str, stages: int) -> None:
+    """Raise ConfigError for cuts that are no increasing block numbers or no known balance."""
+    if isinstance(cuts, str):
+        if cuts not in ("time", "flops", "params"):
+            raise ConfigError(f'split.cuts = "{cuts}" is not "time", "flops", "params" or a list of block numbers')
+        return
+    if list(cuts) != sorted(set(cuts)) or (cuts and cuts[0] < 1):
+        raise ConfigError(f"split.cuts = {list(cuts)} must be increasing block numbers from 1")
+    if stages and stages != len(cuts) + 1:
+        raise ConfigError(
+            f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, run.stages says {stages}; change one of them"
+        )
+
+
+def check_combination(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError where two keys exclude each other."""
+    check_model_name(config.model.name)
+    check_cuts(config.split.cuts, config.run.stages)
+    serial, parallel = parse_ratio(config.schedule.ratio)
+    schedule = config.schedule
+    if method.parallel and serial and schedule.epochs:
+        cycles, rest = divmod(schedule.epochs, serial + parallel)
+        if schedule.warmup > cycles * serial + rest:
+            raise ConfigError(
+                f"schedule.warmup = {schedule.warmup} is more than the {cycles * serial + rest} serial epochs that "
+                f'ratio "{schedule.ratio}" leaves of {schedule.epochs}; lower warmup or raise epochs'
+            )
+    if schedule.warmup > schedule.epochs:
+        raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
+    if schedule.microbatches > config.data.batch_size:
+        raise ConfigError(
+            f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
+        )
+    if config.method.frozen and not method.parallel:
+        raise ConfigError(f"method.frozen is a control of parallel epochs; {method.name} has none")
+    if config.method.options.get("downsample") == 2 and config.model.name == "mlp":
+        raise ConfigError(
+            "method.downsample = 2 halves the height and width of feature maps; the mlp passes vectors. Use downsample = 1"
+        )
+    if config.optim.name != "sgd" and config.optim.lr_schedule != "constant" and config.optim.name in ("adadelta",):
+        raise ConfigError('optim.name = "adadelta" adapts its own step; use lr_schedule = "constant"')

@@ -1,0 +1,65 @@
+"""The methods and their hyper-parameters, read from the text of methods/*.py.
+
+A method is one file; its options stand beside its mathematics.  The files import torch, so they are parsed here instead
+of imported: `--help` and every configuration error answer at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hpcsplit.config.option import Option
+
+METHODS_DIR = Path(__file__).parent.parent / "methods"
+
+
+@dataclass(frozen=True)
+class DeclaredMethod:
+    """What a class decorated with `@method(...)` says about itself."""
+
+    name: str
+    module: str
+    class_name: str
+    summary: str
+    parallel: bool
+    options: tuple[Option, ...]
+
+
+@cache
+def declared_methods() -> dict[str, DeclaredMethod]:
+    """Every method in methods/*.py by name."""
+    found: dict[str, DeclaredMethod] = {}
+    for path in sorted(METHODS_DIR.glob("*.py")):
+        classes: dict[str, tuple[Option, ...]] = {}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            inherited = [o for base in node.bases if isinstance(base, ast.Name) for o in classes.get(base.id, ())]
+            own = _own_options(node)
+            options = (*(o for o in inherited if o.name not in {p.name for p in own}), *own)
+            classes[node.name] = options
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
+                    name = ast.literal_eval(mark.args[0])
+                    facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
+                    summary = (ast.get_docstring(node) or name).splitlines()[0]
+                    found[name] = DeclaredMethod(
+                        name, f"hpcsplit.methods.{path.stem}", node.name, summary, facts.get("parallel", True), options
+                    )
+    return found
+
+
+def _own_options(node: ast.ClassDef) -> tuple[Option, ...]:
+    options = []
+    for item in node.body:
+        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
+            continue
+        call = item.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "option":
+            default, doc = (ast.literal_eval(a) for a in call.args)
+            limits = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+            options.append(Option(item.target.id, ast.unparse(item.annotation), default, doc, **limits))
+    return tuple(options)

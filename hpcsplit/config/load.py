@@ -1,0 +1,181 @@
+"""A TOML file and command-line overrides become one frozen `Config`, or one clear sentence."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hpcsplit.config import sections as s
+from hpcsplit.config.checks import check_combination
+from hpcsplit.config.declared import declared_methods
+from hpcsplit.config.option import Option, option, options_of, show
+from hpcsplit.errors import ConfigError, UsageError
+
+
+@dataclass(frozen=True)
+class Method:
+    """The training method; further keys are the method's own options."""
+
+    name: str = option("penalty", "training method of the parallel epochs")
+    frozen: bool = option(False, "control: no weight update in parallel epochs before the last stage")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration: every key of every section has a checked value."""
+
+    data: s.Data
+    model: s.Model
+    split: s.Split
+    method: Method
+    schedule: s.Schedule
+    optim: s.Optim
+    store: s.Store
+    checkpoint: s.Checkpoint
+    run: s.Run
+    stem: str = "run"
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and key, tuples as lists."""
+        tree: dict[str, dict[str, Any]] = {}
+        for name, keys in option_tree(self.method.name).items():
+            section = getattr(self, name)
+            tree[name] = {}
+            for key in keys:
+                value = section.options[key] if name == "method" and key not in ("name", "frozen") else getattr(section, key)
+                tree[name][key] = list(value) if isinstance(value, tuple) else value
+        return tree
+
+    def to_toml(self, origins: bool = True) -> str:
+        """The resolved TOML text; each line ends with where its value came from."""
+        lines = []
+        for name, keys in self.as_dict().items():
+            lines += [f"[{name}]"]
+            for key, value in keys.items():
+                line = f"{key} = {show(value)}"
+                lines.append(f"{line:<40} # {self.origins.get(f'{name}.{key}', 'default')}" if origins else line)
+            lines.append("")
+        return "\n".join(lines)
+
+    def fingerprint(self) -> dict[str, str]:
+        """A short hash of each section that must not change over the life of a run."""
+        tree = self.as_dict()
+        tree["data"] = {k: v for k, v in tree["data"].items() if k not in ("root", "download", "eval_train")}
+        hashed = ("data", "model", "method", "optim", "schedule")
+        prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}
+        prints["seed"] = str(self.run.seed)
+        return prints
+
+
+def option_tree(method: str) -> dict[str, dict[str, Option]]:
+    """Every key that a configuration with this method may have."""
+    declared = declared_methods()
+    if method not in declared:
+        raise ConfigError(f"method.name = {method!r} is not one of {', '.join(declared)}{_nearest(method, declared)}")
+    tree = {}
+    for f in fields(Config):
+        if f.name == "method":
+            options: tuple[Option, ...] = (*options_of(Method), *declared[method].options)
+        elif f.name in s.SECTIONS:
+            options = options_of(s.SECTIONS[f.name])
+        else:
+            continue
+        tree[f.name] = {o.name: o for o in options}
+    return tree
+
+
+def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """Read, override, complete and check a configuration file.
+
+    Args:
+        path: a TOML file.
+        overrides: pairs ("section.key", text); the text is a TOML value or, where that fails, a plain text.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
+            keys exclude each other.
+        UsageError: an override does not have the form section.key.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file in UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return resolve(raw, overrides, stem=path.stem, source=str(path))
+
+
+def resolve(
+    raw: Mapping[str, Any], overrides: Iterable[tuple[str, str]] = (), *, stem: str = "run", source: str = "file"
+) -> Config:
+    """As `load`, from a parsed tree {section: {key: value}}."""
+    given: dict[str, dict[str, tuple[Any, str]]] = {}
+    for name, keys in raw.items():
+        if not isinstance(keys, Mapping):
+            raise ConfigError(f"{name} = {keys!r} stands outside of a section; write it below [section]")
+        given[name] = {key: (value, source) for key, value in keys.items()}
+    for name, text in overrides:
+        section, dot, key = name.partition(".")
+        if not dot:
+            raise UsageError(f"--{name} is no option; overrides have the form --section.key VALUE")
+        given.setdefault(section, {})[key] = (_parse(text), "command line")
+
+    method = given.get("method", {}).get("name", ("penalty", ""))[0]
+    tree = option_tree(method if isinstance(method, str) else str(method))
+    for section in given:
+        if section not in tree:
+            raise ConfigError(f"unknown section [{section}]{_nearest(section, tree)}")
+
+    origins: dict[str, str] = {}
+    built: dict[str, Any] = {}
+    for section, options in tree.items():
+        values = {}
+        for key in given.get(section, {}):
+            if key not in options:
+                raise ConfigError(f"unknown key {section}.{key}{_hint(section, key, options)}")
+        for key, opt in options.items():
+            value, origin = given.get(section, {}).get(key, (opt.default, "default"))
+            values[key] = opt.accept(value, f"{section}.{key}")
+            origins[f"{section}.{key}"] = origin
+        if section == "method":
+            own = {k: values.pop(k) for k in list(values) if k not in ("name", "frozen")}
+            built[section] = Method(**values, options=own)
+        else:
+            built[section] = s.SECTIONS[section](**values)
+    config = Config(**built, stem=stem, origins=origins)
+    check_combination(config, declared_methods()[config.method.name])
+    return config
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _hint(section: str, key: str, options: Mapping[str, Option]) -> str:
+    if near := _nearest(key, options):
+        return near.replace("mean ", f"mean {section}.")
+    if section == "method":
+        owners = [m.name for m in declared_methods().values() if key in {o.name for o in m.options}]
+        if owners:
+            return f"; it belongs to the method {' and '.join(owners)}"
+    homes = [f"{name}.{key}" for name in s.SECTIONS if key in {o.name for o in options_of(s.SECTIONS[name])}]
+    return f"; did you mean {homes[0]}?" if homes else f"; [{section}] has {', '.join(options)}"

@@ -1,0 +1,130 @@
+"""One key of a configuration: its type, default, unit, limits and sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hpcsplit.errors import ConfigError
+
+Value = int | float | str | bool | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A configuration key; `kind` is the annotation it was declared with, as text."""
+
+    name: str
+    kind: str
+    default: Any
+    doc: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+
+    def accept(self, value: Any, where: str) -> Any:
+        """The value in its declared type, or a ConfigError that says what was given and what is allowed."""
+        value = self._typed(value, where)
+        if self.choices and isinstance(value, str) and value not in self.choices:
+            raise ConfigError(f"{where} = {value!r} is not one of {', '.join(self.choices)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str | bool):
+                continue
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{where} = {number} is not a finite number")
+            if self.low is not None and number < self.low:
+                raise ConfigError(f"{where} = {number} is below its smallest value {self.low}")
+            if self.above is not None and number <= self.above:
+                raise ConfigError(f"{where} = {number} must be greater than {self.above}")
+            if self.high is not None and number > self.high:
+                raise ConfigError(f"{where} = {number} is above its largest value {self.high}")
+        return value
+
+    def _typed(self, value: Any, where: str) -> Any:
+        whole_number = isinstance(value, int) and not isinstance(value, bool)
+        if self.kind == "bool" and isinstance(value, bool):
+            return value
+        if self.kind == "int" and whole_number:
+            return value
+        if self.kind == "float" and (whole_number or isinstance(value, float)):
+            return float(value)
+        if "str" in self.kind and isinstance(value, str):
+            return value
+        if "tuple" in self.kind and isinstance(value, list | tuple):
+            if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+                return tuple(value)
+            raise ConfigError(f"{where} = {list(value)!r} must hold whole numbers only")
+        raise ConfigError(f"{where} = {value!r} is {_kind_of(value)}; it must be {_KINDS[self.kind]}")
+
+    def describe(self) -> str:
+        """One line of help: default, unit, limits, sentence."""
+        facts = [f"default {show(self.default)}"]
+        if self.unit:
+            facts.append(self.unit)
+        if self.choices:
+            facts.append(" | ".join(self.choices))
+        if self.low is not None:
+            facts.append(f">= {self.low:g}")
+        if self.above is not None:
+            facts.append(f"> {self.above:g}")
+        if self.high is not None:
+            facts.append(f"<= {self.high:g}")
+        return f"{self.doc} ({', '.join(facts)})"
+
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[int, ...] | str": "a list of whole numbers or a text",
+}
+
+
+def _kind_of(value: Any) -> str:
+    names = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare a dataclass field as a configuration key.  All arguments must be literals (method files are read, not run)."""
+    metadata = {"doc": doc, "unit": unit, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def options_of(section: type) -> tuple[Option, ...]:
+    """The options declared by a dataclass."""
+    return tuple(
+        Option(field.name, str(field.type), field.default, **field.metadata)
+        for field in dataclasses.fields(section)
+        if "doc" in field.metadata
+    )
+
+
+def show(value: Any) -> str:
+    """A value as TOML text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in value)
+        return f'"{escaped}"'
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(show(v) for v in value)}]"
+    return repr(value)
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

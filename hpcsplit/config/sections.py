@@ -1,0 +1,124 @@
+"""The sections of a configuration file, except [method], whose keys are declared in the method's own file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcsplit.config.option import option
+
+DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100", "fake")
+OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how they are dealt into mini-batches."""
+
+    name: str = option("digits", "data set", choices=DATASETS)
+    root: str = option("", "folder with the data in torchvision's layout; empty: ./data, or Debian's package")
+    download: bool = option(False, "allow torchvision to download what is absent")
+    limit_train: int = option(0, "use only the first so many training samples; 0 uses all", unit="samples", low=0)
+    limit_test: int = option(0, "use only the first so many test samples; 0 uses all", unit="samples", low=0)
+    batch_size: int = option(128, "mini-batch size; the last, smaller one is trained too", unit="samples", low=1)
+    augment: bool = option(True, "random crop with padding 4, and flips where the data set allows, in exact epochs")
+    pool: bool = option(False, "average 2 x 2 pixels first (28 x 28 becomes 14 x 14)")
+    eval_train: int = option(
+        2000, "training samples for the loss and train_accuracy of each epoch; 0 uses all", unit="samples", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole network, a sequence of named blocks."""
+
+    name: str = option("resnet20", "resnetN (N = 6n+2) | wrn-D-W (D = 6n+4) | mlp | cnn | package.module:factory")
+    block: str = option("post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre"))
+    depth: int = option(9, "hidden layers of the mlp", unit="layers", low=1)
+    width: int = option(512, "neurons in each hidden layer of the mlp", unit="neurons", low=1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the network is cut into stages."""
+
+    cuts: tuple[int, ...] | str = option(
+        "time", 'first block of each stage but the first, or a balance: "time" (measured) | "flops" | "params"'
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which epochs are exact back-propagation (serial) and which train all stages at once (parallel)."""
+
+    epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=0)
+    ratio: str = option("1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up')
+    order: str = option("alternate", "how the two kinds follow each other", choices=("alternate", "parallel-first"))
+    warmup: int = option(1, "serial epochs at the start; they count as serial epochs of the total", unit="epochs", low=0)
+    microbatches: int = option(
+        1, "pieces of a mini-batch in flight in an exact epoch; 1 is exact to the bit", unit="micro-batches", low=1
+    )
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The weight step of every stage."""
+
+    name: str = option("sgd", "torch's optimizer", choices=OPTIMIZERS)
+    lr: float = option(0.1, "initial learning rate", above=0.0)
+    momentum: float = option(0.9, "momentum of sgd and rmsprop", low=0.0, high=1.0)
+    weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
+    lr_schedule: str = option("cosine", "over the whole run", choices=("constant", "cosine", "step", "multistep"))
+    lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
+    lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
+    lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
+    clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the auxiliary variables live, one file set for each rank."""
+
+    kind: str = option("hdf5", "hdf5 files, or memory", choices=("hdf5", "memory"))
+    path: str = option("", "folder, $VARIABLES allowed; empty: aux/ in the run directory")
+    dtype: str = option("float32", "type of the stored rows", choices=("float32", "float16", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a run is saved."""
+
+    every_epochs: int = option(1, "0 saves at the end only", unit="epochs", low=0)
+    every_minutes: float = option(0.0, "and at the first epoch end after so long; 0 ignores the clock", unit="minutes", low=0.0)
+    keep: int = option(2, "newest complete checkpoints that stay", unit="checkpoints", low=1)
+    aux: str = option(
+        "keep",
+        "auxiliary variables: copied into the checkpoint, kept in the store, or recomputed by a forward pass",
+        choices=("copy", "keep", "recompute"),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the program uses the machine."""
+
+    seed: int = option(0, "initial weights, sample order and augmentation follow from it", low=0)
+    stages: int = option(0, "number of stages; 0 takes the number of ranks", unit="stages", low=0, high=1024)
+    runner: str = option("mpi", "one rank a stage, or all stages in turn in one process", choices=("mpi", "lockstep"))
+    threads: int = option(0, "CPU threads of a rank; 0 takes the node's cores / the ranks on it", unit="threads", low=0)
+    device: str = option("auto", "where a stage computes", choices=("auto", "cpu", "cuda"))
+    precision: str = option("float32", "bfloat16 runs the forward pass under autocast", choices=("float32", "bfloat16"))
+    channels_last: bool = option(True, "memory format of feature maps; faster for convolutions")
+    baseline: bool = option(True, "time the whole network on one core first, for the speed-up in the closing table")
+    time_limit: float = option(0.0, "stop at the first epoch end after so long, exit 75; 0: none", unit="minutes", low=0.0)
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "model": Model,
+    "split": Split,
+    "schedule": Schedule,
+    "optim": Optim,
+    "store": Store,
+    "checkpoint": Checkpoint,
+    "run": Run,
+}

@@ -1,0 +1,116 @@
+"""A data set ready for training: checked, cut to size, with the statistics that normalise it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from hpcsplit.data import embedded, vision
+from hpcsplit.data.catalog import Spec, lookup
+from hpcsplit.data.part import Part
+from hpcsplit.errors import DataError
+
+__all__ = ["Dataset", "Part", "fingerprint", "load"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of both parts.
+
+    `mean` and `std` are float32 (C,) of the training images, pixels scaled to [0, 1]; a channel that never changes has
+    std 1.  `classes` counts labels 0 .. classes-1; `flip` says whether a mirrored image keeps its label.
+    """
+
+    name: str
+    train: Part
+    test: Part
+    mean: torch.Tensor
+    std: torch.Tensor
+    classes: int
+    flip: bool
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def load(
+    name: str,
+    root: str = "",
+    *,
+    download: bool = False,
+    limit_train: int = 0,
+    limit_test: int = 0,
+    pool: bool = False,
+) -> Dataset:
+    """Read the data set `name` (a key of catalog.SPECS).
+
+    `root` is a folder in torchvision's layout; when empty see vision.folder_of.  `download` lets torchvision fetch what
+    is absent.  The limits keep the first so many samples, 0 keeps all.  `pool` averages 2 x 2 pixels.  Mean and std are
+    those of the training samples that are left.  DataError: unknown, absent or damaged data, or a limit above the size.
+    """
+    spec = lookup(name)
+    _check_limit(spec, "limit_train", limit_train, spec.train)
+    _check_limit(spec, "limit_test", limit_test, spec.test)
+    reader = embedded.READERS.get(name)
+    train, test = reader(spec) if reader else vision.read(spec, root, download=download)
+    _check_part(spec, "training", train, spec.train)
+    _check_part(spec, "test", test, spec.test)
+    train, test = train.first(limit_train), test.first(limit_test)
+    if pool:
+        train, test = train.pooled(), test.pooled()
+    mean, std = channel_moments(train.images)
+    return Dataset(name, train, test, mean, std, spec.classes, spec.flip)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """16 hexadecimal digits that change with any pixel, label or shape of either part."""
+    digest = hashlib.sha256()
+    for part in (dataset.train, dataset.test):
+        for tensor in (part.images, part.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def channel_moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation, float32 (C,), of uint8 images (N, C, H, W) scaled to [0, 1]; std 0 is given as 1.
+
+    The pixels are counted by value, so the sums are exact and do not depend on the number of threads.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        variance = (share * (values - mean) ** 2).sum()
+        means.append(mean)
+        stds.append(variance.sqrt() if variance > 0 else torch.ones_like(variance))
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def _check_limit(spec: Spec, key: str, limit: int, size: int) -> None:
+    if not 0 <= limit <= size:
+        raise DataError(
+            f"data.{key} = {limit}, but {spec.name} has {size} samples there; give 1 to {size}, or 0 for all of them"
+        )
+
+
+def _check_part(spec: Spec, which: str, part: Part, size: int) -> None:
+    advice = "the files are damaged or of another data set: replace them, or point data.root at another copy"
+    if tuple(part.images.shape) != (size, *spec.shape):
+        raise DataError(
+            f"the {which} images of {spec.name} have shape {tuple(part.images.shape)}, "
+            f"expected {(size, *spec.shape)}; {advice}"
+        )
+    wrong = ((part.labels < 0) | (part.labels >= spec.classes)).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{which} sample {row} of {spec.name} has label {int(part.labels[row])}, "
+            f"the limit is {spec.classes - 1}; {advice}"
+        )

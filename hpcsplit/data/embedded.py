@@ -1,0 +1,63 @@
+"""Data sets that need no files of their own: scikit-learn's digits, and random patterns.
+
+Random numbers are raw words of Philox, which numpy promises never to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hpcsplit.data.catalog import Spec
+from hpcsplit.data.order import permutation
+from hpcsplit.data.part import Part
+
+SPLIT_SEED = 0
+FAKE_SEED = 20
+
+
+def digits(spec: Spec) -> tuple[Part, Part]:
+    """The 1797 handwritten digits of 8 x 8 pixels (values 0 .. 16) that come with scikit-learn, enlarged to 32 x 32.
+
+    Which sample is for training is fixed once and for all; no seed of a run has a part in it.
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    small = torch.from_numpy(found.images).float().unsqueeze(1)
+    # Weights of a fourfold enlargement are multiples of 1/64: every value is exact, the same on all machines.
+    large = torch.nn.functional.interpolate(small, size=spec.shape[1:], mode="bilinear", align_corners=False)
+    images = (large * 255 / 16).round().to(torch.uint8).numpy()
+    order = permutation((SPLIT_SEED,), len(images))
+    train, test = order[: spec.train], order[spec.train :]
+    return Part.of(images[train], found.target[train]), Part.of(images[test], found.target[test])
+
+
+def fake(spec: Spec) -> tuple[Part, Part]:
+    """One pattern of 4 x 4 blocks for each class under three times as much noise; classes take turns, 0 1 2 ...
+
+    The patterns and the noise are always the same.  Training and test noise differ, so a network can generalise.
+    """
+    words = np.random.Philox(np.random.SeedSequence(FAKE_SEED))
+    channels, height, width = spec.shape
+    coarse = _random_bytes(words, (spec.classes, channels, height // 4, width // 4))
+    patterns = coarse.repeat(4, axis=2).repeat(4, axis=3).astype(np.uint16)
+
+    def part(size: int) -> Part:
+        labels = np.arange(size) % spec.classes
+        noise = _random_bytes(words, (size, *spec.shape)).astype(np.uint16)
+        return Part.of(((patterns[labels] + 3 * noise) // 4).astype(np.uint8), labels)
+
+    train = part(spec.train)
+    return train, part(spec.test)
+
+
+def _random_bytes(words: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform uint8 of `shape`, the same for any byte order of the machine."""
+    size = int(np.prod(shape))
+    return words.random_raw(-(-size // 8)).astype("<u8").view(np.uint8)[:size].reshape(shape)
+
+
+READERS: dict[str, Callable[[Spec], tuple[Part, Part]]] = {"digits": digits, "fake": fake}

@@ -1,0 +1,62 @@
+"""Mini-batches as a network wants them: float32, normalised, on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpcsplit.data.augment import crop_flip
+from hpcsplit.data.part import Part
+
+
+class Source:
+    """Hands out the samples of one part by id.
+
+    The uint8 images stay on `device`; a batch is picked there, augmented if asked, converted once and normalised in
+    place: (pixel / 255 - mean) / std with `mean` and `std` float32 (C,).  `seed` and `flip` steer the augmentation.
+    `channels_last` sets the memory format of batches of colour images; with one channel the two formats are the same
+    bytes and the plain one is kept.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        *,
+        seed: int,
+        flip: bool,
+        channels_last: bool,
+        device: torch.device | str,
+    ) -> None:
+        channels = part.images.shape[1]
+        assert mean.shape == std.shape == (channels,), f"{tuple(mean.shape)}, {tuple(std.shape)}, {channels} channels"
+        self._device = torch.device(device)
+        self._images = part.images.to(self._device)
+        self._labels = part.labels.to(self._device)
+        self._centre = (255 * mean).to(self._device, torch.float32).view(1, -1, 1, 1)
+        self._scale = (255 * std).to(self._device, torch.float32).view(1, -1, 1, 1)
+        self._seed = seed
+        self._flip = flip
+        self._format = torch.channels_last if channels_last and channels > 1 else torch.contiguous_format
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def images(self, ids: np.ndarray | torch.Tensor, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
+        """Normalised float32 (B, C, H, W) of samples `ids` int64 (B,).
+
+        With `augment` cropped and flipped at random, the same for the same (seed, epoch, id).
+        """
+        picked = self._images.index_select(0, self._rows(ids))
+        if augment:
+            picked = crop_flip(picked, ids, seed=self._seed, epoch=epoch, flip=self._flip)
+        batch = picked.to(torch.float32, memory_format=self._format)
+        return batch.sub_(self._centre).div_(self._scale)
+
+    def labels(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """int64 (B,) of samples `ids` int64 (B,)."""
+        return self._labels.index_select(0, self._rows(ids))
+
+    def _rows(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(ids, dtype=torch.int64, device=self._device)

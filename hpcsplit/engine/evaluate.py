@@ -1,0 +1,85 @@
+"""Accuracy of the whole network by a serial forward pass, once more after re-estimating BatchNorm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpcsplit.engine.forward import forward_pass
+from hpcsplit.engine.job import Images, Job
+from hpcsplit.wire.port import Share, Verb
+
+BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics are re-estimated from
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean loss and accuracy (fractions 0-1) of the whole network; the same on every rank."""
+
+    loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    test_accuracy_bn: float | None
+
+
+def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
+    """Evaluate on the test set and on the first `eval_train_size` training samples, without augmentation."""
+    job.where = "evaluation"
+    job.stage.blocks.eval()
+    loss, train_accuracy = yield from _score(job, job.train, job.in_order(job.eval_train_size))
+    test = job.in_order(job.test_size)
+    test_loss, test_accuracy = yield from _score(job, job.test, test)
+    accuracy_bn = None
+    if bn:
+        saved = _forget_statistics(job.stage.blocks)
+        job.stage.blocks.train()
+        order = job.epoch_batches(0)[:BN_BATCHES]
+        yield from forward_pass(job, order, lambda step, ids, x, y: None)
+        job.stage.blocks.eval()
+        _, accuracy_bn = yield from _score(job, job.test, test)
+        _restore_statistics(job.stage.blocks, saved)
+    mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn] if job.stage.last else None
+    return Scores(*(yield Share(mine))[-1])
+
+
+def _score(job: Job, source: Images, order: Sequence[np.ndarray]) -> Generator[Verb, Any, tuple[float, float]]:
+    """Mean loss and accuracy; meaningful on the last stage only."""
+    loss_sum, correct, seen = 0.0, 0, 0
+
+    def count(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
+        nonlocal loss_sum, correct, seen
+        if job.stage.last:
+            labels = source.labels(ids)
+            loss_sum += float(job.stage.loss(y, labels).sum())
+            correct += int((y.argmax(1) == labels).sum())
+            seen += len(ids)
+
+    yield from forward_pass(job, order, count, source=source)
+    return loss_sum / max(seen, 1), correct / max(seen, 1)
+
+
+def _norms(blocks: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in blocks.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
+def _forget_statistics(blocks: nn.Module) -> list[tuple[float | None, list[torch.Tensor]]]:
+    """Reset running statistics to a cumulative mean; returns what is needed to take them up again."""
+    saved = []
+    for norm in _norms(blocks):
+        saved.append((norm.momentum, [b.clone() for b in norm.buffers()]))
+        norm.reset_running_stats()
+        norm.momentum = None
+    return saved
+
+
+def _restore_statistics(blocks: nn.Module, saved: list[tuple[float | None, list[torch.Tensor]]]) -> None:
+    for norm, (momentum, buffers) in zip(_norms(blocks), saved, strict=True):
+        norm.momentum = momentum  # type: ignore[assignment]
+        for buffer, value in zip(norm.buffers(), buffers, strict=True):
+            buffer.copy_(value)

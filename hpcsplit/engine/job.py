@@ -1,0 +1,122 @@
+"""Everything that one rank needs to walk through a run, and nothing about how it was put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from hpcsplit.boundary.store import Store
+from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.methods.contract import Batch, TrainingMethod, Variable
+from hpcsplit.records import EpochRecord
+from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.hybrid import SavePolicy
+from hpcsplit.split.stage import Stage
+
+
+class Images(Protocol):
+    """A data set dealt out by sample id."""
+
+    def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> torch.Tensor: ...
+
+    def labels(self, ids: np.ndarray) -> torch.Tensor: ...
+
+
+class Observer(Protocol):
+    """What a rank tells the outside world; all but rank 0 use the silent one below."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None: ...
+
+    def resumed(self, first_epoch: int) -> None: ...
+
+    def epoch_done(self, record: EpochRecord) -> None: ...
+
+
+class Silent:
+    """An observer that keeps everything to itself."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None:
+        pass
+
+    def resumed(self, first_epoch: int) -> None:
+        pass
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must agree with to be continued."""
+
+    fingerprints: Mapping[str, str]
+    cuts: tuple[int, ...]
+    block_names: tuple[str, ...]
+    config_toml: str
+
+
+@dataclass
+class Job:
+    """One rank's share of a run.
+
+    `where` follows the program (phase, step), so that a failure can say where it happened.
+    """
+
+    stage: Stage
+    method: TrainingMethod
+    exact: TrainingMethod
+    store: Store | None
+    aux_dtype: torch.dtype
+    train: Images
+    test: Images
+    train_size: int
+    test_size: int
+    eval_train_size: int
+    batch_size: int
+    seed: int
+    augment: bool
+    plan: tuple[Phase, ...]
+    learning_rate: Callable[[int], float]
+    save_policy: SavePolicy
+    checkpoints: Path | None
+    keep_checkpoints: int
+    identity: Identity
+    observer: Observer = field(default_factory=Silent)
+    stop_reason: Callable[[], str | None] = lambda: None
+    where: str = "start"
+
+    @property
+    def rank(self) -> int:
+        return self.stage.index
+
+    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        """The mini-batches of sample ids of a training epoch, the same on every rank."""
+        return batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size)
+
+    def in_order(self, size: int) -> list[np.ndarray]:
+        """The first `size` samples in mini-batches, in their own order."""
+        return batches(np.arange(size), self.batch_size)
+
+    def batch(self, ids: np.ndarray, *, source: Images | None = None, epoch: int = 0, augment: bool = False) -> Batch:
+        """The mini-batch as this stage sees it."""
+        source = source or self.train
+        return Batch(
+            ids,
+            len(ids),
+            x=source.images(ids, epoch=epoch, augment=augment) if self.stage.first else None,
+            y=source.labels(ids) if self.stage.last else None,
+        )
+
+    def own_variables(self) -> Sequence[Variable]:
+        """The method's variables that this stage keeps rows of."""
+        return [v for v in self.method.variables() if v.on(self.stage)]

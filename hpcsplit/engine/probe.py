@@ -1,0 +1,92 @@
+"""Does each stage learn?  One mini-batch compares what the method uses with exact back-propagation.
+
+At a stage's output the exact per-sample gradient is g*; the method puts a = c (x − λ) + κ (or its counterpart) there, at
+its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over the
+mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpcsplit.engine.epochs import receive_copies, send_copies
+from hpcsplit.engine.job import Job
+from hpcsplit.methods.contract import Aux, TrainingMethod
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one stage found on the probe mini-batch; None where there is nothing to compare."""
+
+    label_signal: float | None
+    label_ratio: float | None
+    penalty_signal: float | None
+    violation_next: float | None  # of the boundary behind this stage
+
+
+def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any, Signals]:
+    """Measure the signals of this stage; weights, statistics and gradients stay as they were."""
+    job.where = "probe of the label signal"
+    stage, method = job.stage, job.method.at(parallel_epoch)
+    ids = job.epoch_batches(0)[0]
+    stage.blocks.train()
+    batch = job.batch(ids)
+
+    x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
+    assert x is not None
+    x = x.requires_grad_()
+    y = _forward(stage, x)
+    if not stage.last:
+        yield Send(NEXT, "probe", y.detach())
+    exact = _at_output(stage, y, batch.y) if stage.last else (yield Recv(NEXT, "probe_g", tuple(y.shape), stage.dtype))
+    if not stage.first:
+        (g,) = torch.autograd.grad(y, x, exact)
+        yield Send(PREV, "probe_g", g)
+    if stage.last:
+        result = Signals(1.0, 1.0, None, None)
+    else:
+        result = Signals(None, None, None, None)
+    if not have_aux or not method.variables():
+        return result
+
+    rows = job.store.peek(ids) if job.store else {}
+    rows = {name: t.to(stage.device) for name, t in rows.items()}
+    yield from send_copies(job, rows, 0)
+    copies = yield from receive_copies(job, batch.size, 0)
+    if stage.last:
+        return result
+    return _compare(stage, method, rows | copies, x.detach(), y.detach().float(), exact.float())
+
+
+def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:
+    with stage.statistics_kept():
+        return stage.forward(x)
+
+
+def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    (g,) = torch.autograd.grad(stage.loss(logits, labels).sum(), logits, retain_graph=True)
+    return g
+
+
+def _compare(
+    stage: Stage, method: TrainingMethod, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
+) -> Signals:
+    own_input = x_in if stage.first else method.local_input(stage, aux)
+    with torch.no_grad():
+        local = _forward(stage, own_input).float()
+        used, penalty = method.adjoint(stage, aux, local)
+        target = method.target(stage, aux)
+        norm_used, norm_exact = float(used.norm()), float(exact.norm())
+        cosine = float((used * exact).sum()) / (norm_used * norm_exact) if norm_used and norm_exact else 0.0
+        return Signals(
+            cosine,
+            norm_used / norm_exact if norm_exact else None,
+            float(penalty.norm()),
+            float((target - x_out).norm() / target.norm().clamp_min(1e-30)),
+        )

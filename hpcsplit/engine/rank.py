@@ -1,0 +1,136 @@
+"""The program of one rank: obey rank 0's actions until the run is over."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
+from hpcsplit.engine.epochs import train_epoch
+from hpcsplit.engine.evaluate import evaluate
+from hpcsplit.engine.forward import refresh
+from hpcsplit.engine.job import Job
+from hpcsplit.engine.persist import resume, save
+from hpcsplit.engine.probe import probe
+from hpcsplit.methods.contract import Tally
+from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, from_json, to_json
+from hpcsplit.schedule.hybrid import actions
+from hpcsplit.wire.port import Meter, Share, Verb
+
+log = logging.getLogger("hpcsplit")
+
+
+@dataclass
+class _Progress:
+    """What a rank carries from action to action."""
+
+    have_aux: bool = False
+    refresh_s: float = 0.0
+
+
+def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
+    """Walk through the whole run; returns the action that ended it."""
+    start = yield from resume(job)
+    job.observer.resumed(start.first_epoch)
+    state = _Progress(start.have_aux)
+    decisions = _decisions(job, start.first_epoch, start.have_aux) if job.rank == 0 else None
+    while True:
+        announced = to_json(next(decisions)) if decisions else None
+        action: Action = from_json((yield Share(announced))[0])
+        log.info("%s", action)
+        job.where = str(action)
+        if isinstance(action, Stop):
+            return action
+        if isinstance(action, Refresh):
+            if action.recomputed:
+                job.observer.say(str(action))
+            started = time.perf_counter()
+            yield from refresh(job, action)
+            state.refresh_s = time.perf_counter() - started
+            state.have_aux = True
+        elif isinstance(action, Train):
+            yield from _epoch(job, action, state)
+        elif isinstance(action, Save):
+            yield from save(job, action, state.have_aux)
+
+
+def _decisions(job: Job, first_epoch: int, have_aux: bool) -> Iterator[Action]:
+    return actions(job.plan, job.save_policy, first_epoch=first_epoch, have_aux=have_aux, stop_reason=job.stop_reason)
+
+
+def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, None]:
+    """Train, evaluate, probe, and let rank 0 put the record together."""
+    began = time.perf_counter()
+    before = asdict((yield Meter()))
+    io_before = job.store.io_wait_s if job.store else 0.0
+    tally = yield from train_epoch(job, action)
+    train_s = time.perf_counter() - began
+    after = asdict((yield Meter()))
+    cost = {key: after[key] - before[key] for key in after}
+    io_s = (job.store.io_wait_s if job.store else 0.0) - io_before
+
+    last_epoch = action.epoch + 1 == len(job.plan)
+    scores = yield from evaluate(job, bn=action.phase == "parallel" or last_epoch)
+    signals = yield from probe(job, action.parallel_epochs, state.have_aux)
+    violation_next = signals.violation_next
+    if action.phase == "parallel" and tally.aux_sq:
+        violation_next = math.sqrt(tally.gap_sq / tally.aux_sq)
+    exact = action.phase == "serial"
+    report = {
+        "stage": {
+            "stage": job.rank,
+            "label_signal": 1.0 if exact else signals.label_signal,
+            "label_ratio": 1.0 if exact else signals.label_ratio,
+            "penalty_signal": signals.penalty_signal,
+            "compute_s": train_s - cost["exposed_s"] - cost["imbalance_s"] - io_s,
+            "exposed_comm_s": cost["exposed_s"],
+            "exposed_io_s": io_s,
+            "imbalance_s": cost["imbalance_s"],
+            "sent_bytes": cost["sent_bytes_prev"] + cost["sent_bytes_next"],
+        },
+        "violation_next": violation_next,
+        "train_s": train_s,
+        "refresh_s": state.refresh_s,
+        "aux_loss": _loss_through_variables(job, action, tally),
+        "digests": tensor_digests(job.stage),
+    }
+    reports = yield Share(report)
+    wall_s = time.perf_counter() - began + state.refresh_s
+    state.refresh_s = 0.0
+    if job.rank != 0:
+        return
+    train_s = max(r["train_s"] for r in reports)
+    violations = [0.0, *(r["violation_next"] for r in reports[:-1])]
+    job.observer.epoch_done(
+        EpochRecord(
+            epoch=action.epoch,
+            phase=action.phase,
+            loss=scores.loss,
+            test_loss=scores.test_loss,
+            train_accuracy=scores.train_accuracy,
+            test_accuracy=scores.test_accuracy,
+            test_accuracy_bn=scores.test_accuracy_bn,
+            wall_s=wall_s,
+            train_s=train_s,
+            refresh_s=max(r["refresh_s"] for r in reports),
+            samples_per_s=tally.samples / train_s,
+            aux_loss=reports[-1]["aux_loss"],
+            lr=job.learning_rate(action.epoch),
+            beta=getattr(job.method.at(action.parallel_epochs), "beta", None) if not exact else None,
+            weights_sha256=weights_sha256(r["digests"] for r in reports),
+            stages=tuple(StageRecord(**r["stage"], violation=v) for r, v in zip(reports, violations, strict=True)),
+            recomputed=action.recomputed,
+        )
+    )
+
+
+def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | None:
+    """φ of the last stage on its own λ: the label leaks through λ, so this is not the loss of the network."""
+    if action.phase == "serial" or not job.stage.last:
+        return None
+    return tally.terms.get("phi", 0.0) / max(tally.samples, 1)

@@ -1,0 +1,233 @@
+"""HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
+
+This is the only module that imports h5py.  Files are never locked (many parallel file systems cannot); every function
+has closed its file when it returns, so raw reads and writes of the rows never meet the library's own buffers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import free_bytes, fsync_file
+
+Attribute = str | int | float
+
+NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: np.uint16,  # the bits; HDF5 readers of today know no bfloat16
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.uint8: np.uint8,
+    torch.bool: np.bool_,
+}
+_BFLOAT16 = "bfloat16"
+_TYPE_MARK = "torch_dtype"
+_ALIGNMENT_BYTES = 4096
+_SLACK_BYTES = 1 << 16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+# ---------------------------------------------------------------------------------------------------- named tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: Mapping[str, Attribute]) -> None:
+    """Write a new file with one dataset for each tensor, and wait until it is on the disk.
+
+    A "/" in a key makes a group.  Keys, shapes, types and bits come back from `read_tensors`; the order of the keys
+    does not.  The file is written in place: give a temporary name and rename it.  StoreError when it has no room.
+    """
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    free = free_bytes(Path(path).parent)
+    if needed + _SLACK_BYTES > free:
+        raise StoreError(_no_room(path, needed, free))
+    try:
+        with h5py.File(path, "w", locking=False) as file:
+            for key, tensor in tensors.items():
+                dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
+                if tensor.dtype == torch.bfloat16:
+                    dataset.attrs[_TYPE_MARK] = _BFLOAT16
+            file.attrs.update(attributes)
+        fsync_file(path)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"{_no_room(path, needed, free_bytes(Path(path).parent))} ({error})") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and attributes of a file by `write_tensors`.  CheckpointError when it is damaged."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def visit(link: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            tensor = torch.from_numpy(np.asarray(item[()]))
+            marked = item.attrs.get(_TYPE_MARK) == _BFLOAT16
+            tensors[_key(link)] = tensor.view(torch.bfloat16) if marked else tensor
+
+    with _opened(path) as file:
+        file.visititems(visit)
+        return tensors, _plain(file.attrs)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of the file as str, int, float or bool.  CheckpointError when it is damaged."""
+    with _opened(path) as file:
+        return _plain(file.attrs)
+
+
+def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
+    """Change or add attributes.  A number takes the place of the old number, so the file does not grow.  StoreError."""
+    try:
+        with h5py.File(path, "r+", locking=False) as file:
+            present = _plain(file.attrs)
+            for name, value in attributes.items():
+                if name not in present or present[name] != value:
+                    file.attrs.modify(name, value)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(
+            f"{path}: its attributes cannot be written ({error}); free space and check the disk, then resume"
+        ) from error
+
+
+def _no_room(path: Path, needed: int, free: int) -> str:
+    return f"{path} cannot be written: it needs {needed} bytes, {free} are free; free space or choose another folder"
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    assert tensor.dtype in NUMPY_TYPES, f"no HDF5 type for {tensor.dtype}"
+    plain = tensor.detach().cpu().contiguous()
+    return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except Exception as error:  # the library raises nearly every built-in exception on a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read as an HDF5 file ({error}); resume from another checkpoint or restore it from a copy"
+        ) from error
+
+
+def _link(key: str, keys: Mapping[str, Any]) -> str:
+    """The path of a key's dataset: the key, but where HDF5 cannot have that name a "%" says what stands there."""
+    names = {"": "%-", ".": "%."}
+    parts = (names.get(part, part.replace("%", "%25").replace("\0", "%00")) for part in key.split("/"))
+    is_group = any(other.startswith(key + "/") for other in keys)
+    return "/".join(parts) + ("%" if is_group else "")
+
+
+def _key(link: str) -> str:
+    names = {"%-": "", "%.": "."}
+    parts = link.removesuffix("%").split("/")
+    return "/".join(names.get(part, part.replace("%00", "\0").replace("%25", "%")) for part in parts)
+
+
+# ---------------------------------------------------------------------------------------------------- equal rows
+
+
+@dataclass(frozen=True)
+class RowsLayout:
+    """Where the rows of a file lie.  Offsets and sizes in bytes from the start of the file."""
+
+    rows: int
+    row_shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows_offset: int  # dataset "rows" (rows, *row_shape)
+    index_offset: int  # dataset "index" (rows,) int64: the sample at each position
+    size_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+
+def create_rows(
+    path: Path, rows: int, row_shape: tuple[int, ...], dtype: torch.dtype, attributes: Mapping[str, Attribute]
+) -> RowsLayout:
+    """Create a file for `rows` rows (mode 0600) with its whole space reserved and nothing written.
+
+    Both datasets are contiguous, allocated at once and begin on a page, ready for pread, pwrite and mmap at the offsets
+    returned.  OSError (ENOSPC, EDQUOT) when there is no room; the file is then gone.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    try:
+        with h5py.File(
+            path, "w", locking=False, alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
+        ) as file:
+            _allocate(file, "rows", (rows, *row_shape), NUMPY_TYPES[dtype])
+            _allocate(file, "index", (rows,), np.int64)
+            if dtype == torch.bfloat16:
+                file["rows"].attrs[_TYPE_MARK] = _BFLOAT16
+            file.attrs.update(attributes)
+        layout = rows_layout(path)
+        reserve(path, layout.size_bytes)
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+    return layout
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], numpy_type: type[np.generic]) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    h5py.h5d.create(
+        file.id, name.encode(), h5py.h5t.py_create(np.dtype(numpy_type)), h5py.h5s.create_simple(shape), plan
+    )
+
+
+def reserve(path: Path, size_bytes: int) -> None:
+    """Give the first `size_bytes` of the file their blocks on the disk.  OSError (ENOSPC, EDQUOT) without room."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def rows_layout(path: Path) -> RowsLayout:
+    """The layout of an existing file by `create_rows`.  CheckpointError when it is damaged or of another kind."""
+    with _opened(path) as file:
+        rows, index = file["rows"], file["index"]
+        marked = rows.attrs.get(_TYPE_MARK) == _BFLOAT16
+        dtype = torch.bfloat16 if marked else torch.from_numpy(np.empty(0, rows.dtype)).dtype
+        layout = RowsLayout(
+            rows=rows.shape[0],
+            row_shape=tuple(rows.shape[1:]),
+            dtype=dtype,
+            rows_offset=rows.id.get_offset(),
+            index_offset=index.id.get_offset(),
+            size_bytes=os.path.getsize(path),
+        )
+        if (
+            None in (layout.rows_offset, layout.index_offset)
+            or index.shape != rows.shape[:1]
+            or index.dtype != np.int64
+        ):
+            raise ValueError("the datasets rows and index are not contiguous or do not belong together")
+        ends = (layout.rows_offset + layout.rows * layout.row_bytes, layout.index_offset + layout.rows * 8)
+        if max(ends) > layout.size_bytes:
+            raise ValueError(f"it is cut off: {layout.size_bytes} bytes, {max(ends)} expected")
+        return layout

@@ -1,0 +1,74 @@
+"""Exact back-propagation over the stages: with one micro-batch bit for bit the whole network's step.
+
+The mini-batch is cut into micro-batches that follow each other through the stages (GPipe, Huang et al. 2019).  Stage k of
+K = 3 with M = 4, time to the right, F forward and B backward:
+
+    stage 0   F0 F1 F2 F3 .. ..    .. B0 B1 B2 B3
+    stage 1      F0 F1 F2 F3 ..  B0 B1 B2 B3
+    stage 2         F0 F1 F2 F3 B0 B1 B2 B3
+
+BatchNorm normalises over a micro-batch, so M > 1 is exact up to that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+
+@method("backprop", parallel=False)
+@dataclass(frozen=True)
+class Backprop:
+    """Exact SGD, Adam … of the whole network; also the serial epochs of every other method."""
+
+    microbatches: int = 1
+
+    def variables(self) -> tuple[Variable, ...]:
+        return ()
+
+    def at(self, parallel_epoch: int) -> Backprop:
+        return self
+
+    def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        stage.zero_grad()
+        tally = Tally(batch.size)
+        flight: list[tuple[torch.Tensor, torch.Tensor]] = []
+        edges = [m * batch.size // self.microbatches for m in range(self.microbatches + 1)]
+        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+        for m, piece in enumerate(pieces):
+            size = piece.stop - piece.start
+            if stage.first:
+                x = batch.x[piece]
+            else:
+                x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, m)).requires_grad_()
+            y = stage.forward(x)
+            flight.append((x, y))
+            if not stage.last:
+                yield Send(NEXT, "x", y.detach(), m)
+
+        for m, piece in enumerate(pieces):
+            x, y = flight[m]
+            if stage.last:
+                loss = stage.loss(y, batch.y[piece]).sum()
+                tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
+                (loss / batch.size).backward()
+            else:
+                y.backward((yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)))
+            if not stage.first:
+                yield Send(PREV, "g", x.grad, m)
+        stage.update()
+        return StepResult(tally)
+
+    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+        raise AssertionError("exact back-propagation has no auxiliary variables")
+
+    target = local_input
+
+    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("exact back-propagation has no auxiliary variables")

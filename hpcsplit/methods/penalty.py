@@ -1,0 +1,134 @@
+"""Penalty and augmented Lagrangian with downsampling: DS-SPH, Algorithm 1 and eqs. (8), (25)-(30).
+
+Sun et al., "A Practical Layer-Parallel Training Algorithm for Residual Networks".  Per sample
+
+    L = φ(x^{K-1}; y) + Σ_{k≥1} [ β ψ(λ_k, x^{k-1}) − ⟨κ_k, λ_k − x^{k-1}⟩ ],     x^k = f_k(λ_k),   λ_k = US(Λ_k).
+
+With c the curvature of β ψ in the stored variable, m the pixels of a cell, g = ∂(local loss)/∂Λ of the sample alone:
+
+    weights   descend the batch mean of  β ψ(λ_{k+1}, x^k) + ⟨κ_{k+1}, x^k⟩,  the last stage of  φ        (28)
+    Λ_k  ←  Λ_k − (η_λ / c) ( c (Λ_k − avg x^{k-1}) + g − m Κ_k )                                        (29)
+    Κ_k  ←  Κ_k − η_κ (c / m) (Λ_k^new − avg x^{k-1})                                                    (30)
+
+Where the paper disagrees with itself:
+  * Algorithm 1 prints the last stage's λ step without β ∂ψ/∂λ; eq. (29) has it for every k ≥ 1, and so has this file.
+  * (30) prints the multiplier step as η/(2β); stationarity (19) asks for 2β, i.e. c.  `eta_kappa_form = "printed"` is the
+    printed one; with it the multipliers stay about 0 and AL is the penalty method.
+  * ψ is printed as a sum of squares, but the reported β = 100 and 10 are stable for the mean over the boundary's
+    elements only: `psi = "mean"` is the default; β with the mean is worth β/n with the sum.
+  * g belongs to one sample, never to the batch mean, which would be B times too small.
+  * Dividing by 2β alone would overshoot under downsampling, where the curvature is m times larger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from hpcsplit.config.option import option
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.split.stage import Stage
+from hpcsplit.terms.distance import psi_scale, squared_distance
+from hpcsplit.terms.resample import average, pixels_per_cell, upsample
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+
+@method("penalty")
+@dataclass(frozen=True)
+class Penalty:
+    """Quadratic penalty on the mismatch at every stage boundary (DS-SPH-P); κ ≡ 0."""
+
+    beta: float = option(10.0, "penalty coefficient β", above=0.0)
+    beta_growth: float = option(1.0, "factor of β from one parallel epoch to the next", low=1.0)
+    beta_max: float = option(1e6, "β grows to this", above=0.0)
+    psi: str = option("mean", "ψ over the elements of a boundary", choices=("mean", "sum"))
+    eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
+    downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
+
+    def variables(self) -> tuple[Variable, ...]:
+        return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
+
+    def at(self, parallel_epoch: int) -> Penalty:
+        grown = min(self.beta * self.beta_growth**parallel_epoch, max(self.beta, self.beta_max))
+        return dataclasses.replace(self, beta=grown)
+
+    def curvature(self, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """c and m of a boundary of `shape`."""
+        m = pixels_per_cell(shape, self.downsample, device)
+        return 2.0 * self.beta * psi_scale(shape, self.psi) * m, m
+
+    def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        stored = None if stage.first else aux["lam"].requires_grad_()
+        x = stage.forward(batch.x if stage.first else self.local_input(stage, aux))  # (25)
+
+        tally = Tally(batch.size)
+        if stage.last:
+            loss = stage.loss(x, batch.y)
+            tally.terms["phi"] = float(loss.detach().sum())
+        else:
+            x = x.float()
+            yield Send(NEXT, "x", average(x.detach(), self.downsample))
+            target = self.target(stage, aux)
+            gap_sq = squared_distance(target, x)
+            loss = self.beta * psi_scale(stage.out_shape, self.psi) * gap_sq
+            tally.gap_sq, tally.aux_sq = float(gap_sq.detach().sum()), float(target.square().sum())
+            tally.terms["psi"] = float(loss.detach().sum())
+            if "next_kappa" in aux:
+                multiplier = (upsample(aux["next_kappa"], stage.out_shape, self.downsample) * x).flatten(1).sum(1)
+                tally.terms["kappa_x"] = float(multiplier.detach().sum())
+                loss = loss + multiplier
+
+        stage.zero_grad()
+        loss.mean().backward()
+        if stage.last or not stage.frozen:
+            stage.update()  # (28)
+        if stored is None:
+            return StepResult(tally)
+
+        g = stored.grad * batch.size
+        lam, x_prev = stored.detach(), (yield Recv(PREV, "x", tuple(stored.shape)))
+        return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), g, x_prev))
+
+    def correct(
+        self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Λ^new of (29); `x_prev` is avg x^{k-1}.  All tensors (B, *stored shape)."""
+        c, m = self.curvature(stage.in_shape, stage.device)
+        pull = g if kappa is None else g - m * kappa
+        return {"lam": lam - self.eta_lambda * ((lam - x_prev) + pull / c)}
+
+    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+        return upsample(aux["lam"], stage.in_shape, self.downsample)
+
+    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+        return upsample(aux["next_lam"], stage.out_shape, self.downsample)
+
+    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        penalty = 2.0 * self.beta * psi_scale(stage.out_shape, self.psi) * (x - self.target(stage, aux))
+        if "next_kappa" not in aux:
+            return penalty, penalty
+        return penalty + upsample(aux["next_kappa"], stage.out_shape, self.downsample), penalty
+
+
+@method("al")
+@dataclass(frozen=True)
+class AugmentedLagrangian(Penalty):
+    """Augmented Lagrangian (DS-SPH-AL): the penalty with a multiplier κ for every λ."""
+
+    eta_kappa: float = option(0.1, "step of κ; 1 is the classical multiplier step 2β", low=0.0)
+    eta_kappa_form: str = option("curvature", "2β as in (19), or 1/(2β) as (30) is printed", choices=("curvature", "printed"))
+
+    def variables(self) -> tuple[Variable, ...]:
+        return (*super().variables(), Variable("kappa", "input", "zero", copy_to=PREV, factor=self.downsample))
+
+    def correct(
+        self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Λ^new of (29) and Κ^new of (30)."""
+        assert kappa is not None
+        new = super().correct(stage, lam, kappa, g, x_prev)
+        c, m = self.curvature(stage.in_shape, stage.device)
+        per_pixel = c / m if self.eta_kappa_form == "curvature" else m / c
+        return new | {"kappa": kappa - self.eta_kappa * per_pixel * (new["lam"] - x_prev)}

@@ -1,0 +1,50 @@
+"""Networks: each is an nn.Sequential of named blocks, and a cut into stages falls between two blocks.
+
+A block takes one tensor, returns one tensor, and never changes its input: at a cut, that input is a stored variable.
+Every network can be built under `with torch.device("meta")`, without memory for its weights.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hpcsplit.config.checks import check_model_name
+from hpcsplit.errors import ConfigError
+from hpcsplit.nets.cnn import cnn
+from hpcsplit.nets.custom import custom
+from hpcsplit.nets.mlp import mlp
+from hpcsplit.nets.resnet import resnet
+from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.wideresnet import wide_resnet
+
+__all__ = ["block_names", "block_shapes", "build"]
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    block: str = "post",
+    depth: int = 9,
+    width: int = 512,
+) -> nn.Sequential:
+    """The network called `name`, for samples of shape (C, H, W), ending in `classes` logits.
+
+    Weights come from torch's global random state: seed it first, and every rank builds the same network.
+    `block` ("post" or "pre") is read by resnetN only, `depth` (hidden layers) and `width` (neurons) by mlp only.
+    Raises ConfigError for a name that no builder knows, and for a factory that breaks the contract above.
+    """
+    check_model_name(name)
+    if name == "mlp":
+        return mlp(input_shape, classes, depth, width)
+    if name == "cnn":
+        return cnn(input_shape, classes)
+    if ":" in name:
+        return custom(name, input_shape, classes)
+    if name.startswith("wrn-"):
+        layers, factor = name.removeprefix("wrn-").split("-")
+        return wide_resnet(int(layers), int(factor), input_shape[0], classes)
+    if block not in ("post", "pre"):
+        raise ConfigError(f'model.block = "{block}" is not "post" or "pre"; take one of them')
+    return resnet(int(name.removeprefix("resnet")), input_shape[0], classes, block)

@@ -1,0 +1,112 @@
+"""What a configuration will need, from the network's shapes alone: cuts, parameters, auxiliary bytes, traffic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcsplit.boundary.store import Field, generation_bytes
+from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.nets import block_names, block_shapes
+from hpcsplit.schedule.hybrid import Phase
+from hpcsplit.split.cost import block_costs
+from hpcsplit.split.cuts import ranges, stage_shares
+from hpcsplit.terms.resample import cells
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage as it will run.  Bytes are of one generation of the store; messages are of one full mini-batch."""
+
+    stage: int
+    first_block: str
+    last_block: str
+    blocks: int
+    params: int
+    share: float
+    in_shape: Shape
+    out_shape: Shape
+    store_bytes: int
+    to_next_bytes: int
+    to_prev_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def boundaries(net: nn.Sequential, input_shape: Sequence[int], cuts: Sequence[int]) -> list[Shape]:
+    """Shapes at the K + 1 boundaries of K stages, from the images to the logits."""
+    shapes = [tuple(input_shape), *block_shapes(net, input_shape)]
+    return [shapes[i] for i in (0, *cuts, len(shapes) - 1)]
+
+
+def plan_stages(
+    net: nn.Sequential,
+    input_shape: Sequence[int],
+    cuts: Sequence[int],
+    costs: Sequence[float],
+    method: TrainingMethod,
+    *,
+    samples: int,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> list[StagePlan]:
+    """The plan of every stage; `costs` are the blocks' costs in any unit."""
+    names, parts = block_names(net), ranges(cuts, len(net))
+    params = [cost.params for cost in block_costs(net, input_shape)]
+    edges = boundaries(net, input_shape, cuts)
+    plans = []
+    for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
+        own = [v for v in method.variables() if not (k == 0 if v.boundary == "input" else k == len(parts) - 1)]
+        shapes = {v.name: v.row_shape(edges[k], edges[k + 1]) for v in own}
+        fields = [Field(name, shape) for name, shape in shapes.items()]
+        to_prev = sum(batch_size * math.prod(shapes[v.name]) * dtype.itemsize for v in own if v.copy_to == -1)
+        factor = max((v.factor for v in method.variables()), default=1)
+        activation = cells(edges[k + 1], factor) if factor > 1 and k + 1 < len(parts) else edges[k + 1]
+        plans.append(
+            StagePlan(
+                stage=k,
+                first_block=names[part.start],
+                last_block=names[part.stop - 1],
+                blocks=len(part),
+                params=sum(params[part.start : part.stop]),
+                share=share,
+                in_shape=edges[k],
+                out_shape=edges[k + 1],
+                store_bytes=generation_bytes(fields, samples, dtype) if fields else 0,
+                to_next_bytes=batch_size * math.prod(activation) * 4 if k + 1 < len(parts) else 0,
+                to_prev_bytes=to_prev,
+            )
+        )
+    return plans
+
+
+def auxiliary_gib(edges: Sequence[Shape], samples: int) -> dict[str, float]:
+    """GiB of float32 auxiliary variables of the DS-SPH methods for the inner boundaries, rows alone (Tables 1 and 2)."""
+    inner = edges[1:-1]
+    full = sum(math.prod(shape) for shape in inner) * samples * 4 / 2**30
+    table = {"penalty": full, "al": 2 * full}
+    if all(len(shape) == 3 for shape in inner):
+        half = sum(math.prod(cells(shape, 2)) for shape in inner) * samples * 4 / 2**30
+        table |= {"penalty, downsample 2": half, "al, downsample 2": 2 * half}
+    return table
+
+
+def hybrid_speed_up(phases: Sequence[Phase], largest_share: float, pipelined: float = 1.0) -> float:
+    """Balance bound of the whole schedule over one core: no message, refresh or evaluation is charged.
+
+    Args:
+        largest_share: the share of the cost of the most expensive stage; parallel epochs gain 1 / share.
+        pipelined: the gain of an exact epoch over one core (1 without micro-batches).
+    """
+    if not phases:
+        return 1.0
+    parallel = sum(phase == "parallel" for phase in phases)
+    return len(phases) / (parallel * largest_share + (len(phases) - parallel) / pipelined)

@@ -1,0 +1,79 @@
+"""The `plan` command: what a run will need, printed or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from hpcsplit import planner
+from hpcsplit.assemble import build_method, build_network, check_boundaries, choose_cuts, make_phases, sizes
+from hpcsplit.config import Config
+from hpcsplit.data.catalog import lookup
+
+
+def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
+    """Print the plan for each number of ranks; the exit code."""
+    explicit = not isinstance(config.split.cuts, str)
+    wanted = (len(config.split.cuts) + 1,) if explicit else ranks or ((config.run.stages,) if config.run.stages else (1, 2, 3, 4))
+    plans = [plan(config, count, measure=measure) for count in wanted]
+    print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p) for p in plans))
+    return 0
+
+
+def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]:
+    """The plan for `count` ranks as plain values."""
+    net = build_network(config, meta=True)
+    shape = lookup(config.data.name).input_shape(config.data.pool)
+    cuts, costs = choose_cuts(config, net, count, measure=measure)
+    edges = planner.boundaries(net, shape, cuts)
+    check_boundaries(config, edges)
+    samples, dtype = sizes(config)[0], getattr(torch, config.store.dtype)
+    stages = planner.plan_stages(
+        net, shape, cuts, costs, build_method(config), samples=samples, batch_size=config.data.batch_size, dtype=dtype
+    )
+    largest, m = max(s.share for s in stages), config.schedule.microbatches
+    return {
+        "ranks": count,
+        "cuts": list(cuts),
+        "balance": {"time": "measured time" if measure else "FLOPs", "params": "parameters"}.get(str(config.split.cuts), "FLOPs"),
+        "blocks": len(net),
+        "params": sum(s.params for s in stages),
+        "samples": samples,
+        "method": config.method.name,
+        "dtype": config.store.dtype,
+        "batch_size": config.data.batch_size,
+        "stages": [s.as_dict() for s in stages],
+        "aux_float32_gib": planner.auxiliary_gib(edges, samples),
+        "parallel_speed_up_bound": 1 / largest,
+        "hybrid_speed_up_bound": planner.hybrid_speed_up(make_phases(config), largest, count * m / (count + m - 1)),
+    }
+
+
+def _text(p: dict[str, Any]) -> str:
+    def size(n: int) -> str:
+        return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.2f} MiB"
+
+    lines = [
+        f"{p['ranks']} rank{'s' * (p['ranks'] > 1)}: {p['params']:,} parameters in {p['blocks']} blocks, cuts {p['cuts']}, "
+        f"shares by {p['balance']}",
+        f"{'stage':>5}  {'blocks':<32} {'parameters':>11} {'share':>6}  {'input':<12} {'store, one of two':>17} "
+        f"{'to next/step':>13} {'to prev/step':>13}",
+    ]
+    for s in p["stages"]:
+        blocks = f"{s['first_block']} .. {s['last_block']} ({s['blocks']})"
+        lines.append(
+            f"{s['stage']:>5}  {blocks:<32} {s['params']:>11,} {s['share']:>6.1%}  {'x'.join(map(str, s['in_shape'])):<12} "
+            f"{size(s['store_bytes']):>17} {size(s['to_next_bytes']):>13} {size(s['to_prev_bytes']):>13}"
+        )
+    both = 2 * sum(s["store_bytes"] for s in p["stages"])
+    lines.append(f"auxiliary store of {p['method']} in {p['dtype']}, both generations, all ranks: {size(both)}")
+    if p["ranks"] > 1:
+        variants = ", ".join(f"{name} {gib:.2f}" for name, gib in p["aux_float32_gib"].items())
+        lines.append(f"one generation in float32 for {p['samples']} samples, GiB: {variants}")
+    lines.append(
+        f"speed-up over one core if nothing but balance cost time: parallel epochs {p['parallel_speed_up_bound']:.2f}, "
+        f"whole schedule {p['hybrid_speed_up_bound']:.2f}"
+    )
+    return "\n".join(lines)

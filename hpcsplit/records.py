@@ -1,0 +1,138 @@
+"""What one epoch left behind: one JSON line in records.jsonl, never two for the same epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcsplit.errors import DataError
+
+Phase = Literal["serial", "parallel"]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage in one epoch; what was not measured is None."""
+
+    stage: int
+    violation: float | None = None
+    label_signal: float | None = None
+    label_ratio: float | None = None
+    penalty_signal: float | None = None
+    compute_s: float | None = None
+    exposed_comm_s: float | None = None
+    exposed_io_s: float | None = None
+    imbalance_s: float | None = None
+    sent_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch of the whole network; epochs count from 0, accuracies are fractions."""
+
+    epoch: int
+    phase: Phase
+    loss: float | None = None
+    test_loss: float | None = None
+    train_accuracy: float | None = None
+    test_accuracy: float | None = None
+    test_accuracy_bn: float | None = None
+    wall_s: float | None = None
+    train_s: float | None = None
+    refresh_s: float | None = None
+    samples_per_s: float | None = None
+    aux_loss: float | None = None
+    lr: float | None = None
+    beta: float | None = None
+    weights_sha256: str | None = None
+    stages: tuple[StageRecord, ...] = ()
+    recomputed: bool = False
+
+    def to_json(self) -> str:
+        """One line of JSON without its newline; a number that is not finite becomes null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> EpochRecord:
+        """The record of one line; keys that this version does not know are left out."""
+        try:
+            values = json.loads(text)
+            stages = tuple(StageRecord(**_known(StageRecord, stage)) for stage in values.get("stages", ()))
+            return cls(**{**_known(cls, values), "stages": stages})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"not the record of an epoch: {text[:80]!r} ({error})") from error
+
+
+class Records:
+    """The file records.jsonl of a run directory; a line counts once it is on the disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def load(self) -> list[EpochRecord]:
+        """All records in file order; a last line torn by a crash is dropped, any other damage is a DataError."""
+        return [record for record, _ in self._read()]
+
+    def append(self, record: EpochRecord) -> None:
+        """Add the line of a finished epoch and wait until the disk has it."""
+        past = self._read()
+        assert all(old.epoch != record.epoch for old, _ in past), f"epoch {record.epoch} is already in {self.path}"
+        if self._torn():
+            self._replace([line for _, line in past])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, before_epoch: int) -> None:
+        """Atomically drop every record with epoch >= before_epoch: a resumed run writes these again."""
+        if self.path.exists():
+            self._replace([line for record, line in self._read() if record.epoch < before_epoch])
+
+    def _read(self) -> list[tuple[EpochRecord, str]]:
+        if not self.path.exists():
+            return []
+        lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+        found = []
+        for count, line in enumerate(lines, 1):
+            try:
+                found.append((EpochRecord.from_json(line), line))
+            except DataError as error:
+                if count < len(lines):
+                    raise DataError(f"{self.path}, record {count} of {len(lines)} is {error}; remove it") from None
+        return found
+
+    def _torn(self) -> bool:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        return bool(content) and not content.endswith(b"}\n")
+
+    def _replace(self, lines: list[str]) -> None:
+        beside = self.path.with_name(self.path.name + ".tmp")
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {key: value for key, value in values.items() if key in names}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

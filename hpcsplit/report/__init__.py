@@ -1,0 +1,1 @@
+"""What a user sees of a run: lines and bars while it trains, a table at its end, a picture of its records."""

@@ -1,0 +1,203 @@
+"""What rank 0 shows while a run trains: a live row on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from hpcsplit.errors import UsageError
+from hpcsplit.records import EpochRecord
+from hpcsplit.report.lines import Moment, epoch_line, loss_text, number, position, progress_line
+from hpcsplit.report.lines import clock as clock_text
+from hpcsplit.report.terminal import launched_on_terminal, terminal_of, terminal_width
+
+__all__ = ["Console", "launched_on_terminal", "shows_live"]
+
+LIVE_REFRESH_S = 0.25
+WIDE = 96  # columns from which the live row has room for the accuracy
+
+_VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+
+
+class Console:
+    """Rank 0's voice.  `progress` may be called at every step: it costs one look at the clock when nothing is due.
+
+    `stream` None is the standard output of the moment.  The live row is drawn from inside `progress`, never from a
+    thread of its own, so it takes no core from the training.
+    """
+
+    def __init__(
+        self,
+        total_epochs: int,
+        *,
+        stream: TextIO | None = None,
+        interval_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stream = stream or sys.stdout
+        live = shows_live(stream)
+        self._screen: _Screen = _Live(total_epochs, stream) if live else _Plain(total_epochs, stream)
+        self._interval_s = LIVE_REFRESH_S if live else interval_s
+        self._total_epochs = total_epochs
+        self._clock = clock
+        self._due = clock() + (0.0 if live else interval_s)
+        self._first: tuple[float, int] | None = None  # when the first epoch of this process began, and which it was
+        self._promise: tuple[float, float] | None = None  # the last eta_s and when it was given
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """One text of its own, kept on the screen and in the log."""
+        self._screen.say(text)
+
+    def header(self, lines: Iterable[str]) -> None:
+        """The lines at the top of a run, and an empty one below them."""
+        self._screen.say("\n".join([*lines, ""]))
+
+    def progress(
+        self, epoch: int, phase: str, step: int, steps: int, loss: float | None, samples_per_s: float | None
+    ) -> None:
+        """Say where the run is, if the last time was long enough ago."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, epoch)
+        if now < self._due:
+            return
+        self._due = now + self._interval_s
+        eta_s = self._eta_s(now, epoch + step / max(1, steps))
+        self._screen.progress(Moment(epoch, phase, step, steps, loss, samples_per_s, eta_s))
+
+    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
+        """Leave the line of a finished epoch."""
+        now = self._clock()
+        self._promise = None if eta_s is None else (eta_s, now)
+        self._due = max(self._due, now + self._interval_s)
+        self._screen.epoch_done(record, eta_s)
+
+    def close(self) -> None:
+        """Take the live row away; what is said later is plain text."""
+        self._screen.close()
+
+    def _eta_s(self, now: float, epochs: float) -> float | None:
+        """Seconds to the end: what was promised, or before any promise the pace of this process so far."""
+        if self._promise is not None:
+            eta_s, given = self._promise
+            return max(0.0, eta_s - (now - given))
+        if self._first is None or epochs <= self._first[1]:
+            return None
+        began, first_epoch = self._first
+        return (now - began) / (epochs - first_epoch) * (self._total_epochs - epochs)
+
+
+def shows_live(stream: TextIO) -> bool:
+    """Live row or plain lines: HPCSPLIT_PROGRESS decides, else whether a terminal shows the stream.
+
+    A terminal that cannot move its cursor (TERM=dumb) gets plain lines in any case.
+    """
+    wish = os.environ.get("HPCSPLIT_PROGRESS", "")
+    if wish not in ("", "live", "plain"):
+        raise UsageError(f"HPCSPLIT_PROGRESS is {wish!r}; it can be live or plain, or unset to choose by the terminal")
+    if os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    return wish == "live" or (wish == "" and launched_on_terminal(stream))
+
+
+class _Screen(Protocol):
+    def say(self, text: str) -> None: ...
+    def progress(self, moment: Moment) -> None: ...
+    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Plain:
+    """A log file: whole lines, written at once."""
+
+    def __init__(self, total_epochs: int, stream: TextIO) -> None:
+        self._total_epochs = total_epochs
+        self._stream = stream
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def progress(self, moment: Moment) -> None:
+        self.say(progress_line(moment, self._total_epochs))
+
+    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
+        self.say(epoch_line(record, self._total_epochs, eta_s))
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+class _Live:
+    """A terminal: one row at the bottom that changes, finished lines scroll away above it."""
+
+    def __init__(self, total_epochs: int, stream: TextIO) -> None:
+        self._total_epochs = total_epochs
+        width = terminal_width(terminal_of(stream) or "")
+        # A pipe to a launcher is no terminal for rich, hence force_terminal and the width; NO_COLOR stays in force.
+        self._rich = RichConsole(file=stream, force_terminal=True, width=width, **_VERBATIM)
+        texts = ["{task.description}", "{task.completed}/{task.total}", "{task.fields[loss]}"]
+        texts += ["{task.fields[accuracy]}"] if width >= WIDE else []
+        texts += ["{task.fields[speed]}", "ETA {task.fields[eta]}"]
+        columns = [TextColumn(text, markup=False, table_column=Column(no_wrap=True)) for text in texts]
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6))
+        self._progress = Progress(
+            columns[0],
+            bar,
+            *columns[1:],
+            console=self._rich,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,  # a traceback must reach the terminal even if this process is killed just after it
+        )
+        self._accuracy: float | None = None
+        self._closed = False
+
+    def say(self, text: str) -> None:
+        self._rich.print(text, soft_wrap=True)
+
+    def progress(self, moment: Moment) -> None:
+        if self._closed:
+            return
+        if not self._progress.tasks:
+            self._progress.add_task("", loss="", accuracy="", speed="", eta="")
+        speed = moment.samples_per_s
+        self._progress.update(
+            self._progress.tasks[0].id,
+            description=position(moment.epoch, self._total_epochs, moment.phase),
+            completed=moment.step,
+            total=moment.steps,
+            loss=loss_text(moment.loss),
+            accuracy=f"test {number(self._accuracy, '5.2f', 100)} %",
+            speed=number(speed, ".0f" if speed is None or speed >= 100 else ".3g") + "/s",
+            eta=clock_text(moment.eta_s),
+        )
+        if self._progress.live.is_started:
+            self._progress.refresh()
+        else:
+            self._progress.start()
+            self._rich.show_cursor(True)  # a run that MPI aborts could not bring it back
+
+    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
+        self._accuracy = record.test_accuracy
+        for task in self._progress.tasks:
+            self._progress.update(task.id, completed=task.total)
+        self.say(epoch_line(record, self._total_epochs, eta_s))
+
+    def close(self) -> None:
+        if not self._closed and self._progress.tasks:
+            self._progress.stop()
+        self._closed = True

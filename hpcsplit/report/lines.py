@@ -1,0 +1,80 @@
+"""Numbers and records as the words of one line; an absent number is "-"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcsplit.records import EpochRecord
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is between two steps; eta_s is None as long as nobody knows."""
+
+    epoch: int
+    phase: str
+    step: int
+    steps: int
+    loss: float | None
+    samples_per_s: float | None
+    eta_s: float | None
+
+
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    """The scaled value in the given format; an absent one is a dash of the same width."""
+    if value is None:
+        return "-".rjust(int(form.split(".")[0] or 0))
+    return format(value * scale, form)
+
+
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds, with days in front where there are some (as Slurm writes them)."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"
+
+
+def position(epoch: int, total_epochs: int, phase: str) -> str:
+    """Where the run is; epochs count from 0 inside and from 1 for the reader."""
+    return f"epoch {epoch + 1:>{len(str(total_epochs))}}/{total_epochs} {phase:<8}"
+
+
+def rate(samples_per_s: float | None) -> str:
+    """Training speed; slow runs keep three digits."""
+    return number(samples_per_s, "4.0f" if samples_per_s is None or samples_per_s >= 100 else "4.3g") + " samples/s"
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four decimals, a very large one with its exponent."""
+    return "loss " + number(loss, "6.4f" if loss is None or abs(loss) < 1000 else "6.2e")
+
+
+def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> str:
+    """The line that a finished epoch leaves."""
+    words = [position(record.epoch, total_epochs, record.phase), loss_text(record.loss)]
+    if record.test_accuracy is not None:
+        words.append(f"test {record.test_accuracy * 100:5.2f} %")
+    elif record.test_loss is not None:
+        words.append(f"test {loss_text(record.test_loss)}")
+    if record.test_accuracy_bn is not None:
+        words.append(f"(bn {record.test_accuracy_bn * 100:5.2f} %)")
+    words += [rate(record.samples_per_s), number(record.wall_s, "5.1f") + " s", f"ETA {clock(eta_s)}"]
+    if record.recomputed:
+        words.append("aux recomputed")
+    return "  ".join(words)
+
+
+def progress_line(moment: Moment, total_epochs: int) -> str:
+    """The line of an epoch that is still going on."""
+    share = 100 * moment.step // max(1, moment.steps)
+    words = [
+        position(moment.epoch, total_epochs, moment.phase),
+        f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps} ({share:3d} %)",
+        loss_text(moment.loss),
+        rate(moment.samples_per_s),
+        f"ETA {clock(moment.eta_s)}",
+    ]
+    return "  ".join(words)

@@ -1,0 +1,164 @@
+"""The table at the end of a run: what was reached, what it cost, and what each stage did."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.report.lines import number
+
+WIDTH = 200  # wide enough that no column is folded; lines end where their text ends
+
+
+def closing_table(
+    records: Sequence[EpochRecord],
+    *,
+    stages: Sequence[Mapping[str, Any]],
+    baseline_samples_per_s: float | None,
+    stage_count: int,
+) -> str:
+    """The closing report of a run as plain text.
+
+    `stages` has for each stage its number `stage`, `blocks`, `params` and `share` of the cost (a fraction).
+    `baseline_samples_per_s` is the speed of exact training steps of the whole network on one core in this very run.
+    """
+    parts = [
+        *_accuracy(records),
+        "",
+        _rendered(_time_table(records)),
+        "",
+        *_speed_up(records, baseline_samples_per_s, stage_count),
+        "",
+        *_stages(records, stages),
+    ]
+    return "\n".join(parts)
+
+
+def median_rate(records: Iterable[EpochRecord]) -> tuple[float | None, int]:
+    """The median of the epochs' samples/s, and of how many epochs (those that have one)."""
+    rates = [record.samples_per_s for record in records if record.samples_per_s is not None]
+    return (statistics.median(rates) if rates else None), len(rates)
+
+
+def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
+    lines = []
+    for name, key in (("test accuracy", "test_accuracy"), ("  with BatchNorm re-estimated", "test_accuracy_bn")):
+        known = [(getattr(record, key), record.epoch) for record in records if getattr(record, key) is not None]
+        if known:
+            last, best = known[-1], max(known, key=lambda pair: pair[0])
+            lines.append(f"{name}: last {last[0]:.2%} (epoch {last[1] + 1}), best {best[0]:.2%} (epoch {best[1] + 1})")
+    return lines or ["test accuracy: -"]
+
+
+def _time_table(records: Sequence[EpochRecord]) -> Table:
+    table = _table("part", "epochs", "seconds", "samples/s (median)")
+    for phase in ("serial", "parallel"):
+        chosen = [record for record in records if record.phase == phase]
+        rate, _ = median_rate(chosen)
+        table.add_row(
+            f"{phase} epochs", str(len(chosen)), _sum(record.train_s for record in chosen), _cell(rate, ".0f")
+        )
+    refreshed = sum(1 for record in records if record.refresh_s)
+    table.add_row("refresh", str(refreshed), _sum(record.refresh_s for record in records), "")
+    table.add_row("evaluation and the rest", "", _sum(_rest_s(record) for record in records), "")
+    table.add_row("whole run", str(len(records)), _sum(record.wall_s for record in records), "")
+    return table
+
+
+def _rest_s(record: EpochRecord) -> float | None:
+    if record.wall_s is None or record.train_s is None:
+        return None
+    return record.wall_s - record.train_s - (record.refresh_s or 0.0)
+
+
+def _speed_up(records: Sequence[EpochRecord], baseline: float | None, stage_count: int) -> list[str]:
+    serial = [record for record in records if record.phase == "serial"]
+    parallel = [record for record in records if record.phase == "parallel"]
+    parallel_rate, parallel_n = median_rate(parallel)
+    serial_rate, serial_n = median_rate(serial)
+    over_core, over_serial = _ratio(parallel_rate, baseline), _ratio(parallel_rate, serial_rate)
+    efficiency = "" if over_core is None else f" = {over_core / stage_count:.0%} of {stage_count}"
+    lines = [
+        f"speed-up of the parallel epochs with {stage_count} stages (medians of the epochs' samples/s, training alone)",
+        f"  over one core, whole network, exact steps, measured in this run: {_times(over_core)}{efficiency}",
+        f"    {_cell(parallel_rate, '.1f')} samples/s (n = {parallel_n} epochs) / {_cell(baseline, '.1f')} samples/s",
+        f"  over the serial epochs as run: {_times(over_serial)}",
+        f"    {_cell(parallel_rate, '.1f')} samples/s (n = {parallel_n} epochs)"
+        f" / {_cell(serial_rate, '.1f')} samples/s (n = {serial_n} epochs)",
+    ]
+    unmeasured = len(serial) + len(parallel) - serial_n - parallel_n
+    if unmeasured:
+        lines.append(f"  {unmeasured} epochs have no samples/s and are not in n")
+    recomputed = sum(record.recomputed for record in records)
+    if recomputed:
+        lines.append(f"  {recomputed} epochs began with recomputed auxiliary variables; they are in n")
+    return lines
+
+
+def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    last = next((record for record in reversed(records) if record.phase == "parallel"), None)
+    measured = {stage.stage: stage for stage in last.stages} if last else {}
+    slowest = max((stage.compute_s or 0.0 for stage in measured.values()), default=0.0)
+    train_s = last.train_s if last else None
+    columns = ["stage", "blocks", "parameters", "cost", "compute s", "balance", "comm", "I/O", "imbalance"]
+    table = _table(*columns, "violation", "label signal", "label ratio")
+    for info in stages:
+        stage = measured.get(info["stage"], StageRecord(info["stage"]))
+        table.add_row(
+            str(info["stage"]),
+            str(info.get("blocks", "-")),
+            _cell(info.get("params"), ",d"),
+            _cell(info.get("share"), ".1%"),
+            _cell(stage.compute_s, ".2f"),
+            _cell(_ratio(stage.compute_s, slowest), ".2f"),
+            _cell(_ratio(stage.exposed_comm_s, train_s), ".1%"),
+            _cell(_ratio(stage.exposed_io_s, train_s), ".1%"),
+            _cell(_ratio(stage.imbalance_s, train_s), ".1%"),
+            _cell(stage.violation, ".2e"),
+            _cell(stage.label_signal, ".3f"),
+            _cell(stage.label_ratio, ".3f"),
+        )
+    if last is None:
+        heading = "stages (no parallel epoch was run)"
+    else:
+        heading = f"stages in epoch {last.epoch + 1}, the last parallel one"
+        heading += f"; comm, I/O, imbalance: exposed share of its {number(train_s, '.2f')} s of training"
+    return [heading, _rendered(table)]
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.MARKDOWN)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _rendered(table: Table) -> str:
+    text = io.StringIO()
+    Console(file=text, width=WIDTH, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def _sum(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known):.1f}" if known else "-"
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f} x"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

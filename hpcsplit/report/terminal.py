@@ -1,0 +1,86 @@
+"""Does a person watch this output?  A launcher of MPI stands between a rank and the terminal and hides the answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TextIO
+
+LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"}
+DAEMONS = {"orted", "prted"}  # stand in for an Open MPI launcher on another machine
+DEFAULT_WIDTH = 100
+
+_TERMINAL = re.compile(r"/dev/(pts/\d+|tty\w+)")
+
+
+def launched_on_terminal(stream: TextIO) -> bool:
+    """Whether the stream ends at a terminal, directly or through the launcher that started this process.
+
+    A rank's own isatty cannot tell: MPICH and srun give every rank a pipe even at a terminal, and Open MPI gives it
+    a pseudo-terminal of its own even when the job writes to a file.  So the launcher's standard output decides.
+    """
+    return terminal_of(stream) is not None
+
+
+def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = None) -> str | None:
+    """The device of the terminal on which the stream is shown, None if there is none."""
+    own = _device(stream) if stream.isatty() else None
+    if not _may_be_relayed(stream):
+        return own
+    launcher = _launcher_above(proc, pid or os.getpid())
+    if launcher is None:
+        return own
+    name, launcher_pid = launcher
+    if name in DAEMONS:
+        return None
+    try:
+        target = os.readlink(proc / str(launcher_pid) / "fd" / "1")
+    except OSError:
+        return None
+    return target if _TERMINAL.fullmatch(target) else None
+
+
+def terminal_width(device: str) -> int:
+    """Columns of a terminal, DEFAULT_WIDTH where it does not tell."""
+    try:
+        file = os.open(device, os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return DEFAULT_WIDTH
+    try:
+        return os.get_terminal_size(file).columns or DEFAULT_WIDTH
+    except OSError:
+        return DEFAULT_WIDTH
+    finally:
+        os.close(file)
+
+
+def _device(stream: TextIO) -> str:
+    try:
+        return os.ttyname(stream.fileno())
+    except (OSError, ValueError):
+        return "/dev/tty"
+
+
+def _may_be_relayed(stream: TextIO) -> bool:
+    """Whether another process may read what is written here: a pipe, a socket or a pseudo-terminal."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):  # not a file of the operating system
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty()
+
+
+def _launcher_above(proc: Path, pid: int) -> tuple[str, int] | None:
+    """Name and process id of the nearest ancestor that launches MPI ranks; needs Linux's /proc."""
+    while pid > 1:
+        try:
+            before, after = (proc / str(pid) / "stat").read_text().rsplit(")", 1)
+        except (OSError, ValueError):
+            return None
+        name = before.split("(", 1)[1]
+        if name in LAUNCHERS | DAEMONS:
+            return name, pid
+        pid = int(after.split()[1])
+    return None

@@ -1,0 +1,55 @@
+"""What rank 0 does with the news of a run: the console, records.jsonl, and at the end the table and the picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcsplit.records import EpochRecord, Phase, Records
+from hpcsplit.report.console import Console
+from hpcsplit.report.picture import draw
+from hpcsplit.report.summary import closing_table
+
+
+class Watch:
+    """The observer of a run on rank 0."""
+
+    def __init__(self, console: Console, records: Records, phases: Sequence[Phase]) -> None:
+        self.console, self.records, self.phases = console, records, phases
+        self.past: list[EpochRecord] = []
+
+    def say(self, text: str) -> None:
+        self.console.say(text)
+
+    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None:
+        loss = self.past[-1].loss if self.past else None
+        self.console.progress(epoch, phase, step, steps, loss, samples_per_s)
+
+    def resumed(self, first_epoch: int) -> None:
+        """Drop the records of epochs that are trained again."""
+        self.records.truncate(first_epoch)
+        self.past = self.records.load()
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.records.append(record)
+        self.past.append(record)
+        self.console.epoch_done(record, self._eta_s(record.epoch + 1))
+
+    def _eta_s(self, epochs_done: int) -> float:
+        """Seconds to the end: the median time of past epochs of either kind for each epoch that is left."""
+        known = {p: [r.wall_s for r in self.past if r.phase == p and r.wall_s] for p in ("serial", "parallel")}
+        anything = [t for times in known.values() for t in times] or [0.0]
+        typical = {p: statistics.median(times or anything) for p, times in known.items()}
+        return sum(typical[p] for p in self.phases[epochs_done:])
+
+    def closing(self, stages: Sequence[Mapping[str, Any]], baseline_samples_per_s: float | None) -> str:
+        """The closing table of the whole run, earlier starts included."""
+        return closing_table(
+            self.past, stages=stages, baseline_samples_per_s=baseline_samples_per_s, stage_count=len(stages)
+        )
+
+    def draw(self, path: Any, title: str) -> None:
+        """The picture of the curves."""
+        if self.past:
+            draw({title: self.past}, path, title)

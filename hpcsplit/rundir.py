@@ -1,0 +1,98 @@
+"""The folder of a run: where everything lies, and who made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hpcsplit import __version__
+from hpcsplit.errors import ConfigError
+from hpcsplit.files.atomic import write_text
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside a run directory."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.txt"
+
+    def log(self, rank: int) -> Path:
+        return self.path / "log" / f"rank-{rank:03d}.log"
+
+    def store(self, configured: str) -> Path:
+        """The folder of the auxiliary store; environment variables in `configured` are filled in."""
+        if not configured:
+            return self.path / "aux"
+        expanded = os.path.expandvars(os.path.expanduser(configured))
+        if "$" in expanded:
+            raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
+        return Path(expanded) / self.path.resolve().name
+
+    def create(self) -> None:
+        """Make the folder; rank 0 only."""
+        try:
+            (self.path / "log").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir") from None
+
+    def load_split(self) -> dict[str, Any] | None:
+        """The cuts chosen at the first start, or None."""
+        try:
+            return json.loads(self.split.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def save_split(self, chosen: dict[str, Any]) -> None:
+        """Keep the cuts for later starts."""
+        write_text(self.split, json.dumps(chosen) + "\n")
+
+    def note_start(self, config_toml: str, facts: dict[str, Any]) -> None:
+        """Write config.toml and add this start to provenance.json."""
+        write_text(self.config, config_toml)
+        path = self.path / "provenance.json"
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            starts = []
+        packages = ("torch", "torchvision", "numpy", "h5py", "mpi4py")
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "argv": sys.argv,
+            "hpcsplit": __version__,
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in packages},
+            "slurm": {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_")},
+            **facts,
+        }
+        write_text(path, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")

@@ -1,0 +1,111 @@
+"""The serial-parallel hybrid schedule (DS-SPH section 3.2) as an iterator of actions.
+
+With γ = s : p, warm-up epochs count as serial epochs of the total, and epochs that fill no whole cycle of s + p are serial.
+Eleven epochs of 1:4, S serial and P parallel:
+
+    alternate        S PPPP S PPPP S        (Fig. 8; the warm-up is the first S)
+    parallel-first   S PPPPPPPP SS          (Fig. 9)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train
+
+
+def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> tuple[Phase, ...]:
+    """The kind of every epoch for the ratio serial : parallel."""
+    if parallel == 0:
+        return ("serial",) * epochs
+    if serial == 0:
+        return ("serial",) * warmup + ("parallel",) * (epochs - warmup)
+    cycles = epochs // (serial + parallel)
+    p_left = cycles * parallel
+    s_left = epochs - p_left - warmup
+    plan: list[Phase] = ["serial"] * warmup
+    if order == "parallel-first":
+        return (*plan, *("parallel",) * p_left, *("serial",) * s_left)
+    if warmup < serial:
+        missing = min(serial - warmup, s_left)
+        plan += ["serial"] * missing
+        s_left -= missing
+    while p_left:
+        plan += ["parallel"] * parallel
+        p_left -= parallel
+        exact = min(serial, s_left) if p_left else s_left
+        plan += ["serial"] * exact
+        s_left -= exact
+    return tuple(plan)
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """When a checkpoint is due."""
+
+    every_epochs: int
+    every_minutes: float
+    aux: str  # copy | keep | recompute
+
+    def due(self, epoch: int, minutes_since_last: float, aux_needed: bool) -> bool:
+        if self.aux == "keep" and aux_needed:
+            return True  # the next epoch overwrites the generation that an older checkpoint refers to
+        if self.every_epochs and (epoch + 1) % self.every_epochs == 0:
+            return True
+        return bool(self.every_minutes) and minutes_since_last >= self.every_minutes
+
+
+def actions(
+    plan: tuple[Phase, ...],
+    save: SavePolicy,
+    *,
+    first_epoch: int = 0,
+    have_aux: bool = False,
+    stop_reason: Callable[[], str | None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Action]:
+    """Everything that is left to do from `first_epoch` on.
+
+    Args:
+        plan: the kind of every epoch.
+        have_aux: the auxiliary variables of the last parallel epoch are at hand.
+        stop_reason: asked after every epoch; a text ends the run after a checkpoint.
+    """
+    saved_at = clock()
+    recomputed = False
+    for epoch in range(first_epoch, len(plan)):
+        phase = plan[epoch]
+        switch = phase == "parallel" and (epoch == 0 or plan[epoch - 1] != "parallel")
+        if switch:
+            recomputed = False
+        if switch or (phase == "parallel" and not have_aux):
+            recomputed = recomputed or not switch
+            yield Refresh(epoch, recomputed)
+            have_aux = True
+        yield Train(epoch, phase, plan[:epoch].count("parallel"), recomputed and phase == "parallel")
+        ended = epoch + 1 == len(plan)
+        aux_needed = phase == "parallel" and not ended and plan[epoch + 1] == "parallel"
+        reason = None if ended else stop_reason()
+        if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_needed):
+            yield Save(epoch, aux_needed)
+            saved_at = clock()
+        if reason:
+            yield Stop(False, reason)
+            return
+    yield Stop(True, "all epochs are done")
+
+
+def learning_rate(
+    epoch: int, epochs: int, lr: float, kind: str, *, step: int = 50, milestones: tuple[int, ...] = (), gamma: float = 0.1
+) -> float:
+    """The learning rate of an epoch (counted from 0) in a run of `epochs`, over serial and parallel epochs alike."""
+    if kind == "cosine":
+        return lr * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+    if kind == "step":
+        return lr * gamma ** (epoch // step)
+    if kind == "multistep":
+        return lr * gamma ** sum(epoch >= m for m in milestones)
+    return lr

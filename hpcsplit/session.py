@@ -1,0 +1,279 @@
+"""One start of `train`: with MPI, or all stages in this process; and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from hpcsplit import planner
+from hpcsplit.assemble import (
+    Prepared,
+    build_method,
+    build_network,
+    device_of,
+    lookup,
+    make_job,
+    make_phases,
+    prepare,
+    sizes,
+)
+from hpcsplit.config import Config
+from hpcsplit.engine.job import Job
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
+from hpcsplit.records import Records
+from hpcsplit.report.console import Console
+from hpcsplit.report.watch import Watch
+from hpcsplit.rundir import RunDir
+from hpcsplit.schedule.actions import Stop
+from hpcsplit.wire import lockstep
+from hpcsplit.wire.launcher import check_stages, check_world, claimed_size
+
+INTERNAL = 70
+
+
+class StopRequest:
+    """Set by SIGUSR1 or SIGTERM, or by the clock; read between epochs."""
+
+    def __init__(self, time_limit_minutes: float) -> None:
+        self.signal: str | None = None
+        self.deadline = time.monotonic() + 60 * time_limit_minutes if time_limit_minutes else None
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signal = signal.Signals(number).name
+
+    def reason(self) -> str | None:
+        if self.signal:
+            return f"{self.signal} received"
+        if self.deadline and time.monotonic() >= self.deadline:
+            return "run.time_limit reached"
+        return None
+
+
+def train(config: Config, run_dir: RunDir) -> int:
+    """Train or continue; the exit code."""
+    request = StopRequest(config.run.time_limit)
+    if config.run.runner == "lockstep" or claimed_size()[0] == 1:
+        return _train_here(config, run_dir, request)
+    return _train_mpi(config, run_dir, request)
+
+
+# ------------------------------------------------------------------------------------------------ one process
+
+
+def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
+    """All stages in this process, without MPI; one stage unless the lockstep runner is asked for."""
+    explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
+    stages = config.run.stages or explicit or 1
+    if config.run.runner == "mpi":
+        check_stages(1, stages, "split.cuts" if explicit else "run.stages")
+    torch.set_num_threads(config.run.threads or len(os.sched_getaffinity(0)))
+    device = device_of(config, 0)
+    prepared = prepare(config, run_dir, stages, device)
+    console = Console(config.schedule.epochs)
+    try:
+        watch = _start(config, run_dir, prepared, stages, console, ["this process"], "none")
+        _log_to(run_dir, 0)
+        jobs = [make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None) for k in range(stages)]
+        jobs[0].stop_reason = request.reason
+        try:
+            stops = lockstep.run([rank_program(job) for job in jobs])
+        except HpcsplitError as error:
+            error.add_note("; ".join(sorted({f"stage {job.rank}: {job.where}" for job in jobs})))
+            raise
+        finally:
+            _close_stores(jobs)
+        return _end(config, run_dir, prepared, stages, watch, stops[0])
+    finally:
+        console.close()
+
+
+# ------------------------------------------------------------------------------------------------ MPI
+
+
+def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
+    """This rank's part of a run over MPI.  Whatever goes wrong on one rank ends all of them."""
+    from hpcsplit.wire.mpi import Wire
+
+    wire = Wire()
+    world = wire.world
+    jobs: list[Job] = []
+
+    def fail(error: BaseException) -> NoReturn:
+        stage = f"rank {world.rank} (stage {world.rank}) on {world.host}"
+        where = jobs[0].where if jobs else "start-up"
+        if isinstance(error, HpcsplitError):
+            print(f"hpcsplit: {stage}, {where}: {error}", file=sys.stderr, flush=True)
+            wire.abort(error.exit_code)
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
+        print(f"hpcsplit: {stage}, {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        wire.abort(INTERNAL)
+
+    threading.excepthook = lambda args: fail(args.exc_value or RuntimeError("a thread failed"))
+    console = Console(config.schedule.epochs) if world.rank == 0 else None
+    try:
+        check_world(world.size, world.library)
+        explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
+        check_stages(world.size, config.run.stages or explicit, "run.stages" if config.run.stages else "split.cuts")
+        _same_config(wire.share(config.to_toml(origins=False)))
+        _bind(config, wire)
+        device = device_of(config, world.local_rank)
+        prepared = _prepare_together(config, run_dir, wire, device)
+        _log_to(run_dir, world.rank)
+        watch = None
+        hosts = wire.share(f"{world.host}:{device}")
+        if console:
+            watch = _start(config, run_dir, prepared, world.size, console, hosts, world.library)
+        wire.device = device
+        jobs.append(make_job(config, prepared, run_dir, world.rank, world.size, device, watch))
+        jobs[0].stage.between_blocks = wire.progress
+        jobs[0].stop_reason = request.reason
+        stop = wire.run(rank_program(jobs[0]))
+        _close_stores(jobs)
+        code = _end(config, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
+        wire.close()
+        return code
+    except HpcsplitError as error:
+        if not error.agreed:
+            fail(error)
+        wire.close()
+        if world.rank == 0:
+            raise
+        return error.exit_code
+    except BaseException as error:
+        fail(error)
+    finally:
+        if console:
+            console.close()
+
+
+def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device) -> Prepared:
+    """Rank 0 prepares; all learn the result, or fail with the same sentence."""
+    answer: dict[str, Any] = {}
+    if wire.world.rank == 0:
+        try:
+            answer = {"prepared": prepare(config, run_dir, wire.world.size, device).as_dict()}
+        except HpcsplitError as error:
+            answer = {"error": str(error), "kind": type(error).__name__}
+    answer = wire.share(answer)[0]
+    if "error" in answer:
+        kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
+        error = kinds.get(answer["kind"], ConfigError)(answer["error"])
+        error.agreed = True
+        raise error
+    return Prepared.from_dict(answer["prepared"])
+
+
+def _same_config(texts: Sequence[str]) -> None:
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            raise LaunchError(f"rank {rank} has read another configuration than rank 0; give all ranks the same file")
+
+
+def _bind(config: Config, wire: Any) -> None:
+    """Give each rank of a node its own cores, unless the launcher has done so, and as many threads."""
+    world = wire.world
+    mine = sorted(os.sched_getaffinity(0))
+    cores = [c for host, c in wire.share([world.host, mine]) if host == world.host]
+    shared = all(c == mine for c in cores)
+    if shared and len(mine) >= world.local_size > 1:
+        share = len(mine) // world.local_size
+        mine = mine[world.local_rank * share : (world.local_rank + 1) * share]
+        os.sched_setaffinity(0, mine)
+    elif shared and world.local_size > 1:
+        mine = mine[:1]
+    torch.set_num_threads(config.run.threads or len(mine))
+
+
+# ------------------------------------------------------------------------------------------------ both
+
+
+def _start(
+    config: Config,
+    run_dir: RunDir,
+    prepared: Prepared,
+    stages: int,
+    console: Console,
+    hosts: Sequence[str],
+    library: str,
+) -> Watch:
+    """Say what will run, and write down how it was started."""
+    phases = make_phases(config)
+    run_dir.note_start(config.to_toml(), {"mpi": library, "ranks": list(hosts), "cuts": list(prepared.cuts)})
+    train_size, test_size = sizes(config)
+    lines = [
+        f"hpcsplit: {config.model.name} on {config.data.name} ({train_size} training, {test_size} test samples), "
+        f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, {stages} stage{'s' * (stages > 1)}",
+        f"{len(phases)} epochs, {phases.count('serial')} serial and {phases.count('parallel')} parallel: "
+        + "".join(p[0].upper() for p in phases),
+        f"run directory {run_dir.path}",
+    ]
+    if prepared.baseline_samples_per_s:
+        lines.append(f"one rank alone, whole network, exact: {prepared.baseline_samples_per_s:.0f} samples/s")
+    lines += [
+        f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), {p['params']:,} parameters, "
+        f"{p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, on {hosts[p['stage'] % len(hosts)]}"
+        for p in stage_plans(config, prepared)
+    ]
+    console.header(lines)
+    return Watch(console, Records(run_dir.records), phases)
+
+
+def stage_plans(config: Config, prepared: Prepared) -> list[dict[str, Any]]:
+    """The plan of every stage, as plain values."""
+    return [
+        plan.as_dict()
+        for plan in planner.plan_stages(
+            build_network(config, meta=True),
+            lookup(config.data.name).input_shape(config.data.pool),
+            prepared.cuts,
+            prepared.costs,
+            build_method(config),
+            samples=sizes(config)[0],
+            batch_size=config.data.batch_size,
+            dtype=getattr(torch, config.store.dtype),
+        )
+    ]
+
+
+def _log_to(run_dir: RunDir, rank: int) -> None:
+    """Each rank's own log file; what it does, with times."""
+    handler = logging.FileHandler(run_dir.log(rank))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("hpcsplit")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+def _close_stores(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.store:
+            job.store.close()
+
+
+def _exit_code(stop: Stop) -> int:
+    return DONE if stop.done else REQUEUE
+
+
+def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch: Watch, stop: Stop) -> int:
+    """The closing table and picture, or why the run stopped before its end."""
+    if not stop.done:
+        watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
+        return REQUEUE
+    table = watch.closing(stage_plans(config, prepared), prepared.baseline_samples_per_s)
+    watch.say("\n" + table)
+    run_dir.summary.write_text(table + "\n", encoding="utf-8")
+    watch.draw(run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {stages} stages")
+    watch.say(f"curves: {run_dir.picture}")
+    return DONE

@@ -1,0 +1,140 @@
+"""What one block costs: its parameters, its multiply-adds, or its measured seconds."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpcsplit.nets.shapes import block_names, trace
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """A block as the planner sees it; shapes are for one sample, without the batch dimension."""
+
+    name: str
+    params: int  # numbers to train
+    flops: int  # multiply-adds, forward, one sample
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+
+def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
+    """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`.
+
+    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
+    """
+    names, params = block_names(net), block_params(net)
+    passes = trace(net, input_shape)
+    costs = []
+    for name, numbers in zip(names, params, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            x, y = next(passes)
+        flops = counter.get_total_flops() // 2  # the counter takes a multiply-add as two
+        costs.append(BlockCost(name, numbers, flops, tuple(x.shape[1:]), tuple(y.shape[1:])))
+    return costs
+
+
+def block_params(net: nn.Sequential) -> list[int]:
+    """The number of parameters of each block."""
+    return [sum(parameter.numel() for parameter in block.parameters()) for block in net]
+
+
+def block_flops(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
+    """Multiply-adds of each block: convolutions and matrix products, forward, one sample of shape `input_shape`.
+
+    In the unit of the papers' tables, where one multiply-add counts once. Normalisation, activation, pooling and bias
+    are not counted, so a block of those alone costs 0.
+    """
+    return [cost.flops for cost in block_costs(net, input_shape)]
+
+
+def block_seconds(
+    net: nn.Sequential,
+    input_shape: Sequence[int],
+    batch_size: int,
+    *,
+    repeats: int = 5,
+    channels_last: bool = True,
+    autocast_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> list[float]:
+    """Seconds of each block for one mini-batch of `batch_size` samples: forward, then gradients of weights and input.
+
+    The median of `repeats` after a warm-up, on random inputs, in training mode. The first block's input are the
+    images, which need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once
+    and get the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on
+    `device` (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state
+    stay as they are.
+    """
+    assert min(batch_size, repeats) >= 1
+    device = torch.device(device)
+    seconds: dict[tuple[object, ...], float] = {}
+    result = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        for index, (block, cost) in enumerate(zip(net, block_costs(net, input_shape), strict=True)):
+            looks = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
+            if looks not in seconds:
+                twin = _twin(block, device)
+                x = torch.randn(batch_size, *cost.in_shape, device=device, dtype=_dtype(block))
+                if channels_last:
+                    twin, x = twin.to(memory_format=torch.channels_last), _channels_last(x)
+                x.requires_grad_(index > 0)
+                seconds[looks] = _median_seconds(twin, x, repeats, autocast_dtype)
+            result.append(seconds[looks])
+    return result
+
+
+def _median_seconds(block: nn.Module, x: Tensor, repeats: int, autocast_dtype: torch.dtype | None) -> float:
+    times = []
+    seed: Tensor | None = None
+    for _ in range(1 + repeats):
+        block.zero_grad()
+        x.grad = None
+        _wait(x.device)
+        start = time.perf_counter()
+        with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
+            y = block(x)
+        if seed is None:
+            seed = torch.randn_like(y)
+        if y.requires_grad:
+            y.backward(seed)
+        _wait(x.device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _twin(block: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of the block on `device`, in training mode; a block on the meta device gets weights of a sane size."""
+    twin = copy.deepcopy(block).train()
+    if not any(t.is_meta for t in (*block.parameters(), *block.buffers())):
+        return twin.to(device)
+    twin = twin.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.normal_(std=0.05)
+        for buffer in twin.buffers():
+            buffer.fill_(1)
+    return twin
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _dtype(block: nn.Module) -> torch.dtype:
+    floating = (p.dtype for p in block.parameters() if p.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,74 @@
+"""Where the network is cut: stage k owns the blocks from its cut up to the next one.
+
+blocks   0 1 2 3 4 5 6 7       cuts (3, 6)
+stages   0 0 0 1 1 1 2 2       a cut is the first block of a stage; stage 0 starts at block 0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+from hpcsplit.errors import ConfigError
+
+Split = tuple[float, float, tuple[int, ...]]  # largest stage, sum of squares, cuts
+
+
+def balanced_cuts(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+    """The cuts into `stages` parts, none empty, whose most expensive part is as cheap as possible.
+
+    Dynamic programming over all cuts: the best split of the first j blocks into k stages is the best split of some
+    first i < j blocks into k - 1, and blocks i to j - 1 in stage k - 1. Of equal candidates the one with the smaller
+    sum of squared stage costs is kept, then the one with the earlier cuts, so the answer depends on `costs` alone.
+    `costs` are one finite number >= 0 a block, in any unit. Raises ConfigError where there are more stages than blocks.
+    """
+    n = len(costs)
+    assert stages >= 1
+    assert all(math.isfinite(cost) and cost >= 0 for cost in costs)
+    if stages > n:
+        raise ConfigError(
+            f"{stages} stages need at least {stages} blocks, but the network has {n}; "
+            f"start at most {n} ranks (run.stages) or take a deeper model.name"
+        )
+    total = list(accumulate(costs, initial=0))
+    # best[j]: of the first j blocks, in 1, 2 ... k stages
+    best: dict[int, Split] = {j: (total[j], total[j] ** 2, ()) for j in range(1, n + 1)}
+    for k in range(2, stages + 1):
+        best = {j: _best_last_stage(best, total, j, k) for j in range(k, n + 1)}
+    return best[n][2]
+
+
+def _best_last_stage(shorter: dict[int, Split], total: Sequence[float], j: int, k: int) -> Split:
+    """The best split of the first j blocks into k stages, from those of fewer blocks into k - 1."""
+    found: Split = (math.inf, math.inf, ())
+    for i in range(j - 1, k - 2, -1):
+        last = total[j] - total[i]
+        if last > found[0]:  # and grows as i goes down
+            break
+        largest, squares, cuts = shorter[i]
+        found = min(found, (max(largest, last), squares + last**2, (*cuts, i)))
+    return found
+
+
+def ranges(cuts: Sequence[int], n_blocks: int) -> tuple[range, ...]:
+    """The block numbers of each stage, for increasing `cuts` of a network of `n_blocks` blocks.
+
+    Raises ConfigError for a cut behind the last block.
+    """
+    if cuts and max(cuts) >= n_blocks:
+        raise ConfigError(
+            f"split.cuts = {list(cuts)}: the network has {n_blocks} blocks, numbered 0 to {n_blocks - 1}, "
+            f"and no stage can start at block {max(cuts)}; the last possible cut is {n_blocks - 1}"
+        )
+    parts = tuple(range(first, end) for first, end in zip((0, *cuts), (*cuts, n_blocks), strict=True))
+    assert all(parts), cuts
+    assert [block for part in parts for block in part] == list(range(n_blocks)), (cuts, n_blocks)
+    return parts
+
+
+def stage_shares(costs: Sequence[float], cuts: Sequence[int]) -> tuple[float, ...]:
+    """The share of the whole cost that each stage has; they add up to 1, and 1 / stages each is a perfect balance."""
+    whole = sum(costs)
+    assert whole > 0, "a network of blocks that cost nothing has no shares"
+    return tuple(sum(costs[part.start : part.stop]) / whole for part in ranges(cuts, len(costs)))

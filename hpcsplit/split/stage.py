@@ -1,0 +1,129 @@
+"""A stage: a consecutive piece of the network, its optimizer and the shapes at its two boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Shape = tuple[int, ...]
+
+
+class Stage:
+    """Stage `index` of `count`: x^k = f_k(W_k, input), with everything that is needed to train f_k.
+
+    Attributes:
+        in_shape, out_shape: one sample's shape at the two boundaries, without the batch dimension.
+        dtype: type of activations and gradients that exact back-propagation passes between stages.
+        frozen: leave the weights of parallel epochs as they are (the frozen control).
+        between_blocks: called after every block, forward and backward; the wire makes its progress there.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        blocks: nn.Sequential,
+        boundaries: Sequence[Shape],
+        optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        clip: float = 0.0,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        frozen: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.index, self.count = index, count
+        self.device = torch.device(device)
+        self.in_shape, self.out_shape = tuple(boundaries[0]), tuple(boundaries[1])
+        self.channels_last = channels_last and len(self.in_shape) == 3
+        self.blocks = blocks.to(self.device)
+        if channels_last:
+            self.blocks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters) if self.parameters else None
+        self.clip = clip
+        self.precision = precision
+        self.frozen = frozen
+        self.between_blocks: Callable[[], None] = lambda: None
+        self._seed, self._position, self._draws = seed, (0, 0), 0
+        self._stochastic = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in self.blocks.modules())
+        for block in self.blocks:
+            block.register_forward_hook(self._after_block)
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.count - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision
+
+    def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.between_blocks()
+        if output.requires_grad:
+            output.register_hook(lambda grad: self.between_blocks())
+
+    def at(self, epoch: int, step: int) -> None:
+        """Say where in the run the next forward passes stand; random layers draw from (seed, epoch, step, stage)."""
+        self._position, self._draws = (epoch, step), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, float32 for the last stage's logits."""
+        if self._stochastic:
+            self._draws += 1
+            torch.manual_seed(hash((self._seed, *self._position, self.index, self._draws)) & (2**63 - 1))
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            y = self.blocks(x)
+        return y.float() if self.last else y.to(self.dtype)
+
+    def infer(self, x: torch.Tensor) -> torch.Tensor:
+        """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
+        with torch.no_grad():
+            return self.forward(x)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """φ of each sample: logits (B, classes) and labels (B,) give (B,)."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def update(self) -> None:
+        """One optimizer step with the gradients at hand, clipped to the stage's own norm."""
+        if self.optimizer is None:
+            return
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+
+    def set_lr(self, lr: float) -> None:
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Forward passes inside leave every buffer (BatchNorm statistics) as it was.  Do not yield a verb inside."""
+        saved = [b.detach().clone() for b in self.blocks.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(self.blocks.buffers(), saved, strict=True):
+                buffer.data.copy_(value)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers by their names in the whole network."""
+        return {name: t.detach() for name, t in self.blocks.state_dict().items()}

@@ -1,0 +1,118 @@
+"""All stages in one process, each run until it has to wait: the reference that the MPI runner is compared with.
+
+It finds deadlocks and says what every stage waits for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hpcsplit.wire.port import Meter, Program, Recv, Send, Share, Traffic, describe_mismatch
+
+
+class Deadlock(RuntimeError):
+    """No stage can go on."""
+
+
+class WrongMessage(RuntimeError):
+    """A message that is not the one waited for, or one that nobody took."""
+
+
+def run(programs: Sequence[Program]) -> list[Any]:
+    """Run one program for each stage to its end and return their results."""
+    return _Lockstep(programs).run()
+
+
+class _Lockstep:
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self.programs = programs
+        count = len(programs)
+        self.queues: dict[tuple[int, int, str], deque[tuple[torch.Tensor, int]]] = defaultdict(deque)
+        self.waiting: list[Recv | Share | None] = [None] * count
+        self.answers: list[Any] = [None] * count
+        self.results: list[Any] = [None] * count
+        self.running = [True] * count
+        self.traffic = [Traffic() for _ in range(count)]
+
+    def run(self) -> list[Any]:
+        try:
+            while any(self.running):
+                moved = [self._advance(rank) for rank in range(len(self.programs)) if self.running[rank]]
+                if not any(moved) and not self._meet():
+                    raise Deadlock("; ".join(self._complaints()))
+        finally:
+            for program in self.programs:
+                program.close()
+        left = [f"'{name}' from stage {a} to stage {b}" for (a, b, name), queue in self.queues.items() if queue]
+        if left:
+            raise WrongMessage(f"sent but never received: {', '.join(left)}")
+        return self.results
+
+    def _advance(self, rank: int) -> bool:
+        """Run one stage until it waits; False when it could not move at all."""
+        wanted = self.waiting[rank]
+        if isinstance(wanted, Share):
+            return False
+        if isinstance(wanted, Recv):
+            queue = self.queues[rank + wanted.side, rank, wanted.name]
+            if not queue:
+                return False
+            tensor, index = queue.popleft()
+            if complaint := describe_mismatch(rank, wanted, wanted.name, tensor, index):
+                raise WrongMessage(complaint)
+            self.answers[rank], self.waiting[rank] = tensor, None
+        while True:
+            try:
+                verb = self.programs[rank].send(self.answers[rank])
+            except StopIteration as end:
+                self.results[rank], self.running[rank] = end.value, False
+                return True
+            self.answers[rank] = None
+            if isinstance(verb, Send):
+                self._neighbour(rank, verb.side)
+                self.queues[rank, rank + verb.side, verb.name].append((verb.tensor.detach().clone(), verb.index))
+                self.traffic[rank].count(verb.side, verb.tensor.nbytes)
+            elif isinstance(verb, Meter):
+                self.answers[rank] = self.traffic[rank]
+            else:
+                if isinstance(verb, Recv):
+                    self._neighbour(rank, verb.side)
+                self.waiting[rank] = verb
+                return True
+
+    def _neighbour(self, rank: int, side: int) -> None:
+        if not 0 <= rank + side < len(self.programs):
+            raise WrongMessage(f"stage {rank} has no neighbour on side {side:+d}")
+
+    def _meet(self) -> bool:
+        """When every stage stands at a Share, give all of them the list of all values."""
+        verbs = self.waiting
+        if not all(isinstance(v, Share) for v in verbs):
+            return False
+        values = [v.value for v in verbs if isinstance(v, Share)]
+        for rank in range(len(self.programs)):
+            self.answers[rank], self.waiting[rank] = list(values), None
+        return self._resume_all()
+
+    def _resume_all(self) -> bool:
+        for rank in range(len(self.programs)):
+            self._advance(rank)
+        return True
+
+    def _complaints(self) -> list[str]:
+        lines = []
+        for rank, verb in enumerate(self.waiting):
+            if isinstance(verb, Recv):
+                peer = rank + verb.side
+                others = [name for (a, b, name), queue in self.queues.items() if (a, b) == (peer, rank) and queue]
+                got = f", got '{others[0]}'" if others else ""
+                lines.append(f"stage {rank} waits for '{verb.name}' from stage {peer}{got}")
+            elif isinstance(verb, Share):
+                lines.append(f"stage {rank} waits for all stages to share")
+            elif not self.running[rank]:
+                lines.append(f"stage {rank} has ended")
+        return lines

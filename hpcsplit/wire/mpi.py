@@ -1,0 +1,215 @@
+"""Stage programs over MPI: one rank a stage, point-to-point messages between neighbours.  The only importer of mpi4py.
+
+MPI moves nothing in the background by itself.  `Wire.progress` takes in what has arrived and drives what is on its way;
+a stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
+Every message is one buffer: a header (name, index, dtype, shape, memory format, time of sending) and the payload.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import mpi4py
+import torch
+
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+from mpi4py import MPI  # noqa: E402
+
+from hpcsplit.wire.port import Meter, Program, Recv, Send, Share, Traffic, describe_mismatch  # noqa: E402
+
+_HEADER = struct.Struct("<24sqdBBB5x6q")  # name, index, sent at, dtype, dimensions, channels last, shape
+_HEADER_BYTES = 128  # keeps the payload aligned
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.int32)
+_IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
+_NAP_S = 5e-5
+
+
+@dataclass(frozen=True)
+class World:
+    """Who and where this rank is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    library: str
+    host: str
+
+
+class Wire:
+    """The MPI side of the verbs in `port`, over a communicator of its own."""
+
+    def __init__(self) -> None:
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_SERIALIZED)
+        self.comm = MPI.COMM_WORLD.Dup()
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.world = World(
+            self.comm.rank,
+            self.comm.size,
+            node.rank,
+            node.size,
+            MPI.Get_library_version().split("\n")[0].strip(" \0"),
+            socket.gethostname(),
+        )
+        node.Free()
+        self.device = torch.device("cpu")
+        self.traffic = Traffic()
+        self.outgoing: list[tuple[MPI.Request, torch.Tensor]] = []
+        self.arriving: deque[tuple[MPI.Request, int, torch.Tensor]] = deque()
+        self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
+        self.unread = 0
+        self.clock_offset = self._clock_offsets()
+
+    def run(self, program: Program) -> Any:
+        """Run this rank's program to its end and return its result."""
+        answer: Any = None
+        while True:
+            try:
+                verb = program.send(answer)
+            except StopIteration as end:
+                self._drain()
+                return end.value
+            if isinstance(verb, Send):
+                answer = self._send(verb)
+            elif isinstance(verb, Recv):
+                answer = self._recv(verb)
+            elif isinstance(verb, Share):
+                answer = self.share(verb.value)
+            else:
+                assert isinstance(verb, Meter)
+                answer = self.traffic
+
+    def _send(self, verb: Send) -> None:
+        t = verb.tensor.detach()
+        nhwc = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+        shape = tuple(t.shape)
+        buffer = torch.empty(_HEADER_BYTES + t.nbytes, dtype=torch.uint8)
+        _payload(buffer, t.dtype, shape, nhwc).copy_(t)
+        name = verb.name.encode()
+        assert len(name) <= 24 and t.dim() <= 6, verb.name
+        padded = shape + (0,) * (6 - t.dim())
+        header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
+        buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        self.traffic.count(verb.side, t.nbytes)
+        start = time.perf_counter()
+        while len(self.outgoing) >= _IN_FLIGHT:
+            self.progress(asked=True)
+            if len(self.outgoing) >= _IN_FLIGHT:
+                time.sleep(_NAP_S)
+        self.traffic.exposed_s += time.perf_counter() - start
+        request = self.comm.Isend([_bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
+        self.outgoing.append((request, buffer))
+
+    def _recv(self, verb: Recv) -> torch.Tensor:
+        peer = self.world.rank + verb.side
+        queue = self.mailbox[peer, verb.name]
+        waiting_since = time.time()
+        while not queue:
+            self.progress(asked=True)
+            if not queue:
+                time.sleep(_NAP_S)
+        tensor, index, sent_at = queue.popleft()
+        self.unread -= 1
+        waited = time.time() - waiting_since
+        exposed = min(waited, max(0.0, time.time() - max(waiting_since, sent_at - self.clock_offset[peer])))
+        self.traffic.exposed_s += exposed
+        self.traffic.imbalance_s += waited - exposed
+        if complaint := describe_mismatch(self.world.rank, verb, verb.name, tensor, index):
+            raise RuntimeError(complaint)
+        return tensor.to(self.device)
+
+    def progress(self, asked: bool = False) -> None:
+        """Take in messages and finish what is on its way; returns at once.
+
+        Unasked, a rank stops taking in messages while it has many unread ones, which makes the sender wait.
+        """
+        while asked or self.unread < 2 * _IN_FLIGHT:
+            status = MPI.Status()
+            message = self.comm.Improbe(source=MPI.ANY_SOURCE, tag=0, status=status)
+            if message is None:
+                break
+            buffer = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
+            self.arriving.append((message.Irecv([_bytes_of(buffer), MPI.BYTE]), status.source, buffer))
+            self.unread += 1
+        # Messages are handed over in the order of arrival, so that each (peer, name) stays first-in-first-out.
+        while self.arriving and self.arriving[0][0].Test():
+            _, source, buffer = self.arriving.popleft()
+            name, index, sent_at, dtype, dims, nhwc, *shape = _HEADER.unpack_from(_bytes_of(buffer))
+            tensor = _payload(buffer, _DTYPES[dtype], tuple(shape[:dims]), nhwc)
+            self.mailbox[source, name.rstrip(b"\0").decode()].append((tensor, index, sent_at))
+        if self.outgoing:
+            self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
+
+    def share(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, by rank."""
+        mine = json.dumps(value).encode()
+        sizes = memoryview(bytearray(8 * self.world.size)).cast("q")
+        self._wait(self.comm.Iallgather([memoryview(bytearray(struct.pack("<q", len(mine)))), MPI.BYTE], [sizes, 8, MPI.BYTE]))
+        counts = list(sizes)
+        offsets = [sum(counts[:r]) for r in range(len(counts))]
+        everything = bytearray(sum(counts))
+        self._wait(self.comm.Iallgatherv([mine, len(mine), MPI.BYTE], [everything, counts, offsets, MPI.BYTE]))
+        return [json.loads(everything[o : o + n]) for o, n in zip(offsets, counts, strict=True)]
+
+    def _wait(self, request: MPI.Request) -> None:
+        nap = _NAP_S
+        while not request.Test():
+            self.progress(asked=True)
+            time.sleep(nap)
+            nap = min(nap * 1.5, 2e-3)
+
+    def _drain(self) -> None:
+        """Let the last sends leave."""
+        while self.outgoing:
+            self.progress(asked=True)
+            time.sleep(_NAP_S)
+
+    def _clock_offsets(self) -> list[float]:
+        """Each rank's clock minus ours (s), so that a peer's time of sending can be read: nearest of a few exchanges."""
+        best = [float("inf")] * self.world.size
+        offset = [0.0] * self.world.size
+        for _ in range(5):
+            before = time.time()
+            clocks = self.share(time.time())
+            spread = time.time() - before
+            for rank, clock in enumerate(clocks):
+                if spread < best[rank]:
+                    best[rank], offset[rank] = spread, clock - before
+        same_host = self.share(self.world.host)
+        return [0.0 if same_host[r] == self.world.host else offset[r] for r in range(self.world.size)]
+
+    def abort(self, code: int) -> NoReturn:
+        """End every rank of the job with this exit code, now."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.comm.Abort(code)
+        os._exit(code)
+
+    def close(self) -> None:
+        """Leave MPI; every rank must come here."""
+        self.share(None)
+        self.comm.Free()
+        MPI.Finalize()
+
+
+def _bytes_of(buffer: torch.Tensor) -> memoryview:
+    return memoryview(buffer.numpy())
+
+
+def _payload(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], nhwc: bool) -> torch.Tensor:
+    """The tensor that lives behind the header, in its own memory format."""
+    flat = buffer[_HEADER_BYTES:].view(dtype)
+    if not nhwc:
+        return flat.view(shape)
+    b, c, h, w = shape
+    return flat.view(b, h, w, c).permute(0, 3, 1, 2)

@@ -1,0 +1,95 @@
+"""What a stage may say to the world.
+
+A stage program is a generator.  It yields one of the verbs below and is sent the answer back; who answers (one process
+that runs all stages in lockstep, or MPI) is not its business.  A training method may use `Send` and `Recv` only;
+`Share` and `Meter` belong to the engine.
+
+Order is first-in-first-out per (edge, name).  A `Send` takes the tensor's value at once and returns; a `Recv` waits.
+Never yield inside a `with` block: in lockstep the block's state would leak into the other stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+PREV: Literal[-1] = -1
+NEXT: Literal[1] = 1
+Side = Literal[-1, 1]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Give the neighbour on `side` a copy of `tensor` under `name`.  `index` numbers a mini- or micro-batch."""
+
+    side: Side
+    name: str
+    tensor: torch.Tensor
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Recv:
+    """Wait for `name` from the neighbour on `side`; the answer is a tensor of exactly `shape` and `dtype`."""
+
+    side: Side
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Give a JSON value to all ranks; the answer is the list of every rank's value, by rank.  A meeting point."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Meter:
+    """The answer is a `Traffic`: what this rank's messages have cost since the start."""
+
+
+@dataclass
+class Traffic:
+    """Running totals of one rank.
+
+    `exposed_s` counts waiting after the peer had sent (the message's own cost), `imbalance_s` waiting before that
+    (the peer was not ready).  Bytes are payload bytes per neighbour side.
+    """
+
+    sent_bytes_prev: int = 0
+    sent_bytes_next: int = 0
+    messages: int = 0
+    exposed_s: float = 0.0
+    imbalance_s: float = 0.0
+
+    def count(self, side: Side, size_bytes: int) -> None:
+        if side == PREV:
+            self.sent_bytes_prev += size_bytes
+        else:
+            self.sent_bytes_next += size_bytes
+        self.messages += 1
+
+
+Verb = Send | Recv | Share | Meter
+Program = Generator[Verb, Any, Any]
+
+
+def describe_mismatch(rank: int, wanted: Recv, got_name: str, got: torch.Tensor, got_index: int) -> str | None:
+    """None when the message is the one wanted; otherwise the sentence to fail with."""
+    peer = rank + wanted.side
+    if got_name != wanted.name:
+        return f"stage {rank} waits for '{wanted.name}' from stage {peer}, got '{got_name}'"
+    if tuple(got.shape) != tuple(wanted.shape) or got.dtype != wanted.dtype:
+        return (
+            f"stage {rank} waits for '{wanted.name}' of shape {tuple(wanted.shape)} ({wanted.dtype}) from stage {peer}, "
+            f"got {tuple(got.shape)} ({got.dtype})"
+        )
+    if got_index != wanted.index:
+        return f"stage {rank} waits for '{wanted.name}' number {wanted.index} from stage {peer}, got number {got_index}"
+    return None

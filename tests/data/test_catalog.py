@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hpcsplit.config.sections import DATASETS
+from hpcsplit.data.catalog import SPECS, lookup
+from hpcsplit.errors import DataError
+
+
+def test_every_name_that_the_configuration_allows_is_known() -> None:
+    assert set(SPECS) == set(DATASETS)
+    assert all(name == spec.name for name, spec in SPECS.items())
+
+
+def test_flips_only_where_a_mirror_image_keeps_its_label() -> None:
+    assert {name for name, spec in SPECS.items() if spec.flip} == {"cifar10", "cifar100", "fashion_mnist"}
+
+
+def test_pooling_halves_the_picture() -> None:
+    assert SPECS["mnist"].input_shape() == (1, 28, 28)
+    assert SPECS["mnist"].input_shape(pool=True) == (1, 14, 14)
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r'"cifar11".*cifar10'):
+        lookup("cifar11")
+
+
+def test_imports_nothing_heavy() -> None:
+    code = "import sys, hpcsplit.data.catalog; print({'torch', 'numpy', 'torchvision', 'sklearn'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hpcsplit.data import embedded
+from hpcsplit.data.catalog import SPECS, Spec
+from hpcsplit.data.dataset import Dataset, Part, channel_moments, fingerprint, load
+from hpcsplit.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def fake() -> Dataset:
+    return load("fake")
+
+
+def test_shapes_and_types(fake: Dataset) -> None:
+    assert fake.train.images.shape == (1024, 3, 32, 32)
+    assert fake.test.images.shape == (256, 3, 32, 32)
+    assert (fake.train.images.dtype, fake.train.labels.dtype) == (torch.uint8, torch.int64)
+    assert fake.input_shape == (3, 32, 32)
+    assert (fake.classes, fake.flip, len(fake.test)) == (10, False, 256)
+
+
+def test_mean_and_std_are_those_of_the_training_pixels_between_0_and_1(fake: Dataset) -> None:
+    pixels = fake.train.images.double() / 255
+    torch.testing.assert_close(fake.mean, pixels.mean((0, 2, 3)).float())
+    torch.testing.assert_close(fake.std, pixels.std((0, 2, 3), correction=0).float())
+    assert fake.mean.dtype == fake.std.dtype == torch.float32
+
+
+def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset) -> None:
+    few = load("fake", limit_train=30, limit_test=7)
+    assert torch.equal(few.train.images, fake.train.images[:30])
+    assert torch.equal(few.test.labels, fake.test.labels[:7])
+    assert few.train.images.untyped_storage().nbytes() == 30 * 3 * 32 * 32
+    torch.testing.assert_close(few.mean, (few.train.images.double() / 255).mean((0, 2, 3)).float())
+    assert not torch.equal(few.mean, fake.mean)
+
+
+@pytest.mark.parametrize(("key", "limit", "size"), [("limit_train", 1025, 1024), ("limit_test", 257, 256)])
+def test_limit_above_the_size(key: str, limit: int, size: int) -> None:
+    with pytest.raises(DataError, match=rf"data\.{key} = {limit}.* {size} "):
+        load("fake", **{key: limit})
+    assert len(getattr(load("fake", **{key: size}), key.removeprefix("limit_"))) == size
+
+
+def test_negative_limit() -> None:
+    with pytest.raises(DataError, match="limit_test = -1"):
+        load("fake", limit_test=-1)
+
+
+def test_pooling_averages_squares_and_rounds_halves_up(fake: Dataset) -> None:
+    pooled = load("fake", pool=True)
+    wide = fake.train.images.double()
+    exact = torch.nn.functional.avg_pool2d(wide, 2)
+    assert pooled.input_shape == (3, 16, 16)
+    assert torch.equal(pooled.train.images, (exact + 0.5).floor().to(torch.uint8))
+    assert torch.equal(pooled.test.labels, fake.test.labels)
+    torch.testing.assert_close(pooled.std, (pooled.train.images / 255).std((0, 2, 3), correction=0))
+
+
+def test_pooling_reaches_both_ends_of_the_scale() -> None:
+    part = Part(torch.tensor([[[[255, 255, 0, 1], [255, 255, 0, 0]]]], dtype=torch.uint8), torch.zeros(1).long())
+    assert part.pooled().images.tolist() == [[[[255, 0]]]]
+
+
+def test_constant_channel_divides_by_one() -> None:
+    images = torch.zeros(4, 2, 2, 2, dtype=torch.uint8)
+    images[:, 0] = 51
+    images[0, 1] = 255
+    mean, std = channel_moments(images)
+    assert mean.tolist() == pytest.approx([0.2, 0.25])
+    assert std.tolist() == pytest.approx([1.0, (0.25 * 0.75) ** 0.5])
+
+
+def _reader_with(monkeypatch: pytest.MonkeyPatch, image_shape: tuple[int, ...], labels: list[int]) -> None:
+    monkeypatch.setitem(SPECS, "fake", Spec("fake", 3, 3, (1, 4, 4), 10, flip=False))
+    part = Part.of(np.zeros(image_shape, np.uint8), np.array(labels))
+    monkeypatch.setitem(embedded.READERS, "fake", lambda spec: (part, part))
+
+
+@pytest.mark.parametrize("wrong", [10, -1])
+def test_label_outside_the_classes(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
+    _reader_with(monkeypatch, (3, 1, 4, 4), [0, 9, wrong])
+    with pytest.raises(DataError, match=f"sample 2 of fake has label {wrong}, the limit is 9"):
+        load("fake")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 3, 4, 4), (3, 1, 4, 5)])
+def test_images_that_are_not_of_this_set(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    _reader_with(monkeypatch, shape, [0] * shape[0])
+    with pytest.raises(DataError, match=r"expected \(3, 1, 4, 4\)"):
+        load("fake")
+
+
+def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset) -> None:
+    mark = fingerprint(fake)
+    assert len(mark) == 16
+    assert fingerprint(load("fake")) == mark
+    assert fingerprint(load("fake", limit_test=255)) != mark
+
+    def changed(**parts: Part) -> str:
+        return fingerprint(dataclasses.replace(fake, **parts))
+
+    pixel = fake.train.images.clone()
+    pixel[-1, -1, -1, -1] ^= 1
+    label = fake.test.labels.clone()
+    label[-1] = (label[-1] + 1) % 10
+    assert changed(train=Part(pixel, fake.train.labels)) != mark
+    assert changed(test=Part(fake.test.images, label)) != mark
+    assert changed(train=Part(fake.train.images.view(1024, 3, 16, 64), fake.train.labels)) != mark

@@ -1,0 +1,118 @@
+"""Networks from the user's own module: good ones are taken, each broken promise is named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hpcsplit.errors import ConfigError
+from hpcsplit.nets import block_names, build
+
+MODULE = """
+from collections import OrderedDict
+import torch
+from torch import nn
+
+NUMBER = 3
+
+def good(input_shape, classes):
+    c, h, w = input_shape
+    return nn.Sequential(OrderedDict(
+        stem=nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU(inplace=True)),
+        flat=nn.Flatten(),
+        head=nn.Linear(4 * h * w, classes),
+    ))
+
+def not_sequential(input_shape, classes):
+    return nn.Linear(1, classes)
+
+class Skips(nn.Sequential):
+    def forward(self, x):
+        return self[-1](x)
+
+def own_forward(input_shape, classes):
+    return Skips(nn.Identity(), nn.Flatten())
+
+def empty(input_shape, classes):
+    return nn.Sequential()
+
+def wrong_arguments(shape):
+    return nn.Sequential(nn.Flatten())
+
+def inplace(input_shape, classes):
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), act=nn.ReLU(inplace=True)))
+
+def inplace_through_a_view(input_shape, classes):
+    return nn.Sequential(OrderedDict(act=nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))))
+
+def tied(input_shape, classes):
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return nn.Sequential(OrderedDict(one=first, two=second))
+
+def lazy(input_shape, classes):
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.LazyLinear(classes)))
+
+def does_not_fit(input_shape, classes):
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.Linear(5, classes)))
+"""
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_nets.py").write_text(MODULE)
+    (tmp_path / "user_broken.py").write_text("import a_library_that_is_not_there\n")
+    (tmp_path / "user_typo.py").write_text("def factory(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("user_nets", "user_broken", "user_typo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_a_good_factory() -> None:
+    net = build("user_nets:good", (1, 4, 4), 5)
+    assert block_names(net) == ["stem", "flat", "head"]
+    assert net(torch.zeros(2, 1, 4, 4)).shape == (2, 5)
+
+
+def test_a_good_factory_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        assert next(build("user_nets:good", (1, 4, 4), 5).parameters()).is_meta
+
+
+def test_checking_does_not_disturb_the_random_state() -> None:
+    torch.manual_seed(4)
+    net = build("user_nets:good", (1, 4, 4), 5)
+    after = torch.get_rng_state()
+    torch.manual_seed(4)
+    again = sys.modules["user_nets"].good(input_shape=(1, 4, 4), classes=5)
+    assert torch.equal(after, torch.get_rng_state())
+    vector = nn.utils.parameters_to_vector
+    assert torch.equal(vector(net.parameters()), vector(again.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:factory", "importing no_such_module failed .*PYTHONPATH"),
+        ("user_broken:factory", "a_library_that_is_not_there"),
+        ("user_typo:factory", "SyntaxError"),
+        ("user_nets:missing", "has no function missing"),
+        ("user_nets:NUMBER", "has no function NUMBER"),
+        ("user_nets:not_sequential", "returned Linear; return a plain nn.Sequential"),
+        ("user_nets:own_forward", "returned Skips; return a plain nn.Sequential"),
+        ("user_nets:empty", "0 blocks; it needs at least 1"),
+        ("user_nets:wrong_arguments", "failed .*TypeError.*correct the factory"),
+        ("user_nets:inplace", "block act changes its input in place"),
+        ("user_nets:inplace_through_a_view", "block act changes its input in place"),
+        ("user_nets:tied", "blocks one and two share a parameter"),
+        ("user_nets:lazy", "block head has a lazy layer"),
+        ("user_nets:does_not_fit", r"block head .* shape \(16,\)"),
+    ],
+)
+def test_broken_promises_are_named(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(name, (1, 4, 4), 8)

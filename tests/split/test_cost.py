@@ -1,0 +1,74 @@
+"""Costs against counts by hand, measured seconds against a clock that the test holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hpcsplit.nets import block_names, block_shapes, build
+from hpcsplit.split import cost
+from hpcsplit.split.cost import block_costs, block_flops, block_params, block_seconds
+
+
+def test_multiply_adds_by_hand() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),  # 5 x 5 outputs
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 4, 1, groups=2),
+        nn.Flatten(),
+        nn.Linear(100, 6),
+    )
+    assert block_flops(net, (3, 9, 9)) == [5 * 5 * 8 * 27, 0, 5 * 5 * 4 * 4, 0, 600]
+    assert block_params(net) == [8 * 27 + 8, 16, 4 * 4 + 4, 0, 606]
+
+
+def test_published_multiply_adds() -> None:
+    """resnet20 is known as 41 M and wrn-28-10 as 5.2 G multiply-adds."""
+    with torch.device("meta"):
+        assert sum(block_flops(build("resnet20", (3, 32, 32), 10), (3, 32, 32))) == 40_551_040
+        assert sum(block_flops(build("wrn-28-10", (3, 32, 32), 10), (3, 32, 32))) == pytest.approx(5.24e9, rel=0.01)
+
+
+def test_block_costs_tell_the_same_as_the_single_functions() -> None:
+    net = build("resnet8", (1, 28, 28), 10)
+    costs = block_costs(net, (1, 28, 28))
+    assert [c.name for c in costs] == block_names(net)
+    assert [c.params for c in costs] == block_params(net)
+    assert [c.flops for c in costs] == block_flops(net, (1, 28, 28))
+    assert [c.out_shape for c in costs] == block_shapes(net, (1, 28, 28))
+    assert [c.in_shape for c in costs] == [(1, 28, 28), *(c.out_shape for c in costs[:-1])]
+
+
+def test_a_meta_network_is_measured_and_stays_on_meta() -> None:
+    with torch.device("meta"):
+        net = build("resnet8", (1, 8, 8), 3, block="pre")
+    assert all(second > 0 for second in block_seconds(net, (1, 8, 8), 2, repeats=1))
+    assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
+
+
+def test_measuring_inside_no_grad_still_measures_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = []
+    original = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda y, seed: (backward.append(y), original(y, seed)))
+    with torch.no_grad():
+        block_seconds(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), 2, repeats=3)
+    assert len(backward) == 4  # warm-up and repeats of the linear layer; images need no gradient
+
+
+def test_more_work_takes_longer() -> None:
+    small, large = block_seconds(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 16384)), (64,), 64, repeats=5)
+    assert large > 3 * small
+
+
+def test_the_median_ignores_the_warm_up_and_one_slow_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 100, 100, 101, 101, 103, 103, 153])  # warm-up 100 s, then 1 s, 2 s and 50 s
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    assert block_seconds(nn.Sequential(nn.Linear(2, 2)), (2,), 1, repeats=3) == [2]
+
+
+def test_blocks_that_look_alike_get_the_same_number() -> None:
+    net = build("mlp", (1, 4, 4), 3, depth=5, width=8)
+    seconds = block_seconds(net, (1, 4, 4), 4, repeats=1)
+    assert len(set(seconds[1:5])) == 1
+    assert seconds[0] != seconds[1] != seconds[5]

@@ -1,0 +1,93 @@
+"""The dynamic programme equals trying every cut."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcsplit.errors import ConfigError
+from hpcsplit.split.cuts import balanced_cuts, ranges, stage_shares
+
+
+def largest(costs: list, cuts: tuple[int, ...]) -> float:
+    return max(sum(costs[part.start : part.stop]) for part in ranges(cuts, len(costs)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=9), st.data())
+def test_equals_brute_force(costs: list[int], data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, len(costs)))
+    cuts = balanced_cuts(costs, stages)
+    assert len(cuts) == stages - 1
+    assert largest(costs, cuts) == min(
+        largest(costs, tuple(candidate)) for candidate in combinations(range(1, len(costs)), stages - 1)
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1e3) | st.floats(0, 0.1), min_size=3, max_size=8))
+def test_equals_brute_force_in_floating_point(costs: list[float]) -> None:
+    best = min(largest(costs, candidate) for candidate in combinations(range(1, len(costs)), 2))
+    assert largest(costs, balanced_cuts(costs, 3)) == pytest.approx(best, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("costs", "stages", "cuts"),
+    [
+        ([1] * 7, 1, ()),
+        ([1] * 7, 2, (3,)),
+        ([1] * 7, 3, (2, 4)),
+        ([1] * 7, 7, (1, 2, 3, 4, 5, 6)),
+        ([9, 1, 1, 1], 2, (1,)),
+        ([1, 1, 1, 9], 2, (3,)),
+        ([0, 0, 0], 3, (1, 2)),
+        ([0.5, 0.25, 0.25, 1.0], 2, (3,)),
+        ([0.03, 0.01, 0.01, 0.01, 0.04], 2, (3,)),
+        ([0.01] * 8, 4, (2, 4, 6)),
+    ],
+)
+def test_known_cuts(costs: list[float], stages: int, cuts: tuple[int, ...]) -> None:
+    assert balanced_cuts(costs, stages) == cuts
+
+
+def test_many_blocks_and_stages_are_quick() -> None:
+    assert len(balanced_cuts([1 + i % 3 for i in range(600)], 64)) == 63
+
+
+def test_more_stages_than_blocks_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="5 stages need at least 5 blocks, but the network has 3; start at most 3 ranks"
+    ):
+        balanced_cuts([1, 1, 1], 5)
+
+
+@pytest.mark.parametrize("costs", [[1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_costs_are_finite_and_not_negative(costs: list[float]) -> None:
+    with pytest.raises(AssertionError):
+        balanced_cuts(costs, 2)
+
+
+def test_ranges() -> None:
+    assert ranges((3, 6), 8) == (range(3), range(3, 6), range(6, 8))
+    assert ranges((), 4) == (range(4),)
+
+
+@pytest.mark.parametrize("cut", [8, 9])
+def test_a_cut_behind_the_last_block_is_refused(cut: int) -> None:
+    with pytest.raises(ConfigError, match=rf"has 8 blocks, numbered 0 to 7, .* block {cut}"):
+        ranges((3, cut), 8)
+
+
+@pytest.mark.parametrize("cuts", [(0,), (2, 2), (3, 1), (-1,)])
+def test_every_block_belongs_to_one_stage(cuts: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError):
+        ranges(cuts, 4)
+
+
+def test_shares() -> None:
+    assert stage_shares([1, 1, 2, 4], (2, 3)) == (0.25, 0.25, 0.5)
+    with pytest.raises(AssertionError):
+        stage_shares([0, 0], (1,))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcsplit.errors import DataError
+from hpcsplit.records import EpochRecord, Records, StageRecord
+
+
+def record(epoch: int) -> EpochRecord:
+    stages = (StageRecord(0, violation=0.0, sent_bytes=4096), StageRecord(1, label_signal=1.0, compute_s=0.25))
+    return EpochRecord(epoch, "parallel", loss=0.5, test_accuracy=0.75, beta=None, weights_sha256="ab", stages=stages)
+
+
+def test_a_record_survives_the_round_trip() -> None:
+    text = record(3).to_json()
+    assert "\n" not in text
+    assert EpochRecord.from_json(text) == record(3)
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    text = EpochRecord(0, "serial", loss=float("nan"), stages=(StageRecord(0, violation=float("inf")),)).to_json()
+    values = json.loads(text, parse_constant=pytest.fail)
+    assert values["loss"] is None
+    assert values["stages"][0]["violation"] is None
+
+
+def test_unknown_keys_are_left_out() -> None:
+    values = json.loads(record(1).to_json())
+    values["of_the_future"] = 1
+    values["stages"][0]["of_the_future"] = [2]
+    assert EpochRecord.from_json(json.dumps(values)) == record(1)
+
+
+@pytest.mark.parametrize("text", ["", "7", "[]", "{}", '{"epoch": 1}', '{"epoch": 1, "phase": "ser'])
+def test_what_is_no_record_is_a_data_error(text: str) -> None:
+    with pytest.raises(DataError):
+        EpochRecord.from_json(text)
+
+
+def test_append_and_load(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    assert records.load() == []
+    for epoch in range(3):
+        records.append(record(epoch))
+    assert records.load() == [record(0), record(1), record(2)]
+    assert records.path.read_text().count("\n") == 3
+
+
+def test_the_same_epoch_is_not_written_twice(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    records.append(record(4))
+    with pytest.raises(AssertionError, match="epoch 4"):
+        records.append(record(4))
+
+
+@pytest.mark.parametrize("left", [1, 30, -1])
+def test_a_torn_last_line_is_dropped_and_does_not_spoil_the_next(tmp_path: Path, left: int) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    records.append(record(0))
+    with records.path.open("a") as file:
+        file.write(record(1).to_json()[:left])
+    assert records.load() == [record(0)]
+    records.append(record(1))
+    assert records.load() == [record(0), record(1)]
+
+
+def test_a_last_line_that_lacks_only_its_newline_counts(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    records.path.write_text(record(0).to_json())
+    records.append(record(1))
+    assert records.load() == [record(0), record(1)]
+
+
+def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    records.path.write_text(record(0).to_json() + "\nrubbish\n" + record(2).to_json() + "\n")
+    with pytest.raises(DataError, match="record 2 of 3"):
+        records.load()
+
+
+def test_truncate_drops_the_epochs_that_will_be_run_again(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    records.truncate(0)
+    for epoch in range(5):
+        records.append(record(epoch))
+    records.truncate(3)
+    assert [kept.epoch for kept in records.load()] == [0, 1, 2]
+    records.append(record(3))
+    assert [kept.epoch for kept in records.load()] == [0, 1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
