@@ -22,7 +22,7 @@ from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, fingerprint, load
 from hpcsplit.data.part import Part
 from hpcsplit.data.source import Source
-from hpcsplit.engine.job import Identity, Job, Observer, Silent
+from hpcsplit.engine.job import Identity, Images, Job, Observer, Silent
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, TrainingMethod
@@ -102,15 +102,13 @@ def make_phases(config: Config) -> tuple[Phase, ...]:
     """The kind of every epoch."""
     s = config.schedule
     if not declared_methods()[config.method.name].parallel:
-        return ("serial",) * s.epochs
+        return phases(s.epochs, 1, 0, s.order, s.warmup)
     return phases(s.epochs, *parse_ratio(s.ratio), s.order, s.warmup)
 
 
 def load_data(config: Config) -> Dataset:
     d = config.data
-    return load(
-        d.name, d.root, download=d.download, limit_train=d.limit_train, limit_test=d.limit_test, pool=d.pool
-    )
+    return load(d.name, d.root, download=d.download, limit_train=d.limit_train, limit_test=d.limit_test, pool=d.pool)
 
 
 def sizes(config: Config) -> tuple[int, int]:
@@ -136,7 +134,9 @@ def precision_of(config: Config) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------ before the run
 
 
-def choose_cuts(config: Config, net: nn.Sequential, stages: int, *, measure: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def choose_cuts(
+    config: Config, net: nn.Sequential, stages: int, *, measure: bool
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The cuts of this configuration for `stages` stages, and the cost of every block that they balance.
 
     Args:
@@ -197,7 +197,7 @@ def check_boundaries(config: Config, edges: Sequence[tuple[int, ...]]) -> None:
 
 
 def _baseline(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float:
-    """Samples/s of exact training steps of the whole network on this rank alone: the median of a few, after a warm-up."""
+    """Samples/s of exact steps of the whole network on this rank alone: the median of a few after a warm-up."""
     whole = make_stage(config, net, 0, 1, (), device)
     source = make_source(config, data.train, data, device)
     step = Backprop(1)
@@ -231,7 +231,7 @@ def make_stage(
         lambda parameters: make_optimizer(config, parameters),
         clip=config.optim.clip,
         device=device,
-        precision=precision_of(config),
+        dtype=precision_of(config),
         channels_last=config.run.channels_last,
         frozen=config.method.frozen,
         seed=config.run.seed,
@@ -257,7 +257,10 @@ def make_store(config: Config, stage: Stage, method: TrainingMethod, run_dir: Ru
         return None
     fields = [Field(v.name, v.row_shape(stage.in_shape, stage.out_shape)) for v in own]
     dtype = getattr(torch, config.store.dtype)
-    labels = {"cut": f"input of {next(iter(dict(stage.blocks.named_children())))}", "config": config.fingerprint()["method"]}
+    labels = {
+        "cut": f"input of {next(iter(dict(stage.blocks.named_children())))}",
+        "config": config.fingerprint()["method"],
+    }
     if config.store.kind == "memory":
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
     folder = run_dir.store(config.store.path)
@@ -281,10 +284,8 @@ def make_job(
     data = load_data(config) if stage.first or stage.last else None
     train_size, test_size = sizes(config)
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
-    if data:
-        train, test = (make_source(config, part, data, device) for part in (data.train, data.test))
-    else:
-        train = test = Nowhere()
+    train: Images = make_source(config, data.train, data, device) if data else Nowhere()
+    test: Images = make_source(config, data.test, data, device) if data else Nowhere()
     return Job(
         stage=stage,
         method=method,

@@ -1,4 +1,4 @@
-"""The command line.  Help, versions and every mistake that the file itself shows are answered before torch is imported."""
+"""The command line.  Help, version and every mistake that the file itself shows come before torch is imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    parser = _Parser(prog="hpcsplit", description="Layer-parallel training of deep residual networks over MPI.", epilog=_EPILOG)
+    parser = _Parser(
+        prog="hpcsplit", description="Layer-parallel training of deep residual networks over MPI.", epilog=_EPILOG
+    )
     parser.add_argument("--version", action="version", version=f"hpcsplit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

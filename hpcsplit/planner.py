@@ -89,7 +89,7 @@ def plan_stages(
 
 
 def auxiliary_gib(edges: Sequence[Shape], samples: int) -> dict[str, float]:
-    """GiB of float32 auxiliary variables of the DS-SPH methods for the inner boundaries, rows alone (Tables 1 and 2)."""
+    """GiB of float32 auxiliary variables of the DS-SPH methods at the inner boundaries (paper, Tables 1 and 2)."""
     inner = edges[1:-1]
     full = sum(math.prod(shape) for shape in inner) * samples * 4 / 2**30
     table = {"penalty": full, "al": 2 * full}

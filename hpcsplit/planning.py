@@ -16,7 +16,11 @@ from hpcsplit.data.catalog import lookup
 def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
     """Print the plan for each number of ranks; the exit code."""
     explicit = not isinstance(config.split.cuts, str)
-    wanted = (len(config.split.cuts) + 1,) if explicit else ranks or ((config.run.stages,) if config.run.stages else (1, 2, 3, 4))
+    wanted = (
+        (len(config.split.cuts) + 1,)
+        if explicit
+        else ranks or ((config.run.stages,) if config.run.stages else (1, 2, 3, 4))
+    )
     plans = [plan(config, count, measure=measure) for count in wanted]
     print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p) for p in plans))
     return 0
@@ -37,7 +41,9 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
     return {
         "ranks": count,
         "cuts": list(cuts),
-        "balance": {"time": "measured time" if measure else "FLOPs", "params": "parameters"}.get(str(config.split.cuts), "FLOPs"),
+        "balance": {"time": "measured time" if measure else "FLOPs", "params": "parameters"}.get(
+            str(config.split.cuts), "FLOPs"
+        ),
         "blocks": len(net),
         "params": sum(s.params for s in stages),
         "samples": samples,
@@ -56,16 +62,17 @@ def _text(p: dict[str, Any]) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.2f} MiB"
 
     lines = [
-        f"{p['ranks']} rank{'s' * (p['ranks'] > 1)}: {p['params']:,} parameters in {p['blocks']} blocks, cuts {p['cuts']}, "
-        f"shares by {p['balance']}",
+        f"{p['ranks']} rank{'s' * (p['ranks'] > 1)}: {p['params']:,} parameters in {p['blocks']} blocks, "
+        f"cuts {p['cuts']}, shares by {p['balance']}",
         f"{'stage':>5}  {'blocks':<32} {'parameters':>11} {'share':>6}  {'input':<12} {'store, one of two':>17} "
         f"{'to next/step':>13} {'to prev/step':>13}",
     ]
     for s in p["stages"]:
         blocks = f"{s['first_block']} .. {s['last_block']} ({s['blocks']})"
         lines.append(
-            f"{s['stage']:>5}  {blocks:<32} {s['params']:>11,} {s['share']:>6.1%}  {'x'.join(map(str, s['in_shape'])):<12} "
-            f"{size(s['store_bytes']):>17} {size(s['to_next_bytes']):>13} {size(s['to_prev_bytes']):>13}"
+            f"{s['stage']:>5}  {blocks:<32} {s['params']:>11,} {s['share']:>6.1%}  "
+            f"{'x'.join(map(str, s['in_shape'])):<12} {size(s['store_bytes']):>17} "
+            f"{size(s['to_next_bytes']):>13} {size(s['to_prev_bytes']):>13}"
         )
     both = 2 * sum(s["store_bytes"] for s in p["stages"])
     lines.append(f"auxiliary store of {p['method']} in {p['dtype']}, both generations, all ranks: {size(both)}")

@@ -64,7 +64,9 @@ class RunDir:
         try:
             (self.path / "log").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir") from None
+            raise ConfigError(
+                f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
+            ) from None
 
     def load_split(self) -> dict[str, Any] | None:
         """The cuts chosen at the first start, or None."""

@@ -85,7 +85,9 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     try:
         watch = _start(config, run_dir, prepared, stages, console, ["this process"], "none")
         _log_to(run_dir, 0)
-        jobs = [make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None) for k in range(stages)]
+        jobs = [
+            make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None) for k in range(stages)
+        ]
         jobs[0].stop_reason = request.reason
         try:
             stops = lockstep.run([rank_program(job) for job in jobs])
@@ -169,9 +171,9 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
     answer = wire.share(answer)[0]
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
-        error = kinds.get(answer["kind"], ConfigError)(answer["error"])
-        error.agreed = True
-        raise error
+        failure = kinds.get(answer["kind"], ConfigError)(answer["error"])
+        failure.agreed = True
+        raise failure
     return Prepared.from_dict(answer["prepared"])
 
 
@@ -214,7 +216,8 @@ def _start(
     train_size, test_size = sizes(config)
     lines = [
         f"hpcsplit: {config.model.name} on {config.data.name} ({train_size} training, {test_size} test samples), "
-        f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, {stages} stage{'s' * (stages > 1)}",
+        f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, "
+        f"{stages} stage{'s' * (stages > 1)}",
         f"{len(phases)} epochs, {phases.count('serial')} serial and {phases.count('parallel')} parallel: "
         + "".join(p[0].upper() for p in phases),
         f"run directory {run_dir.path}",
@@ -222,8 +225,9 @@ def _start(
     if prepared.baseline_samples_per_s:
         lines.append(f"one rank alone, whole network, exact: {prepared.baseline_samples_per_s:.0f} samples/s")
     lines += [
-        f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), {p['params']:,} parameters, "
-        f"{p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, on {hosts[p['stage'] % len(hosts)]}"
+        f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
+        f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
+        f"on {hosts[p['stage'] % len(hosts)]}"
         for p in stage_plans(config, prepared)
     ]
     console.header(lines)

@@ -64,9 +64,7 @@ class Store(ABC):
         With `read` the rows of the first batches are fetched at once; without it the epoch writes only (a refresh).
         """
         assert self._visits is None, "the epoch before is not finished"
-        assert self._protected != 1 - self.slot, (
-            f"a checkpoint refers to slot {1 - self.slot}, which would be overwritten"
-        )
+        assert self._protected != 1 - self.slot, f"a checkpoint refers to slot {1 - self.slot}, it stays as it is"
         assert not read or self.epoch is not None or not self._stored(), "nothing is stored yet"
         visits = Visits(batches, self.rows, read)
         with self._waiting():
@@ -82,17 +80,13 @@ class Store(ABC):
         visits.note_read(step)
         with self._waiting():
             values = self._fetch(visits, step) if self._stored() else {}
-        for name, constant in self.filled.items():
-            values[name] = torch.full((len(visits.batches[step]), *self.fields[name].shape), constant)
-        return values
+        return values | self._constants(len(visits.batches[step]))
 
     def peek(self, ids: np.ndarray) -> dict[str, torch.Tensor]:
         """The current rows of any samples (B,), float32 (B, *shape) on the CPU.  Between epochs only."""
         self._resting()
-        values = self._look_up(ids, self._stored())
-        for name, constant in self.filled.items():
-            values[name] = torch.full((len(ids), *self.fields[name].shape), constant)
-        return values
+        assert self.epoch is not None or not self._stored(), "nothing is stored yet"
+        return self._look_up(ids, self._stored()) | self._constants(len(ids))
 
     def write(self, step: int, values: Mapping[str, torch.Tensor]) -> None:
         """The next rows of the samples of batch `step`, (B, *shape) for each field; the tensors may not change then.
@@ -105,9 +99,7 @@ class Store(ABC):
         assert not absent, f"{sorted(absent)} must be written, they are no constants"
         for name, value in values.items():
             wanted = (len(visits.batches[step]), *self.fields[name].shape)
-            assert tuple(value.shape) == wanted, (
-                f"'{name}' of batch {step} has shape {tuple(value.shape)}, not {wanted}"
-            )
+            assert tuple(value.shape) == wanted, f"'{name}' of batch {step}: shape {tuple(value.shape)}, not {wanted}"
         visits.note_write(step, frozenset(values))
         with self._waiting():
             self._put(visits, step, {name: value.detach().cpu() for name, value in values.items()})
@@ -177,7 +169,7 @@ class Store(ABC):
                     reason = "its rows have changed since they were written"
             if reason:
                 raise CheckpointError(
-                    f'{path}: {reason}; resume another checkpoint, or with checkpoint.aux = "recompute"'
+                    f'{path}: {reason}; resume another checkpoint or set checkpoint.aux = "recompute"'
                 )
 
     # ------------------------------------------------------------------------------------------------ size and end
@@ -223,6 +215,9 @@ class Store(ABC):
 
     def _stored(self) -> list[str]:
         return [name for name in self.fields if name not in self.filled]
+
+    def _constants(self, count: int) -> dict[str, torch.Tensor]:
+        return {name: torch.full((count, *self.fields[name].shape), value) for name, value in self.filled.items()}
 
     def _running(self) -> Visits:
         assert self._visits is not None, "no epoch has been started"
@@ -287,8 +282,15 @@ class MemoryStore(Store):
         pass
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
-        samples = torch.from_numpy(visits.batches[step])
-        return {name: self._values[name].index_select(0, samples).to(torch.float32) for name in self._stored()}
+        return self._look_up(visits.batches[step], self._stored())
+
+    def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
+        samples = torch.from_numpy(ids)
+        return {name: self._values[name].index_select(0, samples).to(torch.float32) for name in names}
+
+    def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
+        where = torch.from_numpy(ids)
+        return {name: self._values[name].index_select(0, where).to(torch.float32) for name in names}
 
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
         samples = torch.from_numpy(visits.batches[step])

@@ -1,7 +1,7 @@
 """The folders of checkpoints: checkpoints/epoch-0007-step-000000/{stage-000.h5, …, manifest.h5, SHA256SUMS}.
 
-SHA256SUMS is written last, in a folder that still ends in .tmp; the rename makes it count.  No file is opened by the HDF5
-library before its checksum has been compared.
+SHA256SUMS is written last, in a folder that still ends in .tmp; the rename makes it count.  No file is opened by the
+HDF5 library before its checksum has been compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stage as named tensors and back: weights and buffers, and the optimizer's state, by their names in the whole network."""
+"""A stage as named tensors and back: weights, buffers and optimizer state, by their names in the whole network."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def tensor_digests(stage: Stage) -> list[tuple[str, str]]:
     """(name, SHA-256 of the bytes) of every weight and buffer of the stage, in layer order."""
     digests = []
     for name, t in stage.state().items():
-        raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         digests.append((name, hashlib.sha256(raw).hexdigest()))
     return digests
 

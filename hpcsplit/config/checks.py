@@ -26,7 +26,10 @@ def check_model_name(name: str) -> None:
         depth = int(found[1])
         if depth < 8 or (depth - 2) % 6:
             below = max(8, depth - (depth - 2) % 6)
-            raise ConfigError(f'model.name = "{name}": a residual network has 6n+2 layers; the nearest are resnet{below} and resnet{below + 6}')
+            raise ConfigError(
+                f'model.name = "{name}": a residual network has 6n+2 layers; '
+                f"the nearest are resnet{below} and resnet{below + 6}"
+            )
     elif found := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
         depth, width = int(found[1]), int(found[2])
         if depth < 10 or (depth - 4) % 6 or width < 1:
@@ -72,7 +75,7 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(f"method.frozen is a control of parallel epochs; {method.name} has none")
     if config.method.options.get("downsample") == 2 and config.model.name == "mlp":
         raise ConfigError(
-            "method.downsample = 2 halves the height and width of feature maps; the mlp passes vectors. Use downsample = 1"
+            "method.downsample = 2 halves height and width of feature maps; the mlp passes vectors. Use downsample = 1"
         )
     if config.optim.name != "sgd" and config.optim.lr_schedule != "constant" and config.optim.name in ("adadelta",):
         raise ConfigError('optim.name = "adadelta" adapts its own step; use lr_schedule = "constant"')

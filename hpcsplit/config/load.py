@@ -50,7 +50,11 @@ class Config:
             section = getattr(self, name)
             tree[name] = {}
             for key in keys:
-                value = section.options[key] if name == "method" and key not in ("name", "frozen") else getattr(section, key)
+                value = (
+                    section.options[key]
+                    if name == "method" and key not in ("name", "frozen")
+                    else getattr(section, key)
+                )
                 tree[name][key] = list(value) if isinstance(value, tuple) else value
         return tree
 

@@ -101,7 +101,7 @@ def option(
     above: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """Declare a dataclass field as a configuration key.  All arguments must be literals (method files are read, not run)."""
+    """Declare a dataclass field as a configuration key.  All arguments are literals: method files are read, not run."""
     metadata = {"doc": doc, "unit": unit, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -32,7 +32,9 @@ class Model:
     """The whole network, a sequence of named blocks."""
 
     name: str = option("resnet20", "resnetN (N = 6n+2) | wrn-D-W (D = 6n+4) | mlp | cnn | package.module:factory")
-    block: str = option("post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre"))
+    block: str = option(
+        "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
+    )
     depth: int = option(9, "hidden layers of the mlp", unit="layers", low=1)
     width: int = option(512, "neurons in each hidden layer of the mlp", unit="neurons", low=1)
 
@@ -53,7 +55,9 @@ class Schedule:
     epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=0)
     ratio: str = option("1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up')
     order: str = option("alternate", "how the two kinds follow each other", choices=("alternate", "parallel-first"))
-    warmup: int = option(1, "serial epochs at the start; they count as serial epochs of the total", unit="epochs", low=0)
+    warmup: int = option(
+        1, "serial epochs at the start; they count as serial epochs of the total", unit="epochs", low=0
+    )
     microbatches: int = option(
         1, "pieces of a mini-batch in flight in an exact epoch; 1 is exact to the bit", unit="micro-batches", low=1
     )
@@ -88,7 +92,9 @@ class Checkpoint:
     """When a run is saved."""
 
     every_epochs: int = option(1, "0 saves at the end only", unit="epochs", low=0)
-    every_minutes: float = option(0.0, "and at the first epoch end after so long; 0 ignores the clock", unit="minutes", low=0.0)
+    every_minutes: float = option(
+        0.0, "and at the first epoch end after so long; 0 ignores the clock", unit="minutes", low=0.0
+    )
     keep: int = option(2, "newest complete checkpoints that stay", unit="checkpoints", low=1)
     aux: str = option(
         "keep",
@@ -109,7 +115,9 @@ class Run:
     precision: str = option("float32", "bfloat16 runs the forward pass under autocast", choices=("float32", "bfloat16"))
     channels_last: bool = option(True, "memory format of feature maps; faster for convolutions")
     baseline: bool = option(True, "time the whole network on one core first, for the speed-up in the closing table")
-    time_limit: float = option(0.0, "stop at the first epoch end after so long, exit 75; 0: none", unit="minutes", low=0.0)
+    time_limit: float = option(
+        0.0, "stop at the first epoch end after so long, exit 75; 0: none", unit="minutes", low=0.0
+    )
 
 
 SECTIONS: dict[str, type] = {

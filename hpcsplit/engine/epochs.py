@@ -108,8 +108,8 @@ def _leave(job: Job, action: Train, step: int, steps: int, tally: Tally, total: 
     for term, value in tally.terms.items():
         if not math.isfinite(value):
             raise NumericalError(
-                f"{term} = {value} in epoch {action.epoch} ({action.phase}), step {step}, stage {job.stage.index}: training has "
-                "diverged. Lower optim.lr or method.beta, or set optim.clip; the last checkpoint is untouched"
+                f"{term} = {value} in epoch {action.epoch} ({action.phase}), step {step}, stage {job.stage.index}: "
+                "training has diverged. Lower optim.lr or method.beta, or set optim.clip; the last checkpoint is whole"
             )
     total.add(tally)
     elapsed = time.perf_counter() - started

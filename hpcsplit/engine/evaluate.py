@@ -80,6 +80,6 @@ def _forget_statistics(blocks: nn.Module) -> list[tuple[float | None, list[torch
 
 def _restore_statistics(blocks: nn.Module, saved: list[tuple[float | None, list[torch.Tensor]]]) -> None:
     for norm, (momentum, buffers) in zip(_norms(blocks), saved, strict=True):
-        norm.momentum = momentum  # type: ignore[assignment]
+        norm.momentum = momentum
         for buffer, value in zip(norm.buffers(), buffers, strict=True):
             buffer.copy_(value)

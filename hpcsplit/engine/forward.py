@@ -1,4 +1,4 @@
-"""Forward passes through all stages: a pipeline in which each stage takes the next batch as soon as it has passed one on."""
+"""Forward passes through all stages, a pipeline: each stage takes the next batch as soon as it has passed one on."""
 
 from __future__ import annotations
 

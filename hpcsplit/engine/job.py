@@ -113,8 +113,8 @@ class Job:
         return Batch(
             ids,
             len(ids),
-            x=source.images(ids, epoch=epoch, augment=augment) if self.stage.first else None,
-            y=source.labels(ids) if self.stage.last else None,
+            x=source.images(ids, epoch=epoch, augment=augment) if self.stage.first else torch.empty(0),
+            y=source.labels(ids) if self.stage.last else torch.empty(0),
         )
 
     def own_variables(self) -> Sequence[Variable]:

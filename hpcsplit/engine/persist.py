@@ -34,7 +34,9 @@ def save(job: Job, action: Save, have_aux: bool) -> Generator[Verb, Any, None]:
     folder = job.checkpoints / f"{name}.tmp"
 
     files = [ckpt.stage_file(job.rank)]
-    write_tensors(folder / files[0], stage_tensors(job.stage), {"format": FORMAT, "stage": job.rank, "epochs_done": done})
+    write_tensors(
+        folder / files[0], stage_tensors(job.stage), {"format": FORMAT, "stage": job.rank, "epochs_done": done}
+    )
     aux: dict[str, Any] | None = None
     if job.store and have_aux and policy != "recompute":
         job.store.sync()
@@ -47,7 +49,7 @@ def save(job: Job, action: Save, have_aux: bool) -> Generator[Verb, Any, None]:
     parts = yield Share({"sums": sums, "aux": aux})
 
     if job.rank == 0:
-        manifest = {
+        manifest: dict[str, str | int | float] = {
             "format": FORMAT,
             "epochs_done": done,
             "step": 0,
@@ -137,14 +139,14 @@ def _choose(job: Job) -> dict[str, Any] | None:
     changed = [section for section in ours if theirs.get(section) != ours[section]]
     if changed:
         raise CheckpointError(
-            f"checkpoint {folder} was made with another {' and '.join(changed)}: {_differences(manifest['config'], job, changed)}. "
-            "Change it back, or start a new run with another --run-dir"
+            f"checkpoint {folder} was made with another {' and '.join(changed)}: "
+            f"{_differences(manifest['config'], job, changed)}. Change it back, or start anew with another --run-dir"
         )
     if tuple(json.loads(manifest["cuts"])) != job.identity.cuts:
         raise CheckpointError(
-            f"checkpoint {folder} has {manifest['stages']} stages cut at {json.loads(manifest['cuts'])}, this run has "
-            f"{job.stage.count} cut at {list(job.identity.cuts)}: continuing with other cuts is not possible yet; start with "
-            f"mpirun -n {manifest['stages']} and split.cuts = {json.loads(manifest['cuts'])}, or with another --run-dir"
+            f"checkpoint {folder} has {manifest['stages']} stages cut at {manifest['cuts']}, this run has "
+            f"{job.stage.count} cut at {list(job.identity.cuts)}: continuing with other cuts is not possible yet; "
+            f"start with mpirun -n {manifest['stages']} and split.cuts = {manifest['cuts']}, or with another --run-dir"
         )
     missing = {ckpt.stage_file(k) for k in range(job.stage.count)} - set(ckpt.listed(folder))
     if missing:

@@ -1,8 +1,8 @@
 """Does each stage learn?  One mini-batch compares what the method uses with exact back-propagation.
 
-At a stage's output the exact per-sample gradient is g*; the method puts a = c (x − λ) + κ (or its counterpart) there, at
-its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over the
-mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.
+At a stage's output the exact per-sample gradient is g*; the method puts a = c (x − λ) + κ (or its counterpart) there,
+at its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over
+the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any,
     batch = job.batch(ids)
 
     x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
-    assert x is not None
     x = x.requires_grad_()
     y = _forward(stage, x)
     if not stage.last:
@@ -69,7 +68,7 @@ def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:
         return stage.forward(x)
 
 
-def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     (g,) = torch.autograd.grad(stage.loss(logits, labels).sum(), logits, retain_graph=True)
     return g
 

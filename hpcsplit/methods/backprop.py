@@ -1,7 +1,7 @@
 """Exact back-propagation over the stages: with one micro-batch bit for bit the whole network's step.
 
-The mini-batch is cut into micro-batches that follow each other through the stages (GPipe, Huang et al. 2019).  Stage k of
-K = 3 with M = 4, time to the right, F forward and B backward:
+The mini-batch is cut into micro-batches that follow each other through the stages (GPipe, Huang et al. 2019).  Stages
+of K = 3 with M = 4, time to the right, F forward and B backward:
 
     stage 0   F0 F1 F2 F3 .. ..    .. B0 B1 B2 B3
     stage 1      F0 F1 F2 F3 ..  B0 B1 B2 B3
@@ -13,6 +13,7 @@ BatchNorm normalises over a micro-batch, so M > 1 is exact up to that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -39,7 +40,7 @@ class Backprop:
         tally = Tally(batch.size)
         flight: list[tuple[torch.Tensor, torch.Tensor]] = []
         edges = [m * batch.size // self.microbatches for m in range(self.microbatches + 1)]
-        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        pieces = [slice(a, b) for a, b in pairwise(edges) if b > a]
 
         for m, piece in enumerate(pieces):
             size = piece.stop - piece.start
@@ -61,6 +62,7 @@ class Backprop:
             else:
                 y.backward((yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)))
             if not stage.first:
+                assert x.grad is not None
                 yield Send(PREV, "g", x.grad, m)
         stage.update()
         return StepResult(tally)

@@ -63,12 +63,12 @@ class Variable:
 
 @dataclass(frozen=True)
 class Batch:
-    """A mini-batch as one stage sees it: images on the first stage only, labels on the last only."""
+    """A mini-batch as one stage sees it: images `x` on the first stage, labels `y` on the last; empty elsewhere."""
 
     ids: Any
     size: int
-    x: torch.Tensor | None = None
-    y: torch.Tensor | None = None
+    x: torch.Tensor = torch.empty(0)  # noqa: RUF009
+    y: torch.Tensor = torch.empty(0)  # noqa: RUF009
 
 
 @dataclass
@@ -105,9 +105,6 @@ Step = Generator[Send | Recv, Any, StepResult]
 
 class TrainingMethod(Protocol):
     """The interface that the engine drives."""
-
-    name: str
-    parallel: bool
 
     def variables(self) -> tuple[Variable, ...]:
         """The per-sample variables, the same on every stage that has the boundary."""

@@ -4,7 +4,7 @@ Sun et al., "A Practical Layer-Parallel Training Algorithm for Residual Networks
 
     L = φ(x^{K-1}; y) + Σ_{k≥1} [ β ψ(λ_k, x^{k-1}) − ⟨κ_k, λ_k − x^{k-1}⟩ ],     x^k = f_k(λ_k),   λ_k = US(Λ_k).
 
-With c the curvature of β ψ in the stored variable, m the pixels of a cell, g = ∂(local loss)/∂Λ of the sample alone:
+With c the curvature of β ψ in the stored variable, m pixels in a cell, g = ∂(local loss)/∂Λ of the sample alone:
 
     weights   descend the batch mean of  β ψ(λ_{k+1}, x^k) + ⟨κ_{k+1}, x^k⟩,  the last stage of  φ        (28)
     Λ_k  ←  Λ_k − (η_λ / c) ( c (Λ_k − avg x^{k-1}) + g − m Κ_k )                                        (29)
@@ -12,8 +12,8 @@ With c the curvature of β ψ in the stored variable, m the pixels of a cell, g 
 
 Where the paper disagrees with itself:
   * Algorithm 1 prints the last stage's λ step without β ∂ψ/∂λ; eq. (29) has it for every k ≥ 1, and so has this file.
-  * (30) prints the multiplier step as η/(2β); stationarity (19) asks for 2β, i.e. c.  `eta_kappa_form = "printed"` is the
-    printed one; with it the multipliers stay about 0 and AL is the penalty method.
+  * (30) prints the multiplier step as η/(2β); stationarity (19) asks for 2β, i.e. c.  `eta_kappa_form = "printed"` is
+    the printed one; with it the multipliers stay about 0 and AL is the penalty method.
   * ψ is printed as a sum of squares, but the reported β = 100 and 10 are stable for the mean over the boundary's
     elements only: `psi = "mean"` is the default; β with the mean is worth β/n with the sum.
   * g belongs to one sample, never to the batch mean, which would be B times too small.
@@ -54,13 +54,16 @@ class Penalty:
         grown = min(self.beta * self.beta_growth**parallel_epoch, max(self.beta, self.beta_max))
         return dataclasses.replace(self, beta=grown)
 
-    def curvature(self, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    def curvature(
+        self, shape: tuple[int, ...], device: torch.device
+    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """c and m of a boundary of `shape`."""
         m = pixels_per_cell(shape, self.downsample, device)
         return 2.0 * self.beta * psi_scale(shape, self.psi) * m, m
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        stored = None if stage.first else aux["lam"].requires_grad_()
+        if not stage.first:
+            aux["lam"].requires_grad_()
         x = stage.forward(batch.x if stage.first else self.local_input(stage, aux))  # (25)
 
         tally = Tally(batch.size)
@@ -68,7 +71,7 @@ class Penalty:
             loss = stage.loss(x, batch.y)
             tally.terms["phi"] = float(loss.detach().sum())
         else:
-            x = x.float()
+            x = x.to(stage.wide)
             yield Send(NEXT, "x", average(x.detach(), self.downsample))
             target = self.target(stage, aux)
             gap_sq = squared_distance(target, x)
@@ -84,12 +87,13 @@ class Penalty:
         loss.mean().backward()
         if stage.last or not stage.frozen:
             stage.update()  # (28)
-        if stored is None:
+        if stage.first:
             return StepResult(tally)
 
-        g = stored.grad * batch.size
-        lam, x_prev = stored.detach(), (yield Recv(PREV, "x", tuple(stored.shape)))
-        return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), g, x_prev))
+        lam, slope = aux["lam"].detach(), aux["lam"].grad
+        assert slope is not None
+        x_prev = yield Recv(PREV, "x", tuple(lam.shape), stage.wide)
+        return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), slope * batch.size, x_prev))
 
     def correct(
         self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
@@ -118,7 +122,9 @@ class AugmentedLagrangian(Penalty):
     """Augmented Lagrangian (DS-SPH-AL): the penalty with a multiplier κ for every λ."""
 
     eta_kappa: float = option(0.1, "step of κ; 1 is the classical multiplier step 2β", low=0.0)
-    eta_kappa_form: str = option("curvature", "2β as in (19), or 1/(2β) as (30) is printed", choices=("curvature", "printed"))
+    eta_kappa_form: str = option(
+        "curvature", "2β as in (19), or 1/(2β) as (30) is printed", choices=("curvature", "printed")
+    )
 
     def variables(self) -> tuple[Variable, ...]:
         return (*super().variables(), Variable("kappa", "input", "zero", copy_to=PREV, factor=self.downsample))

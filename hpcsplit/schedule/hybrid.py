@@ -1,6 +1,6 @@
 """The serial-parallel hybrid schedule (DS-SPH section 3.2) as an iterator of actions.
 
-With γ = s : p, warm-up epochs count as serial epochs of the total, and epochs that fill no whole cycle of s + p are serial.
+With γ = s : p, warm-up epochs count as serial epochs of the total; epochs that fill no whole cycle of s + p are serial.
 Eleven epochs of 1:4, S serial and P parallel:
 
     alternate        S PPPP S PPPP S        (Fig. 8; the warm-up is the first S)
@@ -19,26 +19,26 @@ from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train
 
 def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> tuple[Phase, ...]:
     """The kind of every epoch for the ratio serial : parallel."""
+    exact: list[Phase] = ["serial"]
+    split: list[Phase] = ["parallel"]
     if parallel == 0:
-        return ("serial",) * epochs
+        return tuple(exact * epochs)
     if serial == 0:
-        return ("serial",) * warmup + ("parallel",) * (epochs - warmup)
+        return tuple(exact * warmup + split * (epochs - warmup))
     cycles = epochs // (serial + parallel)
     p_left = cycles * parallel
     s_left = epochs - p_left - warmup
-    plan: list[Phase] = ["serial"] * warmup
     if order == "parallel-first":
-        return (*plan, *("parallel",) * p_left, *("serial",) * s_left)
-    if warmup < serial:
-        missing = min(serial - warmup, s_left)
-        plan += ["serial"] * missing
-        s_left -= missing
+        return tuple(exact * warmup + split * p_left + exact * s_left)
+    missing = min(max(serial - warmup, 0), s_left)
+    plan = exact * (warmup + missing)
+    s_left -= missing
     while p_left:
-        plan += ["parallel"] * parallel
+        plan += split * parallel
         p_left -= parallel
-        exact = min(serial, s_left) if p_left else s_left
-        plan += ["serial"] * exact
-        s_left -= exact
+        count = min(serial, s_left) if p_left else s_left
+        plan += exact * count
+        s_left -= count
     return tuple(plan)
 
 
@@ -99,7 +99,14 @@ def actions(
 
 
 def learning_rate(
-    epoch: int, epochs: int, lr: float, kind: str, *, step: int = 50, milestones: tuple[int, ...] = (), gamma: float = 0.1
+    epoch: int,
+    epochs: int,
+    lr: float,
+    kind: str,
+    *,
+    step: int = 50,
+    milestones: tuple[int, ...] = (),
+    gamma: float = 0.1,
 ) -> float:
     """The learning rate of an epoch (counted from 0) in a run of `epochs`, over serial and parallel epochs alike."""
     if kind == "cosine":

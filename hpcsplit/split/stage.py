@@ -18,7 +18,9 @@ class Stage:
 
     Attributes:
         in_shape, out_shape: one sample's shape at the two boundaries, without the batch dimension.
-        dtype: type of activations and gradients that exact back-propagation passes between stages.
+        dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
+            under autocast.
+        wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
     """
@@ -33,7 +35,7 @@ class Stage:
         *,
         clip: float = 0.0,
         device: torch.device | str = "cpu",
-        precision: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         frozen: bool = False,
         seed: int = 0,
@@ -44,11 +46,12 @@ class Stage:
         self.channels_last = channels_last and len(self.in_shape) == 3
         self.blocks = blocks.to(self.device)
         if channels_last:
-            self.blocks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.blocks.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
         self.clip = clip
-        self.precision = precision
+        self.dtype = dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
         self.frozen = frozen
         self.between_blocks: Callable[[], None] = lambda: None
         self._seed, self._position, self._draws = seed, (0, 0), 0
@@ -64,10 +67,6 @@ class Stage:
     def last(self) -> bool:
         return self.index == self.count - 1
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.precision
-
     def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         self.between_blocks()
         if output.requires_grad:
@@ -78,15 +77,15 @@ class Stage:
         self._position, self._draws = (epoch, step), 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, float32 for the last stage's logits."""
+        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`."""
         if self._stochastic:
             self._draws += 1
             torch.manual_seed(hash((self._seed, *self._position, self.index, self._draws)) & (2**63 - 1))
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             y = self.blocks(x)
-        return y.float() if self.last else y.to(self.dtype)
+        return y.to(self.wide if self.last else self.dtype)
 
     def infer(self, x: torch.Tensor) -> torch.Tensor:
         """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""

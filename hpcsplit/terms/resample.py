@@ -35,7 +35,7 @@ def upsample(cell_values: torch.Tensor, shape: Shape, factor: int) -> torch.Tens
 
 
 def pixels_per_cell(shape: Shape, factor: int, device: torch.device | None = None) -> torch.Tensor | float:
-    """m: how many pixels share a cell; 1.0 without downsampling, else (⌈H/2⌉, ⌈W/2⌉), 4 inside and 2 or 1 at odd edges."""
+    """m: pixels in a cell; 1.0 without downsampling, else (⌈H/2⌉, ⌈W/2⌉), 4 inside and 2 or 1 at odd edges."""
     if factor == 1:
         return 1.0
     rows, columns = (

@@ -15,7 +15,7 @@ def claimed_size() -> tuple[int, str]:
     return max(found, default=(1, ""))
 
 
-def check_world(world_size: int, library: str = "") -> None:
+def check_world(world_size: int, library: str) -> None:
     """Refuse to be one of several processes that each believe to be alone.
 
     Raises:
@@ -24,8 +24,8 @@ def check_world(world_size: int, library: str = "") -> None:
     size, variable = claimed_size()
     if world_size == 1 and size > 1:
         raise LaunchError(
-            f"{variable} says that {size} processes were started, but MPI ({library or 'not in use'}) sees only this one: the launcher "
-            "belongs to another MPI. Start with the mpirun beside this Python, or with srun --mpi=pmi2 for MPICH"
+            f"{variable} says that {size} processes were started, but MPI ({library}) sees only "
+            "this one: the launcher belongs to another MPI. Start with the mpirun beside this Python, or with srun --mpi=pmi2 for MPICH"
         )
 
 

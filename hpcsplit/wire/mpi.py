@@ -1,7 +1,7 @@
 """Stage programs over MPI: one rank a stage, point-to-point messages between neighbours.  The only importer of mpi4py.
 
-MPI moves nothing in the background by itself.  `Wire.progress` takes in what has arrived and drives what is on its way;
-a stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
+MPI moves nothing in the background.  `Wire.progress` takes in what has arrived and drives what is on its way; a
+ stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
 Every message is one buffer: a header (name, index, dtype, shape, memory format, time of sending) and the payload.
 """
 
@@ -80,7 +80,8 @@ class Wire:
                 self._drain()
                 return end.value
             if isinstance(verb, Send):
-                answer = self._send(verb)
+                self._send(verb)
+                answer = None
             elif isinstance(verb, Recv):
                 answer = self._recv(verb)
             elif isinstance(verb, Share):
@@ -96,7 +97,8 @@ class Wire:
         buffer = torch.empty(_HEADER_BYTES + t.nbytes, dtype=torch.uint8)
         _payload(buffer, t.dtype, shape, nhwc).copy_(t)
         name = verb.name.encode()
-        assert len(name) <= 24 and t.dim() <= 6, verb.name
+        assert len(name) <= 24, verb.name
+        assert t.dim() <= 6, shape
         padded = shape + (0,) * (6 - t.dim())
         header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
         buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
@@ -154,7 +156,9 @@ class Wire:
         """Every rank's JSON value, by rank."""
         mine = json.dumps(value).encode()
         sizes = memoryview(bytearray(8 * self.world.size)).cast("q")
-        self._wait(self.comm.Iallgather([memoryview(bytearray(struct.pack("<q", len(mine)))), MPI.BYTE], [sizes, 8, MPI.BYTE]))
+        self._wait(
+            self.comm.Iallgather([memoryview(bytearray(struct.pack("<q", len(mine)))), MPI.BYTE], [sizes, 8, MPI.BYTE])
+        )
         counts = list(sizes)
         offsets = [sum(counts[:r]) for r in range(len(counts))]
         everything = bytearray(sum(counts))
@@ -175,7 +179,7 @@ class Wire:
             time.sleep(_NAP_S)
 
     def _clock_offsets(self) -> list[float]:
-        """Each rank's clock minus ours (s), so that a peer's time of sending can be read: nearest of a few exchanges."""
+        """Each rank's clock minus ours (s), to read a peer's time of sending: the quickest of a few exchanges."""
         best = [float("inf")] * self.world.size
         offset = [0.0] * self.world.size
         for _ in range(5):
@@ -203,7 +207,7 @@ class Wire:
 
 
 def _bytes_of(buffer: torch.Tensor) -> memoryview:
-    return memoryview(buffer.numpy())
+    return buffer.numpy().data
 
 
 def _payload(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], nhwc: bool) -> torch.Tensor:

@@ -87,8 +87,8 @@ def describe_mismatch(rank: int, wanted: Recv, got_name: str, got: torch.Tensor,
         return f"stage {rank} waits for '{wanted.name}' from stage {peer}, got '{got_name}'"
     if tuple(got.shape) != tuple(wanted.shape) or got.dtype != wanted.dtype:
         return (
-            f"stage {rank} waits for '{wanted.name}' of shape {tuple(wanted.shape)} ({wanted.dtype}) from stage {peer}, "
-            f"got {tuple(got.shape)} ({got.dtype})"
+            f"stage {rank} waits for '{wanted.name}' of shape {tuple(wanted.shape)} ({wanted.dtype}) "
+            f"from stage {peer}, got {tuple(got.shape)} ({got.dtype})"
         )
     if got_index != wanted.index:
         return f"stage {rank} waits for '{wanted.name}' number {wanted.index} from stage {peer}, got number {got_index}"
