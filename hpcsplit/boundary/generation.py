@@ -78,6 +78,7 @@ class Identity:
     def attributes(self, name: str, epoch: int | None, fill: float | None, checksum: int) -> dict[str, Attribute]:
         """The attributes of a file that holds a whole generation of one field; `fill` is the constant it is, if any."""
         return {
+            "complete": 1,
             **self.labels,
             "variable": name,
             "stage": self.stage,
@@ -87,7 +88,6 @@ class Identity:
             "epoch": -1 if epoch is None else epoch,
             "fill": math.nan if fill is None else fill,
             "checksum": checksum,
-            "complete": 1,
         }
 
     def check(self, description: Mapping[str, Any], error: type[CheckpointError | StoreError], place: Path) -> None:

@@ -20,7 +20,7 @@ from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, s
 
 AHEAD = 3  # batches fetched before they are asked for
 BEHIND = 4  # batches handed over and not yet written
-_HEADER_BYTES = 1 << 14
+_HEADER_BYTES = 1 << 15  # more than what HDF5 adds to the rows and the index
 
 T = TypeVar("T")
 

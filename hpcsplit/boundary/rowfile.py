@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from hpcsplit.errors import StoreError
 from hpcsplit.files.atomic import free_bytes
-from hpcsplit.files.hdf5 import RowsLayout
+from hpcsplit.files.hdf5 import Attribute, RowsLayout, create_rows, set_attributes
 
 ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up"}
 _BLOCK_BYTES = 1 << 25
@@ -102,6 +103,19 @@ class RowFile:
                 left, offset = left[written:], offset + written
         except OSError as error:
             raise write_failure(self.path, len(left), error) from error
+
+
+def write_rows(path: Path, rows: torch.Tensor, attributes: Mapping[str, Attribute]) -> None:
+    """Write a whole file, durably: `rows` (N, *row_shape) in the order of the samples.  StoreError without room."""
+    try:
+        layout = create_rows(path, len(rows), tuple(rows.shape[1:]), rows.dtype, {**attributes, "complete": 0})
+    except OSError as error:
+        raise write_failure(path, rows.numel() * rows.element_size(), error) from error
+    with closing(RowFile(path, layout)) as file:
+        file.put(0, rows)
+        file.put_index(np.arange(len(rows)))
+        set_attributes(path, {"complete": 1})
+        file.sync()
 
 
 def write_failure(path: Path, needed: int, error: OSError) -> StoreError:

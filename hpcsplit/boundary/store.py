@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from hpcsplit.boundary.generation import Field, Identity, Visits, generation_bytes
-from hpcsplit.boundary.rowfile import RowFile, checksum, row_bytes, wrap, write_failure
+from hpcsplit.boundary.rowfile import RowFile, checksum, row_bytes, wrap, write_rows
 from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import fsync_dir
-from hpcsplit.files.hdf5 import create_rows, dtype_name, rows_layout, set_attributes
+from hpcsplit.files.hdf5 import dtype_name, rows_layout
 
 __all__ = ["Field", "MemoryStore", "Store", "generation_bytes"]
 
@@ -259,15 +259,7 @@ class MemoryStore(Store):
         for name in names:
             path = Path(folder) / self.identity.saved_name(name)
             attributes = self.identity.attributes(name, self.epoch, None, self._checksum(name))
-            try:
-                layout = create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes | {"complete": 0})
-            except OSError as error:
-                raise write_failure(path, self.generation_bytes, error) from error
-            with closing(RowFile(path, layout)) as file:
-                file.put(0, self._values[name])
-                file.put_index(np.arange(self.rows))
-                set_attributes(path, {"complete": 1})
-                file.sync()
+            write_rows(path, self._values[name], attributes)
         fsync_dir(Path(folder))
         return [self.identity.saved_name(name) for name in names]
 
@@ -283,10 +275,6 @@ class MemoryStore(Store):
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
         return self._look_up(visits.batches[step], self._stored())
-
-    def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
-        samples = torch.from_numpy(ids)
-        return {name: self._values[name].index_select(0, samples).to(torch.float32) for name in names}
 
     def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
         where = torch.from_numpy(ids)

@@ -1,0 +1,202 @@
+"""What only the store on disk promises: resumption, a valid format, bounded memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpcsplit.boundary.rowfile import checksum, wrap
+from hpcsplit.boundary.store import MemoryStore
+from hpcsplit.errors import StoreError
+from hpcsplit.files.hdf5 import read_attributes, read_tensors, rows_layout
+from tests.boundary.damage import DAMAGES, harm
+from tests.boundary.epochs import FIELDS, LABELS, N, build, environment, holds, rows_of, write_epoch
+
+# ---------------------------------------------------------------------------------------------------- resumption
+
+
+def test_a_new_process_takes_up_what_a_killed_one_left(tmp_path: Path) -> None:
+    program = """
+import json, os, signal, sys
+from pathlib import Path
+from tests.boundary.epochs import build, write_epoch
+store = build(Path(sys.argv[1]))
+write_epoch(store, 1)
+write_epoch(store, 2)
+store.sync()
+print(json.dumps(store.describe()), flush=True)
+write_epoch(store, 3, steps=7)
+store._drain()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    description = json.loads(run.stdout)
+    with closing(build(tmp_path)) as store:
+        store.adopt(description)
+        store.protect(description["slot"])
+        assert store.epoch == 2
+        assert holds(store, 2)
+        assert store.describe() == description
+        write_epoch(store, 3)
+        assert holds(store, 3)
+    with closing(build(tmp_path)) as again, pytest.raises(StoreError, match="complete is 0, 1 is wanted"):
+        again.adopt(description | {"slot": 1 - description["slot"]})
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_adopt_refuses_a_damaged_generation(tmp_path: Path, damage: str) -> None:
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        store.sync()
+        description = store.describe()
+    harm(tmp_path / f"stage-001.kappa.{description['slot']}.h5", damage)
+    with closing(build(tmp_path)) as store:
+        with pytest.raises(StoreError, match=r"stage-001\.kappa\.1\.h5: .*recompute"):
+            store.adopt(description)
+        assert store.epoch is None
+
+
+def test_adopt_refuses_another_run_or_epoch(tmp_path: Path) -> None:
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        store.sync()
+        old = store.describe()
+        for epoch in (2, 3):
+            write_epoch(store, epoch)
+            store.sync()
+    with closing(build(tmp_path)) as store, pytest.raises(StoreError, match="its epoch is 3, 1 is wanted"):
+        store.adopt(old)
+    with closing(build(tmp_path, labels=LABELS | {"config": "beef"})) as store:
+        with pytest.raises(StoreError, match="its config is 'c0ffee', 'beef' is wanted"):
+            store.adopt(old)
+        write_epoch(store, 1)
+        store.sync()
+        store.adopt(store.describe())
+    with closing(build(tmp_path, torch.float16)) as store, pytest.raises(StoreError, match="dtype"):
+        store.adopt(old)
+    with pytest.raises(StoreError, match="memory end with the process"):
+        MemoryStore(FIELDS, N, torch.float32).adopt(old)
+
+
+def test_adopt_with_a_constant(tmp_path: Path) -> None:
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        store.fill("kappa", 0.0)
+        store.sync()
+        description = json.loads(json.dumps(store.describe()))
+        assert read_attributes(tmp_path / "stage-001.kappa.1.h5")["fill"] == 0.0
+    with closing(build(tmp_path)) as store:
+        store.adopt(description)
+        assert holds(store, 1)
+        assert not store.peek(np.arange(N))["kappa"].any()
+
+
+def test_files_are_private_reserved_and_kept_when_they_fit(tmp_path: Path) -> None:
+    names = sorted(f"stage-001.{name}.{slot}.h5" for name in ("lam", "kappa") for slot in (0, 1))
+    build(tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == names
+    inodes = {name: (tmp_path / name).stat().st_ino for name in names}
+    assert all((tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in names)
+    (tmp_path / names[1]).write_bytes(b"not HDF5")
+    with closing(build(tmp_path)) as store:
+        assert store.reserved_bytes == sum((tmp_path / name).stat().st_size for name in names)
+        assert all((tmp_path / n).stat().st_blocks * 512 >= (tmp_path / n).stat().st_size for n in names)
+    assert [n for n in names if (tmp_path / n).stat().st_ino == inodes[n] and n != names[1]] == names[:1] + names[2:]
+    build(tmp_path, torch.float16).close()
+    assert rows_layout(tmp_path / names[0]).dtype == torch.float16
+
+
+# ---------------------------------------------------------------------------------------------------- the format
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_reader_of_hdf5_finds_each_sample(tmp_path: Path, dtype: torch.dtype) -> None:
+    with closing(build(tmp_path, dtype)) as store:
+        write_epoch(store, 0)
+        store.sync()
+        path = tmp_path / f"stage-001.lam.{store.slot}.h5"
+        tensors, attributes = read_tensors(path)
+    assert attributes["epoch"] == 0
+    assert attributes["complete"] == 1
+    assert attributes["shape"] == "4,8"
+    assert attributes["dtype"] == str(dtype).split(".")[1]
+    assert torch.equal(tensors["rows"].float(), rows_of(0, tensors["index"].numpy()))
+
+
+def test_h5dump_reads_the_store(tmp_path: Path) -> None:
+    if shutil.which("h5dump") is None:
+        pytest.skip("h5dump (Debian package hdf5-tools) is not installed")
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 2)
+        store.sync()
+        path = tmp_path / f"stage-001.lam.{store.slot}.h5"
+        texts = [
+            subprocess.run(["h5dump", "-y", "-d", name, str(path)], check=True, capture_output=True, text=True).stdout
+            for name in ("/rows", "/index")
+        ]
+    rows, index = (np.array(re.findall(r"\d+", t.split("DATA {")[1]), np.int64) for t in texts)
+    assert np.array_equal(rows.reshape(N, 32), np.repeat(2000 + index[:, None], 32, axis=1))
+
+
+def test_checksums_notice_exchanged_rows_and_add_up() -> None:
+    rng = np.random.default_rng(0)
+    for size in (64, 12, 6, 5):
+        rows = rng.integers(0, 256, (20, size), np.uint8)
+        whole = checksum(rows, 100)
+        assert whole == wrap(checksum(rows[13:], 113) + checksum(rows[:13], 100))
+        assert -(2**63) <= whole < 2**63
+        exchanged = rows.copy()
+        exchanged[[3, 7]] = rows[[7, 3]]
+        assert checksum(exchanged, 100) != whole
+        assert checksum(rows, 101) != whole
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from hpcsplit.boundary.hdf5 import HdfStore
+from hpcsplit.boundary.store import Field
+def anonymous_bytes():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+store = HdfStore([Field("lam", (4096,))], 4000, torch.float32, Path(sys.argv[1]))
+batches = list(np.random.default_rng(0).permutation(4000).reshape(-1, 32))
+rows = torch.zeros(32, 4096)
+for epoch in range(2):
+    store.start(batches, read=epoch > 0)
+    before = anonymous_bytes()
+    for step in range(len(batches)):
+        if epoch:
+            store.read(step)
+        store.write(step, {"lam": rows})
+    store.finish(epoch)
+store.adopt(store.describe() if store.sync() is None else None)
+print(anonymous_bytes() - before, store.generation_bytes)
+store.close()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environment(), timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    grown, size = map(int, run.stdout.split())
+    assert size > 65_000_000
+    assert grown < 40_000_000  # batches under way, and one block of the verification

@@ -1,0 +1,291 @@
+"""What both kinds of store promise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpcsplit.boundary.hdf5 import HdfStore
+from hpcsplit.boundary.store import Field, MemoryStore, Store, generation_bytes
+from hpcsplit.errors import CheckpointError
+from hpcsplit.files.hdf5 import read_tensors
+from tests.boundary.damage import DAMAGES, harm
+
+N = 103
+FIELDS = [Field("lam", (3, 5)), Field("kappa", (7,))]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KINDS = ["memory", "hdf5"]
+Make = Callable[..., Store]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Store] = []
+
+    def build(kind: str, dtype: torch.dtype = torch.float32, place: str = "aux", config: str = "c0ffee") -> Store:
+        labels = {"cut": "1_0", "config": config}
+        if kind == "memory":
+            made.append(MemoryStore(FIELDS, N, dtype, 1, labels))
+        else:
+            made.append(HdfStore(FIELDS, N, dtype, tmp_path / place, 1, labels))
+        return made[-1]
+
+    yield build
+    for store in made:
+        store.close()
+
+
+def deal(rng: np.random.Generator, size: int = 16) -> list[np.ndarray]:
+    order = rng.permutation(N)
+    return [order[first : first + size] for first in range(0, N, size)]
+
+
+def draw(rng: np.random.Generator, batch: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
+    shapes = {field.name: field.shape for field in FIELDS}
+    return {n: torch.from_numpy(rng.standard_normal((len(batch), *shapes[n]), np.float32)) for n in names}
+
+
+def run_epoch(
+    store: Store,
+    model: dict[str, torch.Tensor],
+    rng: np.random.Generator,
+    epoch: int,
+    names: list[str],
+    read: bool = True,
+) -> None:
+    """One epoch of random values; every read is compared with the model, which is the plain truth."""
+    batches = deal(rng, int(rng.integers(5, 40)))
+    store.start(batches, read=read)
+    changed = {name: value.clone() for name, value in model.items()}
+    for step, batch in enumerate(batches):
+        if read:
+            values = store.read(step)
+            assert values.keys() == model.keys()
+            for name, value in values.items():
+                assert value.dtype == torch.float32
+                assert torch.equal(value, model[name][batch]), (name, step)
+                value.fill_(-99.0)  # the caller's to keep
+        values = draw(rng, batch, names)
+        store.write(step, values)
+        for name, value in values.items():
+            changed[name][batch] = value.to(store.dtype).float()
+    store.finish(epoch)
+    model.update(changed)
+
+
+def fresh_model() -> dict[str, torch.Tensor]:
+    return {field.name: torch.full((N, *field.shape), torch.nan) for field in FIELDS}
+
+
+def content(store: Store) -> dict[str, torch.Tensor]:
+    """All rows of the current generation by sample, through an epoch that changes nothing."""
+    batches = deal(np.random.default_rng(99))
+    store.start(batches)
+    found = fresh_model()
+    for step, batch in enumerate(batches):
+        values = store.read(step)
+        for name, value in values.items():
+            found[name][batch] = value
+        store.write(step, values)
+    store.finish(0 if store.epoch is None else store.epoch)
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_against_a_plain_dictionary(make: Make, kind: str, dtype: torch.dtype, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    store, model = make(kind, dtype), fresh_model()
+    run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
+    for epoch in range(1, 12):
+        if rng.random() < 0.3:  # a refresh: new λ, κ = 0
+            run_epoch(store, model, rng, epoch, ["lam"] if "kappa" in store.filled else ["lam", "kappa"], read=False)
+            store.fill("kappa", 0.0)
+            model["kappa"] = torch.zeros_like(model["kappa"])
+        elif "kappa" in store.filled and rng.random() < 0.5:
+            run_epoch(store, model, rng, epoch, ["lam"])
+        else:
+            run_epoch(store, model, rng, epoch, ["lam", "kappa"])
+        store.sync()
+    assert same(content(store), model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_of_constants_only(make: Make, tmp_path: Path, kind: str) -> None:
+    store = make(kind)
+    for field, value in (("lam", 2.0), ("kappa", -1.0)):
+        store.fill(field, value)
+    store.sync()
+    assert store.save(tmp_path) == []
+    other = make(kind, place="other")
+    other.restore(tmp_path, store.describe())
+    found = content(other)
+    assert torch.all(found["lam"] == 2.0)
+    assert torch.all(found["kappa"] == -1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_misuse_is_noticed(make: Make, kind: str) -> None:
+    store, rng = make(kind), np.random.default_rng(0)
+    batches = deal(rng)
+    with pytest.raises(AssertionError, match="nothing is stored"):
+        store.start(batches)
+    with pytest.raises(AssertionError, match="visited once"):
+        store.start(batches[:-1], read=False)
+    with pytest.raises(AssertionError, match="no epoch"):
+        store.read(0)
+    store.start(batches, read=False)
+    with pytest.raises(AssertionError, match="read=False"):
+        store.read(0)
+    with pytest.raises(AssertionError, match="no constants"):
+        store.write(0, draw(rng, batches[0], ["lam"]))
+    with pytest.raises(AssertionError, match="shape"):
+        store.write(0, draw(rng, batches[0][1:], ["lam", "kappa"]))
+    store.write(0, draw(rng, batches[0], ["lam", "kappa"]))
+    with pytest.raises(AssertionError, match="twice"):
+        store.write(0, draw(rng, batches[0], ["lam", "kappa"]))
+    with pytest.raises(AssertionError, match="not written"):
+        store.finish(0)
+    for call in (store.describe, store.sync, lambda: store.fill("lam", 0.0)):
+        with pytest.raises(AssertionError, match="under way"):
+            call()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_is_written_in_every_batch_or_in_none(make: Make, kind: str) -> None:
+    store, rng = make(kind), np.random.default_rng(0)
+    store.fill("lam", 0.0)
+    store.fill("kappa", 0.0)
+    batches = deal(rng)
+    store.start(batches)
+    store.write(0, draw(rng, batches[0], ["lam"]))
+    with pytest.raises(AssertionError, match="in one epoch"):
+        store.write(1, draw(rng, batches[1], ["lam", "kappa"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_may_leave_out_steps_and_run_ahead_of_writes(make: Make, kind: str) -> None:
+    store, rng, model = make(kind), np.random.default_rng(0), fresh_model()
+    run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
+    batches = deal(rng, 4)
+    store.start(batches)
+    for step in (0, 1, 9, 10, len(batches) - 1):
+        assert torch.equal(store.read(step)["lam"], model["lam"][batches[step]])
+    with pytest.raises(AssertionError, match="after"):
+        store.read(3)
+    for step in reversed(range(len(batches))):
+        store.write(step, {name: value[batches[step]] + 1 for name, value in model.items()})
+    store.finish(1)
+    assert same(content(store), {name: value + 1 for name, value in model.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_protected_generation_is_not_overwritten(make: Make, kind: str) -> None:
+    store, rng, model = make(kind), np.random.default_rng(0), fresh_model()
+    run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
+    store.protect(store.describe()["slot"])
+    run_epoch(store, model, rng, 1, ["lam", "kappa"])
+    with pytest.raises(AssertionError, match="a checkpoint refers to slot"):
+        store.start(deal(rng))
+    store.protect(store.describe()["slot"])
+    run_epoch(store, model, rng, 2, ["lam", "kappa"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peek_gives_the_current_rows_of_any_samples(make: Make, kind: str) -> None:
+    store, rng, model = make(kind), np.random.default_rng(0), fresh_model()
+    with pytest.raises(AssertionError, match="nothing is stored"):
+        store.peek(np.arange(3))
+    run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
+    store.fill("kappa", 0.5)
+    ids = np.array([N - 1, 0, 17, 0])
+    assert torch.equal(store.peek(ids)["lam"], model["lam"][ids])
+    assert torch.equal(store.peek(ids)["kappa"], torch.full((4, 7), 0.5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+def test_save_and_restore_between_all_kinds(
+    make: Make, tmp_path: Path, source: str, target: str, dtype: torch.dtype
+) -> None:
+    folder, rng, model = tmp_path / "checkpoint", np.random.default_rng(0), fresh_model()
+    folder.mkdir()
+    store = make(source, dtype, "a")
+    run_epoch(store, model, rng, 3, ["lam", "kappa"], read=False)
+    run_epoch(store, model, rng, 4, ["lam", "kappa"])
+    assert store.save(folder) == ["aux-stage-001.lam.h5", "aux-stage-001.kappa.h5"]
+    description = json.loads(json.dumps(store.describe()))
+    tensors, attributes = read_tensors(folder / "aux-stage-001.lam.h5")
+    rows = tensors["rows"] if dtype != torch.bfloat16 else tensors["rows"].view(torch.bfloat16)
+    assert torch.equal(rows.float(), model["lam"][tensors["index"]])
+    assert (attributes["epoch"], attributes["complete"], attributes["cut"]) == (4, 1, "1_0")
+
+    other = make(target, dtype, "b")
+    other.restore(folder, description)
+    assert other.epoch == 4
+    assert other.describe()["filled"] == {}
+    expected = {name: value.clone() for name, value in model.items()}
+    assert same(content(other), expected)
+    run_epoch(other, expected, rng, 5, ["lam", "kappa"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constants_take_no_file(make: Make, tmp_path: Path, kind: str) -> None:
+    folder, rng, model = tmp_path / "checkpoint", np.random.default_rng(0), fresh_model()
+    folder.mkdir()
+    store = make(kind)
+    run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
+    store.fill("kappa", 0.25)
+    model["kappa"].fill_(0.25)
+    assert store.save(folder) == ["aux-stage-001.lam.h5"]
+    other = make(kind, place="other")
+    other.restore(folder, store.describe())
+    assert same(content(other), model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy_is_refused(make: Make, tmp_path: Path, kind: str, damage: str) -> None:
+    folder, rng = tmp_path / "checkpoint", np.random.default_rng(0)
+    folder.mkdir()
+    store = make(kind)
+    run_epoch(store, fresh_model(), rng, 0, ["lam", "kappa"], read=False)
+    store.save(folder)
+    harm(folder / "aux-stage-001.lam.h5", damage)
+    with pytest.raises(CheckpointError, match=r"aux-stage-001\.lam\.h5.*resume"):
+        make(kind, place="other").restore(folder, store.describe())
+
+
+def test_another_run_is_refused(make: Make, tmp_path: Path) -> None:
+    store, rng = make("hdf5"), np.random.default_rng(0)
+    run_epoch(store, fresh_model(), rng, 0, ["lam", "kappa"], read=False)
+    store.save(tmp_path)
+    description = store.describe()
+    with pytest.raises(CheckpointError, match="config is 'c0ffee', 'beef' is wanted"):
+        make("memory", config="beef").restore(tmp_path, description)
+    with pytest.raises(CheckpointError, match="dtype float32, this run has float16"):
+        make("memory", torch.float16).restore(tmp_path, description)
+    with pytest.raises(CheckpointError, match="rows 7, this run has 103"):
+        make("memory").restore(tmp_path, description | {"rows": 7})
+    with pytest.raises(CheckpointError, match="this run has"):
+        make("memory").restore(tmp_path, description | {"checksums": {"mu": 1}})
+
+
+def test_sizes(make: Make) -> None:
+    for dtype in DTYPES:
+        memory, disk = make("memory", dtype), make("hdf5", dtype, str(dtype))
+        assert memory.generation_bytes == disk.generation_bytes == generation_bytes(FIELDS, N, dtype)
+        assert memory.generation_bytes == N * (22 * dtype.itemsize + 16)
+        assert memory.reserved_bytes == N * 22 * dtype.itemsize
+        assert 2 * disk.generation_bytes < disk.reserved_bytes < 2 * disk.generation_bytes + 4 * (1 << 15)

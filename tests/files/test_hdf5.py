@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.hdf5 import (
+    NUMPY_TYPES,
+    create_rows,
+    read_attributes,
+    read_tensors,
+    rows_layout,
+    set_attributes,
+    write_tensors,
+)
+
+
+def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    def raw(tensor: torch.Tensor) -> bytes:
+        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
+
+
+def test_every_type_and_shape_comes_back_to_the_bit(tmp_path: Path) -> None:
+    tensors = {}
+    for dtype in NUMPY_TYPES:
+        for shape in [(), (0, 3), (5,), (2, 3, 4)]:
+            tensors[f"{dtype}/{len(shape)}"] = (torch.randn(shape) * 3).to(dtype)
+    tensors["special"] = torch.tensor([math.nan, math.inf, -0.0], dtype=torch.bfloat16)
+    tensors["strided"] = torch.randn(4, 6, 2, 2).to(memory_format=torch.channels_last)[:, ::2]
+    write_tensors(tmp_path / "a.h5", tensors, {"epoch": 3, "loss": 0.5, "config": "κ = 1", "big": 2**62})
+    found, attributes = read_tensors(tmp_path / "a.h5")
+    assert attributes == {"epoch": 3, "loss": 0.5, "config": "κ = 1", "big": 2**62}
+    assert [type(attributes[key]) for key in ("epoch", "loss", "config")] == [int, float, str]
+    assert found.keys() == tensors.keys()
+    assert all(equal_bits(found[key], tensors[key]) for key in tensors)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.text(alphabet="a.b/%-κ\0", max_size=6), max_size=8))
+def test_any_key_comes_back(keys: set[str]) -> None:
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"hpcsplit-keys-{os.getpid()}.h5"
+    tensors = {key: torch.tensor(number) for number, key in enumerate(sorted(keys))}
+    try:
+        write_tensors(path, tensors, {})
+        assert read_tensors(path)[0] == tensors
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "text", "half", "bits"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "stage-000.h5"
+    write_tensors(path, {"w": torch.zeros(10000)}, {})
+    content = path.read_bytes()
+    damaged = {
+        "empty": b"",
+        "text": b"no hdf5",
+        "half": content[: len(content) // 2],
+        "bits": b"\0" * 64 + content[64:],
+    }
+    path.unlink() if damage == "absent" else path.write_bytes(damaged[damage])
+    for read in (read_tensors, read_attributes, rows_layout):
+        with pytest.raises(CheckpointError, match=r"stage-000\.h5.*resume"):
+            read(path)
+
+
+def test_no_room_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcsplit.files.hdf5.free_bytes", lambda _: 1000)
+    with pytest.raises(StoreError, match="needs 400000 bytes, 1000 are free"):
+        write_tensors(tmp_path / "a.h5", {"w": torch.zeros(100000)}, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_are_reserved_and_aligned(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "stage-001.lam.0.h5"
+    layout = create_rows(path, 1000, (3, 5, 5), dtype, {"variable": "lam", "complete": 0})
+    assert layout == rows_layout(path)
+    assert (layout.rows, layout.row_shape, layout.dtype) == (1000, (3, 5, 5), dtype)
+    assert layout.rows_offset % 4096 == layout.index_offset % 4096 == 0
+    assert layout.row_bytes == 75 * dtype.itemsize
+    state = path.stat()
+    assert state.st_blocks * 512 >= layout.size_bytes == state.st_size
+    assert state.st_mode & 0o777 == 0o600
+
+
+def test_attributes_change_in_place_and_the_rows_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    layout = create_rows(path, 10, (4,), torch.float32, {"complete": 0, "checksum": 0, "fill": math.nan, "config": "a"})
+    values = np.arange(40, dtype=np.float32)
+    with open(path, "r+b") as file:
+        file.seek(layout.rows_offset)
+        file.write(values.tobytes())
+    for number in range(200):
+        set_attributes(path, {"complete": 1, "checksum": -(2**63) + number, "fill": 0.5, "config": "a"})
+    assert read_attributes(path) == {"complete": 1, "checksum": -(2**63) + 199, "fill": 0.5, "config": "a"}
+    assert path.stat().st_size == layout.size_bytes
+    assert rows_layout(path) == layout
+    assert np.array_equal(np.fromfile(path, np.float32, 40, offset=layout.rows_offset), values)
+
+
+def test_h5dump_reads_rows_written_without_the_library(tmp_path: Path) -> None:
+    if shutil.which("h5dump") is None:
+        pytest.skip("h5dump (Debian package hdf5-tools) is not installed")
+    path = tmp_path / "a.h5"
+    layout = create_rows(path, 3, (2,), torch.float32, {"variable": "lam"})
+    with open(path, "r+b") as file:
+        file.seek(layout.rows_offset)
+        file.write(np.array([1.5, 2.5, 3.5, 4.5, 5.5, 6.5], np.float32).tobytes())
+        file.seek(layout.index_offset)
+        file.write(np.array([2, 0, 1], np.int64).tobytes())
+    set_attributes(path, {"complete": 1})
+
+    def dump(*options: str) -> str:
+        return subprocess.run(["h5dump", *options, str(path)], check=True, capture_output=True, text=True).stdout
+
+    assert dump("-y", "-d", "/rows", "-w", "80").split("DATA {")[1].split("}")[0].split() == [
+        "1.5,", "2.5,", "3.5,", "4.5,", "5.5,", "6.5",
+    ]  # fmt: skip
+    assert "2, 0, 1" in dump("-y", "-d", "/index")
+    assert '"lam"' in dump("-a", "variable")
+    assert "CONTIGUOUS" in dump("-p", "-H", "-d", "/rows")
