@@ -49,7 +49,17 @@ def _dispatch(argv: list[str]) -> int:
 
     _command(commands, "config", "the resolved configuration, with the origin of each value")
 
+    report = commands.add_parser("report", help="runs side by side, as a table and a picture")
+    report.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+")
+    report.add_argument("--out", type=Path, help="draw the curves to this .png file")
+
     args, rest = parser.parse_known_args(argv)
+    if args.command == "report":
+        if rest:
+            raise UsageError(f"{rest[0]} is not understood. See hpcsplit report --help")
+        from hpcsplit.reporting import report_command
+
+        return report_command(args.runs, args.out)
     config = load(args.config, _overrides(rest))
     if args.command == "config":
         print(config.to_toml(), end="")

@@ -115,7 +115,7 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOML errors, and numbers or nesting that Python refuses
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     return resolve(raw, overrides, stem=path.stem, source=str(path))
 
@@ -164,9 +164,10 @@ def resolve(
 
 def _parse(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # TOML errors, and numbers or nesting that Python refuses
         return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

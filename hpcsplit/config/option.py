@@ -46,6 +46,9 @@ class Option:
 
     def _typed(self, value: Any, where: str) -> Any:
         whole_number = isinstance(value, int) and not isinstance(value, bool)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ConfigError(f"{where} is beyond the whole numbers of TOML, -2^63 to 2^63 - 1")
         if self.kind == "bool" and isinstance(value, bool):
             return value
         if self.kind == "int" and whole_number:
@@ -53,6 +56,8 @@ class Option:
         if self.kind == "float" and (whole_number or isinstance(value, float)):
             return float(value)
         if "str" in self.kind and isinstance(value, str):
+            if any("\ud800" <= c <= "\udfff" for c in value):  # bytes of the command line that are not UTF-8
+                raise ConfigError(f"{where} = {value!r} is not a text in UTF-8")
             return value
         if "tuple" in self.kind and isinstance(value, list | tuple):
             if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
@@ -120,7 +125,7 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in value)
+        escaped = "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in value)
         return f'"{escaped}"'
     if isinstance(value, tuple | list):
         return f"[{', '.join(show(v) for v in value)}]"

@@ -60,7 +60,9 @@ class Backprop:
                 tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
                 (loss / batch.size).backward()
             else:
-                y.backward((yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)))
+                g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)
+                if y.requires_grad:  # a first stage may have no weights
+                    y.backward(g)
             if not stage.first:
                 assert x.grad is not None
                 yield Send(PREV, "g", x.grad, m)

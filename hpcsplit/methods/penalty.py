@@ -51,14 +51,18 @@ class Penalty:
         return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
 
     def at(self, parallel_epoch: int) -> Penalty:
-        grown = min(self.beta * self.beta_growth**parallel_epoch, max(self.beta, self.beta_max))
+        limit = max(self.beta, self.beta_max)
+        try:
+            grown = min(self.beta * self.beta_growth**parallel_epoch, limit)
+        except OverflowError:
+            grown = limit
         return dataclasses.replace(self, beta=grown)
 
     def curvature(
-        self, shape: tuple[int, ...], device: torch.device
+        self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """c and m of a boundary of `shape`."""
-        m = pixels_per_cell(shape, self.downsample, device)
+        m = pixels_per_cell(shape, self.downsample, device, dtype)
         return 2.0 * self.beta * psi_scale(shape, self.psi) * m, m
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
@@ -84,7 +88,8 @@ class Penalty:
                 loss = loss + multiplier
 
         stage.zero_grad()
-        loss.mean().backward()
+        if loss.requires_grad:  # a first stage may have no weights
+            loss.mean().backward()
         if stage.last or not stage.frozen:
             stage.update()  # (28)
         if stage.first:
@@ -99,7 +104,7 @@ class Penalty:
         self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Λ^new of (29); `x_prev` is avg x^{k-1}.  All tensors (B, *stored shape)."""
-        c, m = self.curvature(stage.in_shape, stage.device)
+        c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         pull = g if kappa is None else g - m * kappa
         return {"lam": lam - self.eta_lambda * ((lam - x_prev) + pull / c)}
 
@@ -135,6 +140,6 @@ class AugmentedLagrangian(Penalty):
         """Λ^new of (29) and Κ^new of (30)."""
         assert kappa is not None
         new = super().correct(stage, lam, kappa, g, x_prev)
-        c, m = self.curvature(stage.in_shape, stage.device)
+        c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         per_pixel = c / m if self.eta_kappa_form == "curvature" else m / c
         return new | {"kappa": kappa - self.eta_kappa * per_pixel * (new["lam"] - x_prev)}

@@ -50,9 +50,9 @@ class SavePolicy:
     every_minutes: float
     aux: str  # copy | keep | recompute
 
-    def due(self, epoch: int, minutes_since_last: float, aux_needed: bool) -> bool:
-        if self.aux == "keep" and aux_needed:
-            return True  # the next epoch overwrites the generation that an older checkpoint refers to
+    def due(self, epoch: int, minutes_since_last: float, aux_referred: bool) -> bool:
+        if self.aux == "keep" and aux_referred:
+            return True  # what comes next overwrites the generation that an older checkpoint refers to
         if self.every_epochs and (epoch + 1) % self.every_epochs == 0:
             return True
         return bool(self.every_minutes) and minutes_since_last >= self.every_minutes
@@ -88,8 +88,10 @@ def actions(
         yield Train(epoch, phase, plan[:epoch].count("parallel"), recomputed and phase == "parallel")
         ended = epoch + 1 == len(plan)
         aux_needed = phase == "parallel" and not ended and plan[epoch + 1] == "parallel"
+        # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
+        aux_referred = aux_needed or (phase == "parallel" and not switch)
         reason = None if ended else stop_reason()
-        if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_needed):
+        if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_referred):
             yield Save(epoch, aux_needed)
             saved_at = clock()
         if reason:

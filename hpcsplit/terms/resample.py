@@ -34,12 +34,14 @@ def upsample(cell_values: torch.Tensor, shape: Shape, factor: int) -> torch.Tens
     return pixels[:, :, : shape[1], : shape[2]]
 
 
-def pixels_per_cell(shape: Shape, factor: int, device: torch.device | None = None) -> torch.Tensor | float:
+def pixels_per_cell(
+    shape: Shape, factor: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor | float:
     """m: pixels in a cell; 1.0 without downsampling, else (⌈H/2⌉, ⌈W/2⌉), 4 inside and 2 or 1 at odd edges."""
     if factor == 1:
         return 1.0
     rows, columns = (
-        torch.tensor([min(factor, size - i) for i in range(0, size, factor)], dtype=torch.float32, device=device)
+        torch.tensor([min(factor, size - i) for i in range(0, size, factor)], dtype=dtype, device=device)
         for size in shape[1:]
     )
     return rows[:, None] * columns[None, :]

@@ -25,7 +25,8 @@ def check_world(world_size: int, library: str) -> None:
     if world_size == 1 and size > 1:
         raise LaunchError(
             f"{variable} says that {size} processes were started, but MPI ({library}) sees only "
-            "this one: the launcher belongs to another MPI. Start with the mpirun beside this Python, or with srun --mpi=pmi2 for MPICH"
+            "this one: the launcher belongs to another MPI. Start with the mpirun beside this Python, or with "
+            "srun --mpi=pmi2 for MPICH"
         )
 
 

@@ -1,0 +1,94 @@
+"""Small runs: their configuration, their jobs in this process, and whole runs of the command in this process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit import cli
+from hpcsplit.assemble import make_job, prepare
+from hpcsplit.config import Config, resolve
+from hpcsplit.engine.job import Job, Observer
+from hpcsplit.rundir import RunDir
+
+CUTS = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
+BASE: dict[str, dict[str, Any]] = {
+    "data": {"name": "fake", "limit_train": 100, "limit_test": 60, "batch_size": 32, "eval_train": 50},
+    "model": {"name": "tests.engine.tinynet:small"},
+    "method": {"name": "penalty"},
+    "schedule": {"epochs": 5, "ratio": "1:3"},  # S PPP S
+    "optim": {"lr": 0.05},
+    "run": {"threads": 1, "device": "cpu", "baseline": False},
+}
+
+
+def options(stages: int = 1, **changes: Any) -> dict[str, dict[str, Any]]:
+    """The base configuration with `section__key=value` changes, as the sections of a TOML file."""
+    raw = copy.deepcopy(BASE) | {"split": {"cuts": CUTS[stages]}}
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        raw.setdefault(section, {})[key] = value
+    return raw
+
+
+def config(stages: int = 1, **changes: Any) -> Config:
+    return resolve(options(stages, **changes), (), stem="small", source="tests")
+
+
+def write_toml(path: Path, stages: int = 1, **changes: Any) -> Path:
+    """The same as a file; what JSON writes for these values is TOML too."""
+    sections = options(stages, **changes).items()
+    text = [f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items()) for name, keys in sections]
+    path.write_text("\n".join(text))
+    return path
+
+
+def make_jobs(cfg: Config, stages: int, path: Path, observer: Observer | None = None) -> list[Job]:
+    """One job for each stage, as a run in one process has them."""
+    run_dir, cpu = RunDir(path), torch.device("cpu")
+    prepared = prepare(cfg, run_dir, stages, cpu)
+    return [make_job(cfg, prepared, run_dir, k, stages, cpu, observer if k == 0 else None) for k in range(stages)]
+
+
+def train_here(toml: Path, run_dir: Path, *overrides: object) -> int:
+    """`hpcsplit train` with all stages in this process; the exit code."""
+    with _as_before():
+        words = ["train", toml, "--run-dir", run_dir, "--run.runner", "lockstep", *overrides]
+        return cli.main([str(word) for word in words])
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """A command may change its process; this one goes on."""
+    logger, umask = logging.getLogger("hpcsplit"), os.umask(0o022)
+    os.umask(umask)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGUSR1, signal.SIGTERM)]
+    known, threads = list(logger.handlers), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        for handler in [h for h in logger.handlers if h not in known]:
+            logger.removeHandler(handler)
+            handler.close()
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        os.umask(umask)
+        torch.set_num_threads(threads)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "records.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir: Path) -> list[tuple[int, str]]:
+    """(epoch, hash of the whole network after it), in the order of the file."""
+    return [(record["epoch"], record["weights_sha256"]) for record in records(run_dir)]

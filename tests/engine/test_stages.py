@@ -1,0 +1,116 @@
+"""Weights at the end of every epoch do not depend on how many stages compute them, nor on where the rows are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hpcsplit.assemble import build_network, load_data, make_optimizer, make_source
+from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
+from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.engine.job import Silent
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.records import EpochRecord
+from hpcsplit.schedule.hybrid import learning_rate
+from hpcsplit.wire import lockstep
+from tests.engine.conftest import Make
+from tests.engine.small import config
+
+
+class Kept(Silent):
+    """Keeps all records; `watched` jobs are looked at after each epoch."""
+
+    def __init__(self) -> None:
+        self.records: list[EpochRecord] = []
+        self.rows: list[torch.Tensor] = []
+        self.watched: list[Any] = []
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.records.append(record)
+        for job in self.watched:
+            self.rows.append(job.store.peek(torch.arange(job.train_size).numpy())["lam"])
+
+
+def epochs_of(make: Make, stages: int, place: str, **changes: Any) -> list[str | None]:
+    seen = Kept()
+    lockstep.run([rank_program(job) for job in make(stages, seen, place, **changes)])
+    return [record.weights_sha256 for record in seen.records]
+
+
+def test_backprop_does_not_depend_on_the_number_of_stages(make: Make) -> None:
+    changes = {"method__name": "backprop", "schedule__epochs": 3}
+    one = epochs_of(make, 1, "1", **changes)
+    assert len(set(one)) == 3
+    assert [epochs_of(make, k, str(k), **changes) for k in (2, 3, 4)] == [one] * 3
+
+
+def test_backprop_in_microbatches_does_not_depend_on_the_number_of_stages(make: Make) -> None:
+    changes = {"method__name": "backprop", "schedule__epochs": 2, "schedule__microbatches": 3}
+    one = epochs_of(make, 1, "1", **changes)
+    assert [epochs_of(make, k, str(k), **changes) for k in (2, 4)] == [one] * 2
+
+
+def test_backprop_is_the_plain_training_loop(make: Make) -> None:
+    """The reference knows nothing of stages: a whole network, one optimizer, torch's own cross entropy."""
+    cfg = config(1, method__name="backprop", schedule__epochs=2, run__channels_last=False)
+    net, data = build_network(cfg), load_data(cfg)
+    source = make_source(cfg, data.train, data, torch.device("cpu"))
+    optimizer = make_optimizer(cfg, list(net.parameters()))
+    for epoch in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch, 2, cfg.optim.lr, "cosine")
+        for ids in batches(epoch_order(0, epoch, 100), 32):
+            logits = net(source.images(ids, epoch=epoch, augment=True))
+            loss = torch.nn.functional.cross_entropy(logits, source.labels(ids))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    jobs = make(2, method__name="backprop", schedule__epochs=2, run__channels_last=False)
+    lockstep.run([rank_program(job) for job in jobs])
+    for job in jobs:
+        for name, t in job.stage.state().items():
+            torch.testing.assert_close(t, net.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["penalty", "al"])
+def test_rows_in_files_and_in_memory_give_the_same_weights(make: Make, method: str) -> None:
+    changes = {"method__name": method, "method__downsample": 2}
+    files = epochs_of(make, 3, "files", store__kind="hdf5", **changes)
+    assert epochs_of(make, 3, "memory", store__kind="memory", **changes) == files
+    assert len(set(files)) == 5
+
+
+def test_every_parallel_epoch_changes_the_rows(make: Make) -> None:
+    seen = Kept()
+    jobs = make(2, seen, schedule__ratio="0:1", schedule__epochs=4)
+    seen.watched = jobs[1:]
+    jobs[1].store.start(jobs[1].in_order(100), read=False)  # type: ignore[union-attr]
+    for step, ids in enumerate(jobs[1].in_order(100)):
+        jobs[1].store.write(step, {"lam": torch.zeros(len(ids), 8, 7, 7)})  # type: ignore[union-attr]
+    jobs[1].store.finish(-1)  # type: ignore[union-attr]
+    lockstep.run([rank_program(job) for job in jobs])
+    zero, *parallel = seen.rows
+    assert not zero.any()
+    assert [record.phase for record in seen.records] == ["serial", *["parallel"] * 3]
+    for before, after in zip([zero, *parallel], parallel, strict=False):
+        unchanged = (before == after).flatten(1).all(1)
+        assert not unchanged.any(), f"{int(unchanged.sum())} samples kept their rows"
+
+
+def test_the_hash_of_the_network_tells_every_weight(make: Make) -> None:
+    jobs = make(2)
+    before = weights_sha256(tensor_digests(job.stage) for job in jobs)
+    with torch.no_grad():
+        next(iter(jobs[1].stage.blocks.buffers())).add_(1e-6)
+    assert weights_sha256(tensor_digests(job.stage) for job in jobs) != before
+
+
+def test_the_frozen_control_trains_the_last_stage_only(make: Make) -> None:
+    jobs = make(2, schedule__ratio="0:1", schedule__warmup=0, schedule__epochs=2, method__frozen=True)
+    before = [{n: p.clone() for n, p in job.stage.blocks.named_parameters()} for job in jobs]
+    lockstep.run([rank_program(job) for job in jobs])
+    moved = [[not torch.equal(p, b[n]) for n, p in job.stage.blocks.named_parameters()] for job, b in zip(jobs, before, strict=True)]
+    assert not any(moved[0])
+    assert all(moved[1])

@@ -1,0 +1,158 @@
+"""Every update of DS-SPH, (25) and (28)-(30), against autograd of the per-sample Lagrangian in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lagrangian import Lagrangian
+from tiny import activations, batch_of, boundaries, conv_parts, linear_parts, make_stages, random_rows, step, weights
+
+from hpcsplit.methods.contract import StepResult
+from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
+from hpcsplit.split.stage import Stage
+
+SHARP = {"rtol": 1e-10, "atol": 1e-12}
+ETA_LAMBDA, ETA_KAPPA, BETA, LR = 0.7, 0.3, 3.0, 0.2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step of hpcsplit, and the Lagrangian at the same point before it."""
+
+    reference: Lagrangian
+    rows: dict[str, list[torch.Tensor]]
+    stages: list[Stage]
+    results: list[StepResult]
+
+    @property
+    def kappa(self) -> list[torch.Tensor]:
+        return self.rows.get("kappa", [])
+
+    @property
+    def inner(self) -> range:
+        return range(1, len(self.stages))
+
+
+def take_step(cls: type[Penalty], parts: list, shape: tuple[int, ...], psi: str, factor: int, **options) -> Case:
+    method = cls(beta=BETA, psi=psi, eta_lambda=ETA_LAMBDA, downsample=factor, **options)
+    images, labels = batch_of(shape)
+    stages = make_stages(parts, images, lr=LR)
+    rows = random_rows(method, stages, len(images))
+    reference = Lagrangian(
+        copy.deepcopy(parts), boundaries(parts, images), images, labels, beta=BETA, psi=psi, factor=factor
+    )
+    return Case(reference, rows, stages, step(method, stages, images, labels, rows))
+
+
+@pytest.fixture(params=["mean", "sum"])
+def psi(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(
+    params=[(2, (1, 6, 4), 1), (3, (1, 6, 4), 2), (2, (1, 7, 7), 2), (3, (1, 7, 5), 1), (3, (1, 7, 7), 2), (4, (1, 5, 4), 2)]
+)
+def layout(request: pytest.FixtureRequest) -> tuple[list, tuple[int, ...], int]:
+    count, shape, factor = request.param
+    return conv_parts(count, shape), shape, factor
+
+
+@pytest.fixture(params=[Penalty, AugmentedLagrangian])
+def case(request: pytest.FixtureRequest, layout: tuple, psi: str) -> Case:
+    parts, shape, factor = layout
+    options = {"eta_kappa": ETA_KAPPA} if request.param is AugmentedLagrangian else {}
+    return take_step(request.param, parts, shape, psi, factor, **options)
+
+
+def test_lam_descends_the_whole_lagrangian_of_its_sample_by_eta_over_the_curvature(case: Case):
+    for k in case.inner:
+        slope = case.reference.slope("lam", k, case.rows["lam"], case.kappa)
+        expected = case.rows["lam"][k] - ETA_LAMBDA / case.reference.curvature(k) * slope
+        torch.testing.assert_close(case.results[k].aux["lam"], expected, **SHARP)
+
+
+def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case):
+    twins = case.reference.parts
+    optimizer = torch.optim.SGD([p for part in twins for p in part.parameters()], lr=LR, momentum=0.9)
+    case.reference(case.rows["lam"], case.kappa).mean().backward()
+    optimizer.step()
+    for found, expected in zip(weights(case.stages), [p for t in twins for p in t.parameters()], strict=True):
+        torch.testing.assert_close(found, expected.detach(), **SHARP)
+
+
+def test_the_stages_before_the_first_boundary_have_no_variables(case: Case):
+    assert case.results[0].aux == {}
+
+
+def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case):
+    reported = sum(value for result in case.results for value in result.tally.terms.values())
+    lam_times_kappa = sum(
+        float(
+            (
+                case.reference.on_pixels(case.kappa[k], case.reference.shapes[k])
+                * case.reference.on_pixels(case.rows["lam"][k], case.reference.shapes[k])
+            ).sum()
+        )
+        for k in (case.inner if case.kappa else ())
+    )
+    with torch.no_grad():
+        assert reported - lam_times_kappa == pytest.approx(float(case.reference(case.rows["lam"], case.kappa).sum()))
+
+
+def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case):
+    ref, lam = case.reference, case.rows["lam"]
+    inputs = [ref.images, *(ref.on_pixels(lam[k], ref.shapes[k]) for k in case.inner)]
+    for k in case.inner:
+        with torch.no_grad():
+            gap = inputs[k] - ref.parts[k - 1](inputs[k - 1])
+        tally = case.results[k - 1].tally
+        assert tally.gap_sq == pytest.approx(float(gap.square().sum()))
+        assert tally.aux_sq == pytest.approx(float(inputs[k].square().sum()))
+        assert tally.samples == len(ref.images)
+
+
+@pytest.mark.parametrize("form", ["curvature", "printed"])
+def test_kappa_ascends_the_lagrangian_at_the_new_lam(layout: tuple, psi: str, form: str):
+    """The stored Κ has slope −m (Λ^new − avg x): (30) is a step of η c/m along slope/m, or η m/c where it is printed."""
+    parts, shape, factor = layout
+    case = take_step(AugmentedLagrangian, parts, shape, psi, factor, eta_kappa=ETA_KAPPA, eta_kappa_form=form)
+    for k in case.inner:
+        moved = list(case.rows["lam"])
+        moved[k] = case.results[k].aux["lam"]
+        m, c = case.reference.pixels(k), case.reference.curvature(k)
+        slope_per_pixel = case.reference.slope("kappa", k, moved, case.kappa) / m
+        size = ETA_KAPPA * (c / m if form == "curvature" else m / c)
+        torch.testing.assert_close(case.results[k].aux["kappa"], case.kappa[k] + size * slope_per_pixel, **SHARP)
+
+
+@pytest.mark.parametrize("cls", [Penalty, AugmentedLagrangian])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_vectors_are_variables_too(cls: type[Penalty], count: int, psi: str):
+    case = take_step(cls, linear_parts(count), (5,), psi, 1)
+    for k in case.inner:
+        slope = case.reference.slope("lam", k, case.rows["lam"], case.kappa)
+        expected = case.rows["lam"][k] - ETA_LAMBDA / case.reference.curvature(k) * slope
+        torch.testing.assert_close(case.results[k].aux["lam"], expected, **SHARP)
+
+
+def test_the_step_is_the_same_from_averaged_and_from_full_resolution_activations():
+    """Erratum 6: the exchange of averages is no approximation.  (29) term by term, with ∂ψ by autograd on the pixels."""
+    shape = (1, 7, 6)
+    method = Penalty(beta=BETA, psi="sum", eta_lambda=ETA_LAMBDA, downsample=2)
+    parts = conv_parts(2, shape)
+    images, labels = batch_of(shape)
+    last = make_stages(parts, images)[1]
+    reference = Lagrangian(parts, boundaries(parts, images), images, labels, BETA, "sum", 2)
+    x_full = activations(parts, images)[1]
+    lam = random_rows(method, [last], len(images))["lam"][0].requires_grad_()
+    g = torch.randn(lam.shape, dtype=torch.float64)
+
+    (pull,) = torch.autograd.grad(BETA * (reference.on_pixels(lam, (2, 7, 6)) - x_full).square().sum(), lam)
+    full = lam.detach() - ETA_LAMBDA / reference.curvature(1) * (pull + g)
+
+    x_averaged = torch.nn.functional.avg_pool2d(x_full, 2, ceil_mode=True)
+    averaged = method.correct(last, lam.detach(), None, g, x_averaged)["lam"]
+    torch.testing.assert_close(averaged, full, **SHARP)

@@ -1,0 +1,56 @@
+"""Starts Python under the mpirun that lies beside this interpreter; everything started here ends with its time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MPIRUN = Path(sys.executable).parent / "mpirun"
+
+needs_mpi = pytest.mark.skipif(not MPIRUN.exists(), reason=f"no mpirun beside {sys.executable}")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def python(*args: object, ranks: int = 0, limit_s: float = 90, out: Path | None = None, **variables: str) -> Ended:
+    """Run `python *args`, under mpirun where `ranks` says so, from the root of the repository."""
+    command = [str(word) for word in (sys.executable, *args)]
+    if ranks:
+        command = [str(MPIRUN), "-n", str(ranks), *command]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
+    environment = {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    stdout = open(out, "w") if out else subprocess.PIPE  # noqa: SIM115
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, complained = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, complained = process.communicate()
+        pytest.fail(f"{' '.join(command)} took more than {limit_s} s\n{said}\n{complained}")
+    finally:
+        if out:
+            stdout.close()  # type: ignore[union-attr]
+    return Ended(process.returncode, out.read_text() if out else said, complained)

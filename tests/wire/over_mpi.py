@@ -1,0 +1,98 @@
+"""A script for mpirun: runs every program over MPI and writes all ranks' answers to the file named first, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from hpcsplit.wire.mpi import Wire
+from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share
+from tests.wire.programs import PROGRAMS
+
+MEGABYTES_20 = 5 * 2**20  # float32
+
+
+def big_both_ways(rank: int, size: int) -> Program:
+    """Neighbours send each other three messages of 20 MB before anyone receives."""
+    sides = [side for side in (PREV, NEXT) if 0 <= rank + side < size]
+    for i in range(3):
+        for side in sides:
+            yield Send(side, "big", torch.full((MEGABYTES_20,), float(10 * rank + i)), i)
+    right = True
+    for i in range(3):
+        for side in sides:
+            got = yield Recv(side, "big", (MEGABYTES_20,), index=i)
+            right = right and bool((got == 10 * (rank + side) + i).all())
+    return right
+
+
+def many_unread(rank: int, size: int) -> Program:
+    """Three hundred small messages under as many names, read from the last to the first."""
+    for i in range(300) if rank < size - 1 else ():
+        yield Send(NEXT, f"n{i}", torch.tensor([i]), i)
+    right = True
+    for i in reversed(range(300)) if rank > 0 else ():
+        right = right and (yield Recv(PREV, f"n{i}", (1,), torch.int64, i)).item() == i
+    return right
+
+
+def late_sender(rank: int, size: int) -> Program:
+    """Stage 0 computes for 0.4 s before it sends; stage 1 has nothing else to do."""
+    yield Share()
+    before = vars((yield Meter())).copy()
+    if rank == 0:
+        time.sleep(0.4)
+        yield Send(NEXT, "late", torch.ones(10))
+    if rank == 1:
+        yield Recv(PREV, "late", (10,))
+    after = vars((yield Meter())).copy()
+    return {key: after[key] - before[key] for key in after}
+
+
+def slow_message(rank: int, size: int) -> Program:
+    """Stage 0 hands 20 MB over and then computes for 0.5 s without helping them on their way."""
+    t = torch.ones(MEGABYTES_20)
+    yield Share()
+    before = vars((yield Meter())).copy()
+    if rank == 0:
+        yield Send(NEXT, "slow", t)
+        time.sleep(0.5)
+    if rank == 1:
+        yield Recv(PREV, "slow", (MEGABYTES_20,))
+    after = vars((yield Meter())).copy()
+    return {key: after[key] - before[key] for key in after}
+
+
+def wrong_shape(rank: int, size: int) -> Program:
+    if rank == 0:
+        yield Send(NEXT, "x", torch.ones(2))
+    if rank == 1:
+        yield Recv(PREV, "x", (3,))
+
+
+def main(answers: Path) -> None:
+    wire = Wire()
+    rank, size = wire.world.rank, wire.world.size
+    found = {}
+    for program in (*PROGRAMS, big_both_ways, many_unread, late_sender, slow_message):
+        # counted_bytes expects a fresh meter
+        wire.traffic.__init__()
+        found[program.__name__] = wire.share(wire.run(program(rank, size)))
+    complaint = None
+    try:
+        wire.run(wrong_shape(rank, size))
+    except RuntimeError as error:
+        complaint = str(error)
+    found["wrong_shape"] = wire.share(complaint)
+    if rank == 0:
+        answers.write_text(json.dumps(found))
+    wire.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

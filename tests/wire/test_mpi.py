@@ -1,0 +1,62 @@
+"""The MPI runner gives the answers of the lockstep runner, and does not block where MPI alone would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcsplit.wire import lockstep
+from tests.wire.launch import needs_mpi, python
+from tests.wire.programs import PROGRAMS
+
+pytestmark = [needs_mpi, pytest.mark.mpi]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def answers(ranks: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    path: Path = tmp_path_factory.mktemp("wire") / "answers.json"
+    ended = python("-m", "tests.wire.over_mpi", path, ranks=ranks, limit_s=60)
+    assert ended.code == 0, ended.err
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
+def test_same_answers_as_lockstep(answers: dict[str, list], ranks: int, program) -> None:
+    expected = lockstep.run([program(rank, ranks) for rank in range(ranks)])
+    assert answers[program.__name__] == json.loads(json.dumps(expected))
+
+
+def test_big_messages_both_ways_at_once(answers: dict[str, list], ranks: int) -> None:
+    assert answers["big_both_ways"] == [True] * ranks
+
+
+def test_many_unread_messages(answers: dict[str, list], ranks: int) -> None:
+    assert answers["many_unread"] == [True] * ranks
+
+
+def test_waiting_for_a_late_sender_is_imbalance(answers: dict[str, list]) -> None:
+    receiver = answers["late_sender"][1]
+    assert 0.3 < receiver["imbalance_s"] < 1.0
+    assert receiver["exposed_s"] < 0.1
+
+
+def test_waiting_for_a_slow_message_is_no_imbalance(answers: dict[str, list]) -> None:
+    receiver = answers["slow_message"][1]
+    assert receiver["imbalance_s"] < 0.25
+    assert receiver["exposed_s"] > 0.0
+
+
+def test_a_sender_does_not_wait_for_a_late_receiver(answers: dict[str, list]) -> None:
+    assert answers["late_sender"][0]["exposed_s"] < 0.1
+
+
+def test_a_wrong_message_is_named_on_the_rank_that_got_it(answers: dict[str, list]) -> None:
+    sentence = "stage 1 waits for 'x' of shape (3,) (torch.float32) from stage 0, got (2,) (torch.float32)"
+    assert answers["wrong_shape"][:2] == [None, sentence]

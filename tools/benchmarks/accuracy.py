@@ -1,0 +1,151 @@
+"""Accuracy of the hybrid beside what a user would otherwise run in the same time, on the same two ranks.
+
+Rows: the hybrid with each method; the hybrid with the first stage frozen in parallel epochs; exact back-propagation
+(pipelined) for as many epochs; and exact back-propagation with as many epochs as fit into the training and refresh time of
+the first hybrid, its learning-rate schedule fitted to that.  A run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from hpcsplit.records import EpochRecord, Records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="jobs/fashion_resnet20.toml")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--limit-train", type=int, default=0, help="training samples; 0 is all")
+    parser.add_argument("--methods", default="penalty,al")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ...")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-accuracy")
+    args = parser.parse_args()
+
+    rows: dict[str, list[list[EpochRecord]]] = {}
+    for seed in range(args.seeds):
+        methods = args.methods.split(",")
+        for method in methods:
+            rows.setdefault(f"hybrid, {method}", []).append(run(args, seed, method, args.epochs))
+        rows.setdefault("hybrid, frozen control", []).append(run(args, seed, methods[0], args.epochs, frozen=True))
+        rows.setdefault("exact, as many epochs", []).append(exact := run(args, seed, "backprop", args.epochs))
+        budget_s = seconds(rows[f"hybrid, {methods[0]}"][-1])
+        affordable = max(1, round(budget_s / statistics.median(r.train_s for r in exact)))
+        label = "exact, stopped at the hybrid's time"
+        rows.setdefault(label, []).append(run(args, seed, "backprop", affordable))
+    report(args, rows)
+    return 0
+
+
+def run(args: argparse.Namespace, seed: int, method: str, epochs: int, *, frozen: bool = False) -> list[EpochRecord]:
+    """The records of one run with two ranks; finished runs are not repeated."""
+    name = f"{method}{'-frozen' if frozen else ''}-{epochs}-{args.limit_train}-{seed}"
+    folder = args.out / name
+    command = [
+        "mpirun",
+        "-n",
+        "2",
+        sys.executable,
+        "-m",
+        "hpcsplit",
+        "train",
+        config_for(args, method),
+        "--run-dir",
+        str(folder),
+    ]
+    command += ["--schedule.epochs", str(epochs), "--run.seed", str(seed), "--data.limit_train", str(args.limit_train)]
+    command += ["--run.baseline", "false", "--split.cuts", "flops"]
+    command += ["--method.frozen", "true"] if frozen else []
+    print(f"--- {name}", flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+    return Records(folder / "records.jsonl").load()
+
+
+def config_for(args: argparse.Namespace, method: str) -> str:
+    """The configuration with another method; an exact run has none of the penalty's keys."""
+    text = (ROOT / args.config).read_text(encoding="utf-8").replace('name = "penalty"', f'name = "{method}"')
+    if method == "backprop":
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(("beta", "downsample")))
+    path = args.out / f"{Path(args.config).stem}-{method}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    return str(path)
+
+
+def seconds(records: list[EpochRecord]) -> float:
+    """Training and refresh, without evaluation and checkpoints."""
+    return sum((r.train_s or 0.0) + (r.refresh_s or 0.0) for r in records)
+
+
+def report(args: argparse.Namespace, rows: dict[str, list[list[EpochRecord]]]) -> None:
+    """The table on the screen, and in accuracy.json."""
+
+    def last(records: list[EpochRecord]) -> float:
+        return 100 * records[-1].test_accuracy
+
+    exact = statistics.mean(last(r) for r in rows["exact, as many epochs"])
+    table = []
+    for name, runs in rows.items():
+        accuracies = [last(r) for r in runs]
+        parallel = [e.stages[0].label_signal for e in runs[0] if e.phase == "parallel"]
+        table.append(
+            {
+                "run": name,
+                "n": len(runs),
+                "epochs": len(runs[0]),
+                "parallel": len(parallel),
+                "seconds": statistics.median(map(seconds, runs)),
+                "test_accuracy": statistics.mean(accuracies),
+                "spread": statistics.stdev(accuracies) if len(runs) > 1 else None,
+                "gap_points": statistics.mean(accuracies) - exact,
+                "label_signal": statistics.mean(parallel) if parallel else None,
+            }
+        )
+    facts = {
+        "config": args.config,
+        "train_samples": args.limit_train or "all",
+        "hardware": f"{os.cpu_count()} x {cpu_name()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "ranks": 2,
+    }
+    print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(
+        f"{'run':<38} {'n':>2} {'epochs':>6} {'parallel':>8} {'train+refresh s':>15} {'test %':>7} {'sd':>5} {'gap':>6} {'signal':>6}"
+    )
+    for row in table:
+        spread = "-" if row["spread"] is None else f"{row['spread']:.2f}"
+        signal = "-" if row["label_signal"] is None else f"{row['label_signal']:.2f}"
+        print(
+            f"{row['run']:<38} {row['n']:>2} {row['epochs']:>6} {row['parallel']:>8} {row['seconds']:>15.1f} "
+            f"{row['test_accuracy']:>7.2f} {spread:>5} {row['gap_points']:>+6.2f} {signal:>6}"
+        )
+    print(
+        "gap: points to exact with as many epochs; signal: cosine with the exact gradient at stage 0, mean of parallel epochs"
+    )
+    (args.out / "accuracy.json").write_text(
+        json.dumps({"facts": facts, "rows": table}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
