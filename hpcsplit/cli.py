@@ -12,6 +12,7 @@ from hpcsplit import __version__
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
+from hpcsplit.stopping import StopRequest
 
 _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --help` lists all keys."
 
@@ -68,10 +69,11 @@ def _dispatch(argv: list[str]) -> int:
         from hpcsplit.planning import plan_command
 
         return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json)
+    request = StopRequest(config.run.time_limit)
     from hpcsplit.rundir import RunDir
     from hpcsplit.session import train as train_command
 
-    return train_command(config, RunDir(args.run_dir or _default_run_dir(config)))
+    return train_command(config, RunDir(args.run_dir or _default_run_dir(config)), request)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -28,7 +28,8 @@ def report_command(folders: Sequence[Path], out: Path | None) -> int:
         parallel = [r for r in records if r.phase == "parallel"]
         accuracies = [r.test_accuracy for r in records if r.test_accuracy is not None]
         speeds = [r.samples_per_s for r in parallel if r.samples_per_s]
-        signals = [f"{s.label_signal:.2f}" for s in parallel[-1].stages if s.label_signal is not None] if parallel else []
+        last = parallel[-1].stages if parallel else ()
+        signals = [f"{stage.label_signal:.2f}" for stage in last if stage.label_signal is not None]
         table.add_row(
             name,
             str(len(records)),
@@ -50,5 +51,5 @@ def report_command(folders: Sequence[Path], out: Path | None) -> int:
 def _records(folder: Path) -> list[EpochRecord]:
     records = Records(RunDir(folder).records).load()
     if not records:
-        raise DataError(f"{folder} is no run directory with a finished epoch: it has no records.jsonl with a line in it")
+        raise DataError(f"{folder} is no run directory with a finished epoch: its records.jsonl is absent or empty")
     return records

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -35,35 +33,15 @@ from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.actions import Stop
+from hpcsplit.stopping import StopRequest
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.launcher import check_stages, check_world, claimed_size
 
 INTERNAL = 70
 
 
-class StopRequest:
-    """Set by SIGUSR1 or SIGTERM, or by the clock; read between epochs."""
-
-    def __init__(self, time_limit_minutes: float) -> None:
-        self.signal: str | None = None
-        self.deadline = time.monotonic() + 60 * time_limit_minutes if time_limit_minutes else None
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number).name
-
-    def reason(self) -> str | None:
-        if self.signal:
-            return f"{self.signal} received"
-        if self.deadline and time.monotonic() >= self.deadline:
-            return "run.time_limit reached"
-        return None
-
-
-def train(config: Config, run_dir: RunDir) -> int:
+def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """Train or continue; the exit code."""
-    request = StopRequest(config.run.time_limit)
     if config.run.runner == "lockstep" or claimed_size()[0] == 1:
         return _train_here(config, run_dir, request)
     return _train_mpi(config, run_dir, request)
@@ -125,10 +103,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     threading.excepthook = lambda args: fail(args.exc_value or RuntimeError("a thread failed"))
     console = Console(config.schedule.epochs) if world.rank == 0 else None
     try:
-        check_world(world.size, world.library)
-        explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
-        check_stages(world.size, config.run.stages or explicit, "run.stages" if config.run.stages else "split.cuts")
-        _same_config(wire.share(config.to_toml(origins=False)))
+        _check_launch(config, wire)
         _bind(config, wire)
         device = device_of(config, world.local_rank)
         prepared = _prepare_together(config, run_dir, wire, device)
@@ -175,6 +150,19 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
         failure.agreed = True
         raise failure
     return Prepared.from_dict(answer["prepared"])
+
+
+def _check_launch(config: Config, wire: Any) -> None:
+    """Refuse a wrong start; every rank finds the same, so one of them says it."""
+    try:
+        check_world(wire.world.size, wire.world.library)
+        _same_config(wire.share(config.to_toml(origins=False)))
+        explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
+        source = "run.stages" if config.run.stages else "split.cuts"
+        check_stages(wire.world.size, config.run.stages or explicit, source)
+    except LaunchError as error:
+        error.agreed = True
+        raise
 
 
 def _same_config(texts: Sequence[str]) -> None:

@@ -85,7 +85,10 @@ def begin(checkpoints: Path, name: str) -> Path:
     """An empty folder NAME.tmp to write into; leftovers of an interrupted save are removed."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     for leftover in checkpoints.glob("*.tmp"):
-        shutil.rmtree(leftover)
+        if leftover.is_symlink():  # the new "latest" of an interrupted `finish`
+            leftover.unlink()
+        else:
+            shutil.rmtree(leftover)
     folder = checkpoints / f"{name}.tmp"
     folder.mkdir()
     return folder

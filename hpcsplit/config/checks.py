@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def parse_ratio(text: str) -> tuple[int, int]:
     """'1:4' -> (1, 4): serial and parallel epochs of one cycle."""
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
-    if not found or found[1] == found[2] == "0" or int(found[1]) + int(found[2]) == 0:
+    if not found or int(found[1]) + int(found[2]) == 0:
         raise ConfigError(f'schedule.ratio = "{text}" must be serial:parallel, two whole numbers such as "1:4"')
     return int(found[1]), int(found[2])
 
@@ -77,5 +77,3 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(
             "method.downsample = 2 halves height and width of feature maps; the mlp passes vectors. Use downsample = 1"
         )
-    if config.optim.name != "sgd" and config.optim.lr_schedule != "constant" and config.optim.name in ("adadelta",):
-        raise ConfigError('optim.name = "adadelta" adapts its own step; use lr_schedule = "constant"')

@@ -102,6 +102,8 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
     have_aux, reason = _take_up_aux(job, folder, found)
     answers = yield Share([have_aux, reason])
     have_aux = all(ok for ok, _ in answers)
+    if job.store and not have_aux:
+        job.store.protect(None)  # without the other stages' rows ours are of no use to that checkpoint
     job.observer.say(f"continuing after epoch {found['epochs_done'] - 1} from {folder}")
     if found["aux_needed"] and not have_aux:
         reasons = {why for _, why in answers if why}

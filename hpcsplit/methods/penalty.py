@@ -67,7 +67,7 @@ class Penalty:
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         if not stage.first:
-            aux["lam"].requires_grad_()
+            aux = {**aux, "lam": aux["lam"].detach().requires_grad_()}
         x = stage.forward(batch.x if stage.first else self.local_input(stage, aux))  # (25)
 
         tally = Tally(batch.size)
@@ -126,7 +126,7 @@ class Penalty:
 class AugmentedLagrangian(Penalty):
     """Augmented Lagrangian (DS-SPH-AL): the penalty with a multiplier κ for every λ."""
 
-    eta_kappa: float = option(0.1, "step of κ; 1 is the classical multiplier step 2β", low=0.0)
+    eta_kappa: float = option(0.02, "step of κ; 1 is the classical multiplier step 2β", low=0.0)
     eta_kappa_form: str = option(
         "curvature", "2β as in (19), or 1/(2β) as (30) is printed", choices=("curvature", "printed")
     )

@@ -39,7 +39,7 @@ def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> 
         count = min(serial, s_left) if p_left else s_left
         plan += exact * count
         s_left -= count
-    return tuple(plan)
+    return tuple(plan + exact * s_left)  # some are left where the epochs fill no cycle at all
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def upsample(cell_values: torch.Tensor, shape: Shape, factor: int) -> torch.Tens
     """US: cell values (B, C, ⌈H/2⌉, ⌈W/2⌉) copied to the pixels of `shape` (C, H, W)."""
     if factor == 1:
         return cell_values
-    pixels = cell_values.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    pixels = F.interpolate(cell_values, scale_factor=factor, mode="nearest")
     return pixels[:, :, : shape[1], : shape[2]]
 
 

@@ -1,6 +1,7 @@
-"""All stages in one process, each run until it has to wait: the reference that the MPI runner is compared with.
+"""All stages in one process, in turn: the reference that the MPI runner is compared with.
 
-It finds deadlocks and says what every stage waits for.
+A stage runs until it has sent a message or has to wait, so that messages do not pile up.  Deadlocks are found, and the
+error says what every stage waits for.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class _Lockstep:
         return self.results
 
     def _advance(self, rank: int) -> bool:
-        """Run one stage until it waits; False when it could not move at all."""
+        """Run one stage until it has sent or waits; False when it could not move at all."""
         wanted = self.waiting[rank]
         if isinstance(wanted, Share):
             return False
@@ -76,7 +77,8 @@ class _Lockstep:
                 self._neighbour(rank, verb.side)
                 self.queues[rank, rank + verb.side, verb.name].append((verb.tensor.detach().clone(), verb.index))
                 self.traffic[rank].count(verb.side, verb.tensor.nbytes)
-            elif isinstance(verb, Meter):
+                return True
+            if isinstance(verb, Meter):
                 self.answers[rank] = self.traffic[rank]
             else:
                 if isinstance(verb, Recv):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -60,8 +61,8 @@ def make_jobs(cfg: Config, stages: int, path: Path, observer: Observer | None = 
 
 
 def train_here(toml: Path, run_dir: Path, *overrides: object) -> int:
-    """`hpcsplit train` with all stages in this process; the exit code."""
-    with _as_before():
+    """`hpcsplit train` with all stages in this process, but without its picture; the exit code."""
+    with _as_before(), patch("hpcsplit.report.watch.draw"):
         words = ["train", toml, "--run-dir", run_dir, "--run.runner", "lockstep", *overrides]
         return cli.main([str(word) for word in words])
 

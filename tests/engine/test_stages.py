@@ -111,6 +111,9 @@ def test_the_frozen_control_trains_the_last_stage_only(make: Make) -> None:
     jobs = make(2, schedule__ratio="0:1", schedule__warmup=0, schedule__epochs=2, method__frozen=True)
     before = [{n: p.clone() for n, p in job.stage.blocks.named_parameters()} for job in jobs]
     lockstep.run([rank_program(job) for job in jobs])
-    moved = [[not torch.equal(p, b[n]) for n, p in job.stage.blocks.named_parameters()] for job, b in zip(jobs, before, strict=True)]
+    moved = [
+        [not torch.equal(p, b[n]) for n, p in job.stage.blocks.named_parameters()]
+        for job, b in zip(jobs, before, strict=True)
+    ]
     assert not any(moved[0])
     assert all(moved[1])

@@ -48,9 +48,7 @@ class Lagrangian:
         ones = torch.ones(1, 1, self.factor, self.factor, dtype=stored.dtype)
         return torch.kron(stored, ones)[:, :, : shape[1], : shape[2]]
 
-    def slope(
-        self, name: str, k: int, lam: Sequence[torch.Tensor], kappa: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def slope(self, name: str, k: int, lam: Sequence[torch.Tensor], kappa: Sequence[torch.Tensor]) -> torch.Tensor:
         """∂L/∂Λ_k or ∂L/∂Κ_k of every sample."""
         values = {"lam": list(lam), "kappa": list(kappa)}
         values[name][k] = values[name][k].clone().requires_grad_()

@@ -53,7 +53,14 @@ def psi(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(
-    params=[(2, (1, 6, 4), 1), (3, (1, 6, 4), 2), (2, (1, 7, 7), 2), (3, (1, 7, 5), 1), (3, (1, 7, 7), 2), (4, (1, 5, 4), 2)]
+    params=[
+        (2, (1, 6, 4), 1),
+        (3, (1, 6, 4), 2),
+        (2, (1, 7, 7), 2),
+        (3, (1, 7, 5), 1),
+        (3, (1, 7, 7), 2),
+        (4, (1, 5, 4), 2),
+    ]
 )
 def layout(request: pytest.FixtureRequest) -> tuple[list, tuple[int, ...], int]:
     count, shape, factor = request.param
@@ -116,7 +123,7 @@ def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case):
 
 @pytest.mark.parametrize("form", ["curvature", "printed"])
 def test_kappa_ascends_the_lagrangian_at_the_new_lam(layout: tuple, psi: str, form: str):
-    """The stored Κ has slope −m (Λ^new − avg x): (30) is a step of η c/m along slope/m, or η m/c where it is printed."""
+    """The stored Κ has slope −m (Λ^new − avg x): (30) goes η c/m along slope/m, or η m/c where it is printed."""
     parts, shape, factor = layout
     case = take_step(AugmentedLagrangian, parts, shape, psi, factor, eta_kappa=ETA_KAPPA, eta_kappa_form=form)
     for k in case.inner:
@@ -139,7 +146,7 @@ def test_vectors_are_variables_too(cls: type[Penalty], count: int, psi: str):
 
 
 def test_the_step_is_the_same_from_averaged_and_from_full_resolution_activations():
-    """Erratum 6: the exchange of averages is no approximation.  (29) term by term, with ∂ψ by autograd on the pixels."""
+    """Erratum 6: the exchange of averages is no approximation.  (29) with ∂ψ by autograd on the pixels."""
     shape = (1, 7, 6)
     method = Penalty(beta=BETA, psi="sum", eta_lambda=ETA_LAMBDA, downsample=2)
     parts = conv_parts(2, shape)

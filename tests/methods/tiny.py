@@ -118,9 +118,7 @@ def aux_of(stage: Stage, rows: Rows) -> dict[str, torch.Tensor]:
 
 def batch_for(stage: Stage, images: torch.Tensor, labels: torch.Tensor) -> Batch:
     size = len(images)
-    return Batch(
-        range(size), size, images if stage.first else torch.empty(0), labels if stage.last else torch.empty(0)
-    )
+    return Batch(range(size), size, images if stage.first else torch.empty(0), labels if stage.last else torch.empty(0))
 
 
 def weights(stages: Sequence[Stage]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Starts Python under the mpirun that lies beside this interpreter; everything started here ends with its time limit."""
+"""Starts Python under the mpirun that lies beside this interpreter, with a time limit for everything."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share
 
 
 def relay(rank: int, size: int) -> Program:
-    """A number goes to the last stage, each adds 1, and comes back; the answer is what each stage saw on the way back."""
+    """A number goes to the last stage, each adds 1, and comes back; the answer is what each stage saw then."""
     x = torch.zeros(2) if rank == 0 else (yield Recv(PREV, "x", (2,)))
     x = x + 1
     if rank < size - 1:

@@ -36,7 +36,7 @@ def test_a_value_that_is_no_number_says_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_stages_and_ranks_must_agree() -> None:
-    with pytest.raises(LaunchError, match="2 ranks were started, run.stages asks for 3: start with mpirun -n 3"):
+    with pytest.raises(LaunchError, match=r"2 ranks were started, run\.stages asks for 3: start with mpirun -n 3"):
         check_stages(2, 3, "run.stages")
     with pytest.raises(LaunchError, match="1 rank was started"):
         check_stages(1, 3, "run.stages")

@@ -1,0 +1,118 @@
+"""A checkpoint that is damaged or of another run is not continued; the sentence says why and what to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from tests.checkpoint.conftest import Run
+from tests.engine.small import weights
+
+Refused = Callable[..., str]
+
+
+def truncate(run: Run) -> None:
+    path = run.newest / "stage-001.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(run: Run) -> None:
+    path = run.newest / "stage-000.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit_a_sum(run: Run) -> None:
+    path = run.newest / "SHA256SUMS"
+    path.write_text(re.sub(r"^\w{8}(.*stage-001)", r"00000000\1", path.read_text(), flags=re.MULTILINE))
+
+
+def forget_a_line(run: Run) -> None:
+    path = run.newest / "SHA256SUMS"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "stage-001" not in line))
+
+
+def scribble(run: Run) -> None:
+    (run.newest / "SHA256SUMS").write_text("../../etc/passwd\n")
+
+
+def remove_a_stage(run: Run) -> None:
+    (run.newest / "stage-001.h5").unlink()
+
+
+def remove_the_manifest(run: Run) -> None:
+    (run.newest / "manifest.h5").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "stage-001.h5 does not have the checksum"),
+        (flip_a_bit, "stage-000.h5 does not have the checksum"),
+        (edit_a_sum, "stage-001.h5 does not have the checksum"),
+        (forget_a_line, "stage-001.h5 is not listed in SHA256SUMS"),
+        (scribble, "SHA256SUMS has the line '../../etc/passwd'"),
+        (remove_a_stage, "stage-001.h5 cannot be read (No such file or directory)"),
+        (remove_the_manifest, "manifest.h5 cannot be read (No such file or directory)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_damage_is_named_and_the_checkpoint_before_offered(half: Run, refused: Refused, harm, reason: str) -> None:
+    harm(half)
+    said = refused()
+    assert f"{half.newest} is damaged: {reason}" in said
+    assert "the one before it, epoch-0002-step-000000, takes its place" in said
+    assert said.count("hpcsplit: ") == 1
+
+
+def test_the_offer_holds(half: Run, never_stopped) -> None:
+    """The checkpoint before refers to rows that have been overwritten: its weights are taken, the rows recomputed."""
+    shutil.rmtree(half.newest)
+    assert half.go() == 0
+    assert weights(half.folder)[:2] == never_stopped[:2]
+    assert [epoch for epoch, _ in weights(half.folder)] == [0, 1, 2, 3, 4]
+
+
+def test_without_an_older_one_the_run_begins_anew(half: Run, refused: Refused, never_stopped) -> None:
+    shutil.rmtree(half.checkpoints / "epoch-0002-step-000000")
+    truncate(half)
+    assert "the run starts from the beginning" in refused()
+    shutil.rmtree(half.newest)
+    assert half.go() == 0
+    assert weights(half.folder) == never_stopped
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "section", "was"),
+    [
+        ("data.batch_size", 50, "data", "32"),
+        ("model.block", "pre", "model", '"post"'),
+        ("method.beta", 3.0, "method", "10.0"),
+        ("optim.lr", 0.01, "optim", "0.05"),
+        ("schedule.epochs", 9, "schedule", "5"),
+        ("run.seed", 1, "seed", "0"),
+    ],
+)
+def test_another_configuration(refused: Refused, key: str, value: object, section: str, was: str) -> None:
+    said = refused(f"--{key}", value)
+    assert f"made with another {section}: " in said
+    shown = f'"{value}"' if isinstance(value, str) else value
+    assert f"{key} = {was} there, {shown} here" in said
+
+
+@pytest.mark.parametrize(("cuts", "stages"), [("[2]", 2), ("[2, 4]", 3)])
+def test_other_cuts(refused: Refused, cuts: str, stages: int) -> None:
+    said = refused("--split.cuts", cuts)
+    assert f"has 2 stages cut at [3], this run has {stages} cut at {cuts}" in said
+    assert "start with mpirun -n 2 and split.cuts = [3], or with another --run-dir" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.eval_train", 20), ("run.channels_last", "false"), ("checkpoint.keep", 1)]
+)
+def test_what_may_change(half: Run, key: str, value: object) -> None:
+    assert half.go(f"--{key}", value) == 0

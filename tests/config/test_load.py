@@ -1,0 +1,261 @@
+"""From a file and overrides to one configuration, or one clear sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hpcsplit.config import Config, load, resolve
+from hpcsplit.errors import ConfigError, UsageError
+
+
+def test_an_empty_file_has_a_value_for_every_key(toml):
+    config = load(toml(""))
+    assert (config.data.name, config.model.name, config.method.name) == ("digits", "resnet20", "penalty")
+    assert (config.schedule.ratio, config.schedule.epochs, config.split.cuts) == ("1:4", 10, "time")
+    assert config.method.options["psi"] == "mean"
+    assert config == resolve({}, stem="experiment")
+
+
+def test_the_file_gives_values_and_the_stem_of_its_name(toml):
+    config = load(toml('[data]\nname = "mnist"\n[split]\ncuts = [2, 4]\n[method]\nname = "al"\neta_kappa = 1\n'))
+    assert config.stem == "experiment"
+    assert config.data.name == "mnist"
+    assert config.split.cuts == (2, 4)
+    assert config.method.options["eta_kappa"] == 1.0
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"optm": {}}, r"unknown section \[optm\]; did you mean optim\?"),
+        ({"optim": {"momentun": 0.9}}, r"unknown key optim\.momentun; did you mean optim\.momentum\?"),
+        ({"run": {"lr": 0.1}}, r"unknown key run\.lr; did you mean optim\.lr\?"),
+        ({"method": {"betta": 1.0}}, r"unknown key method\.betta; did you mean method\.beta\?"),
+        ({"method": {"name": "backprop", "psi": "sum"}}, r"it belongs to the method penalty and al"),
+        ({"method": {"name": "penlty"}}, r"method\.name = 'penlty' is not one of .*did you mean penalty\?"),
+        ({"data": {"zzzz": 1}}, r"unknown key data\.zzzz; \[data\] has name, root"),
+        ({"lr": 0.1}, r"lr = 0\.1 stands outside of a section"),
+        ({"method": "al"}, r"stands outside of a section"),
+        ({"method": {"options": {}}}, r"unknown key method\.options"),
+        ({"stem": {}}, r"unknown section \[stem\]"),
+        ({"origins": {}}, r"unknown section \[origins\]"),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_suggests_the_nearest(tree: dict, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[data", "is not valid TOML"),
+        (b"\xff\xfe", "is not a text file in UTF-8"),
+        (b"[run]\nseed = " + b"9" * 5000, "is not valid TOML"),
+        (b"x = " + b"[" * 5000, "is not valid TOML"),
+        (b"[run]\nseed = 1\nseed = 2", "is not valid TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes, sentence: str):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["absent.toml", ""])
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path, name: str):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"schedule": {"ratio": "0:0"}}, r"schedule\.ratio"),
+        ({"schedule": {"ratio": "1-4"}}, r"schedule\.ratio"),
+        ({"schedule": {"ratio": "1:4:2"}}, r"schedule\.ratio"),
+        ({"schedule": {"ratio": "-1:4"}}, r"schedule\.ratio"),
+        ({"schedule": {"epochs": 10, "warmup": 3}}, r"warmup = 3 is more than the 2 serial epochs"),
+        ({"schedule": {"epochs": 3, "warmup": 4, "ratio": "0:1"}}, r"warmup = 4 is more than schedule\.epochs = 3"),
+        ({"schedule": {"microbatches": 200}}, r"microbatches = 200 is more than data\.batch_size = 128"),
+        ({"method": {"name": "backprop", "frozen": True}}, r"method\.frozen"),
+        ({"method": {"downsample": 2}, "model": {"name": "mlp"}}, r"downsample = 2 .* vectors"),
+        ({"method": {"downsample": 3}}, r"method\.downsample"),
+        ({"split": {"cuts": [4, 2]}}, r"increasing block numbers"),
+        ({"split": {"cuts": [2, 2]}}, r"increasing block numbers"),
+        ({"split": {"cuts": [0, 2]}}, r"increasing block numbers"),
+        ({"split": {"cuts": "balance"}}, r"split\.cuts"),
+        ({"split": {"cuts": [2]}, "run": {"stages": 3}}, r"makes 2 stages, run\.stages says 3"),
+        ({"model": {"name": "resnet21"}}, r"6n\+2 layers; the nearest are resnet20 and resnet26"),
+        ({"model": {"name": "resnet2"}}, r"resnet8 and resnet14"),
+        ({"model": {"name": "wrn-41-10"}}, r"6n\+4"),
+        ({"model": {"name": "wrn-40-0"}}, r"W >= 1"),
+        ({"model": {"name": "vgg"}}, r"model\.name"),
+        ({"optim": {"name": "adadelta"}}, r"adadelta"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_starts(tree: dict, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(tree)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"schedule": {"epochs": 10, "warmup": 2}},
+        {"schedule": {"epochs": 3, "warmup": 3}},
+        {"schedule": {"epochs": 0, "warmup": 0}},
+        {"schedule": {"ratio": "1:0", "warmup": 10}},
+        {"split": {"cuts": [2]}, "run": {"stages": 2}},
+        {"split": {"cuts": []}},
+        {"model": {"name": "wrn-40-10"}},
+        {"model": {"name": "my.nets:small"}},
+        {"method": {"name": "backprop"}, "schedule": {"epochs": 10, "warmup": 5}},
+        {"optim": {"name": "adadelta", "lr_schedule": "constant"}},
+    ],
+)
+def test_what_can_be_run_is_not_refused(tree: dict):
+    assert isinstance(resolve(tree), Config)
+
+
+# ------------------------------------------------------------------------------------------------ overrides
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("optim.lr", "0.25", 0.25),
+        ("optim.lr", "1", 1.0),
+        ("run.channels_last", "false", False),
+        ("split.cuts", "[2, 5]", (2, 5)),
+        ("split.cuts", '"flops"', "flops"),
+        ("split.cuts", "flops", "flops"),
+        ("schedule.ratio", "1:4", "1:4"),
+        ("store.path", "/scratch/$USER/aux", "/scratch/$USER/aux"),
+        ("store.path", "", ""),
+        ("data.root", "a\nb = 1", "a\nb = 1"),
+        ("run.device", "'cpu'", "cpu"),
+    ],
+)
+def test_an_override_is_a_toml_value_or_a_bare_text(name: str, text: str, value: object):
+    section, key = name.split(".")
+    assert getattr(getattr(resolve({}, [(name, text)]), section), key) == value
+
+
+def test_an_override_beats_the_file_and_the_last_one_beats_the_others():
+    config = resolve({"optim": {"lr": 1.0}}, [("optim.lr", "2"), ("optim.lr", "3")])
+    assert config.optim.lr == 3.0
+
+
+def test_an_override_of_the_method_brings_its_own_keys():
+    config = resolve({}, [("method.eta_kappa", "0.5"), ("method.name", "al")])
+    assert config.method.options["eta_kappa"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["optim", "lr", ""])
+def test_an_override_without_a_section_is_misuse(name: str):
+    with pytest.raises(UsageError, match=r"--section\.key VALUE"):
+        resolve({}, [(name, "1")])
+
+
+@pytest.mark.parametrize("name", ["optim.lrr", "optimm.lr", ".lr", "optim.", "optim.lr.x"])
+def test_an_override_of_an_unknown_key_is_a_bad_configuration(name: str):
+    with pytest.raises(ConfigError, match="unknown"):
+        resolve({}, [(name, "1")])
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000, "1\nx = 2", "\udcff"])
+def test_a_strange_override_is_one_sentence(text: str):
+    with pytest.raises(ConfigError):
+        resolve({}, [("run.device", text)])
+
+
+def test_an_override_that_is_no_text_in_utf8_is_refused():
+    with pytest.raises(ConfigError, match=r"store\.path"):
+        resolve({}, [("store.path", "/tmp/\udcff")])
+
+
+# ------------------------------------------------------------------------------------------------ resolved text
+
+
+FULL = {
+    "method": {"name": "al", "beta": 1e-7, "psi": "sum"},
+    "split": {"cuts": [3, 6]},
+    "store": {"path": '/scratch/"odd" \\ \n\u2028 ψ'},
+    "optim": {"lr_milestones": [], "weight_decay": 0.0},
+    "schedule": {"ratio": "2:3"},
+}
+
+
+@pytest.mark.parametrize("tree", [{}, FULL, {"method": {"name": "backprop"}}])
+@pytest.mark.parametrize("origins", [True, False])
+def test_the_resolved_text_gives_the_same_configuration_again(tree: dict, origins: bool):
+    config = resolve(tree)
+    assert resolve(tomllib.loads(config.to_toml(origins))) == config
+
+
+def test_every_line_says_where_its_value_comes_from(toml):
+    path = toml("[optim]\nlr = 0.5\nmomentum = 0.5\n")
+    config = load(path, [("optim.momentum", "0.8")])
+    comments = dict(line.split(" # ") for line in config.to_toml().splitlines() if " # " in line)
+    comments = {key.strip(): origin for key, origin in comments.items()}
+    assert comments["lr = 0.5"] == str(path)
+    assert comments["momentum = 0.8"] == "command line"
+    assert comments["weight_decay = 0.0001"] == "default"
+
+
+# ------------------------------------------------------------------------------------------------ fingerprint
+
+
+def changed(*overrides: tuple[str, str]) -> set[str]:
+    """The parts of the fingerprint that these overrides change."""
+    before, after = resolve({}).fingerprint(), resolve({}, overrides).fingerprint()
+    return {part for part in before if before[part] != after[part]}
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (("data.batch_size", "64"), "data"),
+        (("data.limit_train", "100"), "data"),
+        (("model.name", "resnet8"), "model"),
+        (("method.beta", "3"), "method"),
+        (("method.frozen", "true"), "method"),
+        (("method.name", "al"), "method"),
+        (("optim.lr", "0.3"), "optim"),
+        (("schedule.ratio", "1:1"), "schedule"),
+        (("run.seed", "5"), "seed"),
+    ],
+)
+def test_what_decides_the_training_is_in_the_fingerprint(override: tuple[str, str], part: str):
+    assert changed(override) == {part}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ("data.root", "/data"),
+        ("data.download", "true"),
+        ("data.eval_train", "5"),
+        ("store.path", "/scratch"),
+        ("store.kind", "memory"),
+        ("checkpoint.keep", "9"),
+        ("checkpoint.aux", "copy"),
+        ("run.threads", "3"),
+        ("run.time_limit", "10"),
+        ("run.runner", "lockstep"),
+    ],
+)
+def test_where_and_how_long_it_runs_is_not(override: tuple[str, str]):
+    assert changed(override) == set()
+
+
+def test_the_origin_of_a_value_is_no_part_of_a_configuration():
+    assert resolve({"optim": {"lr": 0.1}}) == resolve({}, [("optim.lr", "0.1")]) == resolve({})

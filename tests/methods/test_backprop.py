@@ -1,0 +1,143 @@
+"""Back-propagation over stages against autograd on the whole network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny import batch_of, boundaries, conv_parts, linear_parts, make_stages, step, weights
+from torch import nn
+from torch.nn import functional as F
+
+from hpcsplit.methods.backprop import Backprop
+from hpcsplit.nets import build
+
+SHAPE = (1, 8, 8)
+CUTS = [(), (4,), (1,), (1, 2), (2, 4), (1, 3, 4)]
+NETS = {
+    "resnet8 post": {"name": "resnet8", "block": "post"},
+    "resnet8 pre": {"name": "resnet8", "block": "pre"},
+    "mlp": {"name": "mlp", "depth": 4, "width": 6},
+}
+
+
+@pytest.fixture(params=NETS)
+def net(request: pytest.FixtureRequest) -> nn.Sequential:
+    """Five blocks each."""
+    torch.manual_seed(3)
+    options = dict(NETS[request.param])
+    return build(options.pop("name"), SHAPE, 3, **options)
+
+
+def cut(net: nn.Sequential, cuts: Sequence[int]) -> list[nn.Sequential]:
+    edges = [0, *cuts, len(net)]
+    return [net[a:b] for a, b in pairwise(edges)]
+
+
+def plain_gradients(net: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    twin = copy.deepcopy(net)
+    return list(torch.autograd.grad(F.cross_entropy(twin(images), labels), list(twin.parameters())))
+
+
+def staged_gradients(
+    parts: Sequence[nn.Sequential], images: torch.Tensor, labels: torch.Tensor, microbatches: int = 1, **options: bool
+) -> list[torch.Tensor]:
+    stages = make_stages(parts, images, **options)
+    step(Backprop(microbatches), stages, images, labels, {})
+    return [p.grad for s in stages for p in s.parameters]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("cuts", CUTS)
+def test_gradients_agree_with_the_whole_network(net: nn.Sequential, cuts: tuple[int, ...], channels_last: bool):
+    net.double()
+    images, labels = batch_of(SHAPE, size=6)
+    found = staged_gradients(cut(net, cuts), images, labels, channels_last=channels_last)
+    for mine, exact in zip(found, plain_gradients(net, images, labels), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [8, 12, 7, 1])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 3, 4)])
+def test_weights_and_statistics_are_those_of_a_plain_loop_bit_for_bit(
+    net: nn.Sequential, cuts: tuple[int, ...], channels_last: bool, size: int
+):
+    whole = copy.deepcopy(net)
+    images, labels = batch_of(SHAPE, size=size, dtype=torch.float32)
+    stages = make_stages(cut(net, cuts), images, lr=0.1, momentum=0.9, channels_last=channels_last)
+    for s in stages:
+        s.blocks.train()
+
+    if channels_last:
+        whole.to(memory_format=torch.channels_last)
+    plain_images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
+    whole.train()
+    for _ in range(4):
+        step(Backprop(), stages, images, labels, {})
+        optimizer.zero_grad()
+        F.cross_entropy(whole(plain_images), labels).backward()
+        optimizer.step()
+
+    found = {name: value for s in stages for name, value in s.state().items()}
+    assert list(found) == list(whole.state_dict())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("size", [7, 12])
+@pytest.mark.parametrize("microbatches", [2, 3, 4, 5])
+@pytest.mark.parametrize("parts", [conv_parts(3, SHAPE), linear_parts(3)], ids=["convolutions", "vectors"])
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(
+    parts: list[nn.Sequential], microbatches: int, size: int
+):
+    """On a network without BatchNorm; the micro-batches of 7 samples are not all of one size."""
+    images, labels = batch_of(boundaries(parts, torch.zeros(1, *_input(parts), dtype=torch.float64))[0], size=size)
+    pieces = staged_gradients(parts, images, labels, microbatches)
+    for mine, exact in zip(pieces, plain_gradients(nn.Sequential(*parts), images, labels), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
+
+
+def _input(parts: list[nn.Sequential]) -> tuple[int, ...]:
+    return SHAPE if isinstance(parts[0][0], nn.Conv2d) else (5,)
+
+
+def test_more_micro_batches_than_samples_leave_some_empty():
+    parts = linear_parts(2)
+    images, labels = batch_of((5,), size=3)
+    for mine, exact in zip(
+        staged_gradients(parts, images, labels, 5), plain_gradients(nn.Sequential(*parts), images, labels), strict=True
+    ):
+        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_batchnorm_sees_a_micro_batch():
+    """The one inexactness of a pipeline, so that its absence above is no accident."""
+    torch.manual_seed(0)
+    net = build("resnet8", SHAPE, 3).double()
+    images, labels = batch_of(SHAPE, size=8)
+    pieces = staged_gradients(cut(net, (2,)), images, labels, 2)
+    exact = plain_gradients(net, images, labels)
+    assert any(not torch.allclose(mine, whole, rtol=1e-3) for mine, whole in zip(pieces, exact, strict=True))
+
+
+def test_the_reported_loss_is_the_sum_over_the_samples():
+    parts = linear_parts(3)
+    images, labels = batch_of((5,), size=7)
+    results = step(Backprop(3), make_stages(parts, images), images, labels, {})
+    exact = F.cross_entropy(nn.Sequential(*parts)(images), labels, reduction="sum")
+    assert results[-1].tally.terms["phi"] == pytest.approx(exact.item())
+    assert [r.tally.samples for r in results] == [7, 7, 7]
+
+
+def test_a_first_stage_may_have_no_weights():
+    net = [nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(64, 3)).double()]
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(net, images)
+    before = weights(stages)
+    step(Backprop(2), stages, images, labels, {})
+    assert not torch.equal(before[0], weights(stages)[0])

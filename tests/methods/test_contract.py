@@ -1,0 +1,117 @@
+"""What every registered method keeps, whatever its mathematics."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+from tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows, weights
+from torch import nn
+from torch.nn import functional as F
+
+from hpcsplit.config.declared import declared_methods
+from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable
+from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import PREV, Recv, Send
+
+SHAPE = (1, 6, 6)
+
+
+@pytest.fixture(params=declared_methods())
+def method(request: pytest.FixtureRequest) -> TrainingMethod:
+    declared = declared_methods()[request.param]
+    return getattr(importlib.import_module(declared.module), declared.class_name)()
+
+
+def test_one_stage_is_the_plain_optimizer_bit_for_bit(method: TrainingMethod):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    whole = copy.deepcopy(net)
+    images, labels = batch_of(SHAPE, size=7, dtype=torch.float32)
+    (stage,) = make_stages([net], images, lr=0.05, clip=0.5)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(4):
+        lockstep.run([method.step(stage, {}, batch_for(stage, images, labels))])
+        optimizer.zero_grad()
+        F.cross_entropy(whole(images), labels).backward()
+        nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
+        optimizer.step()
+    for mine, plain in zip(stage.state().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, plain)
+
+
+def listen(program, heard: list):
+    """Hand on everything that a stage program yields, and note it."""
+    answer = None
+    while True:
+        try:
+            verb = program.send(answer)
+        except StopIteration as end:
+            return end.value
+        heard.append(verb)
+        answer = yield verb
+
+
+def test_a_step_only_sends_and_receives(method: TrainingMethod):
+    parts = conv_parts(3, SHAPE)
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(parts, images)
+    rows = random_rows(method, stages, len(images))
+    heard: list = []
+    results = lockstep.run(
+        [listen(method.step(s, aux_of(s, rows), batch_for(s, images, labels)), heard) for s in stages]
+    )
+    assert heard
+    assert all(isinstance(verb, Send | Recv) for verb in heard)
+    assert all(isinstance(result, StepResult) for result in results)
+
+
+def test_a_step_returns_rows_for_its_own_variables_only(method: TrainingMethod):
+    parts = conv_parts(3, SHAPE)
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(parts, images)
+    rows = random_rows(method, stages, len(images))
+    programs = [method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages]
+    for stage, result in zip(stages, lockstep.run(programs), strict=True):
+        own = {v.name: v.row_shape(stage.in_shape, stage.out_shape) for v in method.variables() if v.on(stage)}
+        assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
+        assert not any(t.requires_grad for t in result.aux.values())
+
+
+def test_a_step_writes_nothing_but_weights(method: TrainingMethod):
+    parts = conv_parts(3, SHAPE)
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(parts, images, lr=0.0, momentum=0.0)
+    rows = random_rows(method, stages, len(images))
+    given = [aux_of(s, rows) for s in stages]
+    kept = copy.deepcopy((given, images, labels, weights(stages)))
+    lockstep.run([method.step(s, a, batch_for(s, images, labels)) for s, a in zip(stages, given, strict=True)])
+    for now, before in zip((given, images, labels, weights(stages)), kept, strict=True):
+        torch.testing.assert_close(now, before, rtol=0, atol=0)
+
+
+def test_a_variable_lives_on_the_stages_that_have_its_boundary():
+    stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
+    assert [Variable("a", "input", "zero").on(s) for s in stages] == [False, True, True]
+    assert [Variable("a", "output", "zero").on(s) for s in stages] == [True, True, False]
+
+
+def test_the_row_of_a_variable_has_the_shape_of_its_boundary():
+    assert Variable("a", "input", "zero").row_shape((2, 7, 7), (5,)) == (2, 7, 7)
+    assert Variable("a", "output", "zero").row_shape((2, 7, 7), (5,)) == (5,)
+    assert Variable("a", "input", "zero", factor=2).row_shape((2, 7, 7), (5,)) == (2, 4, 4)
+
+
+def test_start_rows_are_the_averaged_activation_in_float32():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4).bfloat16()
+    rows = Variable("lam", "input", "forward", PREV, 2).start_rows(x)
+    assert rows.dtype == torch.float32
+    assert rows.tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+
+
+def test_tallies_add_up():
+    total = Tally(3, {"phi": 1.0}, 2.0, 4.0)
+    total.add(Tally(2, {"phi": 0.5, "psi": 7.0}, 1.0, 1.0))
+    assert total == Tally(5, {"phi": 1.5, "psi": 7.0}, 3.0, 5.0)

@@ -1,0 +1,51 @@
+"""Runs that several tests look at are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.engine.small import train_here, weights, write_toml
+from tests.wire.launch import Ended, python
+
+METHODS = {
+    "penalty": {"method__name": "penalty"},
+    "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
+    "backprop": {"method__name": "backprop", "schedule__microbatches": 3},
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run over MPI with the command as users give it, its standard output in a file."""
+
+    toml: Path
+    folder: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session")
+def mpi_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    place = tmp_path_factory.mktemp("mpi-run")
+    toml = write_toml(place / "small.toml", 2, **METHODS["penalty"])
+    words = ["-m", "hpcsplit", "train", toml, "--run-dir", place / "run"]
+    return Finished(toml, place / "run", python(*words, ranks=2, out=place / "out"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[tuple[int, str]]]:
+    """uninterrupted(method, stages): the weights of every epoch, all stages in one process and rows in memory."""
+    known: dict[tuple[str, int], list[tuple[int, str]]] = {}
+
+    def get(method: str, stages: int) -> list[tuple[int, str]]:
+        if (method, stages) not in known:
+            place = tmp_path_factory.mktemp(f"{method}-{stages}")
+            toml = write_toml(place / "c.toml", stages, **METHODS[method], store__kind="memory")
+            assert train_here(toml, place / "run", "--checkpoint.every_epochs", 0) == 0
+            known[method, stages] = weights(place / "run")
+        return known[method, stages]
+
+    return get

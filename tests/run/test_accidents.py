@@ -1,0 +1,87 @@
+"""Whatever happens to one rank ends all of them soon, and the same command then goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.engine.small import train_here, weights, write_toml
+from tests.run.conftest import METHODS
+from tests.wire.launch import Ended, needs_mpi, python
+
+pytestmark = [needs_mpi, pytest.mark.mpi]
+
+LIMIT_S = 5  # from the accident to the end of mpirun
+
+
+def start(toml: Path, run_dir: Path, rank: int, moment: str) -> tuple[Ended, float]:
+    """Run with an accident; also the seconds between it and the end of mpirun."""
+    words = ["-m", "tests.run.victim", rank, moment, "train", toml, "--run-dir", run_dir]
+    ended = python(*words, ranks=2)
+    died = re.search(r"dying at ([\d.]+)", ended.err)
+    return ended, time.time() - float(died[1]) if died else 0.0
+
+
+def killed(toml: Path, run_dir: Path, rank: int, moment: str) -> None:
+    ended, seconds = start(toml, run_dir, rank, moment)
+    assert "dying at" in ended.err, f"{moment} did not come\n{ended.out}\n{ended.err}"
+    assert ended.code != 0
+    assert seconds < LIMIT_S
+
+
+def test_killed_again_and_again_with_rows_kept_in_the_store(tmp_path: Path, uninterrupted) -> None:
+    toml, run_dir = write_toml(tmp_path / "c.toml", 2, **METHODS["penalty"], checkpoint__aux="keep"), tmp_path / "run"
+    killed(toml, run_dir, 1, "import")
+    killed(toml, run_dir, 0, "job")
+    killed(toml, run_dir, 1, "serial:0")
+    killed(toml, run_dir, 0, "parallel:2")
+    assert [epoch for epoch, _ in weights(run_dir)] == [0, 1]
+    killed(toml, run_dir, 1, "write:2")
+    assert train_here(toml, run_dir) == 0
+    assert weights(run_dir) == uninterrupted("penalty", 2)
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
+
+
+def test_killed_and_asked_to_stop_with_rows_copied_into_checkpoints(tmp_path: Path, uninterrupted) -> None:
+    toml, run_dir = write_toml(tmp_path / "c.toml", 2, **METHODS["al"]), tmp_path / "run"
+    killed(toml, run_dir, 0, "serial:0")
+    killed(toml, run_dir, 1, "parallel:1")
+    killed(toml, run_dir, 0, "record:1")
+    ended, _ = start(toml, run_dir, 0, "early")
+    assert ended.code == 75, ended.err
+    assert [epoch for epoch, _ in weights(run_dir)] == [0, 1]
+    ended, _ = start(toml, run_dir, 1, "usr1:2")
+    assert ended.code == 75
+    assert "stopped: SIGUSR1 received; checkpointed" in ended.out
+    assert [epoch for epoch, _ in weights(run_dir)] == [0, 1, 2]
+    killed(toml, run_dir, 0, "finish:3")
+    assert train_here(toml, run_dir) == 0
+    assert weights(run_dir) == uninterrupted("al", 2)
+
+
+@pytest.mark.parametrize("moment", ["raise:1", "thread:1"])
+def test_an_exception_on_one_rank_ends_all(tmp_path: Path, moment: str) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2)
+    ended, seconds = start(toml, tmp_path / "run", 1, moment)
+    assert ended.code == 70
+    assert seconds < LIMIT_S
+    assert re.search(
+        r"^hpcsplit: rank 1 \(stage 1\) on \S+, train epoch 1, parallel, step 1 of 4: ZeroDivisionError: an accident$",
+        ended.err,
+        re.MULTILINE,
+    )
+    assert "Traceback" in ended.err
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, optim__lr=1e30)
+    ended, _ = start(toml, tmp_path / "run", 0, "nothing")
+    assert ended.code == 70
+    assert re.search(
+        r"rank (\d) \(stage \1\).*: \w+ = (nan|inf) in epoch 0 \(serial\), step \d, stage \1: training has diverged",
+        ended.err,
+    )
+    assert "Traceback" not in ended.err

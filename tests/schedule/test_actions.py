@@ -1,0 +1,185 @@
+"""The order of refreshes, epochs, checkpoints and the end."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcsplit.boundary.store import Field, MemoryStore
+from hpcsplit.schedule.actions import Refresh, Save, Stop, Train, from_json, to_json
+from hpcsplit.schedule.hybrid import SavePolicy, actions
+
+SELDOM = SavePolicy(every_epochs=0, every_minutes=0.0, aux="recompute")
+PLANS = st.text("SP", max_size=14)
+
+
+def plan_of(letters: str) -> tuple:
+    return tuple({"S": "serial", "P": "parallel"}[letter] for letter in letters)
+
+
+def all_actions(letters: str, save: SavePolicy = SELDOM, **options) -> list:
+    return list(actions(plan_of(letters), save, **options))
+
+
+def epochs_of(kind: type, found: list) -> list[int]:
+    return [a.epoch for a in found if isinstance(a, kind)]
+
+
+@given(PLANS)
+def test_every_epoch_is_trained_once_in_order_in_its_phase(letters):
+    trained = [a for a in all_actions(letters) if isinstance(a, Train)]
+    assert [a.epoch for a in trained] == list(range(len(letters)))
+    assert tuple(a.phase for a in trained) == plan_of(letters)
+
+
+@given(PLANS)
+def test_an_epoch_knows_how_many_parallel_epochs_came_before(letters):
+    for a in all_actions(letters):
+        if isinstance(a, Train):
+            assert a.parallel_epochs == letters[: a.epoch].count("P")
+
+
+@given(PLANS)
+def test_a_refresh_comes_right_before_each_switch_to_parallel_and_nowhere_else(letters):
+    found = all_actions(letters)
+    switches = [e for e in range(len(letters)) if letters[e] == "P" and (e == 0 or letters[e - 1] == "S")]
+    assert epochs_of(Refresh, found) == switches
+    for a, b in pairwise(found):
+        if isinstance(a, Refresh):
+            assert isinstance(b, Train)
+            assert b.epoch == a.epoch
+
+
+@given(PLANS)
+def test_the_run_ends_with_a_checkpoint_and_a_stop(letters):
+    found = all_actions(letters)
+    assert found[-1] == Stop(True, "all epochs are done")
+    assert epochs_of(Save, found) == ([len(letters) - 1] if letters else [])
+
+
+@given(PLANS, st.integers(1, 5))
+def test_every_so_many_epochs_are_saved(letters, every):
+    found = all_actions(letters, SavePolicy(every, 0.0, "copy"))
+    due = {e for e in range(len(letters)) if (e + 1) % every == 0} | ({len(letters) - 1} if letters else set())
+    assert epochs_of(Save, found) == sorted(due)
+
+
+@given(PLANS, st.integers(0, 3))
+def test_a_checkpoint_needs_the_variables_between_two_parallel_epochs_only(letters, every):
+    for a in all_actions(letters, SavePolicy(every, 0.0, "keep")):
+        if isinstance(a, Save):
+            assert a.need_aux == (letters[a.epoch : a.epoch + 2] == "PP")
+
+
+@given(PLANS, st.integers(0, 4))
+def test_keep_saves_after_every_parallel_epoch_that_another_follows(letters, every):
+    saved = epochs_of(Save, all_actions(letters, SavePolicy(every, 0.0, "keep")))
+    assert {e for e in range(len(letters)) if letters[e : e + 2] == "PP"} <= set(saved)
+
+
+@given(PLANS, st.integers(0, 4))
+def test_keep_never_overwrites_the_generation_that_the_newest_checkpoint_refers_to(letters, every):
+    """The store refuses to; the last epoch of a phase leaves a checkpoint that refers to none."""
+    order = [np.arange(2)]
+    store = MemoryStore([Field("lam", (1,))], 2, torch.float32)
+    for a in actions(plan_of(letters), SavePolicy(every, 0.0, "keep")):
+        if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
+            store.start(order, read=isinstance(a, Train))
+            store.write(0, {"lam": torch.zeros(2, 1)})
+            store.finish(a.epoch)
+        elif isinstance(a, Save):
+            store.protect(store.slot if a.need_aux else None)
+
+
+def test_the_clock_makes_a_checkpoint_due():
+    minutes = iter(range(0, 1000, 2))
+    found = all_actions("SSSSSSS", SavePolicy(0, 5.0, "copy"), clock=lambda: 60.0 * next(minutes))
+    assert epochs_of(Save, found)[:-1] == sorted(epochs_of(Save, found)[:-1])
+    assert 1 < len(epochs_of(Save, found)) < 7
+
+
+def test_without_a_limit_the_clock_is_ignored():
+    hours = iter(range(1000))
+    assert epochs_of(Save, all_actions("SSSS", clock=lambda: 3600.0 * next(hours))) == [3]
+
+
+# ------------------------------------------------------------------------------------------------ stopping
+
+
+@pytest.mark.parametrize("letters", ["SSSS", "SPPP"])
+def test_a_reason_to_stop_leads_to_a_checkpoint_and_an_unfinished_end(letters):
+    reasons = iter([None, "time is up"])
+    found = all_actions(letters, stop_reason=lambda: next(reasons))
+    assert found[-2:] == [Save(1, letters[1:3] == "PP"), Stop(False, "time is up")]
+    assert epochs_of(Train, found) == [0, 1]
+
+
+def test_nobody_is_asked_after_the_last_epoch():
+    found = all_actions("S", stop_reason=lambda: pytest.fail("asked"))
+    assert found[-1].done
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+@given(PLANS, st.data())
+def test_with_its_variables_a_resumed_run_does_what_an_unbroken_one_would(letters, data):
+    first = data.draw(st.integers(0, len(letters)))
+    policy = SavePolicy(1, 0.0, "keep")
+    whole = [a for a in all_actions(letters, policy) if isinstance(a, Stop) or a.epoch >= first]
+    assert all_actions(letters, policy, first_epoch=first, have_aux=True) == whole
+
+
+@given(PLANS, st.data())
+def test_without_them_it_adds_one_refresh_where_it_starts_inside_a_parallel_phase(letters, data):
+    first = data.draw(st.integers(0, len(letters)))
+    with_aux = epochs_of(Refresh, all_actions(letters, first_epoch=first, have_aux=True))
+    without = epochs_of(Refresh, all_actions(letters, first_epoch=first, have_aux=False))
+    inside = first < len(letters) and letters[max(first - 1, 0) : first + 1] == "PP"
+    assert without == ([first] if inside else []) + with_aux
+
+
+def test_the_rest_of_that_phase_is_marked_as_recomputed_and_nothing_else():
+    found = all_actions("SPPPSPP", first_epoch=2, have_aux=False)
+    assert found[0] == Refresh(2, True)
+    marks = {a.epoch: a.recomputed for a in found if isinstance(a, Train | Refresh)}
+    assert marks == {2: True, 3: True, 4: False, 5: False, 6: False}
+
+
+# ------------------------------------------------------------------------------------------------ messages
+
+
+EVERY_KIND = [
+    Refresh(3),
+    Refresh(4, True),
+    Train(0, "serial", 0),
+    Train(7, "parallel", 4, True),
+    Save(2, True),
+    Save(3, False),
+    Stop(True, "all epochs are done"),
+    Stop(False, "SIGTERM"),
+]
+
+
+@pytest.mark.parametrize("action", EVERY_KIND, ids=str)
+def test_an_action_survives_json(action):
+    assert from_json(json.loads(json.dumps(to_json(action)))) == action
+
+
+def test_actions_print_themselves():
+    assert [str(action) for action in EVERY_KIND] == [
+        "refresh the auxiliary variables before epoch 3",
+        "refresh the auxiliary variables before epoch 4; the checkpoint has none",
+        "train epoch 0, serial",
+        "train epoch 7, parallel",
+        "save a checkpoint after epoch 2",
+        "save a checkpoint after epoch 3",
+        "stop: all epochs are done",
+        "stop: SIGTERM",
+    ]

@@ -1,0 +1,44 @@
+"""The learning rate of an epoch against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hpcsplit.schedule.hybrid import learning_rate
+
+
+def rates(epochs: int, kind: str, lr: float = 0.1, **options) -> list[float]:
+    return [learning_rate(epoch, epochs, lr, kind, **options) for epoch in range(epochs)]
+
+
+def test_constant_stays():
+    assert rates(5, "constant") == [0.1] * 5
+
+
+def test_cosine_falls_from_lr_through_half_of_it_towards_zero():
+    found = rates(8, "cosine", lr=2.0)
+    assert found == pytest.approx([2.0 * math.cos(math.pi * epoch / 16) ** 2 for epoch in range(8)])
+    assert found[0] == 2.0
+    assert found[4] == pytest.approx(1.0)
+    assert found == sorted(found, reverse=True)
+
+
+def test_step_divides_by_ten_every_fifty_epochs():
+    """The paper's ResNet-110: 0.1, divided by 10 every 50 of 200 epochs."""
+    found = rates(200, "step")
+    assert found == pytest.approx([0.1] * 50 + [0.01] * 50 + [0.001] * 50 + [0.0001] * 50)
+
+
+def test_step_takes_other_lengths_and_factors():
+    assert rates(5, "step", lr=8.0, step=2, gamma=0.5) == [8.0, 8.0, 4.0, 4.0, 2.0]
+
+
+def test_multistep_falls_at_its_milestones_in_any_order():
+    for milestones in ((2, 4), (4, 2)):
+        assert rates(6, "multistep", lr=8.0, milestones=milestones, gamma=0.5) == [8, 8, 4, 4, 2, 2]
+
+
+def test_multistep_without_milestones_stays():
+    assert rates(3, "multistep") == [0.1] * 3

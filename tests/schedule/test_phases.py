@@ -1,0 +1,100 @@
+"""Which epochs are serial and which parallel: erratum 8, said once more by writing the cycles down."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcsplit.schedule.hybrid import phases
+
+ORDERS = ("alternate", "parallel-first")
+
+
+def short(plan: tuple[str, ...]) -> str:
+    """S and P, one letter an epoch."""
+    return "".join({"serial": "S", "parallel": "P"}[phase] for phase in plan)
+
+
+def expected(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> str:
+    """Whole cycles, then the serial remainder; a warm-up longer than the first group borrows from the end."""
+    if parallel == 0:
+        return "S" * epochs
+    if serial == 0:
+        return "S" * warmup + "P" * (epochs - warmup)
+    cycles = epochs // (serial + parallel)
+    plan = ("S" * serial + "P" * parallel) * cycles
+    plan += "S" * (epochs - len(plan))
+    if order == "parallel-first":
+        all_serial = plan.count("S")
+        return "S" * warmup + "P" * plan.count("P") + "S" * (all_serial - warmup)
+    while len(plan) - len(plan.lstrip("S")) < warmup:
+        last = plan.rindex("S")
+        plan = "S" + plan[:last] + plan[last + 1 :]
+    return plan
+
+
+@st.composite
+def parameters(draw: st.DrawFn) -> tuple[int, int, int, str, int]:
+    """Anything that the configuration lets through."""
+    serial, parallel = draw(st.tuples(st.integers(0, 5), st.integers(0, 6)).filter(any))
+    epochs = draw(st.integers(0, 60))
+    most = epochs
+    if serial and parallel:
+        cycles, rest = divmod(epochs, serial + parallel)
+        most = cycles * serial + rest
+    return epochs, serial, parallel, draw(st.sampled_from(ORDERS)), draw(st.integers(0, most))
+
+
+@given(parameters())
+def test_the_plan_is_that_of_the_written_out_cycles(given_parameters):
+    assert short(phases(*given_parameters)) == expected(*given_parameters)
+
+
+@given(parameters())
+def test_every_epoch_has_a_phase(given_parameters):
+    assert len(phases(*given_parameters)) == given_parameters[0]
+
+
+@given(parameters())
+def test_the_warm_up_comes_first(given_parameters):
+    warmup = given_parameters[-1]
+    assert short(phases(*given_parameters)).startswith("S" * warmup)
+
+
+@given(parameters())
+def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_the_order(given_parameters):
+    epochs, serial, parallel, _, warmup = given_parameters
+    count = phases(*given_parameters).count("parallel")
+    if serial and parallel:
+        assert count == epochs // (serial + parallel) * parallel
+    else:
+        assert count == (epochs - warmup if parallel else 0)
+
+
+@given(parameters())
+def test_no_parallel_phase_is_shorter_than_a_cycles_parallel_epochs(given_parameters):
+    _, serial, parallel, _, _ = given_parameters
+    for phase, group in groupby(phases(*given_parameters)):
+        if phase == "parallel" and serial:
+            assert len(list(group)) % parallel == 0
+
+
+@pytest.mark.parametrize(
+    ("given_parameters", "plan"),
+    [
+        ((11, 1, 4, "alternate", 1), "SPPPPSPPPPS"),
+        ((11, 1, 4, "parallel-first", 1), "SPPPPPPPPSS"),
+        ((10, 1, 4, "alternate", 0), "SPPPPSPPPP"),
+        ((10, 1, 4, "parallel-first", 0), "PPPPPPPPSS"),  # section 4.1: 80 %, then 20 %
+        ((10, 0, 1, "alternate", 1), "SPPPPPPPPP"),
+        ((4, 1, 4, "alternate", 1), "SSSS"),  # no whole cycle
+        ((11, 1, 4, "alternate", 3), "SSSPPPPPPPP"),
+        ((5, 1, 0, "alternate", 2), "SSSSS"),
+        ((0, 1, 4, "alternate", 0), ""),
+    ],
+)
+def test_plans_by_hand(given_parameters, plan):
+    assert short(phases(*given_parameters)) == plan
