@@ -23,7 +23,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage as it will run.  Bytes are of one generation of the store; messages are of one full mini-batch."""
+    """One stage as it will run.
+
+    Store bytes are of one generation; message bytes of one full mini-batch in a parallel epoch.
+    """
 
     stage: int
     first_block: str

@@ -58,7 +58,7 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     check_cuts(config.split.cuts, config.run.stages)
     serial, parallel = parse_ratio(config.schedule.ratio)
     schedule = config.schedule
-    if method.parallel and serial and schedule.epochs:
+    if method.parallel and serial:
         cycles, rest = divmod(schedule.epochs, serial + parallel)
         if schedule.warmup > cycles * serial + rest:
             raise ConfigError(

@@ -52,7 +52,7 @@ class Split:
 class Schedule:
     """Which epochs are exact back-propagation (serial) and which train all stages at once (parallel)."""
 
-    epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=0)
+    epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=1)
     ratio: str = option("1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up')
     order: str = option("alternate", "how the two kinds follow each other", choices=("alternate", "parallel-first"))
     warmup: int = option(

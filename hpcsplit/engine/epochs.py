@@ -100,7 +100,7 @@ def _copy_name(v: Variable) -> str:
 
 
 def _enter(job: Job, action: Train, step: int, steps: int) -> None:
-    job.where = f"{action}, step {step} of {steps}"
+    job.where = f"{action}, step {step + 1} of {steps}"
     job.stage.at(action.epoch, step)
 
 
@@ -108,7 +108,7 @@ def _leave(job: Job, action: Train, step: int, steps: int, tally: Tally, total: 
     for term, value in tally.terms.items():
         if not math.isfinite(value):
             raise NumericalError(
-                f"{term} = {value} in epoch {action.epoch} ({action.phase}), step {step}, stage {job.stage.index}: "
+                f"{term} = {value} in epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {job.stage.index}: "
                 "training has diverged. Lower optim.lr or method.beta, or set optim.clip; the last checkpoint is whole"
             )
     total.add(tally)

@@ -104,7 +104,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
     have_aux = all(ok for ok, _ in answers)
     if job.store and not have_aux:
         job.store.protect(None)  # without the other stages' rows ours are of no use to that checkpoint
-    job.observer.say(f"continuing after epoch {found['epochs_done'] - 1} from {folder}")
+    job.observer.say(f"continuing after epoch {found['epochs_done']} from {folder}")
     if found["aux_needed"] and not have_aux:
         reasons = {why for _, why in answers if why}
         job.observer.say(f"the auxiliary variables are computed anew: {'; '.join(sorted(reasons))}")

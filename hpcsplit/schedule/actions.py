@@ -1,4 +1,7 @@
-"""What the engine can be told to do next.  Rank 0 decides; every rank obeys the broadcast action."""
+"""What the engine can be told to do next.  Rank 0 decides; every rank obeys the broadcast action.
+
+Epochs count from 0 in the code and in records.jsonl, and from 1 in every text for people.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class Refresh:
 
     def __str__(self) -> str:
         why = "; the checkpoint has none" if self.recomputed else ""
-        return f"refresh the auxiliary variables before epoch {self.epoch}{why}"
+        return f"refresh the auxiliary variables before epoch {self.epoch + 1}{why}"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Train:
     recomputed: bool = False
 
     def __str__(self) -> str:
-        return f"train epoch {self.epoch}, {self.phase}"
+        return f"train epoch {self.epoch + 1}, {self.phase}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Save:
     need_aux: bool
 
     def __str__(self) -> str:
-        return f"save a checkpoint after epoch {self.epoch}"
+        return f"save a checkpoint after epoch {self.epoch + 1}"
 
 
 @dataclass(frozen=True)

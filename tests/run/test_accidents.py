@@ -69,7 +69,7 @@ def test_an_exception_on_one_rank_ends_all(tmp_path: Path, moment: str) -> None:
     assert ended.code == 70
     assert seconds < LIMIT_S
     assert re.search(
-        r"^hpcsplit: rank 1 \(stage 1\) on \S+, train epoch 1, parallel, step 1 of 4: ZeroDivisionError: an accident$",
+        r"^hpcsplit: rank 1 \(stage 1\) on \S+, train epoch 2, parallel, step 2 of 4: ZeroDivisionError: an accident$",
         ended.err,
         re.MULTILINE,
     )
@@ -81,7 +81,7 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
     ended, _ = start(toml, tmp_path / "run", 0, "nothing")
     assert ended.code == 70
     assert re.search(
-        r"rank (\d) \(stage \1\).*: \w+ = (nan|inf) in epoch 0 \(serial\), step \d, stage \1: training has diverged",
+        r"rank (\d) \(stage \1\).*: \w+ = (nan|inf) in epoch 1 \(serial\), step \d, stage \1: training has diverged",
         ended.err,
     )
     assert "Traceback" not in ended.err

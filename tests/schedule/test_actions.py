@@ -174,12 +174,12 @@ def test_an_action_survives_json(action):
 
 def test_actions_print_themselves():
     assert [str(action) for action in EVERY_KIND] == [
-        "refresh the auxiliary variables before epoch 3",
-        "refresh the auxiliary variables before epoch 4; the checkpoint has none",
-        "train epoch 0, serial",
-        "train epoch 7, parallel",
-        "save a checkpoint after epoch 2",
+        "refresh the auxiliary variables before epoch 4",
+        "refresh the auxiliary variables before epoch 5; the checkpoint has none",
+        "train epoch 1, serial",
+        "train epoch 8, parallel",
         "save a checkpoint after epoch 3",
+        "save a checkpoint after epoch 4",
         "stop: all epochs are done",
         "stop: SIGTERM",
     ]

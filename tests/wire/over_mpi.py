@@ -30,6 +30,19 @@ def big_both_ways(rank: int, size: int) -> Program:
     return right
 
 
+def many_big_both_ways(rank: int, size: int) -> Program:
+    """More messages of 1 MB in both directions than a rank takes in unasked or has on their way."""
+    sides = [side for side in (PREV, NEXT) if 0 <= rank + side < size]
+    for i in range(30):
+        for side in sides:
+            yield Send(side, "many", torch.full((2**18,), float(i)), i)
+    right = True
+    for i in range(30):
+        for side in sides:
+            right = right and bool(((yield Recv(side, "many", (2**18,), index=i)) == i).all())
+    return right
+
+
 def many_unread(rank: int, size: int) -> Program:
     """Three hundred small messages under as many names, read from the last to the first."""
     for i in range(300) if rank < size - 1 else ():
@@ -78,7 +91,7 @@ def main(answers: Path) -> None:
     wire = Wire()
     rank, size = wire.world.rank, wire.world.size
     found = {}
-    for program in (*PROGRAMS, big_both_ways, many_unread, late_sender, slow_message):
+    for program in (*PROGRAMS, big_both_ways, many_big_both_ways, many_unread, late_sender, slow_message):
         # counted_bytes expects a fresh meter
         wire.traffic.__init__()
         found[program.__name__] = wire.share(wire.run(program(rank, size)))

@@ -35,6 +35,7 @@ def test_same_answers_as_lockstep(answers: dict[str, list], ranks: int, program)
 
 def test_big_messages_both_ways_at_once(answers: dict[str, list], ranks: int) -> None:
     assert answers["big_both_ways"] == [True] * ranks
+    assert answers["many_big_both_ways"] == [True] * ranks
 
 
 def test_many_unread_messages(answers: dict[str, list], ranks: int) -> None:
