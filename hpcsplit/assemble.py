@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +17,17 @@ from hpcsplit.config import Config
 from hpcsplit.config.checks import parse_ratio
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
-from hpcsplit.data.dataset import Dataset, fingerprint, load
+from hpcsplit.data.dataset import Dataset, load
 from hpcsplit.data.part import Part
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import Identity, Images, Job, Observer, Silent
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.methods.contract import Batch, TrainingMethod
+from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.nets import block_names, build
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
-from hpcsplit.split.cost import block_costs, block_seconds
-from hpcsplit.split.cuts import balanced_cuts, ranges
+from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
 
 _OPTIMIZERS = {
@@ -44,12 +41,11 @@ _OPTIMIZERS = {
     "radam": torch.optim.RAdam,
     "adamax": torch.optim.Adamax,
 }
-BASELINE_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What rank 0 finds out before the run and tells the others; JSON by `as_dict`."""
+    """What rank 0 found out before the run and told the others; JSON by `as_dict`."""
 
     cuts: tuple[int, ...]
     costs: tuple[float, ...]
@@ -129,89 +125,6 @@ def device_of(config: Config, local_rank: int) -> torch.device:
 
 def precision_of(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.run.precision == "bfloat16" else torch.float32
-
-
-# ------------------------------------------------------------------------------------------------ before the run
-
-
-def choose_cuts(
-    config: Config, net: nn.Sequential, stages: int, *, measure: bool
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The cuts of this configuration for `stages` stages, and the cost of every block that they balance.
-
-    Args:
-        measure: allow `split.cuts = "time"` to time the blocks on this machine; otherwise FLOPs stand in.
-    """
-    shape = lookup(config.data.name).input_shape(config.data.pool)
-    wish = config.split.cuts
-    if wish == "params":
-        costs = tuple(float(c.params) for c in block_costs(net, shape))
-    elif wish == "time" and measure:
-        autocast = torch.bfloat16 if config.run.precision == "bfloat16" else None
-        costs = tuple(
-            block_seconds(
-                net, shape, config.data.batch_size, channels_last=config.run.channels_last, autocast_dtype=autocast
-            )
-        )
-    else:
-        costs = tuple(float(c.flops) for c in block_costs(net, shape))
-    cuts = balanced_cuts(costs, stages) if isinstance(wish, str) else wish
-    if len(cuts) + 1 != stages:
-        raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
-    ranges(cuts, len(net))
-    return cuts, costs
-
-
-def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) -> Prepared:
-    """Everything that rank 0 finds out alone: the data are there, where to cut, how fast one core is.
-
-    Cuts chosen at the first start of a run directory stay, so that its checkpoints fit.
-    """
-    net = build_network(config)
-    data = load_data(config)
-    if config.data.batch_size > len(data.train):
-        raise ConfigError(
-            f"data.batch_size = {config.data.batch_size} is more than the {len(data.train)} training samples; lower it"
-        )
-    known = run_dir.load_split()
-    key = [config.model.name, config.model.block, str(config.split.cuts), stages]
-    if known and known.get("key") == key:
-        cuts, costs = tuple(known["cuts"]), tuple(known["costs"])
-    else:
-        cuts, costs = choose_cuts(config, net, stages, measure=True)
-    check_boundaries(config, planner.boundaries(net, data.input_shape, cuts))
-    run_dir.create()
-    run_dir.save_split({"key": key, "cuts": list(cuts), "costs": list(costs)})
-    baseline = _baseline(config, net, data, device) if config.run.baseline else None
-    return Prepared(cuts, costs, fingerprint(data), baseline)
-
-
-def check_boundaries(config: Config, edges: Sequence[tuple[int, ...]]) -> None:
-    """Raise ConfigError where the method cannot keep variables at a boundary."""
-    for k, shape in enumerate(edges[1:-1], start=1):
-        if config.method.options.get("downsample") == 2 and len(shape) != 3:
-            raise ConfigError(
-                f"method.downsample = 2 halves height and width, but stage {k} receives vectors {tuple(shape)}; "
-                "use downsample = 1 or other split.cuts"
-            )
-
-
-def _baseline(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float:
-    """Samples/s of exact steps of the whole network on this rank alone: the median of a few after a warm-up."""
-    whole = make_stage(config, net, 0, 1, (), device)
-    source = make_source(config, data.train, data, device)
-    step = Backprop(1)
-    size, times = config.data.batch_size, []
-    ids = torch.arange(size).numpy()
-    for _ in range(1 + BASELINE_STEPS):
-        started = time.perf_counter()
-        batch = Batch(ids, size, source.images(ids, augment=config.data.augment), source.labels(ids))
-        for _verb in step.step(whole, {}, batch):
-            raise AssertionError("one stage has nobody to talk to")
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return size / statistics.median(times[1:])
 
 
 # ------------------------------------------------------------------------------------------------ a rank's job

@@ -62,7 +62,7 @@ def _dispatch(argv: list[str]) -> int:
     if args.command == "report":
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit report --help")
-        from hpcsplit.reporting import report_command
+        from hpcsplit.commands.report import report_command
 
         return report_command(args.runs, args.out)
     config = load(args.config, _overrides(rest))
@@ -70,12 +70,12 @@ def _dispatch(argv: list[str]) -> int:
         print(config.to_toml(), end="")
         return 0
     if args.command == "plan":
-        from hpcsplit.planning import plan_command
+        from hpcsplit.commands.plan import plan_command
 
         return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json)
     request = StopRequest(config.run.time_limit)
+    from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir
-    from hpcsplit.session import train as train_command
 
     return train_command(config, RunDir(args.run_dir or _default_run_dir(config)), request)
 

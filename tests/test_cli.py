@@ -8,21 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpcsplit import __version__
 from hpcsplit.cli import main
 
 USAGE, CONFIG = 64, 65
 HEAVY = {"torch", "numpy", "mpi4py", "h5py", "torchvision", "matplotlib", "rich", "sklearn"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -104,5 +104,7 @@ def finish(folder: Path, sums: Mapping[str, str], keep: int) -> Path:
     fsync_dir(final.parent)
     replace_symlink(final.parent / "latest", final.name)
     for old in complete(final.parent)[keep:]:
-        shutil.rmtree(old)
+        half_gone = old.with_name(f"{old.name}.tmp")  # a leftover, not a checkpoint, if this is interrupted
+        old.rename(half_gone)
+        shutil.rmtree(half_gone)
     return final

@@ -107,9 +107,10 @@ def _enter(job: Job, action: Train, step: int, steps: int) -> None:
 def _leave(job: Job, action: Train, step: int, steps: int, tally: Tally, total: Tally, started: float) -> None:
     for term, value in tally.terms.items():
         if not math.isfinite(value):
+            place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {job.stage.index}"
             raise NumericalError(
-                f"{term} = {value} in epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {job.stage.index}: "
-                "training has diverged. Lower optim.lr or method.beta, or set optim.clip; the last checkpoint is whole"
+                f"{term} = {value} in {place}: training has diverged. Lower optim.lr or method.beta, set optim.clip; "
+                "the last checkpoint is whole"
             )
     total.add(tally)
     elapsed = time.perf_counter() - started

@@ -91,6 +91,7 @@ class Wire:
                 answer = self.traffic
 
     def _send(self, verb: Send) -> None:
+        start = time.perf_counter()
         t = verb.tensor.detach()
         nhwc = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
         shape = tuple(t.shape)
@@ -99,15 +100,14 @@ class Wire:
         name = verb.name.encode()
         assert len(name) <= 24, verb.name
         assert t.dim() <= 6, shape
-        padded = shape + (0,) * (6 - t.dim())
-        header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
-        buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self.traffic.count(verb.side, t.nbytes)
-        start = time.perf_counter()
         while len(self.outgoing) >= _IN_FLIGHT:
             self.progress(asked=True)
             if len(self.outgoing) >= _IN_FLIGHT:
                 time.sleep(_NAP_S)
+        padded = shape + (0,) * (6 - t.dim())
+        header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
+        buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self.traffic.exposed_s += time.perf_counter() - start
         request = self.comm.Isend([_bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
         self.outgoing.append((request, buffer))

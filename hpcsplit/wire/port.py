@@ -58,8 +58,8 @@ class Meter:
 class Traffic:
     """Running totals of one rank.
 
-    `exposed_s` counts waiting after the peer had sent (the message's own cost), `imbalance_s` waiting before that
-    (the peer was not ready).  Bytes are payload bytes per neighbour side.
+    `exposed_s` counts a message's own cost: putting it together, and waiting for it after the peer had sent it.
+    `imbalance_s` counts waiting before that, when the peer was not ready.  Bytes are payload bytes per neighbour side.
     """
 
     sent_bytes_prev: int = 0

@@ -1,4 +1,4 @@
-"""One thread, and jobs whose stores are closed again."""
+"""Jobs whose stores are closed again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hpcsplit.engine.job import Job, Observer
 from tests.engine.small import config, make_jobs
 
 Make = Callable[..., list[Job]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from unittest.mock import patch
 import torch
 
 from hpcsplit import cli
-from hpcsplit.assemble import make_job, prepare
+from hpcsplit.assemble import make_job
 from hpcsplit.config import Config, resolve
 from hpcsplit.engine.job import Job, Observer
+from hpcsplit.prepare import prepare
 from hpcsplit.rundir import RunDir
 
 CUTS = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}

@@ -128,8 +128,8 @@ def test_a_terminal_gets_a_live_row_and_keeps_the_epoch_lines() -> None:
 @pytest.mark.parametrize(("columns", "accuracy"), [(80, False), (120, True)])
 def test_the_live_row_fits_the_width_of_the_terminal(columns: int, accuracy: bool) -> None:
     script = f'stty cols {columns} <&1; exec "$0" -c "$1"'
-    text = re.sub("\x1b[[][^a-zA-Z]*[a-zA-Z]", "", shown_under_pty(["sh", "-c", script, sys.executable, SESSION]))
-    rows = [row for row in re.split("[\r\n]+", text) if "/4 loss" in row]
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown_under_pty(["sh", "-c", script, sys.executable, SESSION]))
+    rows = [row for row in re.split(r"[\r\n]+", text) if "/4 loss" in row]
     assert rows
     assert {len(row) for row in rows} == {columns}
     assert any("test 90.00 %" in row for row in rows) is accuracy

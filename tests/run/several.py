@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from hpcsplit.assemble import make_job, make_phases
+from hpcsplit.commands.train import _prepare_together
 from hpcsplit.config import load
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
-from hpcsplit.session import _prepare_together
 from hpcsplit.wire.mpi import Wire
 from tests.run import lean  # noqa: F401
 

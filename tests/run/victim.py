@@ -48,8 +48,9 @@ def ask_mpirun_to_stop() -> None:
 
 def arrange(moment: str, epoch: int) -> None:
     """Put the accident into the program."""
-    from hpcsplit import records, session, stopping
+    from hpcsplit import records, stopping
     from hpcsplit.checkpoint import folder
+    from hpcsplit.commands import train as command
     from hpcsplit.engine import epochs, persist
 
     def instead(place: Any, name: str, accident: Callable[..., None], *, after: bool = False) -> None:
@@ -79,7 +80,7 @@ def arrange(moment: str, epoch: int) -> None:
 
     match moment:
         case "job":
-            instead(session, "make_job", lambda *_: die())
+            instead(command, "make_job", lambda *_: die())
         case "serial" | "parallel":
             in_step(die, moment)
         case "write":

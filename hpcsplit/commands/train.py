@@ -13,21 +13,13 @@ from typing import Any, NoReturn
 import torch
 
 from hpcsplit import planner
-from hpcsplit.assemble import (
-    Prepared,
-    build_method,
-    build_network,
-    device_of,
-    lookup,
-    make_job,
-    make_phases,
-    prepare,
-    sizes,
-)
+from hpcsplit.assemble import Prepared, build_method, build_network, device_of, make_job, make_phases, sizes
 from hpcsplit.config import Config
+from hpcsplit.data.catalog import lookup
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
+from hpcsplit.prepare import prepare
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
@@ -69,9 +61,6 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         jobs[0].stop_reason = request.reason
         try:
             stops = lockstep.run([rank_program(job) for job in jobs])
-        except HpcsplitError as error:
-            error.add_note("; ".join(sorted({f"stage {job.rank}: {job.where}" for job in jobs})))
-            raise
         finally:
             _close_stores(jobs)
         return _end(config, run_dir, prepared, stages, watch, stops[0])

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from hpcsplit import planner
-from hpcsplit.assemble import build_method, build_network, check_boundaries, choose_cuts, make_phases, sizes
+from hpcsplit.assemble import build_method, build_network, make_phases, sizes
 from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
+from hpcsplit.prepare import check_boundaries, choose_cuts
 
 
 def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
