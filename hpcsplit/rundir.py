@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -51,13 +52,14 @@ class RunDir:
         return self.path / "log" / f"rank-{rank:03d}.log"
 
     def store(self, configured: str) -> Path:
-        """The folder of the auxiliary store; environment variables in `configured` are filled in."""
+        """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in."""
         if not configured:
             return self.path / "aux"
         expanded = os.path.expandvars(os.path.expanduser(configured))
         if "$" in expanded:
             raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
-        return Path(expanded) / self.path.resolve().name
+        place = self.path.resolve()
+        return Path(expanded) / f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
 
     def create(self) -> None:
         """Make the folder; rank 0 only."""

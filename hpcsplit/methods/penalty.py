@@ -43,7 +43,9 @@ class Penalty:
     beta: float = option(10.0, "penalty coefficient β", above=0.0)
     beta_growth: float = option(1.0, "factor of β from one parallel epoch to the next", low=1.0)
     beta_max: float = option(1e6, "β grows to this", above=0.0)
-    psi: str = option("mean", "ψ over the elements of a boundary", choices=("mean", "sum"))
+    psi: str = option(
+        "mean", "ψ over the n elements of a boundary; beta with mean is beta/n with sum", choices=("mean", "sum")
+    )
     eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
     downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
 

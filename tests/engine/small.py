@@ -22,7 +22,7 @@ from hpcsplit.engine.job import Job, Observer
 from hpcsplit.prepare import prepare
 from hpcsplit.rundir import RunDir
 
-CUTS = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
+CUTS: dict[int, list[int]] = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
 BASE: dict[str, dict[str, Any]] = {
     "data": {"name": "fake", "limit_train": 100, "limit_test": 60, "batch_size": 32, "eval_train": 50},
     "model": {"name": "tests.engine.tinynet:small"},
@@ -35,7 +35,7 @@ BASE: dict[str, dict[str, Any]] = {
 
 def options(stages: int = 1, **changes: Any) -> dict[str, dict[str, Any]]:
     """The base configuration with `section__key=value` changes, as the sections of a TOML file."""
-    raw = copy.deepcopy(BASE) | {"split": {"cuts": CUTS[stages]}}
+    raw = copy.deepcopy(BASE) | {"split": {"cuts": CUTS.get(stages, "params")}}
     for name, value in changes.items():
         section, _, key = name.partition("__")
         raw.setdefault(section, {})[key] = value
