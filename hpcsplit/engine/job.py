@@ -115,6 +115,7 @@ class Job:
             len(ids),
             x=source.images(ids, epoch=epoch, augment=augment) if self.stage.first else torch.empty(0),
             y=source.labels(ids) if self.stage.last else torch.empty(0),
+            total=self.train_size,
         )
 
     def own_variables(self) -> Sequence[Variable]:

@@ -63,12 +63,16 @@ class Variable:
 
 @dataclass(frozen=True)
 class Batch:
-    """A mini-batch as one stage sees it: images `x` on the first stage, labels `y` on the last; empty elsewhere."""
+    """A mini-batch as one stage sees it: images `x` on the first stage, labels `y` on the last; empty elsewhere.
+
+    `total` is the number of training samples that it was taken from.
+    """
 
     ids: Any
     size: int
     x: torch.Tensor = torch.empty(0)  # noqa: RUF009
     y: torch.Tensor = torch.empty(0)  # noqa: RUF009
+    total: int = 0
 
 
 @dataclass

@@ -106,13 +106,12 @@ def step(
 
 
 def aux_of(stage: Stage, rows: Rows) -> dict[str, torch.Tensor]:
-    """What the engine would hand a stage: copies of its own rows and of the next stage's."""
+    """What the engine would hand a stage: copies of its own rows and of its neighbours', where there are any."""
     aux = {}
     for name, by_stage in rows.items():
-        if not stage.first:
-            aux[name] = by_stage[stage.index].clone()
-        if not stage.last:
-            aux[f"next_{name}"] = by_stage[stage.index + 1].clone()
+        for label, index in (("", stage.index), ("next_", stage.index + 1), ("prev_", stage.index - 1)):
+            if 0 <= index < len(by_stage) and by_stage[index].numel():
+                aux[label + name] = by_stage[index].clone()
     return aux
 
 

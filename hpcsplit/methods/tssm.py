@@ -1,0 +1,59 @@
+"""What the two TSSM methods share: the own term of a stage, its slope at the input, and the pass that leaves no trace.
+
+The paper divides R and the α term by the number of samples M, although the variables belong to one sample each: then
+the label moves p by 1/M of what it should and never reaches the stages before the last.  `share_of` is that factor,
+called s in the methods' formulas: 1 by default, 1/M with `scaling = "paper"`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hpcsplit.methods.contract import Batch, Tally
+from hpcsplit.split.stage import Stage
+from hpcsplit.terms.distance import squared_distance
+
+
+def share_of(scaling: str, batch: Batch) -> float:
+    """s: how much of a sample's own term enters the steps of its variables."""
+    return 1.0 if scaling == "sample" else 1.0 / batch.total
+
+
+def train_weights(
+    stage: Stage, p: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch, tally: Tally
+) -> torch.Tensor:
+    """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3); f(p) with the weights before it."""
+    stage.zero_grad()
+    x = stage.forward(p)
+    loss = own_term(stage, x, target, alpha, batch)
+    if loss.requires_grad:  # a first stage may have no weights
+        loss.mean().backward()
+    if stage.last or not stage.frozen:
+        stage.update()
+    tally.terms["phi" if target is None else "omega"] = float(loss.detach().sum())
+    if target is not None:
+        tally.gap_sq = 2.0 / alpha * float(loss.detach().sum())
+        tally.aux_sq = float(target.square().sum())
+    return x.detach()
+
+
+def own_term(stage: Stage, x: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch) -> torch.Tensor:
+    """R of the last stage, α/2 ‖target − x‖² of the others; (B,)."""
+    return stage.loss(x, batch.y) if target is None else alpha / 2 * squared_distance(target, x.to(stage.wide))
+
+
+def slope(
+    stage: Stage, p: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """∂/∂p of each sample's own term, and f(p), with the weights as they are now."""
+    p = p.detach().requires_grad_()
+    with stage.statistics_kept():
+        x = stage.forward(p)
+    (g,) = torch.autograd.grad(own_term(stage, x, target, alpha, batch).sum(), p)
+    return g, x.detach().to(stage.wide)
+
+
+def forward_again(stage: Stage, p: torch.Tensor) -> torch.Tensor:
+    """f(p) in `wide` without a gradient and without a trace in BatchNorm statistics."""
+    with stage.statistics_kept():
+        return stage.infer(p).to(stage.wide)

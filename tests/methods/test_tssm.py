@@ -1,0 +1,136 @@
+"""gsADMM and gsAM against a direct transcription of TSSM's Lagrangian, by autograd in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows
+from torch import nn
+from torch.nn import functional as F
+
+from hpcsplit.methods.gsadmm import GsAdmm
+from hpcsplit.methods.gsam import GsAm
+from hpcsplit.wire import lockstep
+
+SHAPE = (1, 6, 6)
+LR = 0.03
+TOTAL = 50  # training samples
+
+
+def stepped(method, count: int, *, frozen: bool = False):
+    """Stages of `count` parts before and after one step, the rows before, the rows after, images and labels."""
+    parts = conv_parts(count, SHAPE)
+    before = copy.deepcopy(parts)
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(parts, images, lr=LR, momentum=0.0)
+    for stage in stages:
+        stage.frozen = frozen
+    rows = random_rows(method, stages, len(images))
+    batches = [copy.copy(batch_for(s, images, labels)) for s in stages]
+    for batch in batches:
+        object.__setattr__(batch, "total", TOTAL)
+    programs = [method.step(s, aux_of(s, rows), b) for s, b in zip(stages, batches, strict=True)]
+    new = [result.aux for result in lockstep.run(programs)]
+    return before, [nn.Sequential(*s.blocks) for s in stages], rows, new, images, labels
+
+
+def own_terms(parts, p, target, labels, alpha):
+    """R of the last part and α/2 ‖target − f(p)‖² of the others, for each sample."""
+    ends = [part(x) for part, x in zip(parts, p, strict=True)]
+    inner = [alpha / 2 * (t - x).flatten(1).square().sum(1) for t, x in zip(target, ends[:-1], strict=True)]
+    return [*inner, F.cross_entropy(ends[-1], labels, reduction="none")]
+
+
+def assert_descended(before, after, terms) -> None:
+    """One plain gradient step on the batch mean of each part's own term."""
+    for old, now, term in zip(before, after, terms, strict=True):
+        weights = list(old.parameters())
+        slopes = torch.autograd.grad(term.mean(), weights, retain_graph=True)
+        for w, slope, moved in zip(weights, slopes, now.parameters(), strict=True):
+            torch.testing.assert_close(moved, w - LR * slope, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", ["sample", "paper"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_gsadmm_is_the_transcription_of_equations_2_to_6(count: int, scaling: str) -> None:
+    m = GsAdmm(alpha=0.7, rho=0.4, tau_2=3.0, scaling=scaling)
+    s = 1.0 if scaling == "sample" else 1.0 / TOTAL
+    before, after, rows, new, images, labels = stepped(m, count)
+    p, q, u = [images, *rows["p"][1:]], rows["q"][:-1], rows["u"][:-1]
+    assert_descended(before, after, own_terms(before, p, q, labels, m.alpha))
+
+    free = [x.clone().requires_grad_() for x in p]
+    lagrangian = s * sum(t.sum() for t in own_terms(after, free, q, labels, m.alpha))
+    for p_next, q_l, u_l in zip(free[1:], q, u, strict=True):
+        lagrangian = lagrangian + (u_l * (p_next - q_l)).sum() + m.rho / 2 * (p_next - q_l).square().sum()
+    slopes = torch.autograd.grad(lagrangian, free[1:])
+    p_new = [images, *(x - g / m.tau_2 for x, g in zip(p[1:], slopes, strict=True))]
+    for k in range(1, count):
+        torch.testing.assert_close(new[k]["p"], p_new[k], rtol=1e-10, atol=1e-12)
+
+    for k in range(count - 1):  # q minimises L exactly: its slope there is zero; u follows (6)
+        q_new = new[k]["q"].clone().requires_grad_()
+        gap = p_new[k + 1] - q_new
+        part = s * m.alpha / 2 * (q_new - after[k](p_new[k])).square().sum() + (u[k] * gap).sum()
+        (slope,) = torch.autograd.grad(part + m.rho / 2 * gap.square().sum(), q_new)
+        assert slope.abs().max() < 1e-10
+        torch.testing.assert_close(new[k]["u"], u[k] + m.rho * (p_new[k + 1] - new[k]["q"]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("sweep", ["gauss-seidel", "jacobi"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_gsam_is_the_transcription_of_equations_7_and_8(count: int, sweep: str) -> None:
+    m = GsAm(alpha=0.7, tau_2=3.0, sweep=sweep)
+    before, after, rows, new, images, labels = stepped(m, count)
+    p = [images, *rows["p"][1:]]
+    assert_descended(before, after, own_terms(before, p, p[1:], labels, m.alpha))
+
+    now = list(p)
+    for k in range(1, count):
+        previous = now if sweep == "gauss-seidel" else p
+        x = p[k].clone().requires_grad_()
+        own = own_terms(after, [*p[:k], x, *p[k + 1 :]], p[1:], labels, m.alpha)[k].sum()
+        mismatch = m.alpha / 2 * (x - after[k - 1](previous[k - 1]).detach()).square().sum()
+        (slope,) = torch.autograd.grad(own + mismatch, x)
+        now[k] = p[k] - slope / m.tau_2
+        torch.testing.assert_close(new[k]["p"], now[k], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [GsAdmm(), GsAm()])
+def test_frozen_leaves_all_but_the_last_stage(method) -> None:
+    before, after, *_ = stepped(method, 3, frozen=True)
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(old.parameters(), now.parameters(), strict=True))
+        for old, now in zip(before, after, strict=True)
+    ]
+    assert moved == [False, False, True]
+
+
+def test_with_the_papers_scaling_the_label_hardly_moves_p() -> None:
+    """One step from p = q = f, u = 0: all that moves p is the slope of R, 1/M of it with the paper's scaling."""
+    moves = {}
+    for scaling in ("sample", "paper"):
+        m = GsAdmm(scaling=scaling)
+        images, labels = batch_of(SHAPE)
+        stages = make_stages(conv_parts(2, SHAPE), images, lr=0.0, momentum=0.0)
+        x = stages[0].infer(images)
+        starts = ({"q": x, "u": torch.zeros_like(x)}, {"p": x, "prev_q": x, "prev_u": torch.zeros_like(x)})
+        batches = [batch_for(s, images, labels) for s in stages]
+        for batch in batches:
+            object.__setattr__(batch, "total", TOTAL)
+        new = lockstep.run([m.step(s, a, b) for s, a, b in zip(stages, starts, batches, strict=True)])
+        moves[scaling] = (new[1].aux["p"] - x).norm()
+    assert moves["sample"] / moves["paper"] == pytest.approx(TOTAL, rel=1e-9)
+
+
+def test_the_adjoint_is_the_slope_of_the_own_term() -> None:
+    for m, name in ((GsAdmm(alpha=0.3), "q"), (GsAm(alpha=0.3), "next_p")):
+        stages = make_stages(conv_parts(2, SHAPE), batch_of(SHAPE)[0])
+        x = torch.randn(5, *stages[0].out_shape, dtype=torch.float64, requires_grad=True)
+        aux = {name: torch.randn_like(x)}
+        (slope,) = torch.autograd.grad(0.15 * (aux[name] - x).square().sum(), x)
+        used, penalty = m.adjoint(stages[0], aux, x)
+        torch.testing.assert_close(used, slope)
+        torch.testing.assert_close(penalty, slope)
