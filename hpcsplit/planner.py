@@ -17,6 +17,7 @@ from hpcsplit.schedule.hybrid import Phase
 from hpcsplit.split.cost import block_costs
 from hpcsplit.split.cuts import ranges, stage_shares
 from hpcsplit.terms.resample import cells
+from hpcsplit.wire.port import NEXT, PREV
 
 Shape = tuple[int, ...]
 
@@ -25,7 +26,7 @@ Shape = tuple[int, ...]
 class StagePlan:
     """One stage as it will run.
 
-    Store bytes are of one generation; message bytes of one full mini-batch in a parallel epoch.
+    Store bytes are of one generation; message bytes of one full mini-batch of the method.
     """
 
     stage: int
@@ -67,12 +68,17 @@ def plan_stages(
     edges = boundaries(net, input_shape, cuts)
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
-        own = [v for v in method.variables() if not (k == 0 if v.boundary == "input" else k == len(parts) - 1)]
-        shapes = {v.name: v.row_shape(edges[k], edges[k + 1]) for v in own}
-        fields = [Field(name, shape) for name, shape in shapes.items()]
-        to_prev = sum(batch_size * math.prod(shapes[v.name]) * dtype.itemsize for v in own if v.copy_to == -1)
-        factor = max((v.factor for v in method.variables()), default=1)
-        activation = cells(edges[k + 1], factor) if factor > 1 and k + 1 < len(parts) else edges[k + 1]
+        last = k + 1 == len(parts)
+        own = [v for v in method.variables() if not (k == 0 if v.boundary == "input" else last)]
+        fields = [Field(v.name, v.row_shape(edges[k], edges[k + 1])) for v in own]
+        sent = {PREV: 0, NEXT: 0}
+        for v, field in zip(own, fields, strict=True):
+            if v.copy_to is not None:
+                sent[v.copy_to] += batch_size * math.prod(field.shape) * dtype.itemsize
+        for message in method.messages():
+            shape = edges[k] if message.side == PREV else edges[k + 1]
+            if not (k == 0 if message.side == PREV else last):
+                sent[message.side] += batch_size * math.prod(cells(shape, message.factor)) * 4
         plans.append(
             StagePlan(
                 stage=k,
@@ -84,8 +90,8 @@ def plan_stages(
                 in_shape=edges[k],
                 out_shape=edges[k + 1],
                 store_bytes=generation_bytes(fields, samples, dtype) if fields else 0,
-                to_next_bytes=batch_size * math.prod(activation) * 4 if k + 1 < len(parts) else 0,
-                to_prev_bytes=to_prev,
+                to_next_bytes=sent[NEXT],
+                to_prev_bytes=sent[PREV],
             )
         )
     return plans

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import torch
 
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
@@ -31,6 +31,9 @@ class Backprop:
 
     def variables(self) -> tuple[Variable, ...]:
         return ()
+
+    def messages(self) -> tuple[Message, ...]:
+        return (Message(NEXT), Message(PREV))
 
     def at(self, parallel_epoch: int) -> Backprop:
         return self

@@ -62,6 +62,14 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class Message:
+    """One float32 tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels."""
+
+    side: Side
+    factor: int = 1
+
+
+@dataclass(frozen=True)
 class Batch:
     """A mini-batch as one stage sees it: images `x` on the first stage, labels `y` on the last; empty elsewhere.
 
@@ -112,6 +120,10 @@ class TrainingMethod(Protocol):
 
     def variables(self) -> tuple[Variable, ...]:
         """The per-sample variables, the same on every stage that has the boundary."""
+        ...
+
+    def messages(self) -> tuple[Message, ...]:
+        """What a step sends, the copies of variables apart."""
         ...
 
     def at(self, parallel_epoch: int) -> TrainingMethod:

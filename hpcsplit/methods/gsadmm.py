@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
 from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
@@ -44,6 +44,9 @@ class GsAdmm:
             Variable("q", "output", "forward", copy_to=NEXT),
             Variable("u", "output", "zero", copy_to=NEXT),
         )
+
+    def messages(self) -> tuple[Message, ...]:
+        return (Message(PREV),)
 
     def at(self, parallel_epoch: int) -> GsAdmm:
         return self

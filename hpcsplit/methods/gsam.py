@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
 from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
@@ -40,6 +40,9 @@ class GsAm:
 
     def variables(self) -> tuple[Variable, ...]:
         return (Variable("p", "input", "forward", copy_to=PREV),)
+
+    def messages(self) -> tuple[Message, ...]:
+        return (Message(NEXT),)
 
     def at(self, parallel_epoch: int) -> GsAm:
         return self

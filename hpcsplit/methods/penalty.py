@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
 from hpcsplit.split.stage import Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
@@ -51,6 +51,9 @@ class Penalty:
 
     def variables(self) -> tuple[Variable, ...]:
         return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
+
+    def messages(self) -> tuple[Message, ...]:
+        return (Message(NEXT, self.downsample),)
 
     def at(self, parallel_epoch: int) -> Penalty:
         limit = max(self.beta, self.beta_max)

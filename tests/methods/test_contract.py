@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable
+from hpcsplit.terms.resample import cells
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send
 
@@ -66,6 +67,27 @@ def test_a_step_only_sends_and_receives(method: TrainingMethod):
     assert heard
     assert all(isinstance(verb, Send | Recv) for verb in heard)
     assert all(isinstance(result, StepResult) for result in results)
+
+
+def test_a_step_sends_what_the_method_declares(method: TrainingMethod):
+    """The plan's traffic rests on it."""
+    stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
+    images, labels = batch_of(SHAPE)
+    rows = random_rows(method, stages, len(images))
+    heard: list[list] = [[] for _ in stages]
+    lockstep.run(
+        [listen(method.step(s, aux_of(s, rows), batch_for(s, images, labels)), heard[s.index]) for s in stages]
+    )
+    for stage in stages:
+        sent = sorted(
+            (verb.side, tuple(verb.tensor.shape[1:])) for verb in heard[stage.index] if isinstance(verb, Send)
+        )
+        declared = [
+            (m.side, cells(stage.in_shape if m.side == PREV else stage.out_shape, m.factor))
+            for m in method.messages()
+            if not (stage.first if m.side == PREV else stage.last)
+        ]
+        assert sent == sorted(declared)
 
 
 def test_a_step_returns_rows_for_its_own_variables_only(method: TrainingMethod):
