@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from hpcsplit.engine.job import Identity, Images, Job, Observer, Silent
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets import block_names, build
+from hpcsplit.nets import build
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
 from hpcsplit.split.cuts import ranges
@@ -107,6 +108,12 @@ def load_data(config: Config) -> Dataset:
     return load(d.name, d.root, download=d.download, limit_train=d.limit_train, limit_test=d.limit_test, pool=d.pool)
 
 
+def aux_policy(config: Config) -> str:
+    """checkpoint.aux; rows that live in memory cannot be kept, so they are recomputed."""
+    in_memory = config.store.kind == "memory" and config.checkpoint.aux == "keep"
+    return "recompute" if in_memory else config.checkpoint.aux
+
+
 def sizes(config: Config) -> tuple[int, int]:
     """Training and test samples, without reading them."""
     spec, d = lookup(config.data.name), config.data
@@ -163,22 +170,29 @@ def make_source(config: Config, part: Part, data: Dataset, device: torch.device)
     )
 
 
-def make_store(config: Config, stage: Stage, method: TrainingMethod, run_dir: RunDir, samples: int) -> Store | None:
+def make_identity(config: Config, net: nn.Sequential, cuts: tuple[int, ...], data_fingerprint: str) -> Identity:
+    """What a checkpoint of this run must agree with; a user's network counts as it prints itself."""
+    blocks = hashlib.sha256(str(net).encode()).hexdigest()[:16]
+    prints = {**config.fingerprint(), "network": blocks, "images": data_fingerprint}
+    return Identity(prints, cuts, config.to_toml(origins=False))
+
+
+def make_store(
+    config: Config, stage: Stage, method: TrainingMethod, run_dir: RunDir, samples: int, digest: str
+) -> Store | None:
     """The store of this stage's variables; None when it has none."""
-    own = [v for v in method.variables() if v.on(stage)]
+    own = [v for v in method.variables() if v.on(first=stage.first, last=stage.last)]
     if not own or "parallel" not in make_phases(config):
         return None
     fields = [Field(v.name, v.row_shape(stage.in_shape, stage.out_shape)) for v in own]
     dtype = getattr(torch, config.store.dtype)
     labels = {
         "cut": f"input of {next(iter(dict(stage.blocks.named_children())))}",
-        "config": config.fingerprint()["method"],
+        "config": digest,
     }
     if config.store.kind == "memory":
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
-    folder = run_dir.store(config.store.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return HdfStore(fields, samples, dtype, folder=folder, stage=stage.index, labels=labels)
+    return HdfStore(fields, samples, dtype, run_dir.store(config.store.path), stage=stage.index, labels=labels)
 
 
 def make_job(
@@ -192,6 +206,7 @@ def make_job(
 ) -> Job:
     """Everything that rank `index` of `count` needs."""
     net = build_network(config)
+    identity = make_identity(config, net, prepared.cuts, prepared.data_fingerprint)
     method = build_method(config)
     stage = make_stage(config, net, index, count, prepared.cuts, device)
     data = load_data(config) if stage.first or stage.last else None
@@ -203,7 +218,7 @@ def make_job(
         stage=stage,
         method=method,
         exact=Backprop(schedule.microbatches),
-        store=make_store(config, stage, method, run_dir, train_size),
+        store=make_store(config, stage, method, run_dir, train_size, identity.digest()),
         aux_dtype=getattr(torch, config.store.dtype),
         train=train,
         test=test,
@@ -223,15 +238,10 @@ def make_job(
             milestones=optim.lr_milestones,
             gamma=optim.lr_gamma,
         ),
-        save_policy=SavePolicy(save.every_epochs, save.every_minutes, save.aux),
+        save_policy=SavePolicy(save.every_epochs, save.every_minutes, aux_policy(config)),
         checkpoints=run_dir.checkpoints,
         keep_checkpoints=save.keep,
-        identity=Identity(
-            {**config.fingerprint(), "images": prepared.data_fingerprint},
-            prepared.cuts,
-            tuple(block_names(net)),
-            config.to_toml(origins=False),
-        ),
+        identity=identity,
         observer=observer or Silent(),
     )
 

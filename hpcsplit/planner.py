@@ -69,7 +69,7 @@ def plan_stages(
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
         last = k + 1 == len(parts)
-        own = [v for v in method.variables() if not (k == 0 if v.boundary == "input" else last)]
+        own = [v for v in method.variables() if v.on(first=k == 0, last=last)]
         fields = [Field(v.name, v.row_shape(edges[k], edges[k + 1])) for v in own]
         sent = {PREV: 0, NEXT: 0}
         for v, field in zip(own, fields, strict=True):

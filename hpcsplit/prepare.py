@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from hpcsplit import planner
-from hpcsplit.assemble import Prepared, build_network, load_data, make_source, make_stage
+from hpcsplit.assemble import Prepared, build_network, load_data, make_identity, make_source, make_stage
 from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.engine.persist import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
@@ -64,17 +66,18 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) 
         raise ConfigError(
             f"data.batch_size = {config.data.batch_size} is more than the {len(data.train)} training samples; lower it"
         )
-    known = run_dir.load_split()
-    key = [config.model.name, config.model.block, str(config.split.cuts), stages]
-    if known and known.get("key") == key:
+    key = json.dumps([config.fingerprint()["model"], config.fingerprint()["data"], config.split.cuts, stages])
+    known = run_dir.load_split(key)
+    if known and len(known["costs"]) == len(net):
         cuts, costs = tuple(known["cuts"]), tuple(known["costs"])
     else:
         cuts, costs = choose_cuts(config, net, stages, measure=True)
     check_boundaries(config, planner.boundaries(net, data.input_shape, cuts))
     run_dir.create()
-    run_dir.save_split({"key": key, "cuts": list(cuts), "costs": list(costs)})
-    baseline = _baseline(config, net, data, device) if config.run.baseline else None
-    return Prepared(cuts, costs, fingerprint(data), baseline)
+    images = fingerprint(data)
+    newest(run_dir.checkpoints, make_identity(config, net, cuts, images))  # refused before anything is touched
+    run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
+    return Prepared(cuts, costs, images, baseline_of(config, net, data, device))
 
 
 def check_boundaries(config: Config, edges: Sequence[tuple[int, ...]]) -> None:
@@ -87,8 +90,20 @@ def check_boundaries(config: Config, edges: Sequence[tuple[int, ...]]) -> None:
             )
 
 
-def _baseline(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float:
-    """Samples/s of exact steps of the whole network on this rank alone: the median of a few after a warm-up."""
+def baseline_of(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float | None:
+    """Samples/s of exact steps of the whole network on this rank alone: the median of a few after a warm-up.
+
+    None when it is not wanted, or the whole network does not fit on one device.
+    """
+    if not config.run.baseline or config.run.runner == "lockstep":
+        return None
+    try:
+        return _one_rank_alone(config, net, data, device)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _one_rank_alone(config: Config, net: nn.Sequential, data: Dataset, device: torch.device) -> float:
     whole = make_stage(config, net, 0, 1, (), device)
     source = make_source(config, data.train, data, device)
     step = Backprop(1)

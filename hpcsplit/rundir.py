@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hpcsplit import __version__
-from hpcsplit.errors import ConfigError
+from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.files.atomic import write_text
+
+_HELD: dict[str, int] = {}  # lock files of run directories, held until the process ends
 
 
 @dataclass(frozen=True)
@@ -62,24 +65,40 @@ class RunDir:
         return Path(expanded) / f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
 
     def create(self) -> None:
-        """Make the folder; rank 0 only."""
+        """Make the folder and take it for this process; rank 0 only.
+
+        Raises:
+            ConfigError: it cannot be made.
+            LaunchError: another run is at work in it.
+        """
         try:
             (self.path / "log").mkdir(parents=True, exist_ok=True)
+            name = str((self.path / "lock").resolve())
+            if name not in _HELD:
+                _HELD[name] = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(_HELD[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LaunchError(
+                f"another run is at work in {self.path}; wait for it, stop it, or choose another --run-dir"
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
             ) from None
 
-    def load_split(self) -> dict[str, Any] | None:
-        """The cuts chosen at the first start, or None."""
-        try:
-            return json.loads(self.split.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+    def load_split(self, key: str) -> dict[str, Any] | None:
+        """The cuts chosen at the first start with this key, or None."""
+        return self._splits().get(key)
 
-    def save_split(self, chosen: dict[str, Any]) -> None:
+    def save_split(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep the cuts for later starts."""
-        write_text(self.split, json.dumps(chosen) + "\n")
+        write_text(self.split, json.dumps({**self._splits(), key: chosen}) + "\n")
+
+    def _splits(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.split.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def note_start(self, config_toml: str, facts: dict[str, Any]) -> None:
         """Write config.toml and add this start to provenance.json."""

@@ -76,7 +76,8 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 def damaged(folder: Path, reason: str) -> CheckpointError:
     """The error for a checkpoint that cannot be used, with the way out."""
-    older = [p.name for p in complete(folder.parent) if p.name < folder.name]
+    names = [p.name for p in complete(folder.parent)]
+    older = names[names.index(folder.name) + 1 :] if folder.name in names else names
     way_out = f"the one before it, {older[0]}, takes its place" if older else "the run starts from the beginning"
     return CheckpointError(f"checkpoint {folder} is damaged: {reason}. Remove that folder and start again: {way_out}")
 

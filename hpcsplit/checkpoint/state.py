@@ -31,6 +31,8 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
     own = stage.state()
+    if surplus := sorted(weights.keys() - own.keys()):
+        raise CheckpointError(f"the checkpoint has {surplus[0]}, this network has not; it belongs to another network")
     for name, t in own.items():
         if name not in weights:
             raise CheckpointError(f"the checkpoint has no {name}; it belongs to another network")

@@ -8,13 +8,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
 
 from hpcsplit import planner
-from hpcsplit.assemble import Prepared, build_method, build_network, device_of, make_job, make_phases, sizes
+from hpcsplit.assemble import Prepared, aux_policy, build_method, build_network, device_of, make_job, make_phases, sizes
 from hpcsplit.config import Config
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
@@ -34,7 +36,12 @@ INTERNAL = 70
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """Train or continue; the exit code."""
-    if config.run.runner == "lockstep" or claimed_size()[0] == 1:
+    launched, variable = claimed_size()
+    if config.run.runner == "lockstep" and launched > 1:
+        raise LaunchError(
+            f'run.runner = "lockstep" is one process, {variable} says {launched}: start it without mpirun'
+        )
+    if launched == 1:
         return _train_here(config, run_dir, request)
     return _train_mpi(config, run_dir, request)
 
@@ -48,7 +55,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     stages = config.run.stages or explicit or 1
     if config.run.runner == "mpi":
         check_stages(1, stages, "split.cuts" if explicit else "run.stages")
-    torch.set_num_threads(config.run.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
     device = device_of(config, 0)
     prepared = prepare(config, run_dir, stages, device)
     console = Console(config.schedule.epochs)
@@ -83,15 +90,18 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         stage = f"rank {world.rank} (stage {world.rank}) on {world.host}"
         where = jobs[0].where if jobs else "start-up"
         if isinstance(error, HpcsplitError):
-            print(f"hpcsplit: {stage}, {where}: {error}", file=sys.stderr, flush=True)
+            with suppress(Exception):
+                print(f"hpcsplit: {stage}, {where}: {error}", file=sys.stderr, flush=True)
             wire.abort(error.exit_code)
-        print("".join(traceback.format_exception(error)), file=sys.stderr)
-        print(f"hpcsplit: {stage}, {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        with suppress(Exception):
+            print("".join(traceback.format_exception(error)), file=sys.stderr)
+            print(f"hpcsplit: {stage}, {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         wire.abort(INTERNAL)
 
     threading.excepthook = lambda args: fail(args.exc_value or RuntimeError("a thread failed"))
-    console = Console(config.schedule.epochs) if world.rank == 0 else None
+    console: Console | None = None
     try:
+        console = Console(config.schedule.epochs) if world.rank == 0 else None
         _check_launch(config, wire)
         _bind(config, wire)
         device = device_of(config, world.local_rank)
@@ -164,14 +174,14 @@ def _bind(config: Config, wire: Any) -> None:
     """Give each rank of a node its own cores, unless the launcher has done so, and as many threads."""
     world = wire.world
     mine = sorted(os.sched_getaffinity(0))
-    cores = [c for host, c in wire.share([world.host, mine]) if host == world.host]
-    shared = all(c == mine for c in cores)
-    if shared and len(mine) >= world.local_size > 1:
-        share = len(mine) // world.local_size
-        mine = mine[world.local_rank * share : (world.local_rank + 1) * share]
-        os.sched_setaffinity(0, mine)
-    elif shared and world.local_size > 1:
-        mine = mine[:1]
+    sharers = [rank for rank, place in enumerate(wire.share([world.host, mine])) if place == [world.host, mine]]
+    if len(sharers) > 1:
+        each, nth = len(mine) // len(sharers), sharers.index(world.rank)
+        if each:
+            mine = mine[nth * each : (nth + 1) * each]
+            os.sched_setaffinity(0, mine)
+        else:
+            mine = mine[:1]
     torch.set_num_threads(config.run.threads or len(mine))
 
 
@@ -199,8 +209,15 @@ def _start(
         + "".join(p[0].upper() for p in phases),
         f"run directory {run_dir.path}",
     ]
+    if "parallel" not in phases and declared_methods()[config.method.name].parallel:
+        lines.append("note: no epoch of this run is parallel; raise schedule.epochs or change schedule.ratio")
+    if aux_policy(config) != config.checkpoint.aux:
+        lines.append(
+            'note: rows in memory end with the process; a continued run recomputes them (or checkpoint.aux = "copy")'
+        )
     if prepared.baseline_samples_per_s:
-        lines.append(f"one rank alone, whole network, exact: {prepared.baseline_samples_per_s:.0f} samples/s")
+        speed = f"{prepared.baseline_samples_per_s:.0f} samples/s"
+        lines.append(f"one rank alone ({_equipment(hosts[0])}), whole network, exact: {speed}")
     lines += [
         f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
         f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
@@ -209,6 +226,12 @@ def _start(
     ]
     console.header(lines)
     return Watch(console, Records(run_dir.records), phases)
+
+
+def _equipment(host: str) -> str:
+    """What a rank computes with, in words."""
+    threads = torch.get_num_threads()
+    return "1 GPU" if ":cuda" in host else f"{threads} core{'s' * (threads > 1)}"
 
 
 def stage_plans(config: Config, prepared: Prepared) -> list[dict[str, Any]]:

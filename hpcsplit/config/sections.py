@@ -91,7 +91,9 @@ class Store:
 class Checkpoint:
     """When a run is saved."""
 
-    every_epochs: int = option(1, "0 saves at the end only", unit="epochs", low=0)
+    every_epochs: int = option(
+        1, '0: at the end only; aux = "keep" saves after each parallel epoch in any case', unit="epochs", low=0
+    )
     every_minutes: float = option(
         0.0, "and at the first epoch end after so long; 0 ignores the clock", unit="minutes", low=0.0
     )
@@ -114,7 +116,9 @@ class Run:
     device: str = option("auto", "where a stage computes", choices=("auto", "cpu", "cuda"))
     precision: str = option("float32", "bfloat16 runs the forward pass under autocast", choices=("float32", "bfloat16"))
     channels_last: bool = option(True, "memory format of feature maps; faster for convolutions")
-    baseline: bool = option(True, "time the whole network on one core first, for the speed-up in the closing table")
+    baseline: bool = option(
+        True, "time exact steps of the whole network on one rank alone first, for the closing table"
+    )
     time_limit: float = option(
         0.0, "stop at the first epoch end after so long, exit 75; 0: none", unit="minutes", low=0.0
     )

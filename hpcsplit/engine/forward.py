@@ -26,7 +26,7 @@ def forward_pass(
     stage = job.stage
     for step, ids in enumerate(order):
         if stage.first:
-            x = (source or job.train).images(ids)
+            x = (job.train if source is None else source).images(ids)
         else:
             x = yield Recv(PREV, "forward", (len(ids), *stage.in_shape), stage.dtype, step)
         y = stage.infer(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +63,15 @@ class Identity:
 
     fingerprints: Mapping[str, str]
     cuts: tuple[int, ...]
-    block_names: tuple[str, ...]
     config_toml: str
+
+    @property
+    def stages(self) -> int:
+        return len(self.cuts) + 1
+
+    def digest(self) -> str:
+        """A short hash of all fingerprints."""
+        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -109,7 +118,7 @@ class Job:
 
     def batch(self, ids: np.ndarray, *, source: Images | None = None, epoch: int = 0, augment: bool = False) -> Batch:
         """The mini-batch as this stage sees it."""
-        source = source or self.train
+        source = self.train if source is None else source
         return Batch(
             ids,
             len(ids),
@@ -120,4 +129,4 @@ class Job:
 
     def own_variables(self) -> Sequence[Variable]:
         """The method's variables that this stage keeps rows of."""
-        return [v for v in self.method.variables() if v.on(self.stage)]
+        return [v for v in self.method.variables() if v.on(first=self.stage.first, last=self.stage.last)]

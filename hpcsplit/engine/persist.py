@@ -11,8 +11,8 @@ from typing import Any
 from hpcsplit.boundary.store import Store
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
-from hpcsplit.engine.job import Job
-from hpcsplit.errors import CheckpointError, HpcsplitError
+from hpcsplit.engine.job import Identity, Job
+from hpcsplit.errors import CheckpointError, HpcsplitError, StoreError
 from hpcsplit.files.atomic import sha256_file
 from hpcsplit.files.hdf5 import read_attributes, read_tensors, write_tensors
 from hpcsplit.schedule.actions import Save
@@ -26,6 +26,14 @@ def save(job: Job, action: Save, have_aux: bool) -> Generator[Verb, Any, None]:
     if job.checkpoints is None:
         return
     job.where = str(action)
+    try:
+        yield from _save(job, action, have_aux)
+    except OSError as error:
+        raise StoreError(f"the checkpoint cannot be written: {error}; make room in {job.checkpoints}") from None
+
+
+def _save(job: Job, action: Save, have_aux: bool) -> Generator[Verb, Any, None]:
+    assert job.checkpoints is not None
     policy, done = job.save_policy.aux, action.epoch + 1
     name = ckpt.folder_name(done)
     if job.rank == 0:
@@ -55,7 +63,6 @@ def save(job: Job, action: Save, have_aux: bool) -> Generator[Verb, Any, None]:
             "step": 0,
             "stages": job.stage.count,
             "cuts": json.dumps(job.identity.cuts),
-            "blocks": json.dumps(job.identity.block_names),
             "fingerprints": json.dumps(dict(job.identity.fingerprints)),
             "config": job.identity.config_toml,
             "aux_mode": policy,
@@ -89,7 +96,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
     job.where = "resume"
     verdict = None
     if job.rank == 0:
-        verdict = _attempt(lambda: _choose(job))
+        verdict = _attempt(lambda: newest(job.checkpoints, job.identity))
     verdict = (yield Share(verdict))[0]
     _agree([verdict])
     if verdict["value"] is None:
@@ -127,9 +134,13 @@ def _agree(verdicts: list[dict[str, Any]]) -> None:
             raise error
 
 
-def _choose(job: Job) -> dict[str, Any] | None:
-    """The newest complete checkpoint, checked against this run, or None when there is none."""
-    candidates = ckpt.complete(job.checkpoints) if job.checkpoints else []
+def newest(checkpoints: Path | None, identity: Identity) -> dict[str, Any] | None:
+    """The newest complete checkpoint if it can be continued with this identity, or None when there is none.
+
+    Raises:
+        CheckpointError: it is damaged or belongs to another run.  Nothing has been touched.
+    """
+    candidates = ckpt.complete(checkpoints) if checkpoints else []
     if not candidates:
         return None
     folder = candidates[0]
@@ -137,20 +148,20 @@ def _choose(job: Job) -> dict[str, Any] | None:
     manifest = read_attributes(folder / ckpt.MANIFEST)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {folder} has format {manifest.get('format')}; this program reads {FORMAT}")
-    theirs, ours = json.loads(manifest["fingerprints"]), job.identity.fingerprints
+    theirs, ours = json.loads(manifest["fingerprints"]), identity.fingerprints
     changed = [section for section in ours if theirs.get(section) != ours[section]]
     if changed:
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
-            f"{_differences(manifest['config'], job, changed)}. Change it back, or start anew with another --run-dir"
+            f"{_differences(manifest['config'], identity, changed)}. Change it back, or take another --run-dir"
         )
-    if tuple(json.loads(manifest["cuts"])) != job.identity.cuts:
+    if tuple(json.loads(manifest["cuts"])) != identity.cuts:
         raise CheckpointError(
             f"checkpoint {folder} has {manifest['stages']} stages cut at {manifest['cuts']}, this run has "
-            f"{job.stage.count} cut at {list(job.identity.cuts)}: continuing with other cuts is not possible yet; "
+            f"{identity.stages} cut at {list(identity.cuts)}: continuing with other cuts is not possible yet; "
             f"start with mpirun -n {manifest['stages']} and split.cuts = {manifest['cuts']}, or with another --run-dir"
         )
-    missing = {ckpt.stage_file(k) for k in range(job.stage.count)} - set(ckpt.listed(folder))
+    missing = {ckpt.stage_file(k) for k in range(identity.stages)} - set(ckpt.listed(folder))
     if missing:
         raise ckpt.damaged(folder, f"{', '.join(sorted(missing))} is not listed in {ckpt.SUMS}")
     return {
@@ -162,15 +173,15 @@ def _choose(job: Job) -> dict[str, Any] | None:
     }
 
 
-def _differences(theirs_toml: str, job: Job, sections: list[str]) -> str:
+def _differences(theirs_toml: str, identity: Identity, sections: list[str]) -> str:
     """The lines of the two configurations that differ, theirs -> ours."""
-    theirs, ours = (_by_key(text) for text in (theirs_toml, job.identity.config_toml))
+    theirs, ours = (_by_key(text) for text in (theirs_toml, identity.config_toml))
     pairs = [
         f"{key} = {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
         for key in dict.fromkeys([*theirs, *ours])
         if key.split(".")[0] in [*sections, "run" if "seed" in sections else ""] and theirs.get(key) != ours.get(key)
     ]
-    return "; ".join(pairs) or "the data themselves are not the same"
+    return "; ".join(pairs) or "the keys are the same, what they name is not"
 
 
 def _by_key(text: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import resume, save
 from hpcsplit.engine.probe import probe
+from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Tally
 from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, from_json, to_json
@@ -31,6 +32,7 @@ class _Progress:
 
     have_aux: bool = False
     refresh_s: float = 0.0
+    save_s: float = 0.0
 
 
 def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
@@ -56,7 +58,9 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
         elif isinstance(action, Train):
             yield from _epoch(job, action, state)
         elif isinstance(action, Save):
+            started = time.perf_counter()
             yield from save(job, action, state.have_aux)
+            state.save_s = time.perf_counter() - started
 
 
 def _decisions(job: Job, first_epoch: int, have_aux: bool) -> Iterator[Action]:
@@ -76,6 +80,13 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
 
     last_epoch = action.epoch + 1 == len(job.plan)
     scores = yield from evaluate(job, bn=action.phase == "parallel" or last_epoch)
+    if not (math.isfinite(scores.loss) and math.isfinite(scores.test_loss)):
+        failure = NumericalError(
+            f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
+            "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
+        )
+        failure.agreed = True
+        raise failure
     signals = yield from probe(job, action.parallel_epochs, state.have_aux)
     violation_next = signals.violation_next
     if action.phase == "parallel" and tally.aux_sq:
@@ -87,7 +98,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             "label_signal": 1.0 if exact else signals.label_signal,
             "label_ratio": 1.0 if exact else signals.label_ratio,
             "penalty_signal": signals.penalty_signal,
-            "compute_s": train_s - cost["exposed_s"] - cost["imbalance_s"] - io_s,
+            "compute_s": cost["turn_s"] or train_s - cost["exposed_s"] - cost["imbalance_s"] - io_s,
             "exposed_comm_s": cost["exposed_s"],
             "exposed_io_s": io_s,
             "imbalance_s": cost["imbalance_s"],
@@ -100,8 +111,8 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
         "digests": tensor_digests(job.stage),
     }
     reports = yield Share(report)
-    wall_s = time.perf_counter() - began + state.refresh_s
-    state.refresh_s = 0.0
+    wall_s = time.perf_counter() - began + state.refresh_s + state.save_s  # with the checkpoint before it
+    state.refresh_s = state.save_s = 0.0
     if job.rank != 0:
         return
     train_s = max(r["train_s"] for r in reports)
@@ -133,4 +144,4 @@ def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | No
     """φ of the last stage on its own λ: the label leaks through λ, so this is not the loss of the network."""
     if action.phase == "serial" or not job.stage.last:
         return None
-    return tally.terms.get("phi", 0.0) / max(tally.samples, 1)
+    return tally.terms["phi"] / tally.samples if "phi" in tally.terms else None

@@ -48,9 +48,9 @@ class Variable:
     copy_to: Side | None = None
     factor: int = 1
 
-    def on(self, stage: Stage) -> bool:
-        """Whether this stage owns the variable."""
-        return not (stage.first if self.boundary == "input" else stage.last)
+    def on(self, *, first: bool, last: bool) -> bool:
+        """Whether a stage that is the first or the last one, or both, owns the variable."""
+        return not (first if self.boundary == "input" else last)
 
     def row_shape(self, shape_in: Shape, shape_out: Shape) -> Shape:
         """Shape of one sample's stored row, given the stage's boundary shapes."""

@@ -27,7 +27,7 @@ def closing_table(
     """The closing report of a run as plain text.
 
     `stages` has for each stage its number `stage`, `blocks`, `params` and `share` of the cost (a fraction).
-    `baseline_samples_per_s` is the speed of exact training steps of the whole network on one core in this very run.
+    `baseline_samples_per_s` is the speed of exact steps of the whole network on one rank alone in this very run.
     """
     parts = [
         *_accuracy(records),
@@ -87,7 +87,7 @@ def _speed_up(records: Sequence[EpochRecord], baseline: float | None, stage_coun
     efficiency = "" if over_core is None else f" = {over_core / stage_count:.0%} of {stage_count}"
     lines = [
         f"speed-up of the parallel epochs with {stage_count} stages (medians of the epochs' samples/s, training alone)",
-        f"  over one core, whole network, exact steps, measured in this run: {_times(over_core)}{efficiency}",
+        f"  over one rank alone, whole network, exact steps, measured in this run: {_times(over_core)}{efficiency}",
         f"    {_cell(parallel_rate, '.1f')} samples/s (n = {parallel_n} epochs) / {_cell(baseline, '.1f')} samples/s",
         f"  over the serial epochs as run: {_times(over_serial)}",
         f"    {_cell(parallel_rate, '.1f')} samples/s (n = {parallel_n} epochs)"

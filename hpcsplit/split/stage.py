@@ -55,7 +55,6 @@ class Stage:
         self.frozen = frozen
         self.between_blocks: Callable[[], None] = lambda: None
         self._seed, self._position, self._draws = seed, (0, 0), 0
-        self._stochastic = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in self.blocks.modules())
         for block in self.blocks:
             block.register_forward_hook(self._after_block)
 
@@ -78,7 +77,7 @@ class Stage:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`."""
-        if self._stochastic:
+        if self.blocks.training:  # random layers draw the same numbers wherever and whenever this pass is run
             self._draws += 1
             torch.manual_seed(hash((self._seed, *self._position, self.index, self._draws)) & (2**63 - 1))
         if self.channels_last and x.dim() == 4:

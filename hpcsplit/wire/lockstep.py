@@ -6,6 +6,7 @@ error says what every stage waits for.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,13 @@ class _Lockstep:
 
     def _advance(self, rank: int) -> bool:
         """Run one stage until it has sent or waits; False when it could not move at all."""
+        started = time.perf_counter()
+        try:
+            return self._turn(rank)
+        finally:
+            self.traffic[rank].turn_s += time.perf_counter() - started
+
+    def _turn(self, rank: int) -> bool:
         wanted = self.waiting[rank]
         if isinstance(wanted, Share):
             return False

@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,9 +25,21 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
-from hpcsplit.wire.port import Meter, Program, Recv, Send, Share, Traffic, describe_mismatch  # noqa: E402
+from hpcsplit.wire.port import (  # noqa: E402
+    MAX_DIMENSIONS,
+    MAX_NAME_BYTES,
+    Meter,
+    Program,
+    Recv,
+    Send,
+    Share,
+    Traffic,
+    describe_mismatch,
+)
 
-_HEADER = struct.Struct("<24sqdBBB5x6q")  # name, index, sent at, dtype, dimensions, channels last, shape
+_HEADER = struct.Struct(
+    f"<{MAX_NAME_BYTES}sqdBBB5x{MAX_DIMENSIONS}q"
+)  # name, index, sent at, dtype, dimensions, channels last, shape
 _HEADER_BYTES = 128  # keeps the payload aligned
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.int32)
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
@@ -98,19 +111,23 @@ class Wire:
         buffer = torch.empty(_HEADER_BYTES + t.nbytes, dtype=torch.uint8)
         _payload(buffer, t.dtype, shape, nhwc).copy_(t)
         name = verb.name.encode()
-        assert len(name) <= 24, verb.name
-        assert t.dim() <= 6, shape
         self.traffic.count(verb.side, t.nbytes)
-        while len(self.outgoing) >= _IN_FLIGHT:
-            self.progress(asked=True)
-            if len(self.outgoing) >= _IN_FLIGHT:
-                time.sleep(_NAP_S)
-        padded = shape + (0,) * (6 - t.dim())
+        self.traffic.exposed_s += time.perf_counter() - start
+        self._wait_for_room(self.world.rank + verb.side)
+        padded = shape + (0,) * (MAX_DIMENSIONS - t.dim())
         header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
         buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        self.traffic.exposed_s += time.perf_counter() - start
         request = self.comm.Isend([_bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
         self.outgoing.append((request, buffer))
+
+    def _wait_for_room(self, peer: int) -> None:
+        """While too much is on its way, take in what the slow peer sends, but nothing from the other side."""
+        start = time.perf_counter()
+        while len(self.outgoing) >= _IN_FLIGHT:
+            self.progress(asked=True, source=peer)
+            if len(self.outgoing) >= _IN_FLIGHT:
+                time.sleep(_NAP_S)
+        self.traffic.imbalance_s += time.perf_counter() - start
 
     def _recv(self, verb: Recv) -> torch.Tensor:
         peer = self.world.rank + verb.side
@@ -130,14 +147,14 @@ class Wire:
             raise RuntimeError(complaint)
         return tensor.to(self.device)
 
-    def progress(self, asked: bool = False) -> None:
+    def progress(self, asked: bool = False, source: int = MPI.ANY_SOURCE) -> None:
         """Take in messages and finish what is on its way; returns at once.
 
         Unasked, a rank stops taking in messages while it has many unread ones, which makes the sender wait.
         """
         while asked or self.unread < 2 * _IN_FLIGHT:
             status = MPI.Status()
-            message = self.comm.Improbe(source=MPI.ANY_SOURCE, tag=0, status=status)
+            message = self.comm.Improbe(source=source, tag=0, status=status)
             if message is None:
                 break
             buffer = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
@@ -194,8 +211,9 @@ class Wire:
 
     def abort(self, code: int) -> NoReturn:
         """End every rank of the job with this exit code, now."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
         self.comm.Abort(code)
         os._exit(code)
 

@@ -19,6 +19,8 @@ import torch
 PREV: Literal[-1] = -1
 NEXT: Literal[1] = 1
 Side = Literal[-1, 1]
+MAX_NAME_BYTES = 24
+MAX_DIMENSIONS = 6
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Send:
     name: str
     tensor: torch.Tensor
     index: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.name.encode()) <= MAX_NAME_BYTES, self.name
+        assert self.tensor.dim() <= MAX_DIMENSIONS, tuple(self.tensor.shape)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Traffic:
     """Running totals of one rank.
 
     `exposed_s` counts a message's own cost: putting it together, and waiting for it after the peer had sent it.
-    `imbalance_s` counts waiting before that, when the peer was not ready.  Bytes are payload bytes per neighbour side.
+    `imbalance_s` counts waiting before that, when the peer was not ready.  `turn_s` is the time a stage had the process
+    to itself, where stages take turns in one.  Bytes are payload bytes per neighbour side.
     """
 
     sent_bytes_prev: int = 0
@@ -67,6 +74,7 @@ class Traffic:
     messages: int = 0
     exposed_s: float = 0.0
     imbalance_s: float = 0.0
+    turn_s: float = 0.0
 
     def count(self, side: Side, size_bytes: int) -> None:
         if side == PREV:

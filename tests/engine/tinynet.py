@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def _block(channels_in: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
@@ -25,3 +26,16 @@ def small(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
             head=nn.Sequential(nn.Flatten(), nn.Linear(8 * 4 * 4, classes)),
         )
     )
+
+
+class Noisy(nn.Module):
+    """A random layer that is no nn.Dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, self.training)
+
+
+def noisy(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    net = small(input_shape, classes)
+    net.body4.append(Noisy())
+    return net

@@ -97,7 +97,11 @@ def test_a_step_returns_rows_for_its_own_variables_only(method: TrainingMethod):
     rows = random_rows(method, stages, len(images))
     programs = [method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages]
     for stage, result in zip(stages, lockstep.run(programs), strict=True):
-        own = {v.name: v.row_shape(stage.in_shape, stage.out_shape) for v in method.variables() if v.on(stage)}
+        own = {
+            v.name: v.row_shape(stage.in_shape, stage.out_shape)
+            for v in method.variables()
+            if v.on(first=stage.first, last=stage.last)
+        }
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
         assert not any(t.requires_grad for t in result.aux.values())
 
@@ -116,8 +120,8 @@ def test_a_step_writes_nothing_but_weights(method: TrainingMethod):
 
 def test_a_variable_lives_on_the_stages_that_have_its_boundary():
     stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
-    assert [Variable("a", "input", "zero").on(s) for s in stages] == [False, True, True]
-    assert [Variable("a", "output", "zero").on(s) for s in stages] == [True, True, False]
+    assert [Variable("a", "input", "zero").on(first=s.first, last=s.last) for s in stages] == [False, True, True]
+    assert [Variable("a", "output", "zero").on(first=s.first, last=s.last) for s in stages] == [True, True, False]
 
 
 def test_the_row_of_a_variable_has_the_shape_of_its_boundary():

@@ -236,7 +236,7 @@ def traffic(cls: type[Penalty], downsample: int) -> list[Traffic]:
     rows = random_rows(method, stages, len(images))
 
     def program(stage: Stage):
-        own = [v for v in method.variables() if v.on(stage)]
+        own = [v for v in method.variables() if v.on(first=stage.first, last=stage.last)]
         job = SimpleNamespace(stage=stage, method=method, own_variables=lambda: own, aux_dtype=torch.float32)
         mine = {v.name: rows[v.name][stage.index].clone() for v in own}
         yield from send_copies(job, mine, 0)

@@ -91,7 +91,7 @@ def random_rows(method: TrainingMethod, stages: Sequence[Stage], size: int) -> d
     for v in method.variables():
         rows[v.name] = [
             torch.randn(size, *v.row_shape(s.in_shape, s.out_shape), dtype=s.wide, generator=random)
-            if v.on(s)
+            if v.on(first=s.first, last=s.last)
             else torch.empty(0)
             for s in stages
         ]

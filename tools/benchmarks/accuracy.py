@@ -14,10 +14,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import torch
 
+from hpcsplit.config import resolve
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,13 +76,13 @@ def run(args: argparse.Namespace, seed: int, method: str, epochs: int, *, frozen
 
 
 def config_for(args: argparse.Namespace, method: str) -> str:
-    """The configuration with another method; an exact run has none of the penalty's keys."""
-    text = (ROOT / args.config).read_text(encoding="utf-8").replace('name = "penalty"', f'name = "{method}"')
-    if method == "backprop":
-        text = "\n".join(line for line in text.splitlines() if not line.startswith(("beta", "downsample")))
+    """The configuration with another method; of the method's keys those that it knows are kept."""
+    raw = tomllib.loads((ROOT / args.config).read_text(encoding="utf-8"))
+    known = {option.name for option in declared_methods()[method].options}
+    raw["method"] = {key: v for key, v in raw.get("method", {}).items() if key in known} | {"name": method}
     path = args.out / f"{Path(args.config).stem}-{method}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(resolve(raw).to_toml(origins=False), encoding="utf-8")
     return str(path)
 
 

@@ -1,0 +1,73 @@
+"""What a start may and may not do to a run directory that is already there."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.conftest import STOP_AT_ONCE, Run
+from tests.engine.small import train_here, weights, write_toml
+
+REFUSED, INTERNAL, LAUNCH = 65, 70, 77
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("--method.downsample", 2), ("--optim.lr", 0.5), ("--data.limit_train", 64), ("--split.cuts", "[1, 3]")],
+    ids=lambda change: change[0],
+)
+def test_a_refused_start_touches_nothing(half: Run, change: tuple[str, object]) -> None:
+    before = contents(half.folder)
+    stages = ("--run.stages", 3) if change[0] == "--split.cuts" else ()
+    assert half.go(*change, *stages) == REFUSED
+    assert contents(half.folder) == before
+
+
+def test_a_diverged_network_is_not_saved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One mini-batch an epoch: its loss is finite, the weights after it are not."""
+    toml = write_toml(tmp_path / "c.toml", 1, data__batch_size=100, optim__lr=1e38)
+    assert train_here(toml, tmp_path / "run") == INTERNAL
+    said = capfd.readouterr().err
+    assert "the loss of the whole network is" in said
+    assert "after epoch 1 (serial)" in said
+    assert not list((tmp_path / "run").glob("checkpoints/epoch-*"))
+
+
+def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, model__name="tests.engine.tinynet:noisy", schedule__epochs=3)
+    assert train_here(toml, tmp_path / "whole") == 0
+    for code in (75, 75, 0):
+        assert train_here(toml, tmp_path / "parts", *STOP_AT_ONCE) == code
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    toml, folder = write_toml(tmp_path / "c.toml", 1), tmp_path / "run"
+    folder.mkdir()
+    with (folder / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert train_here(toml, folder) == LAUNCH
+    assert f"another run is at work in {folder}" in capfd.readouterr().err
+
+
+def test_lockstep_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert train_here(write_toml(tmp_path / "c.toml", 2), tmp_path / "run") == LAUNCH
+    assert "PMI_SIZE says 2: start it without mpirun" in capfd.readouterr().err
+
+
+def test_a_network_changed_before_the_first_checkpoint_is_cut_anew(tmp_path: Path) -> None:
+    toml = write_toml(
+        tmp_path / "c.toml", 2, model__name="mlp", model__depth=6, model__width=8, split__cuts="flops", run__stages=2
+    )
+    broken = ("--store.path", "$NOT_SET_ANYWHERE")
+    assert train_here(toml, tmp_path / "run", *broken) == REFUSED
+    assert train_here(toml, tmp_path / "run", "--model.depth", 2, "--schedule.epochs", 1) == 0
