@@ -48,7 +48,7 @@ def test_times_and_accuracy() -> None:
 
 def test_speed_up_says_what_over_what_and_how_many() -> None:
     text = closing_table(RUN, stages=STAGES, baseline_samples_per_s=85.0, stage_count=2)
-    assert "one core, whole network, exact steps, measured in this run: 2.00 x = 100% of 2" in text
+    assert "one rank alone, whole network, exact steps, measured in this run: 2.00 x = 100% of 2" in text
     assert "over the serial epochs as run: 1.70 x" in text
     assert "170.0 samples/s (n = 3 epochs) / 100.0 samples/s (n = 1 epochs)" in text
     assert "1 epochs have no samples/s and are not in n" in text
