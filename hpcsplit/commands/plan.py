@@ -16,12 +16,8 @@ from hpcsplit.prepare import check_boundaries, choose_cuts
 
 def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
     """Print the plan for each number of ranks; the exit code."""
-    explicit = not isinstance(config.split.cuts, str)
-    wanted = (
-        (len(config.split.cuts) + 1,)
-        if explicit
-        else ranks or ((config.run.stages,) if config.run.stages else (1, 2, 3, 4))
-    )
+    fixed = config.split.stages or (0 if ranks else config.run.stages)
+    wanted = (fixed,) if fixed else ranks or (1, 2, 3, 4)
     plans = [plan(config, count, measure=measure) for count in wanted]
     print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p) for p in plans))
     return 0

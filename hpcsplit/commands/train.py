@@ -51,10 +51,9 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
 
 def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """All stages in this process, without MPI; one stage unless the lockstep runner is asked for."""
-    explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
-    stages = config.run.stages or explicit or 1
+    stages = config.run.stages or config.split.stages or 1
     if config.run.runner == "mpi":
-        check_stages(1, stages, "split.cuts" if explicit else "run.stages")
+        check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
     device = device_of(config, 0)
     prepared = prepare(config, run_dir, stages, device)
@@ -156,9 +155,8 @@ def _check_launch(config: Config, wire: Any) -> None:
     try:
         check_world(wire.world.size, wire.world.library)
         _same_config(wire.share(config.to_toml(origins=False)))
-        explicit = len(config.split.cuts) + 1 if not isinstance(config.split.cuts, str) else 0
         source = "run.stages" if config.run.stages else "split.cuts"
-        check_stages(wire.world.size, config.run.stages or explicit, source)
+        check_stages(wire.world.size, config.run.stages or config.split.stages, source)
     except LaunchError as error:
         error.agreed = True
         raise

@@ -47,6 +47,11 @@ class Split:
         "time", 'first block of each stage but the first, or a balance: "time" (measured) | "flops" | "params"'
     )
 
+    @property
+    def stages(self) -> int:
+        """The number of stages that explicit cuts make; 0 when a balance leaves it open."""
+        return 0 if isinstance(self.cuts, str) else len(self.cuts) + 1
+
 
 @dataclass(frozen=True)
 class Schedule:
