@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcsplit import planner
 from hpcsplit.boundary.hdf5 import HdfStore
 from hpcsplit.boundary.store import Field, MemoryStore, Store
 from hpcsplit.config import Config
@@ -24,8 +23,8 @@ from hpcsplit.data.source import Source
 from hpcsplit.engine.job import Identity, Images, Job, Observer, Silent
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets import build
+from hpcsplit.methods.contract import TrainingMethod, own_variables
+from hpcsplit.nets import block_shapes, build
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
 from hpcsplit.split.cuts import ranges
@@ -142,12 +141,13 @@ def make_stage(
 ) -> Stage:
     """Stage `index` with the blocks that the cuts give it."""
     part = ranges(cuts, len(net))[index]
-    edges = planner.boundaries(net, lookup(config.data.name).input_shape(config.data.pool), cuts)
+    input_shape = lookup(config.data.name).input_shape(config.data.pool)
+    shapes = [input_shape, *block_shapes(net, input_shape)]
     return Stage(
         index,
         count,
         net[part.start : part.stop],
-        edges[index : index + 2],
+        shapes[part.start : part.stop + 1],
         lambda parameters: make_optimizer(config, parameters),
         clip=config.optim.clip,
         device=device,
@@ -155,6 +155,8 @@ def make_stage(
         channels_last=config.run.channels_last,
         frozen=config.method.frozen,
         seed=config.run.seed,
+        first_block=part.start,
+        net_blocks=len(net),
     )
 
 
@@ -181,10 +183,10 @@ def make_store(
     config: Config, stage: Stage, method: TrainingMethod, run_dir: RunDir, samples: int, digest: str
 ) -> Store | None:
     """The store of this stage's variables; None when it has none."""
-    own = [v for v in method.variables() if v.on(first=stage.first, last=stage.last)]
+    own = own_variables(method, stage.place)
     if not own or "parallel" not in make_phases(config):
         return None
-    fields = [Field(v.name, v.row_shape(stage.in_shape, stage.out_shape)) for v in own]
+    fields = [Field(v.name, v.row_shape(stage.place)) for v in own]
     dtype = getattr(torch, config.store.dtype)
     labels = {
         "cut": f"input of {next(iter(dict(stage.blocks.named_children())))}",
@@ -209,6 +211,7 @@ def make_job(
     identity = make_identity(config, net, prepared.cuts, prepared.data_fingerprint)
     method = build_method(config)
     stage = make_stage(config, net, index, count, prepared.cuts, device)
+    method.prepare(stage)
     data = load_data(config) if stage.first or stage.last else None
     train_size, test_size = sizes(config)
     schedule, optim, save = config.schedule, config.optim, config.checkpoint

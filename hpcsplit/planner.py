@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from hpcsplit.boundary.store import Field, generation_bytes
-from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.nets import block_names, block_shapes
 from hpcsplit.schedule.hybrid import Phase
 from hpcsplit.split.cost import block_costs
 from hpcsplit.split.cuts import ranges, stage_shares
+from hpcsplit.split.stage import Place, Shape
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,22 @@ def plan_stages(
     """The plan of every stage; `costs` are the blocks' costs in any unit."""
     names, parts = block_names(net), ranges(cuts, len(net))
     params = [cost.params for cost in block_costs(net, input_shape)]
-    edges = boundaries(net, input_shape, cuts)
+    shapes = [tuple(input_shape), *block_shapes(net, input_shape)]
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
         last = k + 1 == len(parts)
-        own = [v for v in method.variables() if v.on(first=k == 0, last=last)]
-        fields = [Field(v.name, v.row_shape(edges[k], edges[k + 1])) for v in own]
+        place = Place(k == 0, last, tuple(shapes[part.start : part.stop + 1]))
+        own = own_variables(method, place)
+        fields = [Field(v.name, v.row_shape(place)) for v in own]
         sent = {PREV: 0, NEXT: 0}
         for v, field in zip(own, fields, strict=True):
             if v.copy_to is not None:
                 sent[v.copy_to] += batch_size * math.prod(field.shape) * dtype.itemsize
         for message in method.messages():
-            shape = edges[k] if message.side == PREV else edges[k + 1]
+            shape = place.shapes[0 if message.side == PREV else -1]
             if not (k == 0 if message.side == PREV else last):
-                sent[message.side] += batch_size * math.prod(cells(shape, message.factor)) * 4
+                values = batch_size * math.prod(cells(shape, message.factor))
+                sent[message.side] += values * message.itemsize_bytes
         plans.append(
             StagePlan(
                 stage=k,
@@ -87,8 +88,8 @@ def plan_stages(
                 blocks=len(part),
                 params=sum(params[part.start : part.stop]),
                 share=share,
-                in_shape=edges[k],
-                out_shape=edges[k + 1],
+                in_shape=place.shapes[0],
+                out_shape=place.shapes[-1],
                 store_bytes=generation_bytes(fields, samples, dtype) if fields else 0,
                 to_next_bytes=sent[NEXT],
                 to_prev_bytes=sent[PREV],

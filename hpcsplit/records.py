@@ -47,6 +47,7 @@ class EpochRecord:
     refresh_s: float | None = None
     samples_per_s: float | None = None
     aux_loss: float | None = None
+    terms: dict[str, float] | None = None  # the parts of the method's objective: means over samples, sums over stages
     lr: float | None = None
     beta: float | None = None
     weights_sha256: str | None = None

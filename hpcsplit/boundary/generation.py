@@ -34,12 +34,12 @@ def generation_bytes(fields: Sequence[Field], rows: int, dtype: torch.dtype) -> 
 class Visits:
     """One epoch: its mini-batches in order, and which of them have been read and written."""
 
-    def __init__(self, batches: Sequence[np.ndarray], rows: int, reads: bool) -> None:
+    def __init__(self, batches: Sequence[np.ndarray], rows: int, reads: bool, writes: bool = True) -> None:
         self.batches = [np.asarray(batch, np.int64) for batch in batches]
         self.order = np.concatenate(self.batches)
         assert np.array_equal(np.sort(self.order), np.arange(rows)), f"not each of {rows} samples is visited once"
         self.firsts: list[int] = np.cumsum([0, *map(len, self.batches)]).tolist()  # position of a batch's first row
-        self.reads = reads
+        self.reads, self.writes = reads, writes
         self.last_read = -1
         self.written: set[int] = set()
         self.names: frozenset[str] = frozenset()  # the fields that this epoch writes
@@ -50,6 +50,7 @@ class Visits:
         self.last_read = step
 
     def note_write(self, step: int, names: frozenset[str]) -> None:
+        assert self.writes, "this epoch was started with write=False"
         assert 0 <= step < len(self.batches), f"batch {step} of {len(self.batches)}"
         assert step not in self.written, f"batch {step} is written twice"
         assert not self.written or names == self.names, f"{sorted(names)} after {sorted(self.names)} in one epoch"

@@ -109,7 +109,7 @@ class HdfStore(Store):
 
     def _begin(self, visits: Visits) -> None:
         self._check()
-        for file in self._files[1 - self.slot].values():
+        for file in self._files[1 - self.slot].values() if visits.writes else ():
             set_attributes(file.path, {"complete": 0})
         self._next_sums = {}
         self._next_read = 0

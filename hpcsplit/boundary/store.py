@@ -58,15 +58,17 @@ class Store(ABC):
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
-    def start(self, batches: Sequence[np.ndarray], *, read: bool = True) -> None:
+    def start(self, batches: Sequence[np.ndarray], *, read: bool = True, write: bool = True) -> None:
         """Begin an epoch over these mini-batches of sample ids, which together are 0 .. rows - 1, each once.
 
         With `read` the rows of the first batches are fetched at once; without it the epoch writes only (a refresh).
+        Without `write` it reads only, and the current generation stays.
         """
         assert self._visits is None, "the epoch before is not finished"
-        assert self._protected != 1 - self.slot, f"a checkpoint refers to slot {1 - self.slot}, it stays as it is"
+        kept = self._protected == 1 - self.slot
+        assert not (write and kept), f"a checkpoint refers to slot {1 - self.slot}, it stays as it is"
         assert not read or self.epoch is not None or not self._stored(), "nothing is stored yet"
-        visits = Visits(batches, self.rows, read)
+        visits = Visits(batches, self.rows, read, write)
         with self._waiting():
             self._begin(visits)
         self._visits = visits
@@ -107,6 +109,9 @@ class Store(ABC):
     def finish(self, epoch: int) -> None:
         """Wait until all is written; what epoch number `epoch` wrote becomes the current generation."""
         visits = self._running()
+        if not visits.writes:
+            self._visits = None
+            return
         visits.check_complete()
         with self._waiting():
             self._commit(visits)

@@ -14,13 +14,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 def stage_tensors(stage: Stage) -> Tensors:
-    """Everything that a stage has learned: "weights/<name>" and "optim/<name>/<state>"."""
+    """Everything that a stage has learned: "weights/<name>", "optim/<name>/<state>" and the method's "carry/<name>"."""
     tensors = {f"weights/{name}": t.cpu() for name, t in stage.state().items()}
     for name, parameter in stage.blocks.named_parameters():
         for key, value in _optimizer_state(stage, parameter).items():
             if value is not None:
                 tensors[f"optim/{name}/{key}"] = torch.as_tensor(value).detach().cpu()
-    return tensors
+    return tensors | {f"carry/{name}": t.cpu() for name, t in stage.carry.items()}
 
 
 def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -41,6 +41,8 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
                 f"{name} has shape {tuple(weights[name].shape)} in the checkpoint and {tuple(t.shape)} in this network"
             )
         t.data.copy_(weights[name])
+    carried = {name.removeprefix("carry/"): t for name, t in tensors.items() if name.startswith("carry/")}
+    stage.carry = {name: t.to(stage.device) for name, t in carried.items()}
     if stage.optimizer is None:
         return
     stage.optimizer.state.clear()

@@ -18,14 +18,17 @@ METHODS_DIR = Path(__file__).parent.parent / "methods"
 
 @dataclass(frozen=True)
 class DeclaredMethod:
-    """What a class decorated with `@method(...)` says about itself."""
+    """What a class decorated with `@method(...)` says about itself; see methods/contract.py."""
 
     name: str
     module: str
     class_name: str
     summary: str
-    parallel: bool
     options: tuple[Option, ...]
+    parallel: bool = True
+    full_batch: bool = False
+    network: str = ""
+    stages: int = 0
 
 
 @cache
@@ -46,9 +49,8 @@ def declared_methods() -> dict[str, DeclaredMethod]:
                     name = ast.literal_eval(mark.args[0])
                     facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
                     summary = (ast.get_docstring(node) or name).splitlines()[0]
-                    found[name] = DeclaredMethod(
-                        name, f"hpcsplit.methods.{path.stem}", node.name, summary, facts.get("parallel", True), options
-                    )
+                    module = f"hpcsplit.methods.{path.stem}"
+                    found[name] = DeclaredMethod(name, module, node.name, summary, options, **facts)
     return found
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
-from hpcsplit.methods.contract import Tally, TrainingMethod, Variable
+from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
 from hpcsplit.schedule.actions import Train
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Side, Verb
+from hpcsplit.terms.resample import cells
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 
 Rows = dict[str, torch.Tensor]
 
@@ -42,10 +43,20 @@ def _serial(job: Job, action: Train) -> Generator[Verb, Any, Tally]:
 
 
 def _parallel(job: Job, action: Train, method: TrainingMethod) -> Generator[Verb, Any, Tally]:
+    total, sweeps = Tally(), method.sweeps()
+    for number, step in enumerate(sweeps, start=1):
+        total.samples = 0  # every sweep visits the same ones
+        total.add((yield from _sweep(job, action, step, last=number == len(sweeps))))
+    total.terms |= method.close(job.stage)
+    return total
+
+
+def _sweep(job: Job, action: Train, method_step: Callable[..., Step], *, last: bool) -> Generator[Verb, Any, Tally]:
+    """One pass over all mini-batches; the last one of an epoch writes the new rows."""
     total, started = Tally(), time.perf_counter()
-    order = job.epoch_batches(action.epoch)
+    order = job.epoch_batches(action.epoch, parallel=True)
     if job.store:
-        job.store.start(order)
+        job.store.start(order, write=last)
     upcoming = yield from _fetch(job, 0)
     for step, ids in enumerate(order):
         _enter(job, action, step, len(order))
@@ -53,9 +64,9 @@ def _parallel(job: Job, action: Train, method: TrainingMethod) -> Generator[Verb
         if step + 1 < len(order):
             upcoming = yield from _fetch(job, step + 1)
         copies = yield from receive_copies(job, len(ids), step)
-        result = yield from method.step(job.stage, rows | copies, job.batch(ids, epoch=action.epoch))
+        result = yield from method_step(job.stage, rows | copies, job.batch(ids, epoch=action.epoch))
         _leave(job, action, step, len(order), result.tally, total, started)
-        if job.store:
+        if job.store and last:
             job.store.write(step, result.aux)
     if job.store:
         job.store.finish(action.epoch)
@@ -81,18 +92,13 @@ def send_copies(job: Job, rows: Rows, index: int) -> Generator[Verb, Any, None]:
 def receive_copies(job: Job, size: int, index: int) -> Generator[Verb, Any, Rows]:
     """The neighbours' rows of one batch, as "next_<name>" and "prev_<name>"."""
     copies: Rows = {}
-    for v in job.method.variables():
+    for v in job.method.variables(job.stage.place):
         for side, label, has_peer in ((NEXT, "next", not job.stage.last), (PREV, "prev", not job.stage.first)):
             if v.copy_to == -side and has_peer:
-                shape = (size, *_neighbour_shape(job, v, side))
+                boundary = job.stage.out_shape if side == NEXT else job.stage.in_shape  # the one that we share
+                shape = (size, *cells(boundary, v.factor))
                 copies[f"{label}_{v.name}"] = (yield Recv(side, _copy_name(v), shape, job.aux_dtype, index)).float()
     return copies
-
-
-def _neighbour_shape(job: Job, v: Variable, side: Side) -> tuple[int, ...]:
-    """The neighbour's variable lies on the boundary between us and it."""
-    boundary = job.stage.out_shape if side == NEXT else job.stage.in_shape
-    return v.row_shape(boundary, boundary)
 
 
 def _copy_name(v: Variable) -> str:

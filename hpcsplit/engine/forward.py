@@ -49,7 +49,8 @@ def refresh(job: Job, action: Refresh) -> Generator[Verb, Any, None]:
 
     def keep(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
         if job.store:
-            job.store.write(step, {v.name: v.start_rows(x if v.boundary == "input" else y) for v in started})
+            rows = {v.name: v.start_rows(x if v.boundary == "input" else y) for v in started}
+            job.store.write(step, {**rows, **job.method.start(job.stage, x)})
 
     yield from forward_pass(job, order, keep)
     if job.store:

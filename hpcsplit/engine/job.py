@@ -14,7 +14,7 @@ import torch
 
 from hpcsplit.boundary.store import Store
 from hpcsplit.data.order import batches, epoch_order
-from hpcsplit.methods.contract import Batch, TrainingMethod, Variable
+from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables
 from hpcsplit.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
@@ -108,8 +108,10 @@ class Job:
     def rank(self) -> int:
         return self.stage.index
 
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """The mini-batches of sample ids of a training epoch, the same on every rank."""
+    def epoch_batches(self, epoch: int, *, parallel: bool = False) -> list[np.ndarray]:
+        """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
+        if parallel and self.method.full_batch:
+            return batches(np.arange(self.train_size), self.batch_size)
         return batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size)
 
     def in_order(self, size: int) -> list[np.ndarray]:
@@ -129,4 +131,4 @@ class Job:
 
     def own_variables(self) -> Sequence[Variable]:
         """The method's variables that this stage keeps rows of."""
-        return [v for v in self.method.variables() if v.on(first=self.stage.first, last=self.stage.last)]
+        return own_variables(self.method, self.stage.place)

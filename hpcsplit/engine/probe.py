@@ -51,7 +51,7 @@ def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any,
         result = Signals(1.0, 1.0, None, None)
     else:
         result = Signals(None, None, None, None)
-    if not have_aux or not method.variables():
+    if not have_aux or not method.variables(stage.place):
         return result
 
     rows = job.store.peek(ids) if job.store else {}

@@ -64,7 +64,14 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
 
 
 def _decisions(job: Job, first_epoch: int, have_aux: bool) -> Iterator[Action]:
-    return actions(job.plan, job.save_policy, first_epoch=first_epoch, have_aux=have_aux, stop_reason=job.stop_reason)
+    return actions(
+        job.plan,
+        job.save_policy,
+        first_epoch=first_epoch,
+        have_aux=have_aux,
+        stop_reason=job.stop_reason,
+        restarts=job.method.restarts,
+    )
 
 
 def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, None]:
@@ -108,11 +115,17 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
         "train_s": train_s,
         "refresh_s": state.refresh_s,
         "aux_loss": _loss_through_variables(job, action, tally),
+        "terms": {name: value / tally.samples for name, value in tally.terms.items()},
         "digests": tensor_digests(job.stage),
     }
     reports = yield Share(report)
     wall_s = time.perf_counter() - began + state.refresh_s + state.save_s  # with the checkpoint before it
     state.refresh_s = state.save_s = 0.0
+    terms = _added_up([r["terms"] for r in reports])
+    if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
+        failure = NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole")
+        failure.agreed = True
+        raise failure
     if job.rank != 0:
         return
     train_s = max(r["train_s"] for r in reports)
@@ -131,6 +144,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             refresh_s=max(r["refresh_s"] for r in reports),
             samples_per_s=tally.samples / train_s,
             aux_loss=reports[-1]["aux_loss"],
+            terms=terms if action.phase == "parallel" else None,
             lr=job.learning_rate(action.epoch),
             beta=getattr(job.method.at(action.parallel_epochs), "beta", None) if not exact else None,
             weights_sha256=weights_sha256(r["digests"] for r in reports),
@@ -138,6 +152,10 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             recomputed=action.recomputed,
         )
     )
+
+
+def _added_up(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in {n: 0 for part in parts for n in part}}
 
 
 def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | None:

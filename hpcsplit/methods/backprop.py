@@ -17,26 +17,33 @@ from itertools import pairwise
 
 import torch
 
-from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
-from hpcsplit.split.stage import Stage
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Message,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
+from hpcsplit.split.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
 @method("backprop", parallel=False)
 @dataclass(frozen=True)
-class Backprop:
+class Backprop(TrainingMethod):
     """Exact SGD, Adam … of the whole network; also the serial epochs of every other method."""
 
     microbatches: int = 1
 
-    def variables(self) -> tuple[Variable, ...]:
+    def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
 
     def messages(self) -> tuple[Message, ...]:
         return (Message(NEXT), Message(PREV))
-
-    def at(self, parallel_epoch: int) -> Backprop:
-        return self
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()

@@ -7,25 +7,36 @@ are the engine's business.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
-from hpcsplit.split.stage import Stage
-from hpcsplit.terms.resample import Shape, average, cells
+from hpcsplit.split.stage import Place, Shape, Stage
+from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
 Aux = Mapping[str, torch.Tensor]
 Class = TypeVar("Class", bound=type)
 
 
-def method(name: str, *, parallel: bool = True) -> Callable[[Class], Class]:
-    """Mark a class as the training method `name`; `parallel=False` says that its every epoch is exact."""
+def method(
+    name: str, *, parallel: bool = True, full_batch: bool = False, network: str = "", stages: int = 0
+) -> Callable[[Class], Class]:
+    """Mark a class as the training method `name`.
+
+    Args:
+        parallel: False says that its every epoch is exact back-propagation.
+        full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
+            variables go on from iteration to iteration, so exact epochs can only come before all of them.
+        network: the only `model.name` that it trains, or "".
+        stages: the largest number of stages; 0 has no limit.
+    """
 
     def mark(cls: Class) -> Class:
-        cls.name, cls.parallel = name, parallel  # type: ignore[attr-defined]
+        cls.name, cls.parallel, cls.full_batch = name, parallel, full_batch  # type: ignore[attr-defined]
         return cls
 
     return mark
@@ -33,28 +44,31 @@ def method(name: str, *, parallel: bool = True) -> Callable[[Class], Class]:
 
 @dataclass(frozen=True)
 class Variable:
-    """One tensor per training sample at a boundary of a stage.
+    """One tensor per training sample at a boundary of a stage, or at one of its blocks.
 
     Attributes:
-        boundary: at the stage's "input" (stages 1 … K-1) or "output" (stages 0 … K-2).
-        start: its value at each switch to parallel epochs: the activation there ("forward") or "zero".
+        boundary: at the stage's "input" (stages 1 … K-1) or "output" (stages 0 … K-2), or at the input of the stage's
+            block of this number (the number of blocks: the stage's output, on the last stage too).
+        start: its value at each switch to parallel epochs: the activation there ("forward"; stage boundaries only),
+            "zero", or what the method's `start` says ("own").
         copy_to: the neighbour that computes with it too; it finds it as "next_<name>" or "prev_<name>".
         factor: 2 stores one value per 2 x 2 pixels.
     """
 
     name: str
-    boundary: Literal["input", "output"]
-    start: Literal["forward", "zero"]
+    boundary: Literal["input", "output"] | int
+    start: Literal["forward", "zero", "own"]
     copy_to: Side | None = None
     factor: int = 1
 
-    def on(self, *, first: bool, last: bool) -> bool:
-        """Whether a stage that is the first or the last one, or both, owns the variable."""
-        return not (first if self.boundary == "input" else last)
+    def on(self, place: Place) -> bool:
+        """Whether the stage owns the variable."""
+        return not {"input": place.first, "output": place.last}.get(str(self.boundary), False)
 
-    def row_shape(self, shape_in: Shape, shape_out: Shape) -> Shape:
-        """Shape of one sample's stored row, given the stage's boundary shapes."""
-        return cells(shape_in if self.boundary == "input" else shape_out, self.factor)
+    def row_shape(self, place: Place) -> Shape:
+        """Shape of one sample's stored row."""
+        at = {"input": 0, "output": -1}.get(str(self.boundary), self.boundary)
+        return cells(place.shapes[int(at)], self.factor)
 
     def start_rows(self, activation: torch.Tensor) -> torch.Tensor:
         """The stored form of an activation (B, *boundary shape)."""
@@ -63,10 +77,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Message:
-    """One float32 tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels."""
+    """One tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels."""
 
     side: Side
     factor: int = 1
+    itemsize_bytes: int = 4
 
 
 @dataclass(frozen=True)
@@ -115,34 +130,65 @@ class StepResult:
 Step = Generator[Send | Recv, Any, StepResult]
 
 
-class TrainingMethod(Protocol):
+class TrainingMethod(ABC):
     """The interface that the engine drives."""
 
-    def variables(self) -> tuple[Variable, ...]:
-        """The per-sample variables, the same on every stage that has the boundary."""
-        ...
+    full_batch = False
 
+    @abstractmethod
+    def variables(self, place: Place) -> tuple[Variable, ...]:
+        """The per-sample variables; those at stage boundaries are the same on every stage that has the boundary."""
+
+    @abstractmethod
     def messages(self) -> tuple[Message, ...]:
         """What a step sends, the copies of variables apart."""
-        ...
 
-    def at(self, parallel_epoch: int) -> TrainingMethod:
-        """The method as it stands in the given parallel epoch (0, 1, …): coefficients may follow a schedule."""
-        ...
-
+    @abstractmethod
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        """One mini-batch on one stage.  Writes nothing but the stage's own weights."""
-        ...
+        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`."""
 
+    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+        """The passes over all mini-batches that make an epoch; only the last one returns new rows."""
+        return (self.step,)
+
+    def at(self, parallel_epoch: int) -> Self:
+        """The method as it stands in the given parallel epoch (0, 1, …): coefficients may follow a schedule."""
+        return self
+
+    def prepare(self, stage: Stage) -> None:  # noqa: B027
+        """Change the initial weights of a stage, before a run begins."""
+
+    def restarts(self, parallel_epoch: int) -> bool:
+        """Whether the variables start anew before this parallel epoch although the one before was parallel too."""
+        return False
+
+    def start(self, stage: Stage, x: torch.Tensor) -> Aux:
+        """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
+        return {}
+
+    def close(self, stage: Stage) -> Mapping[str, float]:
+        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
+        return {}
+
+    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
+        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
+        over the samples, summed over the stages)."""
+        return None
+
+    @abstractmethod
     def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """What a stage that is not the first is trained on, (B, *in_shape)."""
-        ...
 
+    @abstractmethod
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """The variable that stands for the output of a stage that is not the last, (B, *out_shape)."""
-        ...
 
+    @abstractmethod
     def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
-        ...
+
+
+def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:
+    """The method's variables that a stage at this place keeps rows of."""
+    return [v for v in method.variables(place) if v.on(place)]

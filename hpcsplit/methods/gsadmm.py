@@ -22,15 +22,25 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Message,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
 from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
-from hpcsplit.split.stage import Stage
+from hpcsplit.split.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
 @method("gsadmm")
 @dataclass(frozen=True)
-class GsAdmm:
+class GsAdmm(TrainingMethod):
     """Gradient-splitting ADMM with p, q and u at every boundary (TSSM)."""
 
     alpha: float = option(0.1, "coefficient α of the distance of q from the stage's output", above=0.0)
@@ -38,7 +48,7 @@ class GsAdmm:
     tau_2: float = option(0.2, "the step of p is 1/τ₂", above=0.0)
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
 
-    def variables(self) -> tuple[Variable, ...]:
+    def variables(self, place: Place) -> tuple[Variable, ...]:
         return (
             Variable("p", "input", "forward"),
             Variable("q", "output", "forward", copy_to=NEXT),
@@ -47,9 +57,6 @@ class GsAdmm:
 
     def messages(self) -> tuple[Message, ...]:
         return (Message(PREV),)
-
-    def at(self, parallel_epoch: int) -> GsAdmm:
-        return self
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         s, tally, new = share_of(self.scaling, batch), Tally(batch.size), {}

@@ -22,15 +22,25 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Message,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
 from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
-from hpcsplit.split.stage import Stage
+from hpcsplit.split.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
 @method("gsam")
 @dataclass(frozen=True)
-class GsAm:
+class GsAm(TrainingMethod):
     """Gradient-splitting alternating minimisation with one variable p at every boundary (TSSM)."""
 
     alpha: float = option(0.1, "coefficient α of the distance of p from the output before it", above=0.0)
@@ -38,14 +48,11 @@ class GsAm:
     sweep: str = option("gauss-seidel", "p in order of the stages, or all at once", choices=("gauss-seidel", "jacobi"))
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
 
-    def variables(self) -> tuple[Variable, ...]:
+    def variables(self, place: Place) -> tuple[Variable, ...]:
         return (Variable("p", "input", "forward", copy_to=PREV),)
 
     def messages(self) -> tuple[Message, ...]:
         return (Message(NEXT),)
-
-    def at(self, parallel_epoch: int) -> GsAm:
-        return self
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         s, tally, new = share_of(self.scaling, batch), Tally(batch.size), {}

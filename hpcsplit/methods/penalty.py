@@ -28,8 +28,18 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Batch, Message, Step, StepResult, Tally, Variable, method
-from hpcsplit.split.stage import Stage
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Message,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
+from hpcsplit.split.stage import Place, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
@@ -37,7 +47,7 @@ from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 @method("penalty")
 @dataclass(frozen=True)
-class Penalty:
+class Penalty(TrainingMethod):
     """Quadratic penalty on the mismatch at every stage boundary (DS-SPH-P); κ ≡ 0."""
 
     beta: float = option(10.0, "penalty coefficient β", above=0.0)
@@ -49,7 +59,7 @@ class Penalty:
     eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
     downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
 
-    def variables(self) -> tuple[Variable, ...]:
+    def variables(self, place: Place) -> tuple[Variable, ...]:
         return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
 
     def messages(self) -> tuple[Message, ...]:
@@ -136,8 +146,8 @@ class AugmentedLagrangian(Penalty):
         "curvature", "2β as in (19), or 1/(2β) as (30) is printed", choices=("curvature", "printed")
     )
 
-    def variables(self) -> tuple[Variable, ...]:
-        return (*super().variables(), Variable("kappa", "input", "zero", copy_to=PREV, factor=self.downsample))
+    def variables(self, place: Place) -> tuple[Variable, ...]:
+        return (*super().variables(place), Variable("kappa", "input", "zero", copy_to=PREV, factor=self.downsample))
 
     def correct(
         self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor

@@ -65,6 +65,7 @@ def actions(
     first_epoch: int = 0,
     have_aux: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
+    restarts: Callable[[int], bool] = lambda parallel_epoch: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Action]:
     """Everything that is left to do from `first_epoch` on.
@@ -73,12 +74,18 @@ def actions(
         plan: the kind of every epoch.
         have_aux: the auxiliary variables of the last parallel epoch are at hand.
         stop_reason: asked after every epoch; a text ends the run after a checkpoint.
+        restarts: whether the auxiliary variables start anew before this parallel epoch in any case.
     """
+
+    def anew(epoch: int) -> bool:
+        before = plan[:epoch]
+        return plan[epoch] == "parallel" and (before[-1:] != ("parallel",) or restarts(before.count("parallel")))
+
     saved_at = clock()
     recomputed = False
     for epoch in range(first_epoch, len(plan)):
         phase = plan[epoch]
-        switch = phase == "parallel" and (epoch == 0 or plan[epoch - 1] != "parallel")
+        switch = anew(epoch)
         if switch:
             recomputed = False
         if switch or (phase == "parallel" and not have_aux):
@@ -87,7 +94,7 @@ def actions(
             have_aux = True
         yield Train(epoch, phase, plan[:epoch].count("parallel"), recomputed and phase == "parallel")
         ended = epoch + 1 == len(plan)
-        aux_needed = phase == "parallel" and not ended and plan[epoch + 1] == "parallel"
+        aux_needed = phase == "parallel" and not ended and plan[epoch + 1] == "parallel" and not anew(epoch + 1)
         # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
         aux_referred = aux_needed or (phase == "parallel" and not switch)
         reason = None if ended else stop_reason()

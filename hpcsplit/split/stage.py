@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,27 @@ from torch.nn import functional as F
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands: `shapes` are one sample's, without the batch dimension, at the input of each of its blocks
+    and at the output of its last one."""
+
+    first: bool
+    last: bool
+    shapes: tuple[Shape, ...]
+
+
 class Stage:
     """Stage `index` of `count`: x^k = f_k(W_k, input), with everything that is needed to train f_k.
 
     Attributes:
-        in_shape, out_shape: one sample's shape at the two boundaries, without the batch dimension.
+        place: with the shapes of one sample at all its blocks; `in_shape` and `out_shape` are the two ends.
+        first_block: the number of the stage's first block in the whole network of `net_blocks` blocks.
         dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
+        carry: what a method keeps of its own from step to step and from epoch to epoch; checkpoints save it.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
     """
 
@@ -30,7 +43,7 @@ class Stage:
         index: int,
         count: int,
         blocks: nn.Sequential,
-        boundaries: Sequence[Shape],
+        shapes: Sequence[Shape],
         optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
         *,
         clip: float = 0.0,
@@ -39,10 +52,14 @@ class Stage:
         channels_last: bool = False,
         frozen: bool = False,
         seed: int = 0,
+        first_block: int = 0,
+        net_blocks: int = 0,
     ) -> None:
         self.index, self.count = index, count
         self.device = torch.device(device)
-        self.in_shape, self.out_shape = tuple(boundaries[0]), tuple(boundaries[1])
+        self.place = Place(index == 0, index == count - 1, tuple(map(tuple, shapes)))
+        self.in_shape, self.out_shape = self.place.shapes[0], self.place.shapes[-1]
+        self.first_block, self.net_blocks = first_block, net_blocks or len(blocks)
         self.channels_last = channels_last and len(self.in_shape) == 3
         self.blocks = blocks.to(self.device)
         if channels_last:
@@ -53,6 +70,7 @@ class Stage:
         self.dtype = dtype
         self.wide = torch.promote_types(dtype, torch.float32)
         self.frozen = frozen
+        self.carry: dict[str, torch.Tensor] = {}
         self.between_blocks: Callable[[], None] = lambda: None
         self._seed, self._position, self._draws = seed, (0, 0), 0
         for block in self.blocks:
@@ -60,11 +78,11 @@ class Stage:
 
     @property
     def first(self) -> bool:
-        return self.index == 0
+        return self.place.first
 
     @property
     def last(self) -> bool:
-        return self.index == self.count - 1
+        return self.place.last
 
     def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         self.between_blocks()

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable
+from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable, own_variables
+from hpcsplit.split.stage import Place
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send
@@ -97,11 +98,7 @@ def test_a_step_returns_rows_for_its_own_variables_only(method: TrainingMethod):
     rows = random_rows(method, stages, len(images))
     programs = [method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages]
     for stage, result in zip(stages, lockstep.run(programs), strict=True):
-        own = {
-            v.name: v.row_shape(stage.in_shape, stage.out_shape)
-            for v in method.variables()
-            if v.on(first=stage.first, last=stage.last)
-        }
+        own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place)}
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
         assert not any(t.requires_grad for t in result.aux.values())
 
@@ -120,14 +117,17 @@ def test_a_step_writes_nothing_but_weights(method: TrainingMethod):
 
 def test_a_variable_lives_on_the_stages_that_have_its_boundary():
     stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
-    assert [Variable("a", "input", "zero").on(first=s.first, last=s.last) for s in stages] == [False, True, True]
-    assert [Variable("a", "output", "zero").on(first=s.first, last=s.last) for s in stages] == [True, True, False]
+    assert [Variable("a", "input", "zero").on(s.place) for s in stages] == [False, True, True]
+    assert [Variable("a", "output", "zero").on(s.place) for s in stages] == [True, True, False]
+    assert [Variable("a", 1, "zero").on(s.place) for s in stages] == [True, True, True]
 
 
 def test_the_row_of_a_variable_has_the_shape_of_its_boundary():
-    assert Variable("a", "input", "zero").row_shape((2, 7, 7), (5,)) == (2, 7, 7)
-    assert Variable("a", "output", "zero").row_shape((2, 7, 7), (5,)) == (5,)
-    assert Variable("a", "input", "zero", factor=2).row_shape((2, 7, 7), (5,)) == (2, 4, 4)
+    place = Place(first=False, last=False, shapes=((2, 7, 7), (3,), (5,)))
+    assert Variable("a", "input", "zero").row_shape(place) == (2, 7, 7)
+    assert Variable("a", "output", "zero").row_shape(place) == (5,)
+    assert Variable("a", 1, "own").row_shape(place) == (3,)
+    assert Variable("a", "input", "zero", factor=2).row_shape(place) == (2, 4, 4)
 
 
 def test_start_rows_are_the_averaged_activation_in_float32():

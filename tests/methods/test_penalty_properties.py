@@ -21,6 +21,7 @@ from tiny import (
 from torch.nn import functional as F
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
+from hpcsplit.methods.contract import own_variables
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
@@ -236,7 +237,7 @@ def traffic(cls: type[Penalty], downsample: int) -> list[Traffic]:
     rows = random_rows(method, stages, len(images))
 
     def program(stage: Stage):
-        own = [v for v in method.variables() if v.on(first=stage.first, last=stage.last)]
+        own = own_variables(method, stage.place)
         job = SimpleNamespace(stage=stage, method=method, own_variables=lambda: own, aux_dtype=torch.float32)
         mine = {v.name: rows[v.name][stage.index].clone() for v in own}
         yield from send_copies(job, mine, 0)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod
+from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod, own_variables
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
 
@@ -88,12 +88,13 @@ def random_rows(method: TrainingMethod, stages: Sequence[Stage], size: int) -> d
     """Arbitrary values of every variable; an empty tensor where a stage has none."""
     random = torch.Generator().manual_seed(7)
     rows: dict[str, list[torch.Tensor]] = {}
-    for v in method.variables():
-        rows[v.name] = [
-            torch.randn(size, *v.row_shape(s.in_shape, s.out_shape), dtype=s.wide, generator=random)
-            if v.on(first=s.first, last=s.last)
+    own = [{v.name: v for v in own_variables(method, s.place)} for s in stages]
+    for name in dict.fromkeys(name for variables in own for name in variables):
+        rows[name] = [
+            torch.randn(size, *variables[name].row_shape(s.place), dtype=s.wide, generator=random)
+            if name in variables
             else torch.empty(0)
-            for s in stages
+            for s, variables in zip(stages, own, strict=True)
         ]
     return rows
 
