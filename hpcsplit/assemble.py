@@ -119,6 +119,12 @@ def sizes(config: Config) -> tuple[int, int]:
     return d.limit_train or spec.train, d.limit_test or spec.test
 
 
+def batch_size(config: Config, most: int = 0) -> int:
+    """Samples of a mini-batch; data.batch_size = 0 takes all training samples, or `most` where that is fewer."""
+    samples = sizes(config)[0]
+    return config.data.batch_size or min(samples, most or samples)
+
+
 def device_of(config: Config, local_rank: int) -> torch.device:
     """The device of a rank: its own GPU of the node where there is one."""
     wish = config.run.device
@@ -228,7 +234,7 @@ def make_job(
         train_size=train_size,
         test_size=test_size,
         eval_train_size=min(train_size, config.data.eval_train or train_size),
-        batch_size=config.data.batch_size,
+        batch_size=batch_size(config),
         seed=config.run.seed,
         augment=config.data.augment,
         plan=make_phases(config),

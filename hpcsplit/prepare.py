@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from hpcsplit import planner
-from hpcsplit.assemble import Prepared, build_network, load_data, make_identity, make_source, make_stage
+from hpcsplit.assemble import Prepared, batch_size, build_network, load_data, make_identity, make_source, make_stage
 from hpcsplit.config import Config
+from hpcsplit.config.checks import check_method_stages
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.engine.persist import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
@@ -43,7 +46,11 @@ def choose_cuts(
         autocast = torch.bfloat16 if config.run.precision == "bfloat16" else None
         costs = tuple(
             block_seconds(
-                net, shape, config.data.batch_size, channels_last=config.run.channels_last, autocast_dtype=autocast
+                net,
+                shape,
+                batch_size(config, most=FORWARD_ROWS),
+                channels_last=config.run.channels_last,
+                autocast_dtype=autocast,
             )
         )
     else:
@@ -60,6 +67,7 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) 
 
     Cuts chosen at the first start of a run directory stay, so that its checkpoints fit.
     """
+    check_method_stages(declared_methods()[config.method.name], stages)
     net = build_network(config)
     data = load_data(config)
     if config.data.batch_size > len(data.train):
@@ -107,7 +115,7 @@ def _one_rank_alone(config: Config, net: nn.Sequential, data: Dataset, device: t
     whole = make_stage(config, net, 0, 1, (), device)
     source = make_source(config, data.train, data, device)
     step = Backprop(1)
-    size, times = config.data.batch_size, []
+    size, times = batch_size(config, most=FORWARD_ROWS), []
     ids = np.arange(size)
     for _ in range(1 + BASELINE_STEPS):
         started = time.perf_counter()

@@ -48,6 +48,7 @@ class EpochRecord:
     samples_per_s: float | None = None
     aux_loss: float | None = None
     terms: dict[str, float] | None = None  # the parts of the method's objective: means over samples, sums over stages
+    theorem: dict[str, Any] | None = None  # engine/theorem.py's Bound, after the last epoch of a parallel phase
     lr: float | None = None
     beta: float | None = None
     weights_sha256: str | None = None

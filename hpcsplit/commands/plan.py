@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hpcsplit import planner
-from hpcsplit.assemble import build_method, build_network, make_phases, sizes
+from hpcsplit.assemble import batch_size, build_method, build_network, make_phases, sizes
 from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
 from hpcsplit.prepare import check_boundaries, choose_cuts
@@ -32,7 +32,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
     check_boundaries(config, edges)
     samples, dtype = sizes(config)[0], getattr(torch, config.store.dtype)
     stages = planner.plan_stages(
-        net, shape, cuts, costs, build_method(config), samples=samples, batch_size=config.data.batch_size, dtype=dtype
+        net, shape, cuts, costs, build_method(config), samples=samples, batch_size=batch_size(config), dtype=dtype
     )
     largest, m = max(s.share for s in stages), config.schedule.microbatches
     return {
@@ -46,7 +46,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         "samples": samples,
         "method": config.method.name,
         "dtype": config.store.dtype,
-        "batch_size": config.data.batch_size,
+        "batch_size": batch_size(config),
         "stages": [s.as_dict() for s in stages],
         "aux_float32_gib": planner.auxiliary_gib(edges, samples),
         "parallel_speed_up_bound": 1 / largest,

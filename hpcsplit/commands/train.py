@@ -14,7 +14,17 @@ from typing import Any, NoReturn
 import torch
 
 from hpcsplit import planner
-from hpcsplit.assemble import Prepared, aux_policy, build_method, build_network, device_of, make_job, make_phases, sizes
+from hpcsplit.assemble import (
+    Prepared,
+    aux_policy,
+    batch_size,
+    build_method,
+    build_network,
+    device_of,
+    make_job,
+    make_phases,
+    sizes,
+)
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
@@ -243,7 +253,7 @@ def stage_plans(config: Config, prepared: Prepared) -> list[dict[str, Any]]:
             prepared.costs,
             build_method(config),
             samples=sizes(config)[0],
-            batch_size=config.data.batch_size,
+            batch_size=batch_size(config),
             dtype=getattr(torch, config.store.dtype),
         )
     ]

@@ -34,8 +34,10 @@ def check_model_name(name: str) -> None:
         depth, width = int(found[1]), int(found[2])
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ConfigError(f'model.name = "{name}": wrn-D-W needs D = 6n+4 (10, 16, 22, 28, 34, 40 ...) and W >= 1')
-    elif name not in ("mlp", "cnn") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        raise ConfigError(f'model.name = "{name}" is not resnetN, wrn-D-W, mlp, cnn or package.module:factory')
+    elif name not in ("mlp", "cnn", "tssm-resnet") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ConfigError(
+            f'model.name = "{name}" is not resnetN, wrn-D-W, mlp, cnn, tssm-resnet or package.module:factory'
+        )
 
 
 def check_cuts(cuts: tuple[int, ...] | str, stages: int) -> None:
@@ -67,7 +69,7 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
             )
     if schedule.warmup > schedule.epochs:
         raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
-    if schedule.microbatches > config.data.batch_size:
+    if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
         raise ConfigError(
             f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
         )
@@ -76,4 +78,39 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     if config.method.options.get("downsample") == 2 and config.model.name == "mlp":
         raise ConfigError(
             "method.downsample = 2 halves height and width of feature maps; the mlp passes vectors. Use downsample = 1"
+        )
+    _check_method(config, method)
+
+
+def check_method_stages(method: DeclaredMethod, stages: int) -> None:
+    """Raise ConfigError where the method cannot run in so many stages."""
+    if method.stages and stages > method.stages:
+        raise ConfigError(f"{stages} stages: {method.name} is sequential and runs on {method.stages} rank; start one")
+
+
+def _check_method(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError for what this method cannot train, or cannot train in this way."""
+    serial, _ = parse_ratio(config.schedule.ratio)
+    check_method_stages(method, config.split.stages or config.run.stages)
+    if method.network and config.model.name != method.network:
+        raise ConfigError(
+            f'model.name = "{config.model.name}": {method.name} works layer by layer and trains the '
+            f'"{method.network}" only; choose that, or another method'
+        )
+    if method.full_batch and serial:
+        raise ConfigError(
+            f'schedule.ratio = "{config.schedule.ratio}": {method.name} goes on from iteration to iteration, and an '
+            'exact epoch between them would throw its variables away; set schedule.ratio = "0:1", with exact epochs '
+            "at the start only (schedule.warmup)"
+        )
+    if method.one_batch and config.data.batch_size:
+        raise ConfigError(
+            f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
+            "set data.batch_size = 0"
+        )
+    grow = config.method.options.get("grow")
+    if grow and (list(grow) != sorted(set(grow)) or grow[-1] != config.model.depth):
+        raise ConfigError(
+            f"method.grow = {list(grow)} must be increasing and end with model.depth = {config.model.depth}, "
+            "the number of hidden layers"
         )

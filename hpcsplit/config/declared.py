@@ -27,6 +27,7 @@ class DeclaredMethod:
     options: tuple[Option, ...]
     parallel: bool = True
     full_batch: bool = False
+    one_batch: bool = False
     network: str = ""
     stages: int = 0
 

@@ -19,7 +19,12 @@ class Data:
     download: bool = option(False, "allow torchvision to download what is absent")
     limit_train: int = option(0, "use only the first so many training samples; 0 uses all", unit="samples", low=0)
     limit_test: int = option(0, "use only the first so many test samples; 0 uses all", unit="samples", low=0)
-    batch_size: int = option(128, "mini-batch size; the last, smaller one is trained too", unit="samples", low=1)
+    batch_size: int = option(
+        128,
+        "mini-batch size; the last, smaller one is trained too; 0: all training samples (full batch)",
+        unit="samples",
+        low=0,
+    )
     augment: bool = option(True, "random crop with padding 4, and flips where the data set allows, in exact epochs")
     pool: bool = option(False, "average 2 x 2 pixels first (28 x 28 becomes 14 x 14)")
     eval_train: int = option(
@@ -31,7 +36,9 @@ class Data:
 class Model:
     """The whole network, a sequence of named blocks."""
 
-    name: str = option("resnet20", "resnetN (N = 6n+2) | wrn-D-W (D = 6n+4) | mlp | cnn | package.module:factory")
+    name: str = option(
+        "resnet20", "resnetN (N = 6n+2) | wrn-D-W (D = 6n+4) | mlp | cnn | tssm-resnet | package.module:factory"
+    )
     block: str = option(
         "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
     )

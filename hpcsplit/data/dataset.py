@@ -51,7 +51,8 @@ def load(
 
     `root` is a folder in torchvision's layout; when empty see vision.folder_of.  `download` lets torchvision fetch what
     is absent.  The limits keep the first so many samples, 0 keeps all.  `pool` averages 2 x 2 pixels.  Mean and std are
-    those of the training samples that are left.  DataError: unknown, absent or damaged data, or a limit above the size.
+    those of the training samples that are left.  DataError: unknown, absent or damaged data, a label that is no class,
+    or a limit above the size.
     """
     spec = lookup(name)
     _check_limit(spec, "limit_train", limit_train, spec.train)
@@ -111,6 +112,6 @@ def _check_part(spec: Spec, which: str, part: Part, size: int) -> None:
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{which} sample {row} of {spec.name} has label {int(part.labels[row])}, "
-            f"the limit is {spec.classes - 1}; {advice}"
+            f"{len(wrong)} of the {size} {which} labels of {spec.name} are outside 0 .. {spec.classes - 1}, "
+            f"the first is {int(part.labels[row])} at sample {row}; {advice}"
         )

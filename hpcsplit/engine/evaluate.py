@@ -39,7 +39,7 @@ def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
     if bn:
         saved = _forget_statistics(job.stage.blocks)
         job.stage.blocks.train()
-        order = job.epoch_batches(0)[:BN_BATCHES]
+        order = job.measured()[:BN_BATCHES]
         yield from forward_pass(job, order, lambda step, ids, x, y: None)
         job.stage.blocks.eval()
         _, accuracy_bn = yield from _score(job, job.test, test)

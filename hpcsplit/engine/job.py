@@ -20,6 +20,8 @@ from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.split.stage import Stage
 
+FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
+
 
 class Images(Protocol):
     """A data set dealt out by sample id."""
@@ -114,9 +116,13 @@ class Job:
             return batches(np.arange(self.train_size), self.batch_size)
         return batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size)
 
+    def measured(self) -> list[np.ndarray]:
+        """Mini-batches to measure something on, the same ones after every epoch."""
+        return batches(epoch_order(self.seed, 0, self.train_size), min(self.batch_size, FORWARD_ROWS))
+
     def in_order(self, size: int) -> list[np.ndarray]:
-        """The first `size` samples in mini-batches, in their own order."""
-        return batches(np.arange(size), self.batch_size)
+        """The first `size` samples in mini-batches for forward passes alone, in their own order."""
+        return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS))
 
     def batch(self, ids: np.ndarray, *, source: Images | None = None, epoch: int = 0, augment: bool = False) -> Batch:
         """The mini-batch as this stage sees it."""

@@ -34,7 +34,7 @@ def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any,
     """Measure the signals of this stage; weights, statistics and gradients stay as they were."""
     job.where = "probe of the label signal"
     stage, method = job.stage, job.method.at(parallel_epoch)
-    ids = job.epoch_batches(0)[0]
+    ids = job.measured()[0]
     stage.blocks.train()
     batch = job.batch(ids)
 

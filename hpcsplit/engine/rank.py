@@ -16,6 +16,7 @@ from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import resume, save
 from hpcsplit.engine.probe import probe
+from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Tally
 from hpcsplit.records import EpochRecord, StageRecord
@@ -95,6 +96,9 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
         failure.agreed = True
         raise failure
     signals = yield from probe(job, action.parallel_epochs, state.have_aux)
+    bound = None
+    if action.phase == "parallel" and job.plan[action.epoch + 1 : action.epoch + 2] != ("parallel",):
+        bound = yield from theorem(job, action.parallel_epochs)
     violation_next = signals.violation_next
     if action.phase == "parallel" and tally.aux_sq:
         violation_next = math.sqrt(tally.gap_sq / tally.aux_sq)
@@ -144,6 +148,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             refresh_s=max(r["refresh_s"] for r in reports),
             samples_per_s=tally.samples / train_s,
             aux_loss=reports[-1]["aux_loss"],
+            theorem=asdict(bound) if bound else None,
             terms=terms if action.phase == "parallel" else None,
             lr=job.learning_rate(action.epoch),
             beta=getattr(job.method.at(action.parallel_epochs), "beta", None) if not exact else None,

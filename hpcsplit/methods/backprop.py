@@ -7,7 +7,8 @@ of K = 3 with M = 4, time to the right, F forward and B backward:
     stage 1      F0 F1 F2 F3 ..  B0 B1 B2 B3
     stage 2         F0 F1 F2 F3 B0 B1 B2 B3
 
-BatchNorm normalises over a micro-batch, so M > 1 is exact up to that.
+BatchNorm normalises over a micro-batch, so M > 1 is exact up to that.  A stage that is the whole network takes F0 B0 F1
+B1 ...: the gradients add up in the same order, and only one micro-batch's activations are alive.
 """
 
 from __future__ import annotations
@@ -59,16 +60,16 @@ class Backprop(TrainingMethod):
             else:
                 x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, m)).requires_grad_()
             y = stage.forward(x)
+            if stage.first and stage.last:
+                _descend(stage, y, batch.y[piece], batch.size, tally)
+                continue
             flight.append((x, y))
             if not stage.last:
                 yield Send(NEXT, "x", y.detach(), m)
 
-        for m, piece in enumerate(pieces):
-            x, y = flight[m]
+        for m, (x, y) in enumerate(flight):
             if stage.last:
-                loss = stage.loss(y, batch.y[piece]).sum()
-                tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
-                (loss / batch.size).backward()
+                _descend(stage, y, batch.y[pieces[m]], batch.size, tally)
             else:
                 g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)
                 if y.requires_grad:  # a first stage may have no weights
@@ -79,10 +80,9 @@ class Backprop(TrainingMethod):
         stage.update()
         return StepResult(tally)
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
-        raise AssertionError("exact back-propagation has no auxiliary variables")
 
-    target = local_input
-
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raise AssertionError("exact back-propagation has no auxiliary variables")
+def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:
+    """Backward from one micro-batch's share of the mini-batch's mean loss."""
+    loss = stage.loss(logits, labels).sum()
+    tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
+    (loss / batch_size).backward()

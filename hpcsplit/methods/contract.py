@@ -23,7 +23,13 @@ Class = TypeVar("Class", bound=type)
 
 
 def method(
-    name: str, *, parallel: bool = True, full_batch: bool = False, network: str = "", stages: int = 0
+    name: str,
+    *,
+    parallel: bool = True,
+    full_batch: bool = False,
+    one_batch: bool = False,
+    network: str = "",
+    stages: int = 0,
 ) -> Callable[[Class], Class]:
     """Mark a class as the training method `name`.
 
@@ -31,6 +37,7 @@ def method(
         parallel: False says that its every epoch is exact back-propagation.
         full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
             variables go on from iteration to iteration, so exact epochs can only come before all of them.
+        one_batch: a step needs all samples together.
         network: the only `model.name` that it trains, or "".
         stages: the largest number of stages; 0 has no limit.
     """
@@ -175,18 +182,20 @@ class TrainingMethod(ABC):
         over the samples, summed over the stages)."""
         return None
 
-    @abstractmethod
+    # For methods with a variable on a stage boundary:
+
     def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """What a stage that is not the first is trained on, (B, *in_shape)."""
+        raise AssertionError("no variable stands on a stage boundary")
 
-    @abstractmethod
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """The variable that stands for the output of a stage that is not the last, (B, *out_shape)."""
+        raise AssertionError("no variable stands on a stage boundary")
 
-    @abstractmethod
     def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
+        raise AssertionError("no variable stands on a stage boundary")
 
 
 def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:

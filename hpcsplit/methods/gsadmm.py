@@ -12,11 +12,16 @@ One step on a mini-batch, all stages at once; three forward passes:
     q_l ← ( s α f_l(p_l) + ρ p_{l+1} + u_l ) / ( s α + ρ )                 with the new W, p_l and p_{l+1}    (5)
     u_l ← u_l + ρ (p_{l+1} − q_l)                                              with the new p_{l+1} and q_l   (6)
 
+Algorithm 1 takes a mini-batch for W and prints (4)-(6) without one.  `update = "batch"` moves p, q and u of that very
+mini-batch; "set" moves those of all samples, after the W steps of an epoch (after each of them, as printed, where
+data.batch_size = 0 makes a mini-batch of the whole set).
+
 s = 1/M is the paper's scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +52,11 @@ class GsAdmm(TrainingMethod):
     rho: float = option(0.1, "coefficient ρ of p = q", above=0.0)
     tau_2: float = option(0.2, "the step of p is 1/τ₂", above=0.0)
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
+    update: str = option(
+        "batch",
+        "p, q, u of a mini-batch with each W step, or of all samples after the epoch's",
+        choices=("batch", "set"),
+    )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return (
@@ -58,10 +68,27 @@ class GsAdmm(TrainingMethod):
     def messages(self) -> tuple[Message, ...]:
         return (Message(PREV),)
 
+    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+        return (self.step,) if self.update == "batch" else (self.train, self.correct)
+
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        s, tally, new = share_of(self.scaling, batch), Tally(batch.size), {}
-        p, q = (batch.x if stage.first else aux["p"]), aux.get("q")
-        train_weights(stage, p, q, self.alpha, batch, tally)  # (2), (3)
+        trained = yield from self.train(stage, aux, batch)
+        corrected = yield from self.correct(stage, aux, batch)
+        trained.tally.samples = 0  # the same ones
+        corrected.tally.add(trained.tally)
+        return corrected
+
+    def train(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        """The W step."""
+        yield from ()
+        tally = Tally(batch.size)
+        train_weights(stage, self.input(stage, aux, batch), aux.get("q"), self.alpha, batch, tally)  # (2), (3)
+        return StepResult(tally)
+
+    def correct(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        """The steps of p, q and u."""
+        s, new = share_of(self.scaling, batch), {}
+        p, q = self.input(stage, aux, batch), aux.get("q")
         if not stage.first:
             g, _ = slope(stage, p, q, self.alpha, batch)
             p = new["p"] = p - (s * g + aux["prev_u"] + self.rho * (p - aux["prev_q"])) / self.tau_2  # (4)
@@ -71,7 +98,10 @@ class GsAdmm(TrainingMethod):
             p_next = yield Recv(NEXT, "p", tuple(f.shape), stage.wide)
             new["q"] = (s * self.alpha * f + self.rho * p_next + aux["u"]) / (s * self.alpha + self.rho)  # (5)
             new["u"] = aux["u"] + self.rho * (p_next - new["q"])  # (6)
-        return StepResult(tally, new)
+        return StepResult(Tally(batch.size), new)
+
+    def input(self, stage: Stage, aux: Aux, batch: Batch) -> torch.Tensor:
+        return batch.x if stage.first else aux["p"]
 
     def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
         return aux["p"]

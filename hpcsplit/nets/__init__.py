@@ -15,6 +15,7 @@ from hpcsplit.nets.custom import custom
 from hpcsplit.nets.mlp import mlp
 from hpcsplit.nets.resnet import resnet
 from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.tssm_resnet import tssm_resnet
 from hpcsplit.nets.wideresnet import wide_resnet
 
 __all__ = ["block_names", "block_shapes", "build"]
@@ -40,6 +41,8 @@ def build(
         return mlp(input_shape, classes, depth, width)
     if name == "cnn":
         return cnn(input_shape, classes)
+    if name == "tssm-resnet":
+        return tssm_resnet(input_shape, classes)
     if ":" in name:
         return custom(name, input_shape, classes)
     if name.startswith("wrn-"):

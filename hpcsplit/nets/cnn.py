@@ -3,7 +3,8 @@
 "Two alternating stages of 3 x 3 convolution filters and 2 x 2 max pooling with no stride", 32 filters each, then two
 fully connected layers of 512 ReLU neurons. The paper leaves padding, "no stride" and the activation of the
 convolutions open. Decided here:
-  * "no stride" is stride 1, so pooling takes one row and one column away and does not halve the image;
+  * "no stride" is stride 1, so pooling takes one row and one column away and does not halve the image (in Keras, which
+    the authors use, pooling without a given stride does);
   * pooling is not padded, the convolutions are padded by 1: 32 x 32 becomes 31 x 31 and then 30 x 30;
   * each convolution is followed by ReLU.
 Nearly all of the 15 million weights (on 32 x 32) are in fc1 for that reason. Initial weights are torch's default.

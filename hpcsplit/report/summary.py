@@ -37,6 +37,7 @@ def closing_table(
         *_speed_up(records, baseline_samples_per_s, stage_count),
         "",
         *_stages(records, stages),
+        *_theorem(records),
     ]
     return "\n".join(parts)
 
@@ -131,6 +132,22 @@ def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]])
         heading = f"stages in epoch {last.epoch + 1}, the last parallel one"
         heading += f"; comm, I/O, imbalance: exposed share of its {number(train_s, '.2f')} s of training"
     return [heading, _rendered(table)]
+
+
+def _theorem(records: Sequence[EpochRecord]) -> list[str]:
+    last = next((record for record in reversed(records) if record.theorem), None)
+    if last is None or last.theorem is None:
+        return []
+    t = last.theorem
+    residuals = ", ".join(_cell(r, ".3g") for r in t["residuals"])
+    constants = ", ".join(_cell(h, ".3g") for h in t["lipschitz"])
+    return [
+        "",
+        f"Theorem 1 of TSSM after epoch {last.epoch + 1}, means over one mini-batch: "
+        f"|R_serial - R_split| = {_cell(t['gap'], '.3g')}, bound {_cell(t['bound'], '.3g')}",
+        f"  residuals at the stages' inputs {residuals}; estimated Lipschitz constants of the later stages {constants}",
+        *(f"  {sentence}" for sentence in t["missing"]),
+    ]
 
 
 def _table(first: str, *others: str) -> Table:

@@ -41,7 +41,16 @@ _HEADER = struct.Struct(
     f"<{MAX_NAME_BYTES}sqdBBB5x{MAX_DIMENSIONS}q"
 )  # name, index, sent at, dtype, dimensions, channels last, shape
 _HEADER_BYTES = 128  # keeps the payload aligned
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.int32)
+_DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.int64,
+    torch.uint8,
+    torch.int32,
+    torch.int8,
+)
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _NAP_S = 5e-5
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -22,6 +23,15 @@ def test_flips_only_where_a_mirror_image_keeps_its_label() -> None:
 def test_pooling_halves_the_picture() -> None:
     assert SPECS["mnist"].input_shape() == (1, 28, 28)
     assert SPECS["mnist"].input_shape(pool=True) == (1, 14, 14)
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [("mnist", 196), ("fashion_mnist", 196), ("kmnist", 196), ("svhn", 768), ("cifar10", 768), ("cifar100", 768)],
+)
+def test_pooled_pictures_have_the_number_of_features_of_the_papers(name: str, features: int) -> None:
+    """TSSM, appendix: 196 = 14 x 14 and 768 = 16 x 16 x 3."""
+    assert math.prod(lookup(name).input_shape(pool=True)) == features
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

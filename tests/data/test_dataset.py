@@ -77,17 +77,35 @@ def test_constant_channel_divides_by_one() -> None:
     assert std.tolist() == pytest.approx([1.0, (0.25 * 0.75) ** 0.5])
 
 
-def _reader_with(monkeypatch: pytest.MonkeyPatch, image_shape: tuple[int, ...], labels: list[int]) -> None:
+def _reader_with(monkeypatch: pytest.MonkeyPatch, image_shape: tuple[int, ...], *labels: list[int]) -> None:
+    """`labels` of the training and the test part, or of both."""
     monkeypatch.setitem(SPECS, "fake", Spec("fake", 3, 3, (1, 4, 4), 10, flip=False))
-    part = Part.of(np.zeros(image_shape, np.uint8), np.array(labels))
-    monkeypatch.setitem(embedded.READERS, "fake", lambda spec: (part, part))
+    parts = [Part.of(np.zeros(image_shape, np.uint8), np.array(numbers)) for numbers in labels]
+    monkeypatch.setitem(embedded.READERS, "fake", lambda spec: (parts[0], parts[-1]))
 
 
-@pytest.mark.parametrize("wrong", [10, -1])
-def test_label_outside_the_classes(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
-    _reader_with(monkeypatch, (3, 1, 4, 4), [0, 9, wrong])
-    with pytest.raises(DataError, match=f"sample 2 of fake has label {wrong}, the limit is 9"):
+@pytest.mark.parametrize("which", ["training", "test"])
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([0, 9, 10], r"1 of the 3 {} labels of fake are outside 0 \.\. 9, the first is 10 at sample 2;"),
+        ([0, 9, -1], r"1 of the 3 {} labels of fake are outside 0 \.\. 9, the first is -1 at sample 2;"),
+        ([9, 255, -7], r"2 of the 3 {} labels of fake are outside 0 \.\. 9, the first is 255 at sample 1;"),
+    ],
+)
+def test_labels_outside_the_classes(
+    monkeypatch: pytest.MonkeyPatch, labels: list[int], sentence: str, which: str
+) -> None:
+    parts = {"training": [0, 0, 0], "test": [9, 9, 9]} | {which: labels}
+    _reader_with(monkeypatch, (3, 1, 4, 4), *parts.values())
+    with pytest.raises(DataError, match=sentence.format(which)):
         load("fake")
+
+
+def test_labels_are_checked_before_the_limits_cut_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    _reader_with(monkeypatch, (3, 1, 4, 4), [0, 9, 10])
+    with pytest.raises(DataError, match="the first is 10"):
+        load("fake", limit_train=2, limit_test=2)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 3, 4, 4), (3, 1, 4, 5)])

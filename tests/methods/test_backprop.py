@@ -141,3 +141,63 @@ def test_a_first_stage_may_have_no_weights():
     before = weights(stages)
     step(Backprop(2), stages, images, labels, {})
     assert not torch.equal(before[0], weights(stages)[0])
+
+
+@pytest.mark.parametrize("microbatches", [1, 3, 5])
+@pytest.mark.parametrize("cuts", [(), (2,), (1, 3)])
+def test_a_full_batch_in_micro_batches_is_gradient_descent(cuts: tuple[int, ...], microbatches: int):
+    """θ ← θ − lr ∇ mean loss, written out by autograd on the whole network, for several steps."""
+    torch.manual_seed(3)
+    net = build("cnn", SHAPE, 3).double()
+    images, labels = batch_of(SHAPE, size=11)
+    stages = make_stages(cut(net, cuts), images, lr=0.2, momentum=0.0)
+    exact, losses = [p.detach().clone() for p in net.parameters()], []
+    for _ in range(4):
+        with torch.no_grad():
+            for p, value in zip(net.parameters(), exact, strict=True):
+                p.copy_(value)
+        losses.append(float(F.cross_entropy(net(images), labels, reduction="sum").detach()))
+        exact = [p - 0.2 * g for p, g in zip(exact, plain_gradients(net, images, labels), strict=True)]
+        tally = step(Backprop(microbatches), stages, images, labels, {})[-1].tally
+        assert tally.terms["phi"] == pytest.approx(losses[-1], rel=1e-10)
+        for mine, value in zip(weights(stages), exact, strict=True):
+            torch.testing.assert_close(mine, value, rtol=1e-10, atol=1e-12)
+    assert losses[-1] < losses[0]
+
+
+class Traced(nn.Module):
+    """Notes when a piece goes forward through here, and when its gradient comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(f"F{len(x)}")
+        if x.requires_grad:
+            x.register_hook(lambda grad: self.seen.append(f"B{len(grad)}"))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("parts", "order"),
+    [(1, ["F2", "B2", "F2", "B2", "F3", "B3"]), (2, ["F2", "F2", "F3", "B2", "B2", "B3"])],
+    ids=["whole network", "last stage"],
+)
+def test_one_stage_has_one_micro_batch_in_flight(parts: int, order: list[str]):
+    net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3), Traced()).double()
+    images, labels = batch_of((5,), size=7)
+    stages = make_stages([net] if parts == 1 else [net[:1], net[1:]], images)
+    step(Backprop(3), stages, images, labels, {})
+    [traced] = [m for m in stages[-1].blocks.modules() if isinstance(m, Traced)]
+    assert traced.seen == order
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_one_stage_and_two_add_up_in_the_same_order_bit_for_bit(name: str):
+    torch.manual_seed(3)
+    options = dict(NETS[name])
+    net = build(options.pop("name"), SHAPE, 3, **options)
+    images, labels = batch_of(SHAPE, size=11, dtype=torch.float32)
+    one, two = (staged_gradients(cut(net, cuts), images, labels, 4) for cuts in ((), (2,)))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets import block_names, block_shapes, build
 
@@ -15,6 +16,7 @@ FAMILIES = [
     ("wrn-10-2", {}),
     ("mlp", {"depth": 3, "width": 16}),
     ("cnn", {}),
+    ("tssm-resnet", {}),
 ]
 IMAGES = [(1, 28, 28), (3, 32, 32), (1, 32, 32)]
 SMALL = (2, 9, 9)  # odd, so that the halved sizes are rounded
@@ -80,6 +82,33 @@ def test_blocks_return_the_shapes_that_were_forecast(family: tuple[str, dict], i
     assert measured[-1] == (7,)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "features"),
+    [("mnist", 196), ("fashion_mnist", 196), ("kmnist", 196), ("svhn", 768), ("cifar10", 768), ("cifar100", 768)],
+)
+def test_the_feed_forward_network_of_the_papers(dataset: str, features: int) -> None:
+    """TSSM, section 3.2.1 and appendix: nine hidden layers of 512 neurons on pooled images."""
+    spec = lookup(dataset)
+    with torch.device("meta"):
+        net = build("mlp", spec.input_shape(pool=True), spec.classes)
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in layers] == [
+        (features, 512),
+        *[(512, 512)] * 8,
+        (512, spec.classes),
+    ]
+    assert sum(isinstance(m, nn.ReLU) for m in net.modules()) == 9
+
+
+def test_the_small_convolutional_network_of_tssm() -> None:
+    """Section 3.2.1: twice 32 filters of 3 x 3 and a pooling of 2 x 2, then two layers of 512."""
+    net = build("cnn", (3, 32, 32), 10)
+    assert [m.kernel_size for m in net.modules() if isinstance(m, nn.Conv2d)] == [(3, 3)] * 2
+    assert [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)] == [32, 32]
+    assert [m.kernel_size for m in net.modules() if isinstance(m, nn.MaxPool2d)] == [2, 2]
+    assert [m.out_features for m in net.modules() if isinstance(m, nn.Linear)] == [512, 512, 10]
+
+
 def test_sizes_are_halved_rounding_up() -> None:
     shapes = block_shapes(build("resnet8", (1, 28, 28), 10), (1, 28, 28))
     assert shapes == [(16, 28, 28), (16, 28, 28), (32, 14, 14), (64, 7, 7), (10,)]
@@ -101,6 +130,8 @@ def test_block_names() -> None:
     ]
     assert block_names(build("mlp", SMALL, 2)) == [*(f"hidden{index}" for index in range(1, 10)), "head"]
     assert block_names(build("cnn", SMALL, 2)) == ["conv1", "conv2", "fc1", "fc2", "head"]
+    blocks = [f"block{index}" for index in range(1, 25)]
+    assert block_names(build("tssm-resnet", SMALL, 2)) == ["stem", *blocks, "fc1", "fc2", "head"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -150,7 +181,7 @@ def test_a_network_on_the_meta_device_has_no_memory(family: tuple[str, dict]) ->
     assert block_shapes(net, SMALL)[-1] == (3,)
 
 
-@pytest.mark.parametrize("name", ["resnet21", "wrn-11-1", "vgg", "resnet2"])
+@pytest.mark.parametrize("name", ["resnet21", "wrn-11-1", "vgg", "resnet2", "tssm-resnet2"])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         build(name, (3, 32, 32), 10)

@@ -69,7 +69,7 @@ def test_the_branch_is_not_dead(kind: type[nn.Module]) -> None:
 
 def test_convolutions_start_as_he_says() -> None:
     torch.manual_seed(0)
-    for name in ("resnet20", "wrn-16-2"):
+    for name in ("resnet20", "wrn-16-2", "tssm-resnet"):
         for layer in build(name, (3, 32, 32), 10).modules():
             if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 4000:
                 fan_out = layer.out_channels * math.prod(layer.kernel_size)

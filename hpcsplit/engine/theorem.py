@@ -1,0 +1,145 @@
+"""What the splitting does to the loss, and what Theorem 1 of TSSM allows it to do.
+
+Remark.  Let stage l of the split network start from p_l, the variable at its input (the image for l = 0), and let
+r_l = p_{l+1} − f_l(p_l) be what is missing at the boundary behind it.  Per sample, with H_l the Lipschitz constant of
+f_l and H_{K-1} that of p ↦ R(f_{K-1}(p); y),
+
+    | R(f_{K-1}(… f_0(p_0) …); y) − R(f_{K-1}(p_{K-1}); y) |  ≤  H_{K-1} Σ_{l=0}^{K-2} ‖r_l‖ Π_{j=l+1}^{K-2} H_j ,
+
+since the distance e_l of the exact activation behind stage l from p_{l+1} obeys e_l ≤ H_l e_{l-1} + ‖r_l‖, e_{-1} = 0
+(Wang et al., "Tunable Subnetwork Splitting for Model-parallelism of Neural Network Training", 2020, Theorem 1 and its
+proof, eq. (9)).  Three things to know when reading the two sides:
+
+  * The proof puts q_l = p_{l+1}.  Where a method keeps both (gsADMM), the loss is split at p, and so is r here: the
+    bound holds for any values at the stages' inputs, whatever they were meant to satisfy.
+  * f_l is a function of one sample in evaluation mode only, so both sides are those of the network with running
+    BatchNorm statistics.
+  * The right-hand side takes estimated constants (terms/lipschitz.py), each a product over the layers of a stage: it
+    grows exponentially with their number and is no prediction.  What can be read is the gap, ‖r_l‖, and that more
+    stages add terms, the trade-off that the paper draws from the theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpcsplit.engine.epochs import receive_copies, send_copies
+from hpcsplit.engine.job import Job
+from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.split.stage import Stage
+from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Share, Verb
+
+CROSS_ENTROPY = math.sqrt(2.0)  # of logits ↦ Stage.loss: its slope softmax − e_y is shorter than √2, and comes close
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Both sides of the theorem on one mini-batch, the same on every rank.
+
+    Attributes:
+        gap: mean over the samples of |R_serial − R_split|, in nats.
+        bound: mean of the right-hand side; None where a constant is missing.
+        worst: the largest gap / bound over the samples whose bound is not 0; at most 1 unless an estimate is too low.
+        residuals: mean ‖r_l‖ at each of the K-1 boundaries.
+        lipschitz: H_1 … H_{K-1}; None where a layer has no rule.
+        missing: "stage k: no estimate: <class>" for each None among them.
+    """
+
+    gap: float
+    bound: float | None
+    worst: float | None
+    residuals: tuple[float, ...]
+    lipschitz: tuple[float | None, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One stage's share: ‖r‖ of each sample at its input, its constant, and on the last stage each sample's gap."""
+
+    residual: Sequence[float] = ()
+    constant: float | None = None
+    missing: str | None = None
+    gap: Sequence[float] = ()
+
+
+def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, Bound | None]:
+    """Both sides on the mini-batch of the probe; None for one stage and for a method without variables.
+
+    The variables must have been started.  Weights, statistics, gradients, rows and modes stay as they were, and no
+    random number is drawn.
+    """
+    stage, method = job.stage, job.method.at(parallel_epoch)
+    if stage.count == 1 or not method.variables(stage.place):
+        return None
+    job.where = "the two sides of Theorem 1"
+    modes = [(module, module.training) for module in stage.blocks.modules()]
+    stage.blocks.eval()
+    part = yield from _own_part(job, method)
+    for module, training in modes:
+        module.training = training
+    return _put_together([_Part(**values) for values in (yield Share(asdict(part)))])
+
+
+def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
+    """All stages start from their own input at once; the exact pass goes through them while constants are estimated."""
+    stage, ids = job.stage, job.measured()[0]
+    batch = job.batch(ids)
+    shape = (batch.size, *stage.in_shape)
+    rows = {name: t.to(stage.device) for name, t in (job.store.peek(ids) if job.store else {}).items()}
+    yield from send_copies(job, rows, 0)
+    copies = yield from receive_copies(job, batch.size, 0)
+
+    p = batch.x if stage.first else method.local_input(stage, rows | copies)
+    f = exact = stage.infer(p)
+    if not stage.last:
+        yield Send(NEXT, "split", f)
+    if stage.first:
+        yield Send(NEXT, "exact", exact)
+        return _Part()
+    f_prev = yield Recv(PREV, "split", shape, stage.dtype)
+    residual = (p.double() - f_prev.double()).flatten(1).norm(dim=1).tolist()
+    constant, missing = _constant(stage)
+    exact = stage.infer((yield Recv(PREV, "exact", shape, stage.dtype)))
+    if not stage.last:
+        yield Send(NEXT, "exact", exact)
+        return _Part(residual, constant, missing)
+    gap = stage.loss(exact.double(), batch.y) - stage.loss(f.double(), batch.y)
+    return _Part(residual, constant, missing, gap.abs().tolist())
+
+
+def _constant(stage: Stage) -> tuple[float | None, str | None]:
+    """H of f_k, on the last stage of R ∘ f_k; or why there is none."""
+    try:
+        own = lipschitz(stage.blocks, stage.in_shape)
+    except NoEstimate as what:
+        return None, f"stage {stage.index}: no estimate: {what}"
+    return (CROSS_ENTROPY * own if stage.last else own), None
+
+
+def _put_together(parts: Sequence[_Part]) -> Bound:
+    gaps, behind = parts[-1].gap, parts[1:]
+    means = tuple(_mean(part.residual) for part in behind)
+    constants = [part.constant for part in behind if part.constant is not None]
+    if len(constants) < len(behind):
+        missing = tuple(part.missing for part in behind if part.missing)
+        return Bound(_mean(gaps), None, None, means, tuple(part.constant for part in behind), missing)
+    bounds = right_side([part.residual for part in behind], constants)
+    worst = max((gap / bound for gap, bound in zip(gaps, bounds, strict=True) if bound), default=0.0)
+    return Bound(_mean(gaps), _mean(bounds), worst, means, tuple(constants))
+
+
+def right_side(residuals: Sequence[Sequence[float]], constants: Sequence[float]) -> list[float]:
+    """The bound of each sample by the recursion of eq. (9), from ‖r_l‖ for l = 0 … K-2 and H_1 … H_{K-1}."""
+    bounds = [0.0] * len(residuals[0])
+    for at_boundary, constant in zip(residuals, constants, strict=True):
+        bounds = [constant * (before + r) for before, r in zip(bounds, at_boundary, strict=True)]
+    return bounds
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

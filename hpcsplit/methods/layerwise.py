@@ -1,0 +1,80 @@
+"""What the layer-wise methods share: the linear layers of a stage, and the steps of one layer's linear residual.
+
+The term of a layer with input p, output z and weights W, b is, over all samples (rows here, columns in the papers),
+
+    φ(p, W, b) = c/2 ‖r‖² + ⟨m, r⟩,     r = z − p Wᵀ − b,
+
+with a coefficient c and a multiplier m (0 for most layers).  It is quadratic in p and in W, so that the limit of the
+papers' backtracking is known without trials (terms/curvature.py).  W and b need sums over all samples only; `Sums`
+takes them block by block, so the memory does not grow with the samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hpcsplit.split.stage import Stage
+from hpcsplit.terms.curvature import step_bound
+
+FLOOR = 1e-12  # of every τ and θ
+
+
+def linear_layers(stage: Stage) -> list[nn.Linear]:
+    """The layers of a stage of the feed-forward network, one in each block."""
+    return [next(m for m in block.modules() if isinstance(m, nn.Linear)) for block in stage.blocks]
+
+
+def linear(layer: nn.Linear, p: torch.Tensor) -> torch.Tensor:
+    """p Wᵀ + b without a gradient."""
+    return F.linear(p, layer.weight.detach(), layer.bias.detach())
+
+
+def input_step(
+    p: torch.Tensor, g: torch.Tensor, layer: nn.Linear, c: float, rest: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """p − g/τ with each row's own τ, and what it adds to r, for the slope g (B, n) of φ and of other terms of p whose
+    curvature is `rest`."""
+    through = g @ layer.weight.detach().T
+    curved = c * through.square().sum(1, keepdim=True) + rest * g.square().sum(1, keepdim=True)
+    tau = step_bound(curved, g.square().sum(1, keepdim=True), FLOOR)
+    return p - g / tau, through / tau
+
+
+def weight_step(slope: torch.Tensor, gram: torch.Tensor, c: float) -> torch.Tensor:
+    """What one quadratic-approximation step adds to W: (1/θ) (c r + m)ᵀ p, for that slope and the gram matrix pᵀ p."""
+    theta = step_bound(c * ((slope @ gram) * slope).sum(), slope.square().sum(), FLOOR)
+    return slope / theta
+
+
+class Sums:
+    """What the steps of one layer's W and b need, summed over blocks of samples, in `carry` under names of the layer.
+
+    c r + m enters as `pull` (B, outputs): −∂φ/∂(p Wᵀ + b).
+    """
+
+    def __init__(self, carry: dict[str, torch.Tensor], name: str) -> None:
+        self._carry, self._name = carry, name
+
+    def add(self, p: torch.Tensor, pull: torch.Tensor) -> None:
+        parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}
+        parts["rows"] = torch.tensor(float(len(p)))
+        for key, part in parts.items():
+            name = f"{self._name}.{key}"
+            self._carry[name] = self._carry[name] + part if name in self._carry else part
+
+    def descend(self, layer: nn.Linear, c: float) -> float:
+        """One quadratic-approximation step of W, then the minimiser b; forgets the sums, returns the squared step."""
+        slope, gram, pull, inputs, rows = (
+            self._carry.pop(f"{self._name}.{key}") for key in ("slope", "gram", "pull", "input", "rows")
+        )
+        step_w = weight_step(slope, gram, c)
+        step_b = (pull / c - step_w @ inputs) / rows
+        layer.weight.data += step_w
+        layer.bias.data += step_b
+        return float(step_w.square().sum() + step_b.square().sum())
+
+    def forget(self) -> None:
+        for key in [k for k in self._carry if k.startswith(f"{self._name}.")]:
+            del self._carry[key]
