@@ -78,8 +78,8 @@ def plan_stages(
         for message in method.messages():
             shape = place.shapes[0 if message.side == PREV else -1]
             if not (k == 0 if message.side == PREV else last):
-                values = batch_size * math.prod(cells(shape, message.factor))
-                sent[message.side] += values * message.itemsize_bytes
+                values = math.prod(cells(shape, message.factor))
+                sent[message.side] += batch_size * (values * message.itemsize_bytes + message.row_bytes)
         plans.append(
             StagePlan(
                 stage=k,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,35 @@ def test_a_record_survives_the_round_trip() -> None:
     text = record(3).to_json()
     assert "\n" not in text
     assert EpochRecord.from_json(text) == record(3)
+
+
+TERMS = {"objective": 0.0035629877563543412, "residual_sq": 2.2201418632844825e-09}
+THEOREM = {
+    "gap": 0.024316478791896395,
+    "bound": None,
+    "worst": None,
+    "residuals": [0.011279594672361486, 0.5],
+    "lipschitz": [None, 44.80805604458964],
+    "missing": ["stage 1: no estimate: Softsign"],
+}
+
+
+def test_terms_and_theorem_survive_the_round_trip() -> None:
+    whole = dataclasses.replace(record(3), terms=TERMS, theorem=THEOREM)
+    assert EpochRecord.from_json(whole.to_json()) == whole
+
+
+def test_a_bound_that_is_not_finite_becomes_null() -> None:
+    text = EpochRecord(0, "parallel", theorem=THEOREM | {"bound": math.inf, "lipschitz": (math.inf, 2.0)}).to_json()
+    theorem = json.loads(text, parse_constant=pytest.fail)["theorem"]
+    assert theorem["bound"] is None
+    assert theorem["lipschitz"] == [None, 2.0]
+
+
+def test_a_line_from_before_terms_and_theorem_is_read() -> None:
+    values = json.loads(record(1).to_json())
+    del values["terms"], values["theorem"]
+    assert EpochRecord.from_json(json.dumps(values)) == record(1)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

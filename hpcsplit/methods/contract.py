@@ -84,11 +84,15 @@ class Variable:
 
 @dataclass(frozen=True)
 class Message:
-    """One tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels."""
+    """One tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels.
+
+    `row_bytes` come with each sample beside its values.
+    """
 
     side: Side
     factor: int = 1
     itemsize_bytes: int = 4
+    row_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,9 @@ class Point:
             return
         m = self.method
         around = a - self.u / m.rho
-        best = cross_entropy_minimiser(around, self.y, m.rho, tol=m.tolerance, max_iterations=m.fista_steps)
+        best = cross_entropy_minimiser(
+            around, self.y, m.rho, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j]
+        )
         self.z[j] = best.z
 
     def move_a(self, j: int) -> None:

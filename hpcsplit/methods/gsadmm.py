@@ -50,7 +50,7 @@ class GsAdmm(TrainingMethod):
 
     alpha: float = option(0.1, "coefficient α of the distance of q from the stage's output", above=0.0)
     rho: float = option(0.1, "coefficient ρ of p = q", above=0.0)
-    tau_2: float = option(0.2, "the step of p is 1/τ₂", above=0.0)
+    tau_2: float = option(0.1, "the step of p is 1/τ₂; with τ₂ = ρ p forgets its old value", above=0.0)
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
     update: str = option(
         "batch",

@@ -44,7 +44,7 @@ class GsAm(TrainingMethod):
     """Gradient-splitting alternating minimisation with one variable p at every boundary (TSSM)."""
 
     alpha: float = option(0.1, "coefficient α of the distance of p from the output before it", above=0.0)
-    tau_2: float = option(0.2, "the step of p is 1/τ₂", above=0.0)
+    tau_2: float = option(0.1, "the step of p is 1/τ₂; with τ₂ = α p forgets its old value", above=0.0)
     sweep: str = option("gauss-seidel", "p in order of the stages, or all at once", choices=("gauss-seidel", "jacobi"))
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
 

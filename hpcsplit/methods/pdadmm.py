@@ -84,8 +84,8 @@ class PdAdmm(TrainingMethod):
         return tuple(own)
 
     def messages(self) -> tuple[Message, ...]:
-        itemsize = {"float32": 4, "float16": 2, "int8": 1}[self.exchange]
-        return (Message(PREV, 1, itemsize), Message(NEXT, 1, itemsize), Message(NEXT))
+        itemsize, scale = {"float32": (4, 0), "float16": (2, 0), "int8": (1, 2)}[self.exchange]
+        return (Message(PREV, 1, itemsize, scale), Message(NEXT, 1, itemsize, scale), Message(NEXT))
 
     # ------------------------------------------------------------------------------------------------ growing
 
@@ -109,13 +109,16 @@ class PdAdmm(TrainingMethod):
     # ------------------------------------------------------------------------------------------------ an iteration
 
     def start(self, stage: Stage, x: Rows) -> Aux:
-        rows, p = {}, rounded(x.flatten(1), self.exchange) if not stage.first else x.flatten(1)
+        stage.carry.pop("objective", None)  # of other variables
+        rows, exact = {}, x.flatten(1)  # what is not rounded yet, for a stage behind a cut gets no more
         for j, layer in enumerate(linear_layers(stage)):
+            p = exact
             if j or not stage.first:
-                rows[f"p{j}"] = p
+                p = rows[f"p{j}"] = self.kept(exact)
             rows[f"z{j}"] = linear(layer, p)
             if j + 1 < len(stage.blocks) or not stage.last:
-                p = rows[f"q{j}"] = rounded(rows[f"z{j}"].relu(), self.exchange)
+                exact = (rows[f"z{j}"] if p is exact else linear(layer, exact)).relu()
+                rows[f"q{j}"] = self.kept(exact)
         return rows
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
@@ -160,7 +163,7 @@ class PdAdmm(TrainingMethod):
             if j or not stage.first:
                 slope = u + self.rho * (p[j] - q) - self.nu * r @ layer.weight.detach()
                 moved, more = input_step(p[j], slope, layer, self.nu, self.rho)
-                new[f"p{j}"] = rounded(moved, self.exchange)
+                new[f"p{j}"] = self.kept(moved)
                 if self.exchange == "float32":
                     r = r + more
                 else:
@@ -193,7 +196,7 @@ class PdAdmm(TrainingMethod):
             objective = tally.terms["phi"]
         else:
             z = relu_minimiser(a, aux[f"q{j}"])
-            q = rounded((self.rho * p[j + 1] + aux[f"u{j}"] + self.nu * z.relu()) / (self.rho + self.nu), self.exchange)
+            q = self.kept((self.rho * p[j + 1] + aux[f"u{j}"] + self.nu * z.relu()) / (self.rho + self.nu))
             gap = p[j + 1] - q
             u = aux[f"u{j}"] + self.rho * gap
             new[f"q{j}"], new[f"u{j}"] = q, u
@@ -229,6 +232,10 @@ class PdAdmm(TrainingMethod):
         )
 
     # ------------------------------------------------------------------------------------------------ messages
+
+    def kept(self, rows: Rows) -> Rows:
+        """A new p or q: what a message of it can hold."""
+        return rows if self.exchange == "float32" else rounded(rows, self.exchange)
 
     def give(self, side: Side, name: str, rows: Rows) -> Generator[Send, Any, None]:
         parts = (rows,) if self.exchange == "float32" else pack(rows, self.exchange)

@@ -52,15 +52,27 @@ def loss_text(loss: float | None) -> str:
     return "loss " + number(loss, "6.4f" if loss is None or abs(loss) < 1000 else "6.2e")
 
 
+def term(record: EpochRecord, name: str) -> float | None:
+    """A part of the method's objective in this epoch."""
+    return (record.terms or {}).get(name)
+
+
+def bn_differs(record: EpochRecord) -> bool:
+    """Whether re-estimating BatchNorm statistics has changed the accuracy; without BatchNorm it never does."""
+    return record.test_accuracy_bn not in (None, record.test_accuracy)
+
+
 def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> str:
-    """The line that a finished epoch leaves."""
+    """The line that a finished epoch leaves; L is the objective of methods that have one."""
     words = [position(record.epoch, total_epochs, record.phase), loss_text(record.loss)]
+    if (objective := term(record, "objective")) is not None:
+        words.append(f"L {objective:9.4g}")
     if record.test_accuracy is not None:
         words.append(f"test {record.test_accuracy * 100:5.2f} %")
     elif record.test_loss is not None:
         words.append(f"test {loss_text(record.test_loss)}")
-    if record.test_accuracy_bn is not None:
-        words.append(f"(bn {record.test_accuracy_bn * 100:5.2f} %)")
+    if bn_differs(record):
+        words.append(f"(bn {number(record.test_accuracy_bn, '5.2f', 100)} %)")
     words += [rate(record.samples_per_s), number(record.wall_s, "5.1f") + " s", f"ETA {clock(eta_s)}"]
     if record.recomputed:
         words.append("aux recomputed")

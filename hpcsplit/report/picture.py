@@ -1,33 +1,55 @@
-"""Four curves of one run, or of several side by side, as one PNG; epochs count from 1, as on the console."""
+"""The curves of one run, or of several side by side, as one PNG; epochs count from 1, as on the console."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.report.lines import bn_differs, term
 
+Quantity = tuple[str, Callable[[EpochRecord], float | None], str]  # its label, its value in an epoch, its line
 Runs = Mapping[str, Sequence[EpochRecord]]
 
-LOSSES = (("train", "loss", "-"), ("test", "test_loss", ":"), ("through λ, train", "aux_loss", "--"))
-ACCURACIES = (("test", "test_accuracy", "-"), ("BatchNorm re-estimated", "test_accuracy_bn", "--"))
+LOSSES: tuple[Quantity, ...] = (
+    ("train", lambda record: record.loss, "-"),
+    ("test", lambda record: record.test_loss, ":"),
+    ("through λ, train", lambda record: record.aux_loss, "--"),
+)
+ACCURACY: Quantity = ("test", lambda record: record.test_accuracy, "-")
+RE_ESTIMATED: Quantity = ("BatchNorm re-estimated", lambda record: record.test_accuracy_bn, "--")
+OBJECTIVE: tuple[Quantity, ...] = (
+    ("objective", lambda record: term(record, "objective"), "-"),
+    ("residual", lambda record: _root(term(record, "residual_sq")), "--"),
+)
 RUN_STYLES = ("-", "--", ":", "-.")
+MANY_EPOCHS = 60  # from which on markers would hide the lines
 BAND = "#4c72b0"
 WIDE_RANGE = 30.0  # losses that span more than this factor are drawn on a log scale
 
 
 def draw(records_by_name: Runs, path: Path | str, title: str) -> None:
-    """Write a PNG with loss, test accuracy, violation and label signal over the epochs; parallel epochs are shaded."""
+    """Write a PNG with loss, test accuracy, violation and label signal over the epochs; parallel epochs are shaded.
+
+    Methods that record their objective get a panel for it, with the residual of their constraints.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    everything = [record for records in records_by_name.values() for record in records]
+    mosaic: list[Any] = [["loss", "accuracy"], ["violation", "signal"]]
+    if any(term(record, "objective") is not None for record in everything):
+        mosaic.append(["objective", "objective"])
+    figure = Figure(figsize=(12, 4.5 * len(mosaic)), layout="constrained")
     figure.suptitle(title, fontsize=14)
-    (loss, accuracy), (violation, signal) = figure.subplots(2, 2)
+    panels = figure.subplot_mosaic(mosaic)
+    loss, accuracy, violation, signal = (panels[name] for name in ("loss", "accuracy", "violation", "signal"))
+    accuracies = (ACCURACY, RE_ESTIMATED) if any(map(bn_differs, everything)) else (ACCURACY,)
     legends = {
         loss: _by_run(loss, records_by_name, LOSSES),
-        accuracy: _by_run(accuracy, records_by_name, ACCURACIES, scale=100),
+        accuracy: _by_run(accuracy, records_by_name, accuracies, scale=100),
         violation: _by_stage(violation, records_by_name, _positive_violation),
         signal: _by_stage(signal, records_by_name, lambda stage: stage.label_signal),
     }
@@ -40,6 +62,10 @@ def draw(records_by_name: Runs, path: Path | str, title: str) -> None:
     _log_if_wide(loss)
     if violation.lines:
         violation.set_yscale("log")
+    if objective := panels.get("objective"):
+        legends[objective] = _by_run(objective, records_by_name, OBJECTIVE)
+        names[objective] = ("Objective and residual of its constraints", "a sample (log scale)")
+        _log_with_sign(objective)
     for panel, (heading, quantity) in names.items():
         panel.set_title(heading, fontsize=11)
         panel.set_ylabel(quantity)
@@ -57,12 +83,12 @@ def parallel_spans(records: Sequence[EpochRecord]) -> tuple[tuple[float, float],
     return tuple(spans)
 
 
-def _by_run(panel: Any, runs: Runs, quantities: Sequence[tuple[str, str, str]], scale: float = 1.0) -> list[Any]:
+def _by_run(panel: Any, runs: Runs, quantities: Sequence[Quantity], scale: float = 1.0) -> list[Any]:
     """One run: a colour for each quantity.  Several: a colour for each run, a style for each quantity."""
     several, legend = len(runs) > 1, {}
     for place, (name, records) in enumerate(runs.items()):
-        for order, (label, key, style) in enumerate(quantities):
-            values = [getattr(record, key) for record in records]
+        for order, (label, value_of, style) in enumerate(quantities):
+            values = [value_of(record) for record in records]
             scaled = [None if value is None else scale * value for value in values]
             colour = f"C{place if several else order}"
             if not _line(panel, records, scaled, colour, style):
@@ -103,7 +129,8 @@ def _line(panel: Any, records: Sequence[EpochRecord], values: list[Any], colour:
         return False
     numbers = [float("nan") if value is None else value for value in values]
     epochs = [record.epoch + 1 for record in records]
-    panel.plot(epochs, numbers, style, color=colour, marker="o", markersize=3, linewidth=1.5)
+    size = 3 if len(records) < MANY_EPOCHS else 1
+    panel.plot(epochs, numbers, style, color=colour, marker="o", markersize=size, linewidth=1.5)
     return True
 
 
@@ -117,6 +144,20 @@ def _log_if_wide(panel: Any) -> None:
     values = [value for line in panel.lines for value in line.get_ydata() if value == value]
     if values and min(values) > 0 and max(values) > WIDE_RANGE * min(values):
         panel.set_yscale("log")
+
+
+def _log_with_sign(panel: Any) -> None:
+    """A log scale; an augmented Lagrangian may be negative, then one that is linear around zero."""
+    values = [value for line in panel.lines for value in line.get_ydata() if value == value]
+    if min(values) > 0:
+        panel.set_yscale("log")
+    elif any(values):
+        panel.set_yscale("symlog", linthresh=min(abs(value) for value in values if value))
+
+
+def _root(square: float | None) -> float | None:
+    """The root of a square; zero has no place on a log scale."""
+    return math.sqrt(square) if square else None
 
 
 def _finish(panel: Any, runs: Runs, legend: list[Any]) -> None:
@@ -141,7 +182,7 @@ def _finish(panel: Any, runs: Runs, legend: list[Any]) -> None:
         handles=[*legend, *bands[:1]],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.14),
-        ncols=3,
+        ncols=4 if len(runs) == 1 else 3,
         fontsize=9,
         columnspacing=1.2,
         frameon=False,

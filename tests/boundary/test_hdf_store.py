@@ -57,6 +57,23 @@ os.kill(os.getpid(), signal.SIGKILL)
         again.adopt(description | {"slot": 1 - description["slot"]})
 
 
+def test_an_epoch_that_only_reads_spoils_neither_generation_on_the_disk(tmp_path: Path) -> None:
+    """Killed right after it, a run may take up the current one or the one that its checkpoint refers to."""
+    with closing(build(tmp_path)) as store:
+        described = []
+        for epoch in (1, 2):
+            write_epoch(store, epoch)
+            store.sync()
+            described.append(store.describe())
+        store.start([np.arange(N)], write=False)
+        store.read(0)
+        store.finish(3)
+    for epoch, description in enumerate(described, start=1):
+        with closing(build(tmp_path)) as store:
+            store.adopt(description)
+            assert holds(store, epoch)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_adopt_refuses_a_damaged_generation(tmp_path: Path, damage: str) -> None:
     with closing(build(tmp_path)) as store:

@@ -77,6 +77,31 @@ def test_the_epoch_line_reads_as_documented() -> None:
     assert stream.getvalue() == line
 
 
+def shown(record: EpochRecord) -> str:
+    stream = io.StringIO()
+    Console(20, stream=stream).epoch_done(record, 192.0)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("objective", "text"),
+    [(0.0123456, " 0.01235"), (8.3e-05, "  8.3e-05"), (-0.00054321, "-0.0005432"), (0.0, "        0")],
+)
+def test_a_method_with_an_objective_shows_it_behind_the_loss(objective: float, text: str) -> None:
+    line = shown(EpochRecord(2, "parallel", loss=0.5, test_accuracy=0.9, terms={"objective": objective, "phi": 1.0}))
+    assert f"loss 0.5000  L {text:>9}  test 90.00 %" in line
+
+
+@pytest.mark.parametrize("terms", [None, {}, {"phi": 1.0}])
+def test_a_method_without_one_shows_none(terms: dict[str, float] | None) -> None:
+    line = shown(EpochRecord(2, "parallel", loss=0.5, test_accuracy=0.9, terms=terms))
+    assert "loss 0.5000  test 90.00 %" in line
+
+
+def test_an_accuracy_that_re_estimation_has_not_changed_is_said_once() -> None:
+    assert "bn" not in shown(EpochRecord(2, "parallel", test_accuracy=0.9, test_accuracy_bn=0.9))
+
+
 def test_epoch_lines_of_both_phases_are_aligned_and_survive_missing_numbers() -> None:
     stream = io.StringIO()
     console = Console(10, stream=stream)

@@ -152,6 +152,91 @@ def test_the_rest_of_that_phase_is_marked_as_recomputed_and_nothing_else():
     assert marks == {2: True, 3: True, 4: False, 5: False, 6: False}
 
 
+# ------------------------------------------------------------------------------------------------ restarts
+
+
+RESTARTS = st.sets(st.integers(0, 8)).map(lambda chosen: chosen.__contains__)
+
+
+def anew(letters: str, restarts) -> list[int]:
+    """Epochs before which the variables start anew, by the words of the method's contract."""
+    parallel = [e for e in range(len(letters)) if letters[e] == "P"]
+    return [e for n, e in enumerate(parallel) if e == 0 or letters[e - 1] == "S" or restarts(n)]
+
+
+@pytest.mark.parametrize(
+    ("letters", "parallel_epochs", "refreshed"),
+    [
+        ("PPPP", {2}, [0, 2]),
+        ("SSPPPP", {2}, [2, 4]),  # parallel epochs count, not epochs
+        ("SPPSPP", {0, 2}, [1, 4]),  # both come with a switch: once each
+        ("PPSPP", {3}, [0, 3, 4]),
+        ("PPP", {0, 1, 2}, [0, 1, 2]),
+    ],
+)
+def test_a_restart_refreshes_inside_a_parallel_phase(letters, parallel_epochs, refreshed):
+    found = all_actions(letters, restarts=parallel_epochs.__contains__)
+    assert epochs_of(Refresh, found) == refreshed
+    assert not any(a.recomputed for a in found if isinstance(a, Refresh | Train))
+
+
+@given(PLANS, RESTARTS)
+def test_variables_start_anew_at_each_switch_and_restart_and_right_before_their_epoch(letters, restarts):
+    found = all_actions(letters, restarts=restarts)
+    assert epochs_of(Refresh, found) == anew(letters, restarts)
+    assert [b.epoch for a, b in pairwise(found) if isinstance(a, Refresh)] == anew(letters, restarts)
+    assert epochs_of(Train, found) == list(range(len(letters)))
+
+
+@given(PLANS, RESTARTS, st.integers(0, 3))
+def test_a_checkpoint_before_a_restart_needs_no_variables(letters, restarts, every):
+    for a in all_actions(letters, SavePolicy(every, 0.0, "keep"), restarts=restarts):
+        if isinstance(a, Save):
+            goes_on = letters[a.epoch : a.epoch + 2] == "PP" and a.epoch + 1 not in anew(letters, restarts)
+            assert a.need_aux == goes_on
+
+
+@given(PLANS, RESTARTS, st.integers(0, 4))
+def test_keep_lets_go_of_a_generation_before_a_restart_overwrites_it(letters, restarts, every):
+    """The store refuses otherwise."""
+    order, store = [np.arange(2)], MemoryStore([Field("lam", (1,))], 2, torch.float32)
+    for a in actions(plan_of(letters), SavePolicy(every, 0.0, "keep"), restarts=restarts):
+        if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
+            store.start(order, read=isinstance(a, Train))
+            store.write(0, {"lam": torch.zeros(2, 1)})
+            store.finish(a.epoch)
+        elif isinstance(a, Save):
+            store.protect(store.slot if a.need_aux else None)
+
+
+@pytest.mark.parametrize("have_aux", [False, True])
+def test_a_run_resumed_right_before_a_restart_refreshes_once(have_aux):
+    found = all_actions("PPPP", first_epoch=2, have_aux=have_aux, restarts={2}.__contains__)
+    assert found[:2] == [Refresh(2, False), Train(2, "parallel", 2, False)]
+    assert epochs_of(Refresh, found) == [2]
+
+
+def test_a_restart_ends_what_was_recomputed():
+    found = all_actions("PPPPP", first_epoch=1, have_aux=False, restarts={3}.__contains__)
+    marks = [(type(a).__name__, a.epoch, a.recomputed) for a in found if isinstance(a, Train | Refresh)]
+    assert marks == [
+        ("Refresh", 1, True),
+        ("Train", 1, True),
+        ("Train", 2, True),
+        ("Refresh", 3, False),
+        ("Train", 3, False),
+        ("Train", 4, False),
+    ]
+
+
+@given(PLANS, RESTARTS, st.data())
+def test_a_run_with_restarts_resumes_as_if_unbroken(letters, restarts, data):
+    first = data.draw(st.integers(0, len(letters)))
+    policy = SavePolicy(1, 0.0, "keep")
+    whole = [a for a in all_actions(letters, policy, restarts=restarts) if isinstance(a, Stop) or a.epoch >= first]
+    assert all_actions(letters, policy, first_epoch=first, have_aux=True, restarts=restarts) == whole
+
+
 # ------------------------------------------------------------------------------------------------ messages
 
 

@@ -82,6 +82,7 @@ TENSORS = (
     torch.tensor([2**40, -1]),
     torch.tensor([255, 0], dtype=torch.uint8),
     torch.tensor([-5], dtype=torch.int32),
+    torch.tensor([[-128, 127], [0, -1]], dtype=torch.int8),
     torch.tensor(3.0),
     torch.zeros(0, 4),
     torch.arange(12.0).reshape(3, 4).t(),

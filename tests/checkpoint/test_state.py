@@ -1,0 +1,94 @@
+"""What a method carries from epoch to epoch is saved with the stage's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.files.hdf5 import read_tensors, write_tensors
+from hpcsplit.split.stage import Stage
+from tests.checkpoint.conftest import STOP_AT_ONCE, Run
+from tests.engine.small import records, weights, write_toml
+
+CARRY = {
+    "objective": torch.tensor([0.1, 3.0], dtype=torch.float64),
+    "layer0.gram": torch.arange(6.0).reshape(2, 3).t(),
+    "rows": torch.tensor(7.0),
+}
+
+
+def stage() -> Stage:
+    def optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    return Stage(0, 1, nn.Sequential(nn.Linear(2, 3)), ((2,), (3,)), optimizer)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_carry_comes_back_from_the_file(tmp_path: Path) -> None:
+    saved, loaded = stage(), stage()
+    saved.carry = dict(CARRY)
+    write_tensors(tmp_path / "stage.h5", stage_tensors(saved), {})
+    load_stage(loaded, read_tensors(tmp_path / "stage.h5")[0])
+    assert same(loaded.carry, CARRY)
+    assert same(loaded.state(), saved.state())
+
+
+def test_what_was_carried_before_is_forgotten() -> None:
+    saved, loaded = stage(), stage()
+    saved.carry, loaded.carry = dict(CARRY), {"objective": torch.zeros(2), "stale": torch.zeros(1)}
+    load_stage(loaded, stage_tensors(saved))
+    assert same(loaded.carry, CARRY)
+
+
+def test_a_checkpoint_without_a_carry_leaves_none() -> None:
+    loaded = stage()
+    loaded.carry = dict(CARRY)
+    load_stage(loaded, stage_tensors(stage()))
+    assert loaded.carry == {}
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+PDADMM = {
+    "data__batch_size": 32,
+    "data__augment": False,
+    "model__name": "mlp",
+    "model__depth": 4,
+    "model__width": 8,
+    "method__name": "pdadmm",
+    "method__grow": [2, 4],
+    "method__grow_every": 2,
+    "schedule__ratio": "0:1",
+    "schedule__warmup": 1,  # S PP PP: the variables start anew after epoch 3
+    "split__cuts": [2],
+}
+
+
+def carried(run: Run, epochs_done: int) -> list[float]:
+    folder = run.checkpoints / f"epoch-{epochs_done:04d}-step-000000"
+    return read_tensors(folder / "stage-001.h5")[0]["carry/objective"].tolist()
+
+
+def test_a_layer_wise_run_stopped_after_every_epoch_ends_with_the_same_weights(tmp_path: Path) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, **PDADMM, checkpoint__aux="keep")
+    whole, parts = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "parts")
+    assert whole.go() == 0
+    assert [parts.go(*STOP_AT_ONCE) for _ in range(5)] == [75, 75, 75, 75, 0]
+    assert weights(parts.folder) == weights(whole.folder)
+    assert carried(parts, 5) == carried(whole, 5)
+    assert [r["refresh_s"] > 0 for r in records(parts.folder)] == [False, True, False, True, False]
+    assert not any(r["recomputed"] for r in records(parts.folder))
+
+
+def test_the_objective_that_the_next_one_is_compared_with_is_in_the_checkpoint(tmp_path: Path) -> None:
+    run = Run(write_toml(tmp_path / "c.toml", 2, **PDADMM), tmp_path / "run")
+    assert [run.go(*STOP_AT_ONCE) for _ in range(2)] == [75, 75]
+    assert carried(run, 2)[0] == records(run.folder)[1]["terms"]["objective"]

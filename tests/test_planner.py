@@ -1,0 +1,66 @@
+"""What the plan says of layer-wise methods, whose variables stand at every block, against numbers by hand and a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcsplit.commands.plan import plan
+from tests.engine.small import config, records, train_here, write_toml
+
+ROWS, WIDTH, CLASSES = 100, 8, 10
+PDADMM: dict[str, Any] = {
+    "data__batch_size": 0,
+    "data__limit_train": ROWS,
+    "data__augment": False,
+    "model__name": "mlp",
+    "model__depth": 3,
+    "model__width": WIDTH,
+    "method__name": "pdadmm",
+    "schedule__ratio": "0:1",
+    "schedule__epochs": 1,
+    "schedule__warmup": 0,
+    "split__cuts": [2],  # hidden1 hidden2 | hidden3 head
+}
+INDEX_BYTES = 8  # beside each stored row
+
+
+def stages(**changes: Any) -> list[dict[str, Any]]:
+    return plan(config(2, **PDADMM | changes), 2)["stages"]
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
+def test_the_store_has_a_row_for_each_variable_of_each_layer(dtype: str, itemsize: int) -> None:
+    first, last = stages(store__dtype=dtype)
+    # z q u of hidden1, whose input is the image; p z q u of hidden2
+    assert first["store_bytes"] == ROWS * (7 * WIDTH * itemsize + 7 * INDEX_BYTES)
+    # p z q u of hidden3; p z of the head
+    assert last["store_bytes"] == ROWS * ((5 * WIDTH + CLASSES) * itemsize + 6 * INDEX_BYTES)
+
+
+def test_one_stage_alone_has_all_variables_and_no_traffic() -> None:
+    (alone,) = plan(config(1, **PDADMM | {"split__cuts": "flops"}), 1)["stages"]
+    # z q u, p z q u, p z q u; p z of the head
+    assert alone["store_bytes"] == ROWS * ((12 * WIDTH + CLASSES) * 4 + 13 * INDEX_BYTES)
+    assert (alone["to_next_bytes"], alone["to_prev_bytes"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "row_bytes"),
+    [("float32", 4 * WIDTH), ("float16", 2 * WIDTH), ("int8", WIDTH + 2)],  # 2 of its scale
+)
+def test_p_goes_back_and_q_with_u_goes_on(exchange: str, row_bytes: int) -> None:
+    first, last = stages(method__exchange=exchange)
+    assert (first["to_prev_bytes"], first["to_next_bytes"]) == (0, ROWS * (row_bytes + 4 * WIDTH))
+    assert (last["to_prev_bytes"], last["to_next_bytes"]) == (ROWS * row_bytes, 0)
+
+
+@pytest.mark.parametrize("exchange", ["float32", "float16", "int8"])
+def test_the_plan_counts_what_a_run_sends(tmp_path: Path, exchange: str) -> None:
+    changes = PDADMM | {"method__exchange": exchange}
+    assert train_here(write_toml(tmp_path / "c.toml", 2, **changes), tmp_path / "run") == 0
+    (record,) = records(tmp_path / "run")
+    planned = [s["to_next_bytes"] + s["to_prev_bytes"] for s in stages(method__exchange=exchange)]
+    assert [stage["sent_bytes"] for stage in record["stages"]] == planned
