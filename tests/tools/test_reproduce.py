@@ -1,0 +1,389 @@
+"""tools/reproduce: declarations that resolve, tables and verdicts of hand-made records, and what is started when."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from hpcsplit.config import load
+from hpcsplit.records import EpochRecord, StageRecord
+from tools.reproductions import __main__ as reproduce
+from tools.reproductions import running
+from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale
+from tools.reproductions.experiments import EXPERIMENTS
+from tools.reproductions.judging import answer, interval, judge
+from tools.reproductions.measuring import CURVES, MEASURES, Results, Run
+from tools.reproductions.reporting import Report
+from tools.reproductions.running import ROOT, Task, run_all, tasks_of
+
+JOBS = sorted((ROOT / "jobs").glob("*.sbatch"))
+SMALL = EXPERIMENTS["tssm-figure-1"]
+GROUP = "fashion_mnist"
+
+# ------------------------------------------------------------------------------------------------ declarations
+
+
+def tasks(experiment: Experiment, scale: str, cores: int, out: Path = Path("out"), seeds: int = 1) -> list[Task]:
+    rows = experiment.rows_at(scale)  # type: ignore[arg-type]
+    return tasks_of(experiment, scale, rows=rows, seeds=seeds, extra={}, out=out, cores=cores)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", reproduce.SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
+def test_every_row_resolves(experiment: Experiment, scale: str) -> None:
+    for cores in (2, 8):
+        for task in tasks(experiment, scale, cores):
+            config = task.resolved()
+            assert config.run.runner == ("mpi" if task.measured else "lockstep"), task.name
+            assert 0 <= config.data.batch_size <= (config.data.limit_train or 50_000), task.name
+            assert (config.method.name == "backprop") == task.row.exact, task.name
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
+def test_names_in_a_declaration_exist(experiment: Experiment) -> None:
+    keys = [row.key for row in experiment.rows]
+    assert len(keys) == len(set(keys))
+    assert {row.serial or row.key for row in experiment.rows} | {
+        row.limit or row.key for row in experiment.rows
+    } <= set(keys)
+    assert {key for claim in experiment.claims for key in (claim.row, claim.rival or claim.row)} <= set(keys)
+    assert {*experiment.columns, *(claim.measure for claim in experiment.claims)} <= set(MEASURES)
+    assert experiment.judged_by in MEASURES
+    if isinstance(experiment.picture, Curves):
+        assert set(experiment.picture.quantities) <= set(CURVES)
+    for scale in reproduce.SCALES:
+        assert set(experiment.scale(scale).groups) <= {row.group for row in experiment.rows}
+
+
+@pytest.mark.parametrize("path", [*JOBS, ROOT / "jobs" / "run.sh"], ids=lambda path: path.name)
+def test_a_job_is_sound(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    if path.suffix == ".sbatch":
+        load(path.with_suffix(".toml"))
+        assert f"jobs/{path.stem}.toml" in path.read_text(encoding="utf-8")
+
+
+def test_every_experiment_has_a_job() -> None:
+    assert set(EXPERIMENTS) <= {path.stem for path in JOBS}
+
+
+# ------------------------------------------------------------------------------------------------ judging
+
+
+def claim(**bounds: float) -> Claim:
+    return Claim("it does", "a", "train_accuracy", "b", **bounds)  # type: ignore[arg-type]
+
+
+def test_the_interval_is_students() -> None:
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert interval([1.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "expected"),
+    [
+        ([5.0, 5.1, 4.9], {"above": 0.0}, "holds"),
+        ([-5.0, -5.1, -4.9], {"above": 0.0}, "does not hold"),
+        ([5.0, -5.0, 0.5], {"above": 0.0}, "not decided"),
+        ([5.0], {"above": 0.0}, "not decided"),  # one run says nothing
+        ([0.5, 0.51, 0.49], {"above": 0.0}, "not decided"),  # under a point needs eight
+        ([0.5, 0.51, 0.49] * 3, {"above": 0.0}, "holds"),
+        ([0.1, 0.2, 0.15], {"above": -1.0, "below": 1.0}, "holds"),
+        ([3.0, 3.1, 3.2], {"above": -1.0, "below": 1.0}, "does not hold"),
+    ],
+)
+def test_answers(values: list[float], bounds: dict[str, float], expected: str) -> None:
+    assert answer(values, claim(**bounds), points=True) == expected
+
+
+# ------------------------------------------------------------------------------------------------ hand-made runs
+
+
+def run(accuracies: Sequence[float], epoch_s: float, *, stages: int = 1, phase: str = "serial", **more: object) -> Run:
+    records = [
+        EpochRecord(
+            epoch,
+            phase,  # type: ignore[arg-type]
+            train_accuracy=accuracy,
+            test_accuracy=accuracy - 0.1,
+            train_s=epoch_s,
+            refresh_s=0.0,
+            stages=tuple(
+                StageRecord(k, violation=0.2 * k, label_signal=0.25 if k == 0 else 1.0, compute_s=(k + 1.0))
+                for k in range(stages)
+            ),
+            terms={"objective": 10.0 / (epoch + 1), "residual_sq": 0.1**epoch, "step_sq": 0.1**epoch},
+        )
+        for epoch, accuracy in enumerate(accuracies)
+    ]
+    return Run(records, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def results() -> Results:
+    """Exact training has 50, 70, 90 % after 1, 2, 3 s; the method 80 % after 2.5 s."""
+    rows = (
+        Row("exact", "exact", exact=True, paper="almost 100 %"),
+        Row("method", "method", stages=2),
+        Row("many", "many", stages=4),
+        Row("one", "one rank"),
+        Row("copies", "two copies", copies=2),
+        Row("two", "two ranks", stages=2, serial="one", limit="copies"),
+    )
+    experiment = dataclasses.replace(
+        SMALL,
+        rows=rows,
+        claims=(
+            Claim("the method is above exact", "method", "train_accuracy", "exact", above=0.0),
+            Claim("it is ahead in time", "method", "lead_in_time", above=0.0),
+            Claim("an epoch takes less", "many", "epoch_seconds", "exact", below=0.0, relative=True),
+        ),
+        columns=(*SMALL.columns, "speedup", "limit", "limit_share"),
+        small=Scale(),
+    )
+    jitter = (0.0, 0.001, 0.002)
+    runs = {
+        "exact": {s: (run([0.5, 0.7, 0.9 + j], 1.0),) for s, j in enumerate(jitter)},
+        "method": {s: (run([0.5] * 4 + [0.8 + 2 * j], 0.5, stages=2, phase="parallel"),) for s, j in enumerate(jitter)},
+        "many": {0: (run([0.5, 0.6], 20.0, stages=4, phase="parallel", counted=True),)},
+        "one": {0: (run([0.5] * 3, 2.0),)},
+        "copies": {0: (run([0.5] * 3, 2.2), run([0.5] * 3, 2.8))},
+        "two": {0: (run([0.5] * 3, 1.25, stages=2),)},
+    }
+    return Results(experiment, runs)
+
+
+def test_measures(results: Results) -> None:
+    def value(key: str, measure: str) -> float:
+        return results.values(results.experiment.row(key), measure)[0]
+
+    assert value("method", "exact_in_time") == pytest.approx(70.0)  # two of its epochs end within 2.5 s
+    assert value("method", "lead_in_time") == pytest.approx(10.0)
+    assert value("method", "label_signal") == pytest.approx(0.25)
+    assert value("method", "violation") == pytest.approx(0.2)
+    assert value("many", "epoch_seconds") == pytest.approx(4.0)  # the slowest stage, not all in turn
+    assert not results.values(results.experiment.row("many"), "exact_in_time")  # measured rows only
+    assert not results.values(results.experiment.row("exact"), "label_signal")
+    assert value("two", "speedup") == pytest.approx(1.6)
+    assert value("two", "limit") == pytest.approx(1.6)
+    assert value("two", "limit_share") == pytest.approx(1.0)
+    assert value("one", "objective_rises") == 0
+    assert value("one", "residual_left") == pytest.approx(0.1)
+    assert value("one", "rate") == pytest.approx(0.03)
+
+
+def test_the_verdicts_name_n_difference_and_interval(results: Results) -> None:
+    above, ahead, less = (judge(each, results) for each in results.experiment.claims)
+    assert above
+    assert ahead
+    assert less
+    assert (above.answer, ahead.answer, less.answer) == ("does not hold", "holds", "not decided")
+    assert "n = 3, difference -9.9, 95 % [-10.15, -9.652]" in above.sentence()
+    assert less.mean == pytest.approx(300)
+    assert "counted" in less.sentence()
+
+
+def test_the_table(results: Results) -> None:
+    e = results.experiment
+    report = Report(results, "small", e.rows, {"schedule.epochs": 3}, [], [], cores=2)
+    text = report.markdown()
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "90.10 ± 0.10 (3)" in lines["exact"]
+    assert "almost 100 %" in lines["exact"]
+    assert "70.00 ± 0.00 (3) (exact)" in lines["method"]
+    assert "| 4* |" in lines["many"]
+    assert "counted" in text
+    assert "schedule.epochs = 3" in text
+    assert json.loads(json.dumps(report.as_json()))["rows"][0]["measures"]["train_accuracy"]["0"] == pytest.approx(90)
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+def write_finished(task: Task, accuracy: float = 0.9) -> None:
+    """What a finished run leaves behind."""
+    config = task.resolved()
+    task.folder.mkdir(parents=True)
+    (task.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    found = run([accuracy] * config.schedule.epochs, 1.0, stages=task.row.stages, phase="parallel")
+    lines = "".join(record.to_json() + "\n" for record in found.records)
+    (task.folder / "records.jsonl").write_text(lines, encoding="utf-8")
+    start = {"packages": {"torch": "9.9"}, "mpi": "MPICH Version:   5\nMPICH date"}
+    (task.folder / "provenance.json").write_text(json.dumps({"starts": [start]}), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretended(Task):
+    """A run whose program is one line of shell."""
+
+    program: str = "true"
+
+    def command(self) -> list[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return ["sh", "-c", f"cd {self.folder}; {self.program}"]
+
+    def finished(self) -> bool:
+        return (self.folder / "ended").exists()
+
+    def result(self) -> Run:
+        return run([0.5], 1.0)
+
+
+def pretended(folder: Path, program: str, *, cores: int = 1, key: str = "", seed: int = 0) -> Pretended:
+    row = Row(key or folder.name, folder.name, stages=cores)
+    return Pretended(row, seed, ROOT / SMALL.config, {}, folder, True, program)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(running, "POLL_S", 0.01)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    tasks = [
+        pretended(tmp_path / "old", "exit 1"),
+        pretended(tmp_path / "new", "echo > ended"),
+    ]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "ended").touch()
+    said: list[str] = []
+    assert run_all(tasks, [0], in_turn=False, say=said.append) == []
+    assert said[0] == "1 of 2 runs are there already"
+    assert said[1].startswith("[2/2] new: 1 epochs, training 50.00 %")
+
+
+def test_a_failure_is_reported_and_stops_no_other(tmp_path: Path) -> None:
+    tasks = [
+        pretended(tmp_path / "bad", "echo hpcsplit: no such data; echo launcher talks on; exit 65"),
+        pretended(tmp_path / "lost", "true"),
+        pretended(tmp_path / "good", "echo > ended"),
+    ]
+    said: list[str] = []
+    failures = run_all(tasks, [0, 1], in_turn=False, say=said.append)
+    assert {f.task.name: (f.exit_code, f.sentence) for f in failures} == {
+        "bad": (65, "hpcsplit: no such data"),
+        "lost": (0, "it ended well, but its records are not those of these settings"),
+    }
+    assert any("FAILED, exit 65: hpcsplit: no such data" in line for line in said)
+    assert any(line.split("] ")[1].startswith("good: 1 epochs") for line in said)
+
+
+def spans(tasks: Sequence[Pretended]) -> dict[str, tuple[float, float]]:
+    return {task.name: tuple(map(float, (task.folder / "ended").read_text().split())) for task in tasks}  # type: ignore[misc]
+
+
+TIMED = "date +%s.%N > began; sleep 0.4; { cat began; date +%s.%N; } > ended"
+
+
+def test_runs_share_the_cores(tmp_path: Path) -> None:
+    wide = pretended(tmp_path / "wide", TIMED, cores=2)
+    narrow = [pretended(tmp_path / name, TIMED) for name in ("n1", "n2")]
+    assert run_all([narrow[0], wide, narrow[1]], [0, 1], in_turn=False, say=lambda text: None) == []
+    when = spans([wide, *narrow])
+    assert when["n2"][0] < when["n1"][1]  # both at once, the wide one when both cores are free
+    assert when["wide"][0] >= max(when["n1"][1], when["n2"][1])
+
+
+def test_timings_are_taken_in_turn(tmp_path: Path) -> None:
+    tasks = [
+        pretended(tmp_path / "one-0", TIMED, key="one"),
+        pretended(tmp_path / "copy-0", TIMED, key="copies"),
+        pretended(tmp_path / "copy-0-b", TIMED, key="copies"),
+        pretended(tmp_path / "one-1", TIMED, key="one", seed=1),
+    ]
+    assert run_all(tasks, [0, 1], in_turn=True, say=lambda text: None) == []
+    when = spans(tasks)
+    assert when["copy-0-b"][0] < when["copy-0"][1]
+    turns = [when["one-0"], when["copy-0"], when["one-1"]]
+    assert all(before[1] <= after[0] for before, after in pairwise(turns))
+
+
+def test_an_interruption_stops_what_was_started(tmp_path: Path) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    long = pretended(tmp_path / "long", "exec sleep 60")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([pretended(tmp_path / "short", "echo > ended"), long], [0, 1], in_turn=False, say=interrupt)
+    assert time.monotonic() - began < 10
+
+
+def test_cores_decide_between_mpi_and_lockstep(tmp_path: Path) -> None:
+    on_two = {task.row.key: task for task in tasks(EXPERIMENTS["tssm-stages"], "small", 2, tmp_path)}
+    assert on_two["gsadmm-2"].command()[:3] == ["mpirun", "-n", "2"]
+    assert on_two["gsadmm-2"].cores == 2
+    assert on_two["adam"].command()[0] == sys.executable
+    assert on_two["adam"].cores == 1
+    assert on_two["gsadmm-3"].command()[0] == sys.executable
+    assert on_two["gsadmm-3"].cores == 1
+    assert {task.row.stages for task in tasks(EXPERIMENTS["pdadmm-width"], "small", 2)} == {1, 2}  # 4 cannot be timed
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_whole_command_on_finished_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(task: Task, cores: Sequence[int]) -> None:
+        raise AssertionError(f"{task.name} is started again")
+
+    monkeypatch.setattr(running, "start", refuse)
+    rows = [row for row in SMALL.rows if row.key in (f"{GROUP}-adam", f"{GROUP}-sgd")]
+    for task in tasks_of(SMALL, "small", rows=rows, seeds=2, extra={"schedule.epochs": 3}, out=tmp_path, cores=1):
+        write_finished(task, 0.9 if task.row.key.endswith("adam") else 0.8)
+    words = [SMALL.name, "--seeds", "2", "--epochs", "3", "--only", f"{GROUP}-adam,{GROUP}-sgd", "--out", str(tmp_path)]
+    assert reproduce.main(words) == 0
+    out, err = capsys.readouterr()
+    assert "4 of 4 runs are there already" in err
+    assert "90.00 ± 0.00 (2)" in out
+    assert "MPICH Version: 5" in out
+    assert (tmp_path / f"{SMALL.name}.md").read_text(encoding="utf-8").strip() == out.strip()
+    assert json.loads((tmp_path / f"{SMALL.name}.json").read_text(encoding="utf-8"))["failed"] == []
+    assert (tmp_path / f"{SMALL.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_settings_are_not_the_finished_run(tmp_path: Path) -> None:
+    rows = [SMALL.row(f"{GROUP}-adam")]
+    (three,) = tasks_of(SMALL, "small", rows=rows, seeds=1, extra={"schedule.epochs": 3}, out=tmp_path, cores=1)
+    (four,) = tasks_of(SMALL, "small", rows=rows, seeds=1, extra={"schedule.epochs": 4}, out=tmp_path, cores=1)
+    assert not three.finished()
+    write_finished(three)
+    assert three.finished()
+    assert not four.finished()
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in EXPERIMENTS)
+    assert "small, paper: fashion_mnist-sgd" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["tssm-figur-2"], "did you mean tssm-figure-2?"),
+        (["tssm-stages", "--only", "adm"], "did you mean adam?"),
+        (["tssm-stages", "--seeds", "0"], "whole number from 1"),
+        ([], "--list"),
+    ],
+)
+def test_mistakes_of_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        reproduce.main(words)
+    assert left.value.code == 64
+    assert sentence in capsys.readouterr().err

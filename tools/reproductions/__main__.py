@@ -1,0 +1,117 @@
+"""tools/reproduce: one experiment of the papers, run, tabulated beside the paper, and judged."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tools.reproductions.declaring import Row, ScaleName
+from tools.reproductions.experiments import EXPERIMENTS
+from tools.reproductions.running import ROOT, results_of, run_all, tasks_of
+
+SCALES: tuple[ScaleName, ...] = ("small", "paper")
+USAGE, FAILED, INTERRUPTED = 64, 70, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _Parser(prog="tools/reproduce", description=__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment of --list")
+    parser.add_argument("--list", action="store_true", help="the experiments, and their rows at each scale")
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--seeds", type=_count, help="runs of each row, with seeds 0, 1, ... (default: the scale's)")
+    parser.add_argument("--epochs", type=_count, help="epochs of every row (default: the scale's)")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $HPCSPLIT_DATA or ./data)")
+    parser.add_argument("--out", type=Path, help="default: runs/reproduce-NAME-SCALE[-EPOCHS]")
+    parser.add_argument(
+        "--only", default="", metavar="ROW,...", help="only these rows; also rows that the scale leaves"
+    )
+    args = parser.parse_args(argv)
+    if args.list:
+        print(listing())
+        return 0
+    if not args.name:
+        parser.error("say which experiment, or --list")
+    experiment = EXPERIMENTS[_known(parser, "experiment", args.name, EXPERIMENTS)]
+    rows: tuple[Row, ...] = experiment.rows_at(args.scale)
+    if args.only:
+        keys = {row.key for row in experiment.rows}
+        chosen = {_known(parser, "row", key, keys) for key in args.only.split(",")}
+        rows = tuple(row for row in experiment.rows if row.key in chosen)
+
+    extra = {"schedule.epochs": args.epochs} if args.epochs else {}
+    where = {"data.root": str(args.data.resolve())} if args.data else {}
+    cores = sorted(os.sched_getaffinity(0))
+    default = "-".join(["reproduce", experiment.name, args.scale, *([str(args.epochs)] if args.epochs else [])])
+    out = (args.out or ROOT / "runs" / default).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = args.seeds or experiment.scale(args.scale).seeds
+    tasks = tasks_of(
+        experiment, args.scale, rows=rows, seeds=seeds, extra={**extra, **where}, out=out, cores=len(cores)
+    )
+    if any(task.command()[0] == "mpirun" for task in tasks) and not shutil.which("mpirun"):
+        parser.error("mpirun is not on PATH; start this by tools/reproduce, which makes the environment")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failures = run_all(tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr))
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
+
+    from tools.reproductions.drawing import draw
+    from tools.reproductions.reporting import Report
+
+    started = {task.row.key for task in tasks}
+    left_out = [row for row in rows if row.key not in started]
+    shown = [row for row in rows if row.key in started]
+    report = Report(results_of(experiment, tasks), args.scale, shown, extra, failures, left_out, len(cores))
+    text = report.markdown()
+    (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
+    (out / f"{experiment.name}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
+    draw(report.results, shown, out / f"{experiment.name}.png")
+    print(text)
+    print(f"table, values and curves: {out / experiment.name}.md, .json, .png", file=sys.stderr)
+    return FAILED if failures else 0
+
+
+def listing() -> str:
+    """Every experiment with its source, and the rows of each group with the scales that run it."""
+    lines = []
+    for e in EXPERIMENTS.values():
+        lines.append(f"{e.name:<20} {e.title} ({e.source})")
+        for group in dict.fromkeys(row.group for row in e.rows):
+            scales = [s for s in SCALES if group in {row.group for row in e.rows_at(s)}]
+            keys = [row.key for row in e.rows if row.group == group]
+            lines.append(f"    {', '.join(scales)}: {' '.join(keys)}")
+    return "\n".join(lines)
+
+
+def _known(parser: argparse.ArgumentParser, what: str, name: str, names: Iterable[str]) -> str:
+    """The name, or a usage error that suggests the nearest one."""
+    known = list(names)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        parser.error(f"{name!r} is no {what}; did you mean {close[0]}?")
+    return name
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message} (see {self.prog} --list and --help)", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""The picture of an experiment: curves over the epochs, or the speed-up over a number."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tools.reproductions.declaring import Against, Row
+from tools.reproductions.measuring import CURVES, Results
+
+
+def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
+    """Write the PNG; rows without a finished run are left out."""
+    shown = [row for row in rows if results.of(row.key)]
+    if not shown:
+        return
+    if isinstance(results.experiment.picture, Against):
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        _speed(figure.subplots(), results, shown, results.experiment.picture.axis)
+    else:
+        groups = list(dict.fromkeys(row.group for row in shown))
+        quantities = results.experiment.picture.quantities
+        figure = Figure(figsize=(2 + 6 * len(quantities), 4.5 * len(groups)), layout="constrained")
+        panels = figure.subplots(len(groups), len(quantities), squeeze=False)
+        for group, line in zip(groups, panels, strict=True):
+            members = [row for row in shown if row.group == group]
+            for quantity, panel in zip(quantities, line, strict=True):
+                _curves(panel, results, members, quantity)
+                panel.set_title(group)
+            line[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    figure.suptitle(results.experiment.title)
+    figure.savefig(path, format="png", dpi=110)
+
+
+def _curves(panel: Axes, results: Results, rows: Sequence[Row], quantity: str) -> None:
+    """The mean of every row over its seeds, with a band of one standard deviation."""
+    colours = colormaps["tab10" if len(rows) <= 10 else "tab20"]
+    for number, row in enumerate(rows):
+        series = [CURVES[quantity].of(run) for copies in results.of(row.key).values() for run in copies]
+        known = [
+            (epoch, [v for v in values if v is not None])
+            for epoch, values in enumerate(zip(*series, strict=True), 1)
+            if any(v is not None for v in values)
+        ]
+        if not known:
+            continue
+        epochs, values = [epoch for epoch, _ in known], [found for _, found in known]
+        means = [statistics.mean(v) for v in values]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        colour, style = colours(number % colours.N), "--" if row.exact else "-"
+        panel.plot(epochs, means, style, color=colour, label=row.label, linewidth=1.5)
+        low, high = [[m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1)]
+        panel.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    if CURVES[quantity].log:
+        panel.set_yscale("log")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("epoch")
+    panel.set_ylabel(CURVES[quantity].heading)
+    panel.grid(alpha=0.3)
+
+
+def _speed(panel: Axes, results: Results, rows: Sequence[Row], axis: str) -> None:
+    """Median speed-up of every number of ranks over the groups, and dashed the machine's limit."""
+    for number, stages in enumerate(sorted({row.stages for row in rows if row.serial})):
+        for measure, style in (("speedup", "o-"), ("limit", "--")):
+            found = {float(r.group): results.values(r, measure) for r in rows if r.serial and r.stages == stages}
+            points = sorted((x, statistics.median(values.values())) for x, values in found.items() if values)
+            label = f"{stages} ranks" if measure == "speedup" else f"limit: {stages} copies at once"
+            panel.plot([x for x, _ in points], [y for _, y in points], style, color=f"C{number}", label=label)
+    panel.set_xlabel(axis)
+    panel.set_ylabel("speed-up over one rank")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)

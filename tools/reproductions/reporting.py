@@ -1,0 +1,160 @@
+"""The experiment as Markdown and JSON: our rows beside the paper's, its claims, and what differs."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcsplit.config.option import show
+from tools.reproductions.declaring import Row, ScaleName, Settings
+from tools.reproductions.judging import Verdict, judge
+from tools.reproductions.measuring import MEASURES, Results, Values
+from tools.reproductions.running import Failure
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is said of one experiment at one scale."""
+
+    results: Results
+    scale: ScaleName
+    rows: Sequence[Row]
+    extra: Settings
+    failures: Sequence[Failure]
+    left_out: Sequence[Row]
+    cores: int
+
+    def verdicts(self) -> list[Verdict]:
+        shown = {row.key for row in self.rows}
+        claims = [c for c in self.results.experiment.claims if {c.row, c.rival or c.row} <= shown]
+        return [verdict for claim in claims if (verdict := judge(claim, self.results))]
+
+    def markdown(self) -> str:
+        e = self.results.experiment
+        parts = [
+            f"# {e.title}",
+            f"{e.source}; `tools/reproduce {e.name} --scale {self.scale}`.",
+            f"The paper: {e.says}",
+        ]
+        for group in dict.fromkeys(row.group for row in self.rows):
+            parts += [f"## {group}"] if group else []
+            parts += [self._table([row for row in self.rows if row.group == group])]
+        parts += [self._legend()]
+        if verdicts := self.verdicts():
+            parts += ["## Claims", _bullets(verdict.sentence() for verdict in verdicts)]
+        parts += ["## What differs from the paper", _bullets(self._differences())]
+        missing = [f"{f.task.name}: exit {f.exit_code}, {f.sentence}" for f in self.failures]
+        missing += [f"{row.key}: needs more than {self.cores} cores" for row in self.left_out]
+        parts += ["## Not in the table", _bullets(missing)] if missing else []
+        return "\n\n".join(parts) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values; measures by seed."""
+        r = self.results
+        return {
+            "experiment": r.experiment.name,
+            "source": r.experiment.source,
+            "scale": self.scale,
+            "rows": [
+                {
+                    "key": row.key,
+                    "label": row.label,
+                    "group": row.group,
+                    "stages": row.stages,
+                    "counted": r.counted(row),
+                    "epochs": self._epochs(row),
+                    "paper": row.paper,
+                    "measures": {name: {str(s): v for s, v in r.values(row, name).items()} for name in MEASURES},
+                }
+                for row in self.rows
+            ],
+            "claims": [asdict(verdict) for verdict in self.verdicts()],
+            "differs": self._differences(),
+            "failed": [{"run": f.task.name, "exit": f.exit_code, "said": f.sentence} for f in self.failures],
+            "left_out": [row.key for row in self.left_out],
+        }
+
+    def _table(self, rows: Sequence[Row]) -> str:
+        columns = self.results.experiment.columns
+        lines = [["row", "stages", "epochs", *(MEASURES[name].heading for name in columns), "paper"]]
+        for row in rows:
+            cells = [self._cell(row, name) for name in columns]
+            stages = f"{row.stages}{'*' if self.results.counted(row) else ''}"
+            lines.append([row.label, stages, self._epochs(row), *cells, row.paper or "-"])
+        rule = ["---", *["---:"] * (len(lines[0]) - 2), "---"]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+    def _cell(self, row: Row, name: str) -> str:
+        measure, values = MEASURES[name], self.results.values(row, name)
+        who = measure.who(self.results, row)
+        return written(values, measure.form, median=measure.median) + (f" ({who})" if who and values else "")
+
+    def _epochs(self, row: Row) -> str:
+        found = {len(run.records) for copies in self.results.of(row.key).values() for run in copies}
+        return ", ".join(map(str, sorted(found))) or "-"
+
+    def _legend(self) -> str:
+        legend = "mean ± sample standard deviation (n runs), times and speed-ups: median (n). "
+        if "exact_in_time" in self.results.experiment.columns:
+            legend += (
+                "Best exact: the best exact row on no more ranks, stopped at the method's training and refresh time. "
+            )
+        if "limit" in self.results.experiment.columns:
+            legend += "Limit: as many independent one-rank runs at once, over one alone. "
+        if any(self.results.counted(row) for row in self.rows):
+            legend += (
+                "*: more stages than cores, all in turn on one core; times are counted, the slowest stage's own "
+                "without messages and waiting, a lower bound. "
+            )
+        return legend.strip()
+
+    def _differences(self) -> list[str]:
+        e, scale = self.results.experiment, self.results.experiment.scale(self.scale)
+        changed = {**scale.settings, **self.extra}
+        shown = {row.group for row in self.rows}
+        groups = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
+        found = [f"hardware: {e.hardware}; here {self.cores} x {cpu_name()}, one thread a rank"]
+        found += [f"versions: {', '.join(self._versions())}"]
+        found += ["several runs share the machine while they are timed"] if not e.in_turn else []
+        found += [f"scale: {', '.join(f'{k} = {show(v)}' for k, v in changed.items())}"] if changed else []
+        found += [f"not run: {', '.join(groups)}"] if groups else []
+        return [*found, *e.notes]
+
+    def _versions(self) -> list[str]:
+        """Of every start that is in the table."""
+        runs = [run for by_seed in self.results.runs.values() for copies in by_seed.values() for run in copies]
+        starts = [run.provenance for run in runs if run.provenance]
+        found = {f"torch {start['packages']['torch']}": None for start in starts}
+        found |= {
+            " ".join(start["mpi"].splitlines()[0].split()): None
+            for start in starts
+            if start.get("mpi", "none") != "none"
+        }
+        return [*found, f"python {platform.python_version()}"]
+
+
+def written(values: Values, form: str, *, median: bool = False) -> str:
+    """Mean ± standard deviation (n), or median (n)."""
+    if not values:
+        return "-"
+    known = list(values.values())
+    if median:
+        return f"{statistics.median(known):{form}} ({len(known)})"
+    spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{form}}{spread} ({len(known)})"
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _bullets(sentences: Any) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -1,0 +1,232 @@
+"""Runs what is not finished yet, on the cores of this machine; a run that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcsplit.config import Config, load
+from hpcsplit.config.option import show
+from hpcsplit.errors import DONE, HpcsplitError
+from hpcsplit.records import Records
+from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
+from tools.reproductions.measuring import Results, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL_S = 0.2
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One start of `hpcsplit train`: a row with a seed (and one of its copies)."""
+
+    row: Row
+    seed: int
+    config: Path
+    settings: Settings
+    folder: Path
+    measured: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def cores(self) -> int:
+        return self.row.stages if self.measured else 1
+
+    @property
+    def turn(self) -> tuple[str, int]:
+        """Tasks of one turn run at once where timings are taken one after another."""
+        return self.row.key, self.seed
+
+    def overrides(self) -> list[tuple[str, str]]:
+        return [(key, show(value)) for key, value in self.settings.items()]
+
+    def resolved(self) -> Config:
+        return load(self.config, self.overrides())
+
+    def command(self) -> list[str]:
+        launcher = ["mpirun", "-n", str(self.row.stages)] if self.measured and self.row.stages > 1 else []
+        words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
+        train = [sys.executable, "-m", "hpcsplit", "train", str(self.config), *words, "--run-dir", str(self.folder)]
+        return launcher + train
+
+    def finished(self) -> bool:
+        """Whether all epochs of a run with these settings are there."""
+        try:
+            wanted, found = self.resolved(), load(self.folder / "config.toml")
+            same = wanted.fingerprint() == found.fingerprint()
+            return same and len(Records(self.folder / "records.jsonl").load()) == wanted.schedule.epochs
+        except HpcsplitError:
+            return False
+
+    def result(self) -> Run:
+        """The finished run."""
+        records = Records(self.folder / "records.jsonl").load()
+        starts = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))["starts"]
+        return Run(records, load(self.folder / "config.toml").run.runner == "lockstep", starts[-1])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not end well: what it said last."""
+
+    task: Task
+    exit_code: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Started:
+    task: Task
+    process: subprocess.Popen[bytes]
+    cores: list[int]
+    began: float
+
+
+def tasks_of(
+    experiment: Experiment,
+    scale: ScaleName,
+    *,
+    rows: Sequence[Row],
+    seeds: int,
+    extra: Settings,
+    out: Path,
+    cores: int,
+) -> list[Task]:
+    """All runs, seed by seed.  A row with more stages than cores runs in turn on one core; where timings are the point
+    it is left out, as are copies for which there are too few cores."""
+    tasks = []
+    for seed in range(seeds):
+        for row in rows:
+            measured = row.stages <= cores
+            if (experiment.in_turn and not measured) or row.copies > cores:
+                continue
+            settings = {
+                **row.settings,
+                **experiment.scale(scale).settings,
+                **extra,
+                "run.seed": seed,
+                "run.threads": 1,
+                "run.baseline": False,
+                "checkpoint.keep": 1,
+                **({} if measured else {"run.runner": "lockstep", "run.stages": row.stages}),
+            }
+            for copy in range(row.copies):
+                name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
+                tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured))
+    return tasks
+
+
+def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: Callable[[str], None]) -> list[Failure]:
+    """Start every task that is not finished as soon as its cores are free, first come first; the failures.
+
+    `in_turn` starts a turn when the one before has ended.  Each run is bound to cores of its own.
+    """
+    waiting = [task for task in tasks if not task.finished()]
+    done, total = len(tasks) - len(waiting), len(tasks)
+    if done:
+        say(f"{done} of {total} runs are there already")
+    free, failures = list(cores), []
+    running: list[_Started] = []
+    try:
+        while waiting or running:
+            for task in list(waiting):
+                if task.cores <= len(free) and (not in_turn or all(task.turn == other.task.turn for other in running)):
+                    waiting.remove(task)
+                    mine, free = free[: task.cores], free[task.cores :]
+                    running.append(_Started(task, start(task, mine), mine, time.monotonic()))
+                elif in_turn:
+                    break
+            time.sleep(POLL_S)
+            for ended in [each for each in running if each.process.poll() is not None]:
+                running.remove(ended)
+                free += ended.cores
+                done += 1
+                task = ended.task
+                if task.finished():
+                    shutil.rmtree(task.folder / "aux", ignore_errors=True)  # rows that its checkpoint needs no more
+                    outcome = summary(task.result())
+                else:
+                    failures.append(failure_of(task, ended.process.returncode))
+                    outcome = f"FAILED, exit {failures[-1].exit_code}: {failures[-1].sentence} (log {task.log})"
+                say(f"[{done}/{total}] {task.name}: {outcome}, {time.monotonic() - ended.began:.0f} s")
+    finally:
+        for left in running:  # interrupted: each checkpoints at the end of its epoch
+            left.process.terminate()
+        for left in running:
+            left.process.wait()
+    return failures
+
+
+def start(task: Task, cores: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a run bound to these cores; what it says goes to its log."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # children inherit it
+    try:
+        with task.log.open("wb") as log:
+            return subprocess.Popen(
+                task.command(),
+                cwd=ROOT,
+                env={**os.environ, **ONE_THREAD},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
+def failure_of(task: Task, exit_code: int) -> Failure:
+    if exit_code == DONE:
+        return Failure(task, exit_code, "it ended well, but its records are not those of these settings")
+    return Failure(task, exit_code, last_line(task.log))
+
+
+def summary(run: Run) -> str:
+    last = run.records[-1]
+    scores = [
+        f"{name} {100 * v:.2f} %"
+        for name, v in (("training", last.train_accuracy), ("test", last.test_accuracy))
+        if v is not None
+    ]
+    return ", ".join([f"{len(run.records)} epochs", *scores])
+
+
+def last_line(log: Path) -> str:
+    """What a run said last; the program's own sentence where there is one, since a launcher talks after it."""
+    try:
+        lines = [
+            line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+    except OSError:
+        lines = []
+    own = [line for line in lines if line.startswith("hpcsplit:")]
+    return (own or lines or ["it said nothing"])[-1]
+
+
+def results_of(experiment: Experiment, tasks: Sequence[Task]) -> Results:
+    """The finished runs; a seed whose copies are not all finished has none."""
+    runs: dict[str, dict[int, list[Run]]] = {}
+    for task in tasks:
+        if task.finished():
+            runs.setdefault(task.row.key, {}).setdefault(task.seed, []).append(task.result())
+    whole: Mapping[str, Mapping[int, list[Run]]] = {
+        key: {seed: copies for seed, copies in by_seed.items() if len(copies) == experiment.row(key).copies}
+        for key, by_seed in runs.items()
+    }
+    return Results(experiment, whole)
