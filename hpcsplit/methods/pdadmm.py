@@ -110,7 +110,7 @@ class PdAdmm(TrainingMethod):
 
     def start(self, stage: Stage, x: Rows) -> Aux:
         stage.carry.pop("objective", None)  # of other variables
-        rows, exact = {}, x.flatten(1)  # what is not rounded yet, for a stage behind a cut gets no more
+        rows, exact = {}, x.flatten(1).to(stage.wide)  # what is not rounded yet, for a stage behind a cut gets no more
         for j, layer in enumerate(linear_layers(stage)):
             p = exact
             if j or not stage.first:
@@ -122,93 +122,19 @@ class PdAdmm(TrainingMethod):
         return rows
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        layers, taking_part, tally = linear_layers(stage), self.in_training(stage), Tally(batch.size)
-        new: dict[str, Rows] = dict(aux)
-        count, size = len(layers), batch.size
-
-        # p_{l+1} of every layer; absent layers hand it through
-        p = [batch.x.flatten(1) if stage.first and j == 0 else aux[f"p{j}"] for j in range(count)]
-        handed = not taking_part[0]
-        if not stage.first and not handed:
-            yield from self.give(PREV, "p", p[0])
-        if not stage.last:
-            p.append((yield from self.take(NEXT, "p", (size, *stage.out_shape), stage.wide)))
-        for j in reversed(range(count)):
-            if not taking_part[j]:
-                p[j] = new[f"p{j}"] = p[j + 1]
-        if not stage.first and handed:
-            yield from self.give(PREV, "p", p[0])
-
-        residual: list[Rows | None] = [None] * count
-        for j, layer in enumerate(layers):
-            if taking_part[j]:
-                residual[j] = self.outputs(stage, layer, j, p, aux, new, batch, tally)
-
-        # q_{l-1} and u_{l-1} of every layer
-        inner = [j for j in range(count) if taking_part[j] and f"q{j}" in new]
-        if not stage.last and inner:
-            yield from self.hand_on(new[f"q{inner[-1]}"], new[f"u{inner[-1]}"])
-        q = u = p[0]
-        if not stage.first:
-            q = yield from self.take(PREV, "q", tuple(p[0].shape), stage.wide)
-            u = yield Recv(PREV, "u", tuple(p[0].shape), stage.wide)
-        if not stage.last and not inner:
-            yield from self.hand_on(q, u)
-
-        for j, layer in enumerate(layers):
-            r = residual[j]
-            if r is None:
-                new[f"q{j}"], new[f"u{j}"] = q, u
-                continue
-            if j or not stage.first:
-                slope = u + self.rho * (p[j] - q) - self.nu * r @ layer.weight.detach()
-                moved, more = input_step(p[j], slope, layer, self.nu, self.rho)
-                new[f"p{j}"] = self.kept(moved)
-                if self.exchange == "float32":
-                    r = r + more
-                else:
-                    r = new[f"z{j}"] - linear(layer, new[f"p{j}"])
-                self.count_step(tally, new[f"p{j}"], aux[f"p{j}"])
-            Sums(stage.carry, f"layer{j}").add(new.get(f"p{j}", p[j]), self.nu * r)
-            if f"q{j}" in new:
-                q, u = new[f"q{j}"], new[f"u{j}"]
-        return StepResult(tally, new)
-
-    def outputs(
-        self,
-        stage: Stage,
-        layer: nn.Linear,
-        j: int,
-        p: list[Rows],
-        aux: Aux,
-        new: dict[str, Rows],
-        batch: Batch,
-        tally: Tally,
-    ) -> Rows:
-        """z, q and u of one layer; z − W p − b."""
-        a = linear(layer, p[j])
-        if f"q{j}" not in aux:
-            best = cross_entropy_minimiser(
-                a, batch.y, self.nu, tol=self.tolerance, max_iterations=self.fista_steps, start=aux[f"z{j}"]
-            )
-            z = best.z
-            tally.terms["phi"] = float(stage.loss(z, batch.y).sum())
-            objective = tally.terms["phi"]
-        else:
-            z = relu_minimiser(a, aux[f"q{j}"])
-            q = self.kept((self.rho * p[j + 1] + aux[f"u{j}"] + self.nu * z.relu()) / (self.rho + self.nu))
-            gap = p[j + 1] - q
-            u = aux[f"u{j}"] + self.rho * gap
-            new[f"q{j}"], new[f"u{j}"] = q, u
-            objective = float((u * gap).sum() + self.rho / 2 * gap.square().sum())
-            objective += self.nu / 2 * float((q - z.relu()).square().sum())
-            _add(tally, "residual_sq", float(gap.square().sum()))
-            self.count_step(tally, q, aux[f"q{j}"])
-        self.count_step(tally, z, aux[f"z{j}"])
-        new[f"z{j}"] = z
-        r = z - a
-        _add(tally, "objective", objective + self.nu / 2 * float(r.square().sum()))
-        return r
+        block = Block(self, stage, aux, batch)
+        yield from block.exchange_p()
+        for j in block.active:
+            block.move_z(j)
+            if j != block.head:
+                block.move_q_and_u(j)
+        block.measure()
+        yield from block.exchange_q_and_u()
+        for j in block.active:
+            if not (stage.first and j == 0):  # the images stay
+                block.move_p(j)
+            block.sum_up(j)
+        return StepResult(Tally(batch.size, block.terms), block.rows(aux))
 
     def close(self, stage: Stage) -> Mapping[str, float]:
         step_sq = 0.0
@@ -249,10 +175,6 @@ class PdAdmm(TrainingMethod):
             parts.append((yield Recv(side, f"{name}{n}", part, kind)))
         return parts[0] if exact else unpack(tuple(parts), self.exchange, dtype)
 
-    def hand_on(self, q: Rows, u: Rows) -> Generator[Send, Any, None]:
-        yield from self.give(NEXT, "q", q)
-        yield Send(NEXT, "u", u)
-
     # ------------------------------------------------------------------------------------------------ signals
 
     def local_input(self, stage: Stage, aux: Aux) -> Rows:
@@ -265,11 +187,119 @@ class PdAdmm(TrainingMethod):
         pull = self.nu * (x - self.target(stage, aux))
         return pull, pull
 
-    @staticmethod
-    def count_step(tally: Tally, now: Rows, before: Rows) -> None:
+
+class Block:
+    """The variables of a block of samples at the layers of one stage, and their steps; layers count from 0 here.
+
+    p[j] is the input of layer j, p[j + 1] that of the next one, in the next stage perhaps; q[j - 1] and u[j - 1] stand
+    before layer j, with -1 in the stage before.  Layers that are not in training yet (`active` has the others) hand on
+    what they are given.
+    """
+
+    def __init__(self, method: PdAdmm, stage: Stage, aux: Aux, batch: Batch) -> None:
+        self.method, self.stage, self.batch = method, stage, batch
+        self.layers = linear_layers(stage)
+        self.active = [j for j, taking_part in enumerate(method.in_training(stage)) if taking_part]
+        self.head = len(self.layers) - 1 if stage.last else None
+        self.p, self.z, self.q, self.u = (
+            {j: aux[f"{name}{j}"] for j in range(len(self.layers)) if f"{name}{j}" in aux} for name in "pzqu"
+        )
+        if stage.first:
+            self.p[0] = batch.x.flatten(1)
+        self.r: dict[int, Rows] = {}  # z − W p − b
+        self.terms: dict[str, float] = {"step_sq": 0.0}
+
+    def rows(self, aux: Aux) -> Aux:
+        """The new rows of the variables that the stage keeps."""
+        families = zip("pzqu", (self.p, self.z, self.q, self.u), strict=True)
+        values = {f"{name}{j}": value for name, family in families for j, value in family.items()}
+        return {name: values[name] for name in aux}
+
+    # ------------------------------------------------------------------------------------------------ messages
+
+    def exchange_p(self) -> Generator[Send | Recv, Any, None]:
+        """p of the next layer for every layer."""
+        stage, count = self.stage, len(self.layers)
+        waits = 0 not in self.active
+        if not (stage.first or waits):
+            yield from self.method.give(PREV, "p", self.p[0])
+        if not stage.last:
+            self.p[count] = yield from self.method.take(NEXT, "p", (self.batch.size, *stage.out_shape), stage.wide)
+        for j in reversed(range(count)):
+            if j not in self.active:
+                self.p[j] = self.p[j + 1]
+        if waits:
+            yield from self.method.give(PREV, "p", self.p[0])
+
+    def exchange_q_and_u(self) -> Generator[Send | Recv, Any, None]:
+        """q and u of the layer before for every layer."""
+        stage, shape = self.stage, tuple(self.p[0].shape)
+        waits = all(j == self.head for j in self.active)
+        if not waits:
+            yield from self._hand_on_q_and_u()
+        if not stage.first:
+            self.q[-1] = yield from self.method.take(PREV, "q", shape, stage.wide)
+            self.u[-1] = yield Recv(PREV, "u", shape, stage.wide)
+        if waits:
+            yield from self._hand_on_q_and_u()
+
+    def _hand_on_q_and_u(self) -> Generator[Send, Any, None]:
+        for j in range(len(self.layers)):
+            if j not in self.active:
+                self.q[j], self.u[j] = self.q[j - 1], self.u[j - 1]
+        if not self.stage.last:
+            end = len(self.layers) - 1
+            yield from self.method.give(NEXT, "q", self.q[end])
+            yield Send(NEXT, "u", self.u[end])
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def move_z(self, j: int) -> None:
+        a, m = linear(self.layers[j], self.p[j]), self.method
+        if j == self.head:
+            found = cross_entropy_minimiser(
+                a, self.batch.y, m.nu, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j]
+            )
+            new = found.z
+        else:
+            new = relu_minimiser(a, self.q[j])
+        self._count_step(new, self.z[j])
+        self.z[j], self.r[j] = new, new - a
+
+    def move_q_and_u(self, j: int) -> None:
+        rho, nu = self.method.rho, self.method.nu
+        new = self.method.kept((rho * self.p[j + 1] + self.u[j] + nu * self.z[j].relu()) / (rho + nu))
+        self._count_step(new, self.q[j])
+        self.q[j] = new
+        self.u[j] = self.u[j] + rho * (self.p[j + 1] - new)
+
+    def move_p(self, j: int) -> None:
+        rho, nu, layer = self.method.rho, self.method.nu, self.layers[j]
+        slope = self.u[j - 1] + rho * (self.p[j] - self.q[j - 1]) - nu * self.r[j] @ layer.weight.detach()
+        moved, more = input_step(self.p[j], slope, layer, nu, rho)
+        new = self.method.kept(moved)
+        self._count_step(new, self.p[j])
+        self.p[j] = new
+        self.r[j] = self.r[j] + more if new is moved else self.z[j] - linear(layer, new)
+
+    def sum_up(self, j: int) -> None:
+        """What the layer's W and b need at the end of the iteration."""
+        Sums(self.stage.carry, f"layer{j}").add(self.p[j], self.method.nu * self.r[j])
+
+    def measure(self) -> None:
+        """This stage's part of L_ρ, and ‖p − q‖²."""
+        rho, nu = self.method.rho, self.method.nu
+        hidden = [j for j in self.active if j != self.head]
+        gaps = {j: self.p[j + 1] - self.q[j] for j in hidden}
+        parts = [nu / 2 * self.r[j].square().sum() for j in self.active]
+        parts += [nu / 2 * (self.q[j] - self.z[j].relu()).square().sum() for j in hidden]
+        parts += [(self.u[j] * gaps[j]).sum() + rho / 2 * gaps[j].square().sum() for j in hidden]
+        if self.head is not None:
+            parts.append(self.stage.loss(self.z[self.head], self.batch.y).sum())
+            self.terms["phi"] = float(parts[-1])
+        self.terms["objective"] = sum(map(float, parts))
+        self.terms["residual_sq"] = sum(float(gap.square().sum()) for gap in gaps.values())
+
+    def _count_step(self, new: Rows, old: Rows) -> None:
         """The squared step of one variable, for k · (squared step) → 0."""
-        _add(tally, "step_sq", float((now - before).square().sum()))
-
-
-def _add(tally: Tally, term: str, value: float) -> None:
-    tally.terms[term] = tally.terms.get(term, 0.0) + value
+        self.terms["step_sq"] += float((new - old).square().sum())

@@ -19,7 +19,14 @@ def test_stopped_after_every_epoch(tmp_path: Path, never_stopped) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "kind", "aux"), [("penalty", "hdf5", "copy"), ("al", "hdf5", "keep"), ("al", "memory", "copy")]
+    ("method", "kind", "aux"),
+    [
+        ("penalty", "hdf5", "copy"),
+        ("al", "hdf5", "keep"),
+        ("al", "memory", "copy"),
+        ("gsadmm", "hdf5", "keep"),
+        ("gsam", "hdf5", "copy"),
+    ],
 )
 def test_rows_of_a_stopped_run_are_taken_up(tmp_path: Path, method: str, kind: str, aux: str, never_stopped) -> None:
     changes = {"method__name": method, "store__kind": kind, "checkpoint__aux": aux}

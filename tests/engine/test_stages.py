@@ -46,7 +46,7 @@ def test_backprop_does_not_depend_on_the_number_of_stages(make: Make) -> None:
     assert [epochs_of(make, k, str(k), **changes) for k in (2, 3, 4)] == [one] * 3
 
 
-@pytest.mark.parametrize("method", ["backprop", "al"])
+@pytest.mark.parametrize("method", ["backprop", "al", "gsadmm", "gsam"])
 def test_five_to_eight_stages_with_uneven_cuts(make: Make, method: str) -> None:
     """ResNet-14 has eight blocks.  The first exact epoch is the same for every cut, whatever method follows."""
     cuts = {1: [], 5: [1, 2, 3, 7], 6: [1, 2, 3, 4, 7], 7: [1, 2, 3, 4, 5, 6], 8: [1, 2, 3, 4, 5, 6, 7]}
@@ -85,9 +85,12 @@ def test_backprop_is_the_plain_training_loop(make: Make) -> None:
             torch.testing.assert_close(t, net.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["penalty", "al"])
-def test_rows_in_files_and_in_memory_give_the_same_weights(make: Make, method: str) -> None:
-    changes = {"method__name": method, "method__downsample": 2}
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "penalty", "downsample": 2}, {"name": "al", "downsample": 2}, {"name": "gsadmm"}, {"name": "gsam"}],
+)
+def test_rows_in_files_and_in_memory_give_the_same_weights(make: Make, method: dict[str, object]) -> None:
+    changes = {f"method__{key}": value for key, value in method.items()}
     files = epochs_of(make, 3, "files", store__kind="hdf5", **changes)
     assert epochs_of(make, 3, "memory", store__kind="memory", **changes) == files
     assert len(set(files)) == 5

@@ -7,11 +7,11 @@ import importlib
 
 import pytest
 import torch
-from tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows, weights
+from tiny import aux_of, batch_for, batch_of, conv_parts, listen, make_stages, parts_for, random_rows, weights
 from torch import nn
 from torch.nn import functional as F
 
-from hpcsplit.config.declared import declared_methods
+from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable, own_variables
 from hpcsplit.split.stage import Place
 from hpcsplit.terms.resample import cells
@@ -22,12 +22,22 @@ SHAPE = (1, 6, 6)
 
 
 @pytest.fixture(params=declared_methods())
-def method(request: pytest.FixtureRequest) -> TrainingMethod:
-    declared = declared_methods()[request.param]
+def declared(request: pytest.FixtureRequest) -> DeclaredMethod:
+    return declared_methods()[request.param]
+
+
+@pytest.fixture
+def method(declared: DeclaredMethod) -> TrainingMethod:
+    return build(declared)
+
+
+def build(declared: DeclaredMethod) -> TrainingMethod:
     return getattr(importlib.import_module(declared.module), declared.class_name)()
 
 
-def test_one_stage_is_the_plain_optimizer_bit_for_bit(method: TrainingMethod):
+@pytest.mark.parametrize("name", [d.name for d in declared_methods().values() if not d.full_batch])
+def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
+    method = build(declared_methods()[name])
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     whole = copy.deepcopy(net)
@@ -44,75 +54,75 @@ def test_one_stage_is_the_plain_optimizer_bit_for_bit(method: TrainingMethod):
         assert torch.equal(mine, plain)
 
 
-def listen(program, heard: list):
-    """Hand on everything that a stage program yields, and note it."""
-    answer = None
-    while True:
-        try:
-            verb = program.send(answer)
-        except StopIteration as end:
-            return end.value
-        heard.append(verb)
-        answer = yield verb
-
-
-def test_a_step_only_sends_and_receives(method: TrainingMethod):
-    parts = conv_parts(3, SHAPE)
+def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: TrainingMethod):
     images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images)
+    stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
     heard: list = []
     results = lockstep.run(
-        [listen(method.step(s, aux_of(s, rows), batch_for(s, images, labels)), heard) for s in stages]
+        [listen(method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)), heard) for s in stages]
     )
-    assert heard
+    assert bool(heard) == (len(stages) > 1)
     assert all(isinstance(verb, Send | Recv) for verb in heard)
     assert all(isinstance(result, StepResult) for result in results)
 
 
-def test_a_step_sends_what_the_method_declares(method: TrainingMethod):
+def test_a_step_sends_what_the_method_declares(declared: DeclaredMethod, method: TrainingMethod):
     """The plan's traffic rests on it."""
-    stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
     images, labels = batch_of(SHAPE)
+    stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
     heard: list[list] = [[] for _ in stages]
     lockstep.run(
-        [listen(method.step(s, aux_of(s, rows), batch_for(s, images, labels)), heard[s.index]) for s in stages]
+        [listen(method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)), heard[s.index]) for s in stages]
     )
     for stage in stages:
         sent = sorted(
             (verb.side, tuple(verb.tensor.shape[1:])) for verb in heard[stage.index] if isinstance(verb, Send)
         )
-        declared = [
+        expected = [
             (m.side, cells(stage.in_shape if m.side == PREV else stage.out_shape, m.factor))
             for m in method.messages()
             if not (stage.first if m.side == PREV else stage.last)
         ]
-        assert sent == sorted(declared)
+        assert sent == sorted(expected)
 
 
-def test_a_step_returns_rows_for_its_own_variables_only(method: TrainingMethod):
-    parts = conv_parts(3, SHAPE)
+def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod, method: TrainingMethod):
     images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images)
+    stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
-    programs = [method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages]
+    programs = [method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)) for s in stages]
     for stage, result in zip(stages, lockstep.run(programs), strict=True):
         own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place)}
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
         assert not any(t.requires_grad for t in result.aux.values())
 
 
-def test_a_step_writes_nothing_but_weights(method: TrainingMethod):
-    parts = conv_parts(3, SHAPE)
+def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: TrainingMethod):
+    """Not even those but by the optimizer, where the method uses it."""
     images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images, lr=0.0, momentum=0.0)
+    stages = make_stages(parts_for(declared, SHAPE), images, lr=0.0, momentum=0.0)
     rows = random_rows(method, stages, len(images))
-    given = [aux_of(s, rows) for s in stages]
+    given = [aux_of(s, rows, method) for s in stages]
     kept = copy.deepcopy((given, images, labels, weights(stages)))
     lockstep.run([method.step(s, a, batch_for(s, images, labels)) for s, a in zip(stages, given, strict=True)])
-    for now, before in zip((given, images, labels, weights(stages)), kept, strict=True):
-        torch.testing.assert_close(now, before, rtol=0, atol=0)
+    now = (given, images, labels, weights(stages))
+    torch.testing.assert_close(now[:3], kept[:3], rtol=0, atol=0)
+    if not declared.full_batch:
+        torch.testing.assert_close(now[3], kept[3], rtol=0, atol=0)
+
+
+def test_the_rows_of_a_start_are_those_of_the_variables_that_start_on_their_own(
+    declared: DeclaredMethod, method: TrainingMethod
+):
+    images, _ = batch_of(SHAPE)
+    for stage in make_stages(parts_for(declared, SHAPE), images):
+        x = torch.randn(len(images), *stage.in_shape, dtype=torch.float64)
+        rows = method.start(stage, x)
+        own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place) if v.start == "own"}
+        assert {name: tuple(t.shape[1:]) for name, t in rows.items()} == own
+        assert not any(t.requires_grad for t in rows.values())
 
 
 def test_a_variable_lives_on_the_stages_that_have_its_boundary():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
+from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod, own_variables
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import NEXT, PREV
 
 CLASSES = 3
 Rows = Mapping[str, Sequence[torch.Tensor]]  # by variable and stage
@@ -38,6 +41,25 @@ def linear_parts(count: int, width: int = 5) -> list[nn.Sequential]:
     return [part.double() for part in [*parts, nn.Sequential(nn.Linear(width, CLASSES))]]
 
 
+def mlp_parts(
+    count: int, shape: tuple[int, ...], *, depth: int = 3, width: int = 4, classes: int = CLASSES
+) -> list[nn.Sequential]:
+    """`count` stages of the feed-forward network in float64, cut evenly; the same weights for every `count`."""
+    torch.manual_seed(depth)
+    sizes = [math.prod(shape), *[width] * depth]
+    blocks: list[nn.Module] = [nn.Sequential(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in pairwise(sizes)]
+    blocks[0].insert(0, nn.Flatten())  # type: ignore[operator]
+    blocks.append(nn.Linear(width, classes))
+    ends = [round(k * len(blocks) / count) for k in range(count + 1)]
+    return [nn.Sequential(*blocks[a:b]).double() for a, b in pairwise(ends)]
+
+
+def parts_for(declared: DeclaredMethod, shape: tuple[int, ...]) -> list[nn.Sequential]:
+    """Stages that the method can train: three, and of convolutions, where it does not say otherwise."""
+    count = declared.stages or 3
+    return mlp_parts(count, shape) if declared.network == "mlp" else conv_parts(count, shape)
+
+
 def batch_of(shape: tuple[int, ...], size: int = 5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
     """Images and labels."""
     random = torch.Generator().manual_seed(size)
@@ -55,18 +77,21 @@ def make_stages(
 ) -> list[Stage]:
     """Stages over copies of `parts`, each with its own SGD."""
     twins = copy.deepcopy(list(parts))
-    shapes = boundaries(parts, images)
+    shapes = [tuple(x.shape[1:]) for x in activations([nn.Sequential(b) for part in parts for b in part], images)]
+    ends = list(accumulate((len(part) for part in parts), initial=0))
     return [
         Stage(
             k,
             len(twins),
             part,
-            edges,
+            shapes[begin : end + 1],
             lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum),
             dtype=images.dtype,
+            first_block=begin,
+            net_blocks=ends[-1],
             **options,
         )
-        for k, (part, edges) in enumerate(zip(twins, pairwise(shapes), strict=True))
+        for k, (part, (begin, end)) in enumerate(zip(twins, pairwise(ends), strict=True))
     ]
 
 
@@ -106,12 +131,31 @@ def step(
     return lockstep.run([method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages])
 
 
-def aux_of(stage: Stage, rows: Rows) -> dict[str, torch.Tensor]:
-    """What the engine would hand a stage: copies of its own rows and of its neighbours', where there are any."""
+def listen(program: Any, heard: list[Any]) -> Any:
+    """Hand on everything that a stage program yields, and note it."""
+    answer = None
+    while True:
+        try:
+            verb = program.send(answer)
+        except StopIteration as end:
+            return end.value
+        heard.append(verb)
+        answer = yield verb
+
+
+def aux_of(stage: Stage, rows: Rows, method: TrainingMethod | None = None) -> dict[str, torch.Tensor]:
+    """What the engine would hand a stage: copies of its own rows and of its neighbours', where there are any; of those
+    only what the method asks for, where it is told."""
+    asked = {v.name: v.copy_to for v in method.variables(stage.place)} if method else {}
     aux = {}
     for name, by_stage in rows.items():
-        for label, index in (("", stage.index), ("next_", stage.index + 1), ("prev_", stage.index - 1)):
-            if 0 <= index < len(by_stage) and by_stage[index].numel():
+        for label, index, side in (
+            ("", stage.index, None),
+            ("next_", stage.index + 1, PREV),
+            ("prev_", stage.index - 1, NEXT),
+        ):
+            wanted = not method or side is None or asked.get(name) == side
+            if wanted and 0 <= index < len(by_stage) and by_stage[index].numel():
                 aux[label + name] = by_stage[index].clone()
     return aux
 
