@@ -10,6 +10,8 @@ import torch
 from hpcsplit import planner
 from hpcsplit.assemble import batch_size, build_method, build_network, make_phases, sizes
 from hpcsplit.config import Config
+from hpcsplit.config.checks import check_method_stages
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.prepare import check_boundaries, choose_cuts
 
@@ -17,7 +19,8 @@ from hpcsplit.prepare import check_boundaries, choose_cuts
 def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
     """Print the plan for each number of ranks; the exit code."""
     fixed = config.split.stages or (0 if ranks else config.run.stages)
-    wanted = (fixed,) if fixed else ranks or (1, 2, 3, 4)
+    most = declared_methods()[config.method.name].stages or 4
+    wanted = (fixed,) if fixed else ranks or tuple(range(1, most + 1))
     plans = [plan(config, count, measure=measure) for count in wanted]
     print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p) for p in plans))
     return 0
@@ -25,6 +28,7 @@ def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_js
 
 def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]:
     """The plan for `count` ranks as plain values."""
+    check_method_stages(declared_methods()[config.method.name], count)
     net = build_network(config, meta=True)
     shape = lookup(config.data.name).input_shape(config.data.pool)
     cuts, costs = choose_cuts(config, net, count, measure=measure)

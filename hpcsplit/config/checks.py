@@ -114,3 +114,8 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f"method.grow = {list(grow)} must be increasing and end with model.depth = {config.model.depth}, "
             "the number of hidden layers"
         )
+    if grow and config.schedule.warmup:
+        raise ConfigError(
+            f"schedule.warmup = {config.schedule.warmup}: exact epochs would train the layers that method.grow adds "
+            "later as the identity; set schedule.warmup = 0, or leave method.grow out"
+        )

@@ -52,7 +52,7 @@ class DlAdmm(TrainingMethod):
 
     rho: float = option(1e-6, "coefficient ρ of the last linear constraint", above=0.0)
     nu: float = option(1e-6, "coefficient ν of the distances of z and a from the layer", above=0.0)
-    tolerance: float = option(1e-4, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
+    tolerance: float = option(1e-6, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
     fista_steps: int = option(200, "and after so many steps in any case", unit="steps", low=1)
 
     def variables(self, place: Place) -> tuple[Variable, ...]:

@@ -53,6 +53,7 @@ REFUSED = [
     (changed(PDADMM, method__grow=[1, 4]), r"grow = \[1, 4\] must be increasing and end with model\.depth = 3"),
     (changed(PDADMM, method__grow=[2, 1, 3]), r"grow = \[2, 1, 3\] must be increasing"),
     (changed(PDADMM, method__grow=[1, 1, 3]), r"grow = \[1, 1, 3\] must be increasing"),
+    (changed(PDADMM, method__grow=[1, 3], schedule__warmup=1), r"schedule\.warmup = 1: exact epochs would train"),
     (changed(PDADMM, method__grow=[0, 3]), r"method\.grow"),
     (changed(DLADMM, method__grow=[1, 3]), r"unknown key method\.grow"),
 ]
@@ -132,3 +133,11 @@ def test_a_second_rank_of_a_sequential_method_is_refused_once_and_before_any_wor
     [complaint] = [line for line in ended.err.splitlines() if line.startswith("hpcsplit: ")]
     assert "2 stages: dladmm is sequential and runs on 1 rank; start one" in complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_of_a_sequential_method_is_for_one_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(written(tmp_path, DLADMM))
+    assert main(["plan", file, "--json"]) == 0
+    assert [plan["ranks"] for plan in json.loads(capsys.readouterr().out)] == [1]
+    assert main(["plan", file, "--ranks", "2"]) == 65
+    assert "2 stages: dladmm is sequential" in capsys.readouterr().err
