@@ -251,6 +251,7 @@ def make_job(
         checkpoints=run_dir.checkpoints,
         keep_checkpoints=save.keep,
         identity=identity,
+        batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()),
         observer=observer or Silent(),
     )
 

@@ -35,8 +35,8 @@ def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
     loss, train_accuracy = yield from _score(job, job.train, job.in_order(job.eval_train_size))
     test = job.in_order(job.test_size)
     test_loss, test_accuracy = yield from _score(job, job.test, test)
-    accuracy_bn = None
-    if bn:
+    accuracy_bn = test_accuracy if bn else None
+    if bn and job.batch_norm:
         saved = _forget_statistics(job.stage.blocks)
         job.stage.blocks.train()
         order = job.measured()[:BN_BATCHES]

@@ -102,6 +102,7 @@ class Job:
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
+    batch_norm: bool = True  # whether any stage has BatchNorm statistics
     observer: Observer = field(default_factory=Silent)
     stop_reason: Callable[[], str | None] = lambda: None
     where: str = "start"
