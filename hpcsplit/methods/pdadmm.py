@@ -65,8 +65,8 @@ class PdAdmm(TrainingMethod):
 
     rho: float = option(1.0, "coefficient ρ of p = q", above=0.0)
     nu: float = option(0.001, "coefficient ν of the distances of z and q from the layer", above=0.0)
-    tolerance: float = option(1e-5, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
-    fista_steps: int = option(500, "and after so many steps in any case", unit="steps", low=1)
+    tolerance: float = option(1e-4, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
+    fista_steps: int = option(200, "and after so many steps in any case", unit="steps", low=1)
     exchange: str = option("float32", "bits of p and q", choices=("float32", "float16", "int8"))
     grow: tuple[int, ...] = option((), "hidden layers in training, phase by phase; empty: all from the start", low=1)
     grow_every: int = option(20, "iterations of each phase but the last", unit="iterations", low=1)
