@@ -105,7 +105,7 @@ TSSM_FIGURE_1 = Experiment(
     paper=Scale(),
     columns=(*ACCURACY_COLUMNS, *TIME_COLUMNS),
     notes=(
-        "per sample: α = ρ = 0.1, τ₂ = 0.2, and the variables of a sample follow its own loss, not 1/M of it",
+        "per sample: α = ρ = τ₂ = 0.1, and the variables of a sample follow its own loss, not 1/M of it",
         "the CIFAR sets have 50,000 training images, the paper says 60,000",
         "on the CIFAR sets dlADMM, which knows fully connected layers only, trains the feed-forward network",
         "the feed-forward network starts from N(0, 2 / fan-in)",
