@@ -58,13 +58,19 @@ def _dispatch(argv: list[str]) -> int:
     report.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+")
     report.add_argument("--out", type=Path, help="draw the curves to this .png file")
 
-    args, rest = parser.parse_known_args(argv)
-    if args.command == "report":
-        if rest:
-            raise UsageError(f"{rest[0]} is not understood. See hpcsplit report --help")
-        from hpcsplit.commands.report import report_command
+    _saved(commands, "evaluate", "loss and accuracy of a checkpoint on held-out data, on this process alone")
+    export = _saved(commands, "export", "the weights of a checkpoint as one state dict for plain torch")
+    export.add_argument("--out", type=Path, required=True, help="the file to write (torch.save)")
 
-        return report_command(args.runs, args.out)
+    doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
+    doctor.add_argument("--scratch", type=Path, help="a further folder to try for the store of auxiliary variables")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+
+    args, rest = parser.parse_known_args(argv)
+    if args.command in ("report", "evaluate", "export", "doctor"):
+        if rest:
+            raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
+        return _without_overrides(args)
     config = load(args.config, _overrides(rest))
     if args.command == "config":
         print(config.to_toml(), end="")
@@ -80,6 +86,25 @@ def _dispatch(argv: list[str]) -> int:
     return train_command(config, RunDir(args.run_dir or _default_run_dir(config)), request)
 
 
+def _without_overrides(args: argparse.Namespace) -> int:
+    """The commands that look at what is there."""
+    if args.command == "report":
+        from hpcsplit.commands.report import report_command
+
+        return report_command(args.runs, args.out)
+    if args.command == "doctor":
+        from hpcsplit.commands.doctor import doctor_command
+
+        return doctor_command(args.scratch, as_json=args.json)
+    if args.command == "export":
+        from hpcsplit.commands.export import export_command
+
+        return export_command(args.run, args.checkpoint, args.config, args.out)
+    from hpcsplit.commands.evaluate import evaluate_command
+
+    return evaluate_command(args.run, args.checkpoint, args.config, as_json=args.json)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message}. See {self.prog} --help")
@@ -88,6 +113,17 @@ class _Parser(argparse.ArgumentParser):
 def _command(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EPILOG)
     parser.add_argument("config", metavar="CONFIG.toml", type=Path)
+    return parser
+
+
+def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
+    """A command on a checkpoint of a run directory."""
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.add_argument("run", metavar="RUN_DIR", type=Path)
+    parser.add_argument("--checkpoint", default="", metavar="NAME", help="such as epoch-0007-step-000000; default: newest")
+    parser.add_argument("--config", type=Path, help="the run's CONFIG.toml; needed where model.name is a user's factory")
+    if name == "evaluate":
+        parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
 
 

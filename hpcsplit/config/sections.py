@@ -95,7 +95,9 @@ class Store:
     """Where the auxiliary variables live, one file set for each rank."""
 
     kind: str = option("hdf5", "hdf5 files, or memory", choices=("hdf5", "memory"))
-    path: str = option("", "folder, $VARIABLES allowed; empty: aux/ in the run directory")
+    path: str = option(
+        "", 'folder, $VARIABLES allowed; empty: aux/ in the run directory; "scratch": the node\'s own disk'
+    )
     dtype: str = option("float32", "type of the stored rows", choices=("float32", "float16", "bfloat16"))
 
 
@@ -107,7 +109,7 @@ class Checkpoint:
         1, '0: at the end only; aux = "keep" saves after each parallel epoch in any case', unit="epochs", low=0
     )
     every_minutes: float = option(
-        0.0, "and at the first epoch end after so long; 0 ignores the clock", unit="minutes", low=0.0
+        0.0, "and after so long, within an epoch too; 0 ignores the clock", unit="minutes", low=0.0
     )
     keep: int = option(2, "newest complete checkpoints that stay", unit="checkpoints", low=1)
     aux: str = option(
@@ -132,7 +134,13 @@ class Run:
         True, "time exact steps of the whole network on one rank alone first, for the closing table"
     )
     time_limit: float = option(
-        0.0, "stop at the first epoch end after so long, exit 75; 0: none", unit="minutes", low=0.0
+        0.0, "stop after so long with a checkpoint, exit 75; 0: none", unit="minutes", low=0.0
+    )
+    stop_before: float = option(
+        5.0, "so long before the end of the Slurm job, the same; 0 ignores it", unit="minutes", low=0.0
+    )
+    stall_limit: float = option(
+        30.0, "end the job when a rank has made no progress for so long; 0: never", unit="minutes", low=0.0
     )
 
 

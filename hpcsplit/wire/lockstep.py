@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.wire.port import Meter, Program, Recv, Send, Share, Traffic, describe_mismatch
+from hpcsplit.wire.port import AGREE_LAG, Agree, Meter, Program, Recv, Send, Share, Traffic, describe_mismatch
 
 
 class Deadlock(RuntimeError):
@@ -34,11 +34,12 @@ class _Lockstep:
         self.programs = programs
         count = len(programs)
         self.queues: dict[tuple[int, int, str], deque[tuple[torch.Tensor, int]]] = defaultdict(deque)
-        self.waiting: list[Recv | Share | None] = [None] * count
+        self.waiting: list[Recv | Share | Agree | None] = [None] * count
         self.answers: list[Any] = [None] * count
         self.results: list[Any] = [None] * count
         self.running = [True] * count
         self.traffic = [Traffic() for _ in range(count)]
+        self.levels: list[list[int]] = [[] for _ in range(count)]
 
     def run(self) -> list[Any]:
         try:
@@ -74,6 +75,12 @@ class _Lockstep:
             if complaint := describe_mismatch(rank, wanted, wanted.name, tensor, index):
                 raise WrongMessage(complaint)
             self.answers[rank], self.waiting[rank] = tensor, None
+        if isinstance(wanted, Agree):
+            call = len(self.levels[rank]) - 1 - AGREE_LAG
+            if any(len(given) <= call for given in self.levels):
+                return False
+            self.answers[rank] = max(given[call] for given in self.levels) if call >= 0 else 0
+            self.waiting[rank] = None
         while True:
             try:
                 verb = self.programs[rank].send(self.answers[rank])
@@ -91,6 +98,8 @@ class _Lockstep:
             else:
                 if isinstance(verb, Recv):
                     self._neighbour(rank, verb.side)
+                elif isinstance(verb, Agree):
+                    self.levels[rank].append(verb.level)
                 self.waiting[rank] = verb
                 return True
 
@@ -123,6 +132,8 @@ class _Lockstep:
                 lines.append(f"stage {rank} waits for '{verb.name}' from stage {peer}{got}")
             elif isinstance(verb, Share):
                 lines.append(f"stage {rank} waits for all stages to share")
+            elif isinstance(verb, Agree):
+                lines.append(f"stage {rank} waits for all stages to agree")
             elif not self.running[rank]:
                 lines.append(f"stage {rank} has ended")
         return lines

@@ -26,8 +26,10 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
 from hpcsplit.wire.port import (  # noqa: E402
+    AGREE_LAG,
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
+    Agree,
     Meter,
     Program,
     Recv,
@@ -90,6 +92,7 @@ class Wire:
         self.arriving: deque[tuple[MPI.Request, int, torch.Tensor]] = deque()
         self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
         self.unread = 0
+        self.agreeing: deque[tuple[MPI.Request, memoryview, memoryview]] = deque()
         self.clock_offset = self._clock_offsets()
 
     def run(self, program: Program) -> Any:
@@ -108,6 +111,8 @@ class Wire:
                 answer = self._recv(verb)
             elif isinstance(verb, Share):
                 answer = self.share(verb.value)
+            elif isinstance(verb, Agree):
+                answer = self._agree(verb.level)
             else:
                 assert isinstance(verb, Meter)
                 answer = self.traffic
@@ -191,6 +196,20 @@ class Wire:
         self._wait(self.comm.Iallgatherv([mine, len(mine), MPI.BYTE], [everything, counts, offsets, MPI.BYTE]))
         return [json.loads(everything[o : o + n]) for o, n in zip(offsets, counts, strict=True)]
 
+    def _agree(self, level: int) -> int:
+        mine, highest = memoryview(bytearray(struct.pack("<q", level))).cast("q"), memoryview(bytearray(8)).cast("q")
+        request = self.comm.Iallreduce([mine, 1, MPI.INT64_T], [highest, 1, MPI.INT64_T], MPI.MAX)
+        self.agreeing.append((request, mine, highest))
+        return self._agreed() if len(self.agreeing) > AGREE_LAG else 0
+
+    def _agreed(self) -> int:
+        """The outcome of the oldest agreement that is under way."""
+        request, _, highest = self.agreeing.popleft()
+        start = time.perf_counter()
+        self._wait(request)
+        self.traffic.imbalance_s += time.perf_counter() - start
+        return int(highest[0])
+
     def _wait(self, request: MPI.Request) -> None:
         nap = _NAP_S
         while not request.Test():
@@ -199,7 +218,9 @@ class Wire:
             nap = min(nap * 1.5, 2e-3)
 
     def _drain(self) -> None:
-        """Let the last sends leave."""
+        """Let the last sends leave, and the last agreements come to their end."""
+        while self.agreeing:
+            self._agreed()
         while self.outgoing:
             self.progress(asked=True)
             time.sleep(_NAP_S)

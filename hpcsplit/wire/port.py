@@ -2,7 +2,7 @@
 
 A stage program is a generator.  It yields one of the verbs below and is sent the answer back; who answers (one process
 that runs all stages in lockstep, or MPI) is not its business.  A training method may use `Send` and `Recv` only;
-`Share` and `Meter` belong to the engine.
+`Share`, `Agree` and `Meter` belong to the engine.
 
 Order is first-in-first-out per (edge, name).  A `Send` takes the tensor's value at once and returns; a `Recv` waits.
 Never yield inside a `with` block: in lockstep the block's state would leak into the other stages.
@@ -21,6 +21,7 @@ NEXT: Literal[1] = 1
 Side = Literal[-1, 1]
 MAX_NAME_BYTES = 24
 MAX_DIMENSIONS = 6
+AGREE_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Agree:
+    """Tell all ranks a level (0: nothing) without waiting for them.
+
+    The answer is the highest level that any rank gave `AGREE_LAG` calls ago, or 0 before so many calls: the same on every
+    rank in the same call, so that a signal that one rank received is obeyed by all at the same step.
+    """
+
+    level: int = 0
+
+
+@dataclass(frozen=True)
 class Meter:
     """The answer is a `Traffic`: what this rank's messages have cost since the start."""
 
@@ -84,7 +96,7 @@ class Traffic:
         self.messages += 1
 
 
-Verb = Send | Recv | Share | Meter
+Verb = Send | Recv | Share | Agree | Meter
 Program = Generator[Verb, Any, Any]
 
 
