@@ -192,12 +192,9 @@ def make_store(
     own = own_variables(method, stage.place)
     if not own or "parallel" not in make_phases(config):
         return None
-    fields = [Field(v.name, v.row_shape(stage.place)) for v in own]
+    fields = [Field(v.name, v.row_shape(stage.place), v.before_block(stage.place)) for v in own]
     dtype = getattr(torch, config.store.dtype)
-    labels = {
-        "cut": f"input of {next(iter(dict(stage.blocks.named_children())))}",
-        "config": digest,
-    }
+    labels = {"config": digest}
     if config.store.kind == "memory":
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
     return HdfStore(fields, samples, dtype, run_dir.store(config.store.path), stage=stage.index, labels=labels)

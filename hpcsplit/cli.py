@@ -46,6 +46,7 @@ def _dispatch(argv: list[str]) -> int:
     train.epilog = _keys()
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--run-dir", type=Path, help="default: runs/<config name>-<seed>")
+    train.add_argument("--take-over", action="store_true", help="go on in a folder that is another user's or run's")
 
     plan = _command(commands, "plan", "cuts, parameters, store and traffic, without training")
     plan.add_argument("--ranks", default="", help="numbers of stages to plan for, for example 1,2,3,4")
@@ -83,7 +84,11 @@ def _dispatch(argv: list[str]) -> int:
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir
 
-    return train_command(config, RunDir(args.run_dir or _default_run_dir(config)), request)
+    run_dir = RunDir(args.run_dir or _default_run_dir(config), args.take_over)
+    try:
+        return train_command(config, run_dir, request)
+    finally:
+        run_dir.release()
 
 
 def _without_overrides(args: argparse.Namespace) -> int:
@@ -120,8 +125,8 @@ def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> arg
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
-    parser.add_argument("--checkpoint", default="", metavar="NAME", help="such as epoch-0007-step-000000; default: newest")
-    parser.add_argument("--config", type=Path, help="the run's CONFIG.toml; needed where model.name is a user's factory")
+    parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
+    parser.add_argument("--config", type=Path, help="the run's CONFIG.toml; needed for a user's own network")
     if name == "evaluate":
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 DONE = 0
 REQUEUE = 75  # checkpointed, wants to be started again (EX_TEMPFAIL)
+INTERNAL = 70  # a failure that nobody foresaw (EX_SOFTWARE)
+STALLED = 69  # nothing has moved for run.stall_limit (EX_UNAVAILABLE)
 
 
 class HpcsplitError(Exception):

@@ -68,9 +68,9 @@ def plan_stages(
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
         last = k + 1 == len(parts)
-        place = Place(k == 0, last, tuple(shapes[part.start : part.stop + 1]))
+        place = Place(k == 0, last, tuple(shapes[part.start : part.stop + 1]), part.start)
         own = own_variables(method, place)
-        fields = [Field(v.name, v.row_shape(place)) for v in own]
+        fields = [Field(v.name, v.row_shape(place), v.before_block(place)) for v in own]
         sent = {PREV: 0, NEXT: 0}
         for v, field in zip(own, fields, strict=True):
             if v.copy_to is not None:

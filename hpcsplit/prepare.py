@@ -19,7 +19,7 @@ from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.engine.job import FORWARD_ROWS
-from hpcsplit.engine.persist import newest
+from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
@@ -81,7 +81,7 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) 
     else:
         cuts, costs = choose_cuts(config, net, stages, measure=True)
     check_boundaries(config, planner.boundaries(net, data.input_shape, cuts))
-    run_dir.create()
+    run_dir.create(config)
     images = fingerprint(data)
     newest(run_dir.checkpoints, make_identity(config, net, cuts, images))  # refused before anything is touched
     run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})

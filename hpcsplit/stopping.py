@@ -1,27 +1,90 @@
-"""The wish to stop: a signal from the batch system, or the run's own time limit."""
+"""The wish to stop: a signal from the batch system, the run's own time limit, or the end of the Slurm job."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import subprocess
+import threading
 import time
+from datetime import datetime
 from typing import Any
+
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+_ANSWER_S = 60  # how long squeue may take
 
 
 class StopRequest:
-    """Set by SIGUSR1 or SIGTERM, or by the clock; read between epochs.  Made before anything slow is imported."""
+    """Set by SIGUSR1 or SIGTERM, or by the clock; read at every step.  Made before anything slow is imported.
 
-    def __init__(self, time_limit_minutes: float) -> None:
+    From the first signal on, and once Python ends, both are ignored: without its handler the process would end by the
+    second one, or by the TERM that srun sends when another rank has left a moment earlier, and lose its exit code.
+    `stop_before_minutes` is the margin before the end of the Slurm job, 0 ignores that end.  `$SLURM_JOB_END_TIME` tells
+    it, or else squeue, asked once in a thread of its own and only where `ask` is true: one rank of a job suffices.
+    """
+
+    def __init__(self, time_limit_minutes: float, stop_before_minutes: float = 0.0, *, ask: bool = True) -> None:
         self.signal: str | None = None
-        self.deadline = time.monotonic() + 60 * time_limit_minutes if time_limit_minutes else None
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        now = time.monotonic()
+        self.deadlines: list[tuple[float, str]] = []  # monotonic seconds, and what to say then
+        if time_limit_minutes:
+            self.deadlines.append((now + 60 * time_limit_minutes, "run.time_limit reached"))
+        for number in _SIGNALS:
             signal.signal(number, self._note)
+        atexit.register(_ignore_signals)
+        if stop_before_minutes and (job := _slurm_job()):
+            told = os.environ.get("SLURM_JOB_END_TIME", "")
+            if told.isdigit():
+                self._stop_before(int(told), stop_before_minutes)
+            elif ask:
+                threading.Thread(target=self._ask, args=(job, stop_before_minutes), daemon=True).start()
+
+    def reason(self) -> str | None:
+        """Why to stop now, or None; takes less than a microsecond."""
+        if self.signal:
+            return f"{self.signal} received"
+        if self.deadlines:
+            now = time.monotonic()
+            for deadline, sentence in self.deadlines:
+                if now >= deadline:
+                    return sentence
+        return None
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = signal.Signals(number).name
+        _ignore_signals()
 
-    def reason(self) -> str | None:
-        if self.signal:
-            return f"{self.signal} received"
-        if self.deadline and time.monotonic() >= self.deadline:
-            return "run.time_limit reached"
-        return None
+    def _ask(self, job: str, margin_minutes: float) -> None:
+        """Learn from squeue when the job ends; no squeue, no end or no answer leaves the request as it is."""
+        command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
+        environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+        try:
+            answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_ANSWER_S)
+            end = datetime.fromisoformat(answer.stdout.strip())
+        except (OSError, ValueError, subprocess.SubprocessError):
+            return
+        self._stop_before(end.timestamp(), margin_minutes)
+
+    def _stop_before(self, end: float, margin_minutes: float) -> None:
+        """Set the deadline for a job that ends at `end`, in seconds since 1970; an end that is past says nothing."""
+        left, margin = end - time.time(), 60 * margin_minutes
+        if left <= 0:
+            return
+        clock = datetime.fromtimestamp(end).strftime("%H:%M:%S")
+        sentence = f"the Slurm job ends at {clock}, run.stop_before = {margin_minutes:g} min"
+        if left <= margin:
+            margin = left / 10
+            sentence += f", more than the {left:.0f} s that it had left; so {margin:.0f} s before its end"
+        self.deadlines.append((time.monotonic() + left - margin, sentence))
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _slurm_job() -> str:
+    """What squeue and scontrol call this job; empty outside of Slurm.  $SLURM_JOB_ID of an array may mean all of it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

@@ -1,29 +1,68 @@
-# The body of a job:  . jobs/run.sh CONFIG.toml [--section.key VALUE ...], from the project's root.
-# One rank a task; a run that is stopped by its time limit is checkpointed, requeued and continued.
-#   HPCSPLIT_VENV   environment with hpcsplit installed (default .venv)
-#   HPCSPLIT_PMI    srun's --mpi (default pmi2, for MPICH); "mpirun" starts with the mpirun of the environment instead
+# The body of a training job:  . jobs/run.sh CONFIG.toml [--section.key VALUE ...], from the project's root.
+# One rank a task.  The run directory, runs/CONFIG-JOB unless --run-dir DIR says otherwise, is continued where it stands.
+#   HPCSPLIT_VENV      environment with hpcsplit installed (default .venv)
+#   HPCSPLIT_PMI       srun's --mpi: pmi2 for MPICH (default), pmix for an Open MPI built with Slurm's PMIx;
+#                      "mpirun": start with the mpirun of the environment, MPICH's or Open MPI's, instead
+#   HPCSPLIT_SRUN      further options of srun, or of mpirun
+#   HPCSPLIT_AGAIN     what follows exit 75: requeue (default), chain (the next job of jobs/chain), none
+#   HPCSPLIT_RESTARTS  requeue so often at most (default 50)
+#
+# USR1, sent by Slurm before the time limit (#SBATCH --signal), asks for a checkpoint, exit 75, and to be started again.
+# TERM comes when Slurm ends the job itself (scancel, time limit, preemption): the same, but what follows is Slurm's.
+# GPUs are as Slurm gives them, so both ways work: all of the node's for each rank (--gpus-per-node=N; a rank takes
+# the one of its number on the node), or one for each (--gpus-per-task=1).
 set -u
 ulimit -c 0
-export PATH="$PWD/${HPCSPLIT_VENV:-.venv}/bin:$PATH"
-export HDF5_USE_FILE_LOCKING=FALSE PYTHONUNBUFFERED=1
-export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+case ${HPCSPLIT_VENV:=.venv} in /*) ;; *) HPCSPLIT_VENV=$PWD/$HPCSPLIT_VENV ;; esac
+export PATH="$HPCSPLIT_VENV/bin:$PATH"
+export HDF5_USE_FILE_LOCKING=FALSE PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # the id of a task may be that of its whole array
+job=${job:-$SLURM_JOB_ID}
 
-program=(python -m hpcsplit train "$1" --run-dir "runs/$(basename "$1" .toml)-$SLURM_JOB_ID" "${@:2}")
-if [ "${HPCSPLIT_PMI:-pmi2}" = mpirun ]; then
-    mpirun -n "$SLURM_NTASKS" "${program[@]}" &
+# A rank ignores USR1 until Python has a handler for it; before, it would be the end of it.
+program=(bash -c 'trap "" USR1; exec "$@"' hpcsplit
+    python -m hpcsplit train "$1" --run-dir "runs/$(basename "$1" .toml)-$job" "${@:2}")
+if [ "${HPCSPLIT_PMI:=pmi2}" = mpirun ]; then
+    unset SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK # mpirun starts one process a node by srun: that one needs all of it
+    export SLURM_CPU_BIND=none
+    start=(mpirun -n "$SLURM_NTASKS" --bind-to none ${HPCSPLIT_SRUN:-})
 else
-    srun --mpi="${HPCSPLIT_PMI:-pmi2}" --kill-on-bad-exit=1 --gpu-bind=none "${program[@]}" &
+    export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it over from sbatch
+    start=(srun --mpi="$HPCSPLIT_PMI" --kill-on-bad-exit=1 ${HPCSPLIT_SRUN:-})
 fi
-pid=$!
-trap 'kill -USR1 $pid' USR1 TERM # USR1 only: srun answers TERM by killing the ranks
 
-# A trap makes wait return early; go on until the program itself has ended.
-while :; do
-    wait $pid
+told="" nag="" pid=""
+ask() { # noted; passed on once there is a program, again every 5 s, since its ranks may not listen yet
+    told=$1
+    [ -n "$pid" ] && [ -z "$nag" ] || return
+    while kill -USR1 "$pid" 2>/dev/null; do sleep 5; done & # USR1 for TERM too: on TERM srun kills the ranks
+    nag=$!
+}
+trap 'ask USR1' USR1
+trap 'ask TERM' TERM
+(trap '' USR1 && exec "${start[@]}" "${program[@]}") &
+pid=$!
+[ -z "$told" ] || ask "$told"
+while :; do # a trap ends wait early
+    wait "$pid"
     rc=$?
-    kill -0 $pid 2>/dev/null || break
+    kill -0 "$pid" 2>/dev/null || break
 done
-if [ $rc = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+[ -n "$nag" ] && kill "$nag" 2>/dev/null
+trap '' USR1 TERM
+
+say() { echo "jobs/run.sh: $*" >&2; }
+if [ "$told" = TERM ]; then
+    say "exit $rc after TERM; the job is ended by Slurm"
+elif [ $rc = 75 ] && [ "${HPCSPLIT_AGAIN:=requeue}" = requeue ]; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HPCSPLIT_RESTARTS:=50}" ]; then
+        say "exit 75, but not requeued: started again ${SLURM_RESTART_COUNT:-0} times," \
+            "HPCSPLIT_RESTARTS = $HPCSPLIT_RESTARTS"
+    elif ! scontrol requeue "$job"; then
+        say "exit 75, but this job may not be requeued: submit it again with --run-dir, or use jobs/chain"
+    fi
+elif [ $rc != 75 ] && [ "${HPCSPLIT_AGAIN:-}" = chain ]; then # done or failed: the jobs that wait have nothing to do
+    scancel --state=PENDING --user="$(id -un)" --name="$SLURM_JOB_NAME"
+    say "exit $rc; the rest of the chain $SLURM_JOB_NAME is cancelled"
 fi
-exit $rc
+exit "$rc"

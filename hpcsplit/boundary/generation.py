@@ -20,10 +20,16 @@ _INDEX_BYTES = 8
 
 @dataclass(frozen=True)
 class Field:
-    """One per-sample variable of a stage; `shape` is that of one sample's row."""
+    """One per-sample variable before block `boundary` of the whole network (the number of blocks: at the network's end);
+    `shape` is that of one sample's row.  Files are named by the boundary, so that other cuts find them again."""
 
     name: str
     shape: tuple[int, ...]
+    boundary: int = 0
+
+    @property
+    def file_stem(self) -> str:
+        return f"block-{self.boundary:03d}.{self.name}"
 
 
 def generation_bytes(fields: Sequence[Field], rows: int, dtype: torch.dtype) -> int:
@@ -34,13 +40,15 @@ def generation_bytes(fields: Sequence[Field], rows: int, dtype: torch.dtype) -> 
 class Visits:
     """One epoch: its mini-batches in order, and which of them have been read and written."""
 
-    def __init__(self, batches: Sequence[np.ndarray], rows: int, reads: bool, writes: bool = True) -> None:
+    def __init__(
+        self, batches: Sequence[np.ndarray], rows: int, reads: bool, writes: bool = True, first: int = 0
+    ) -> None:
         self.batches = [np.asarray(batch, np.int64) for batch in batches]
         self.order = np.concatenate(self.batches)
         assert np.array_equal(np.sort(self.order), np.arange(rows)), f"not each of {rows} samples is visited once"
         self.firsts: list[int] = np.cumsum([0, *map(len, self.batches)]).tolist()  # position of a batch's first row
-        self.reads, self.writes = reads, writes
-        self.last_read = -1
+        self.reads, self.writes, self.first = reads, writes, first
+        self.last_read = first - 1
         self.written: set[int] = set()
         self.names: frozenset[str] = frozenset()  # the fields that this epoch writes
 
@@ -74,7 +82,7 @@ class Identity:
 
     def saved_name(self, name: str) -> str:
         """The file name of one field in a checkpoint."""
-        return f"aux-stage-{self.stage:03d}.{name}.h5"
+        return f"aux-{self.fields[name].file_stem}.h5"
 
     def attributes(self, name: str, epoch: int | None, fill: float | None, checksum: int) -> dict[str, Attribute]:
         """The attributes of a file that holds a whole generation of one field; `fill` is the constant it is, if any."""
@@ -82,7 +90,7 @@ class Identity:
             "complete": 1,
             **self.labels,
             "variable": name,
-            "stage": self.stage,
+            "boundary": self.fields[name].boundary,
             "rows": self.rows,
             "shape": ",".join(map(str, self.fields[name].shape)),
             "dtype": dtype_name(self.dtype),
@@ -99,12 +107,12 @@ class Identity:
                     f"{place}: the checkpoint's auxiliary variables have {key} {description.get(key)}, this run has "
                     f'{here}; resume with the configuration of that run, or with checkpoint.aux = "recompute"'
                 )
-        known = description["checksums"].keys() | description["filled"].keys()
-        if known != self.fields.keys():
-            raise error(
-                f"{place}: the checkpoint has auxiliary variables {sorted(known)}, this run has {sorted(self.fields)}; "
-                'resume with the configuration of that run, or with checkpoint.aux = "recompute"'
-            )
+
+    def absent(self, description: Mapping[str, Any]) -> list[str]:
+        """The fields that the description does not have."""
+        return [
+            name for name in self.fields if name not in description["checksums"].keys() | description["filled"].keys()
+        ]
 
     def mismatch(self, file: RowFile, name: str, description: Mapping[str, Any]) -> str:
         """Why the file cannot be the described generation, or "".  Its rows are not looked at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class HdfStore(Store):
-    """Files `stage-001.lam.0.h5` and `.1.h5` in `folder`, for slots 0 and 1 of the field "lam" of stage 1.
+    """Files `block-010.lam.0.h5` and `.1.h5` in `folder`, for slots 0 and 1 of the field "lam" before block 10.
 
     Their whole space is reserved at once: StoreError when there is no room.  Files of the same geometry are used again,
     with what they hold, so that `adopt` can take it up; others are replaced.  Memory used does not grow with the rows,
@@ -45,7 +45,7 @@ class HdfStore(Store):
         super().__init__(fields, rows, dtype, stage, labels)
         self.folder = Path(folder)
         self._files = [
-            {name: RowFile(path, layout) for name, (path, layout) in slot.items()} for slot in self._reserve(stage)
+            {name: RowFile(path, layout) for name, (path, layout) in slot.items()} for slot in self._reserve()
         ]
         self._positions = np.arange(rows)  # of each sample's row in the current generation
         self._sums: dict[str, int] = {}  # of the current generation
@@ -56,9 +56,12 @@ class HdfStore(Store):
         self._writes: deque[Future[None]] = deque()
         self._failure: Exception | None = None
 
-    def _reserve(self, stage: int) -> list[dict[str, tuple[Path, RowsLayout]]]:
+    def _reserve(self) -> list[dict[str, tuple[Path, RowsLayout]]]:
         """Both slots' files with their space, new or as they are."""
-        paths = [{name: self.folder / f"stage-{stage:03d}.{name}.{slot}.h5" for name in self.fields} for slot in (0, 1)]
+        paths = [
+            {name: self.folder / f"{field.file_stem}.{slot}.h5" for name, field in self.fields.items()}
+            for slot in (0, 1)
+        ]
         needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +115,9 @@ class HdfStore(Store):
         for file in self._files[1 - self.slot].values() if visits.writes else ():
             set_attributes(file.path, {"complete": 0})
         self._next_sums = {}
-        self._next_read = 0
+        self._next_read = visits.last_read + 1
         if visits.reads and self._stored():
-            self._fetch_until(visits, AHEAD - 1)
+            self._fetch_until(visits, visits.last_read + AHEAD)
 
     def _fetch_until(self, visits: Visits, last: int) -> None:
         while self._next_read <= min(last, len(visits.batches) - 1):
@@ -123,7 +126,7 @@ class HdfStore(Store):
             self._next_read += 1
 
     def _gather(self, visits: Visits, step: int, names: list[str], slot: int) -> dict[str, torch.Tensor]:
-        later = visits.batches[step + AHEAD : step + AHEAD + 1] if step else visits.batches[: AHEAD + 1]
+        later = visits.batches[(step + AHEAD if step > visits.first else step) : step + AHEAD + 1]
         for name in names:
             for batch in later:
                 self._files[slot][name].advise(self._positions[batch])
@@ -206,7 +209,7 @@ class HdfStore(Store):
     def adopt(self, description: Mapping[str, Any]) -> None:
         self._resting()
         self.identity.check(description, StoreError, self.folder)
-        slot, filled = int(description["slot"]), dict(description["filled"])
+        slot, filled = int(description["slot"]), self._constants_of(description)
         stored = [name for name in self.fields if name not in filled] if description["epoch"] is not None else []
         for name in stored:
             file = self._files[slot][name]
@@ -236,6 +239,11 @@ class HdfStore(Store):
                 raise write_failure(path, self._file_bytes(name), error) from error
         fsync_dir(Path(folder))
         return [self.identity.saved_name(name) for name in names]
+
+    def keep_only(self, fields: Collection[str]) -> None:
+        for path in self.folder.glob("block-*.h5"):
+            if path.name.rsplit(".", 2)[0] not in fields:
+                path.unlink(missing_ok=True)
 
     def _checksum(self, name: str) -> int:
         return self._sums.get(name, 0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Store(ABC):
     """Rows of every field for the samples 0 .. rows - 1, kept as `dtype`, given and taken as float32.
 
     An epoch is `start`, then `read` and `write` for each step, then `finish`; everything else happens between epochs.
+    `pause` ends an epoch early, and `start` with `first` takes it up again.
     Any call may raise a failure of an earlier one that was still under way (StoreError); then only `close` is left.
     """
 
@@ -58,20 +59,23 @@ class Store(ABC):
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
-    def start(self, batches: Sequence[np.ndarray], *, read: bool = True, write: bool = True) -> None:
+    def start(self, batches: Sequence[np.ndarray], *, first: int = 0, read: bool = True, write: bool = True) -> None:
         """Begin an epoch over these mini-batches of sample ids, which together are 0 .. rows - 1, each once.
 
         With `read` the rows of the first batches are fetched at once; without it the epoch writes only (a refresh).
-        Without `write` it reads only, and the current generation stays.
+        Without `write` it reads only, and the current generation stays.  The batches before number `first` have been
+        visited before a `pause`.
         """
         assert self._visits is None, "the epoch before is not finished"
         kept = self._protected == 1 - self.slot
         assert not (write and kept), f"a checkpoint refers to slot {1 - self.slot}, it stays as it is"
         assert not read or self.epoch is not None or not self._stored(), "nothing is stored yet"
-        visits = Visits(batches, self.rows, read, write)
+        visits = Visits(batches, self.rows, read, write, first)
         with self._waiting():
             self._begin(visits)
         self._visits = visits
+        if write:
+            self._carry_over(range(first), self._stored())
 
     def read(self, step: int) -> dict[str, torch.Tensor]:
         """The current rows of the samples of batch `step`: (B, *shape) float32 on the CPU, the caller's to keep.
@@ -119,6 +123,25 @@ class Store(ABC):
         self.filled = {name: value for name, value in self.filled.items() if name not in visits.names}
         self._visits = None
 
+    def pause(self, epoch: int) -> None:
+        """End the epoch between two steps: the current generation then has the new rows of the samples visited and the
+        old rows of the others."""
+        visits = self._running()
+        if visits.written:
+            self._carry_over(sorted(set(range(len(visits.batches))) - visits.written), sorted(visits.names))
+        else:
+            visits.writes = False
+        self.finish(epoch)
+
+    def _carry_over(self, steps: Iterable[int], names: list[str]) -> None:
+        """Write the rows of these batches as they are."""
+        visits = self._running()
+        stored = [name for name in names if name not in self.filled]
+        for step in steps:
+            ids = visits.batches[step]
+            rows = self._look_up(ids, stored) | self._constants(len(ids))
+            self.write(step, {name: rows[name] for name in names})
+
     def fill(self, name: str, value: float) -> None:
         """Make the current generation of one field this constant; nothing is written."""
         self._resting()
@@ -141,6 +164,7 @@ class Store(ABC):
             "dtype": dtype_name(self.dtype),
             "filled": dict(self.filled),
             "checksums": {name: self._checksum(name) for name in self._stored()},
+            "boundaries": {name: field.boundary for name, field in self.fields.items()},
         }
 
     @abstractmethod
@@ -151,7 +175,8 @@ class Store(ABC):
     def adopt(self, description: Mapping[str, Any]) -> None:
         """Take up the described generation, left in this store's own place by an earlier run.
 
-        StoreError, with what differs, when it is not there whole.
+        Fields that are not described become constants (0).  StoreError, with what differs, when a described one is not
+        there whole.
         """
 
     @abstractmethod
@@ -165,7 +190,7 @@ class Store(ABC):
         """The reverse of `save`, by a store of either kind.  CheckpointError, with what differs, on damage."""
         self._resting()
         self.identity.check(description, CheckpointError, Path(folder))
-        self.slot, self.epoch, self.filled = 0, description["epoch"], dict(description["filled"])
+        self.slot, self.epoch, self.filled = 0, description["epoch"], self._constants_of(description)
         for name in self._stored() if self.epoch is not None else []:
             path = Path(folder) / self.identity.saved_name(name)
             with closing(RowFile(path, rows_layout(path), writable=False)) as source:
@@ -176,6 +201,9 @@ class Store(ABC):
                 raise CheckpointError(
                     f'{path}: {reason}; resume another checkpoint or set checkpoint.aux = "recompute"'
                 )
+
+    def keep_only(self, fields: Collection[str]) -> None:  # noqa: B027
+        """Other cuts than before: drop what is kept of fields with none of these names (`Field.file_stem`)."""
 
     # ------------------------------------------------------------------------------------------------ size and end
 
@@ -223,6 +251,9 @@ class Store(ABC):
 
     def _constants(self, count: int) -> dict[str, torch.Tensor]:
         return {name: torch.full((count, *self.fields[name].shape), value) for name, value in self.filled.items()}
+
+    def _constants_of(self, description: Mapping[str, Any]) -> dict[str, float]:
+        return dict(description["filled"]) | dict.fromkeys(self.identity.absent(description), 0.0)
 
     def _running(self) -> Visits:
         assert self._visits is not None, "no epoch has been started"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import threading
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from socket import gethostname
+from typing import Any
 
 import torch
 
@@ -25,6 +23,7 @@ from hpcsplit.assemble import (
     make_phases,
     sizes,
 )
+from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
@@ -36,12 +35,12 @@ from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
+from hpcsplit.rundir.provenance import place
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.stopping import StopRequest
+from hpcsplit.watchdog import Pulse, Watchdog, read_sign, start_limit
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.launcher import check_stages, check_world, claimed_size
-
-INTERNAL = 70
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
@@ -66,22 +65,32 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
     device = device_of(config, 0)
-    prepared = prepare(config, run_dir, stages, device)
-    console = Console(config.schedule.epochs)
-    try:
-        watch = _start(config, run_dir, prepared, stages, console, ["this process"], "none")
-        _log_to(run_dir, 0)
-        jobs = [
-            make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None) for k in range(stages)
-        ]
-        jobs[0].stop_reason = request.reason
+    failure, pulse = Failure(0, gethostname(), leave), Pulse()
+    watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
+    with ExitStack() as guards:
+        guards.enter_context(failure.guarding())
+        guards.enter_context(watchdog.watching())
+        prepared = prepare(config, run_dir, stages, device)
+        console = Console(config.schedule.epochs)
+        guards.callback(console.close)
+        here = [place(gethostname(), device)]
+        watch = _start(config, run_dir, prepared, stages, console, ["this process"], here, "none")
+        guards.enter_context(_log_to(run_dir, 0, watchdog))
+        jobs = failure.jobs
         try:
+            for k in range(stages):
+                jobs.append(make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None))
+                jobs[k].stage.between_blocks = pulse.beat
+            jobs[0].stop_reason = request.reason
             stops = lockstep.run([rank_program(job) for job in jobs])
-        finally:
             _close_stores(jobs)
-        return _end(config, run_dir, prepared, stages, watch, stops[0])
-    finally:
-        console.close()
+            return _end(config, run_dir, prepared, stages, watch, stops[0])
+        except Exception as error:
+            with suppress(Exception):
+                _close_stores(jobs)
+            if isinstance(error, HpcsplitError) and error.agreed:
+                raise
+            return failure.say(error)
 
 
 # ------------------------------------------------------------------------------------------------ MPI
@@ -91,35 +100,27 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """This rank's part of a run over MPI.  Whatever goes wrong on one rank ends all of them."""
     from hpcsplit.wire.mpi import Wire
 
-    wire = Wire()
+    with start_limit(60 * config.run.stall_limit):
+        wire = Wire()
     world = wire.world
-    jobs: list[Job] = []
-
-    def fail(error: BaseException) -> NoReturn:
-        stage = f"rank {world.rank} (stage {world.rank}) on {world.host}"
-        where = jobs[0].where if jobs else "start-up"
-        if isinstance(error, HpcsplitError):
-            with suppress(Exception):
-                print(f"hpcsplit: {stage}, {where}: {error}", file=sys.stderr, flush=True)
-            wire.abort(error.exit_code)
-        with suppress(Exception):
-            print("".join(traceback.format_exception(error)), file=sys.stderr)
-            print(f"hpcsplit: {stage}, {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        wire.abort(INTERNAL)
-
-    threading.excepthook = lambda args: fail(args.exc_value or RuntimeError("a thread failed"))
+    failure = Failure(world.rank, world.host, wire.abort)
+    watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits)
+    jobs, guards = failure.jobs, ExitStack()
     console: Console | None = None
     try:
+        guards.enter_context(failure.guarding())
+        guards.enter_context(watchdog.watching())
         console = Console(config.schedule.epochs) if world.rank == 0 else None
         _check_launch(config, wire)
         _bind(config, wire)
         device = device_of(config, world.local_rank)
         prepared = _prepare_together(config, run_dir, wire, device)
-        _log_to(run_dir, world.rank)
+        guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
         watch = None
-        hosts = wire.share(f"{world.host}:{device}")
+        places = wire.share(place(world.host, device))
+        hosts = [f"{there['host']}:{there['device']}" for there in places]
         if console:
-            watch = _start(config, run_dir, prepared, world.size, console, hosts, world.library)
+            watch = _start(config, run_dir, prepared, world.size, console, hosts, places, world.library)
         wire.device = device
         jobs.append(make_job(config, prepared, run_dir, world.rank, world.size, device, watch))
         jobs[0].stage.between_blocks = wire.progress
@@ -131,14 +132,15 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         return code
     except HpcsplitError as error:
         if not error.agreed:
-            fail(error)
+            failure.fail(error)
         wire.close()
         if world.rank == 0:
             raise
         return error.exit_code
     except BaseException as error:
-        fail(error)
+        failure.fail(error)
     finally:
+        guards.close()
         if console:
             console.close()
 
@@ -203,11 +205,12 @@ def _start(
     stages: int,
     console: Console,
     hosts: Sequence[str],
+    places: Sequence[Mapping[str, Any]],
     library: str,
 ) -> Watch:
     """Say what will run, and write down how it was started."""
     phases = make_phases(config)
-    run_dir.note_start(config.to_toml(), {"mpi": library, "ranks": list(hosts), "cuts": list(prepared.cuts)})
+    run_dir.note_start(config, places, library, prepared.cuts)
     train_size, test_size = sizes(config)
     lines = [
         f"hpcsplit: {config.model.name} on {config.data.name} ({train_size} training, {test_size} test samples), "
@@ -259,13 +262,19 @@ def stage_plans(config: Config, prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-def _log_to(run_dir: RunDir, rank: int) -> None:
-    """Each rank's own log file; what it does, with times."""
-    handler = logging.FileHandler(run_dir.log(rank))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+@contextmanager
+def _log_to(run_dir: RunDir, rank: int, watchdog: Watchdog, ranks: int = 1) -> Iterator[None]:
+    """Each rank's own log file: what it does, with times, and what it did when the start before was cut short."""
+    path = run_dir.wait_for_log(rank)
     logger = logging.getLogger("hpcsplit")
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    logger.addHandler(RankLog(path))
+    logger.info("process %d on %s", os.getpid(), gethostname())
+    if left := read_sign(path):
+        logger.info("the start before this one ended unexpectedly; last seen: %s", left)
+    watchdog.logs = [run_dir.log(each) for each in range(ranks)]
+    with crash_stacks(path):
+        yield
 
 
 def _close_stores(jobs: Sequence[Job]) -> None:
@@ -280,6 +289,7 @@ def _exit_code(stop: Stop) -> int:
 
 def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
+    run_dir.note_end("done" if stop.done else f"stopped: {stop.reason}")
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE

@@ -2,6 +2,9 @@
 
 In a parallel epoch the rows of batch s + 1 are read, and the neighbour's copies of them sent, before batch s computes:
 sample ids within an epoch are disjoint, so nothing that batch s writes can be missed.
+
+After each step the ranks agree, without waiting, whether to pause: for a checkpoint or to stop.  All of them then leave
+the epoch after the same step; steps count through all sweeps of an epoch.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcsplit.engine.job import Job
@@ -18,59 +22,81 @@ from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
 from hpcsplit.schedule.actions import Train
 from hpcsplit.terms.resample import cells
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+from hpcsplit.wire.port import AGREE_LAG, NEXT, PREV, Agree, Recv, Send, Verb
 
 Rows = dict[str, torch.Tensor]
 
 
-def train_epoch(job: Job, action: Train) -> Generator[Verb, Any, Tally]:
-    """Train one epoch and return what its steps have added up to."""
+def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
+    """Train one epoch, or what is left of it, and add its steps to `total`; the step after which the ranks have agreed
+    to pause, 0 at the epoch's end."""
     job.stage.set_lr(job.learning_rate(action.epoch))
     job.stage.blocks.train()
     if action.phase == "serial":
-        return (yield from _serial(job, action))
-    return (yield from _parallel(job, action, job.method.at(action.parallel_epochs)))
+        return (yield from _serial(job, action, total))
+    return (yield from _parallel(job, action, job.method.at(action.parallel_epochs), total))
 
 
-def _serial(job: Job, action: Train) -> Generator[Verb, Any, Tally]:
-    total, started = Tally(), time.perf_counter()
+def _serial(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
     order = job.epoch_batches(action.epoch)
-    for step, ids in enumerate(order):
-        _enter(job, action, step, len(order))
-        result = yield from job.exact.step(job.stage, {}, job.batch(ids, epoch=action.epoch, augment=job.augment))
-        _leave(job, action, step, len(order), result.tally, total, started)
-    return total
+    loop = _Loop(job, action, len(order), total, action.first_step)
+    for step in range(action.first_step, len(order)):
+        loop.enter(step)
+        batch = job.batch(order[step], epoch=action.epoch, augment=job.augment)
+        result = yield from job.exact.step(job.stage, {}, batch)
+        loop.leave(step, result.tally)
+        if (yield from loop.pauses(step)):
+            return step + 1
+    return 0
 
 
-def _parallel(job: Job, action: Train, method: TrainingMethod) -> Generator[Verb, Any, Tally]:
-    total, sweeps = Tally(), method.sweeps()
-    for number, step in enumerate(sweeps, start=1):
-        total.samples = 0  # every sweep visits the same ones
-        total.add((yield from _sweep(job, action, step, last=number == len(sweeps))))
+def _parallel(job: Job, action: Train, method: TrainingMethod, total: Tally) -> Generator[Verb, Any, int]:
+    sweeps, order = method.sweeps(), job.epoch_batches(action.epoch, parallel=True)
+    begun, first = divmod(action.first_step, len(order))
+    for number in range(begun, len(sweeps)):
+        if not first:
+            total.samples = 0  # every sweep visits the same ones
+        last = number + 1 == len(sweeps)
+        if paused := (yield from _sweep(job, action, order, sweeps[number], total, first, last=last)):
+            return number * len(order) + paused
+        first = 0
     total.terms |= method.close(job.stage)
-    return total
+    return 0
 
 
-def _sweep(job: Job, action: Train, method_step: Callable[..., Step], *, last: bool) -> Generator[Verb, Any, Tally]:
-    """One pass over all mini-batches; the last one of an epoch writes the new rows."""
-    total, started = Tally(), time.perf_counter()
-    order = job.epoch_batches(action.epoch, parallel=True)
+def _sweep(
+    job: Job,
+    action: Train,
+    order: list[np.ndarray],
+    method_step: Callable[..., Step],
+    total: Tally,
+    first: int,
+    *,
+    last: bool,
+) -> Generator[Verb, Any, int]:
+    """One pass over the mini-batches from number `first` on; the last one of an epoch writes the new rows."""
+    loop = _Loop(job, action, len(order), total, first)
     if job.store:
-        job.store.start(order, write=last)
-    upcoming = yield from _fetch(job, 0)
-    for step, ids in enumerate(order):
-        _enter(job, action, step, len(order))
+        job.store.start(order, first=first, write=last)
+    upcoming = yield from _fetch(job, first)
+    for step in range(first, len(order)):
+        loop.enter(step)
         rows = upcoming
         if step + 1 < len(order):
             upcoming = yield from _fetch(job, step + 1)
-        copies = yield from receive_copies(job, len(ids), step)
-        result = yield from method_step(job.stage, rows | copies, job.batch(ids, epoch=action.epoch))
-        _leave(job, action, step, len(order), result.tally, total, started)
+        copies = yield from receive_copies(job, len(order[step]), step)
+        result = yield from method_step(job.stage, rows | copies, job.batch(order[step], epoch=action.epoch))
+        loop.leave(step, result.tally)
         if job.store and last:
             job.store.write(step, result.aux)
+        if (yield from loop.pauses(step)):
+            yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
+            if job.store:
+                job.store.pause(action.epoch)
+            return step + 1
     if job.store:
         job.store.finish(action.epoch)
-    return total
+    return 0
 
 
 def _fetch(job: Job, step: int) -> Generator[Verb, Any, Rows]:
@@ -105,19 +131,32 @@ def _copy_name(v: Variable) -> str:
     return f"copy_{v.name}"
 
 
-def _enter(job: Job, action: Train, step: int, steps: int) -> None:
-    job.where = f"{action}, step {step + 1} of {steps}"
-    job.stage.at(action.epoch, step)
+class _Loop:
+    """What surrounds each step of a pass over `steps` mini-batches that begins with number `first`."""
 
+    def __init__(self, job: Job, action: Train, steps: int, total: Tally, first: int) -> None:
+        self.job, self.action, self.steps, self.total = job, action, steps, total
+        self.settled = first + AGREE_LAG  # before that, an answer is one to the pass before
+        self.began, self.done_before = time.perf_counter(), total.samples
 
-def _leave(job: Job, action: Train, step: int, steps: int, tally: Tally, total: Tally, started: float) -> None:
-    for term, value in tally.terms.items():
-        if not math.isfinite(value):
-            place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {job.stage.index}"
-            raise NumericalError(
-                f"{term} = {value} in {place}: training has diverged. Lower optim.lr or method.beta, set optim.clip; "
-                "the last checkpoint is whole"
-            )
-    total.add(tally)
-    elapsed = time.perf_counter() - started
-    job.observer.progress(action.epoch, action.phase, step + 1, steps, total.samples / elapsed)
+    def enter(self, step: int) -> None:
+        self.job.where = f"{self.action}, step {step + 1} of {self.steps}"
+        self.job.stage.at(self.action.epoch, step)
+
+    def leave(self, step: int, tally: Tally) -> None:
+        action = self.action
+        for term, value in tally.terms.items():
+            if not math.isfinite(value):
+                place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {self.job.stage.index}"
+                raise NumericalError(
+                    f"{term} = {value} in {place}: training has diverged. Lower optim.lr or method.beta, set "
+                    "optim.clip; the last checkpoint is whole"
+                )
+        self.total.add(tally)
+        speed = (self.total.samples - self.done_before) / (time.perf_counter() - self.began)
+        self.job.observer.progress(action.epoch, action.phase, step + 1, self.steps, speed)
+
+    def pauses(self, step: int) -> Generator[Verb, Any, bool]:
+        """Whether all ranks leave the pass after this step; never after the last one, where the epoch ends anyway."""
+        level = yield Agree(self.job.wish())
+        return level > 0 and self.settled <= step < self.steps - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,23 +35,33 @@ def forward_pass(
         visit(step, ids, x, y)
 
 
-def refresh(job: Job, action: Refresh) -> Generator[Verb, Any, None]:
-    """Start the auxiliary variables anew from one forward pass over the training set with evaluation statistics."""
-    order = job.in_order(job.train_size)
-    started = [v for v in job.own_variables() if v.start == "forward"]
+def refresh(job: Job, action: Refresh, names: Collection[str] | None = None) -> Generator[Verb, Any, None]:
+    """Start the auxiliary variables anew from one forward pass over the training set with evaluation statistics.
+
+    Args:
+        names: only these of this stage's variables, the others are copied to the next generation; None takes all.
+    """
+    order, store, own = job.in_order(job.train_size), job.store, job.own_variables()
+    anew = {v.name for v in own if names is None or v.name in names}
+    kept: set[str] = set()
     job.where = str(action)
     job.stage.blocks.eval()
-    if job.store:
-        for v in job.own_variables():
-            if v.start == "zero":
-                job.store.fill(v.name, 0.0)
-        job.store.start(order, read=False)
+    if store:
+        for v in own:
+            if v.name in anew and v.start == "zero":
+                store.fill(v.name, 0.0)
+        kept = {v.name for v in own} - anew - store.filled.keys()
+        if kept:
+            store.protect(None)  # the checkpoint's rows make room one epoch before the next checkpoint
+        store.start(order, read=bool(kept))
 
     def keep(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
-        if job.store:
-            rows = {v.name: v.start_rows(x if v.boundary == "input" else y) for v in started}
-            job.store.write(step, {**rows, **job.method.start(job.stage, x)})
+        if store:
+            rows = {v.name: v.start_rows(x if v.boundary == "input" else y) for v in own if v.start == "forward"}
+            rows |= job.method.start(job.stage, x)
+            old = store.read(step) if kept else {}
+            store.write(step, {n: old[n] if n in kept else rows[n] for n in kept | (rows.keys() & anew)})
 
     yield from forward_pass(job, order, keep)
-    if job.store:
-        job.store.finish(action.epoch - 1)
+    if store:
+        store.finish(action.epoch - 1)

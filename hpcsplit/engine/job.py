@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.split.stage import Stage
 
+SAVE, STOP = 1, 2  # wishes of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
 
 
@@ -105,11 +107,18 @@ class Job:
     batch_norm: bool = True  # whether any stage has BatchNorm statistics
     observer: Observer = field(default_factory=Silent)
     stop_reason: Callable[[], str | None] = lambda: None
+    saved_at: float = field(default_factory=time.monotonic)
     where: str = "start"
 
     @property
     def rank(self) -> int:
         return self.stage.index
+
+    def wish(self) -> int:
+        """What this rank wants at a step boundary: `STOP`, `SAVE`, or to go on (0).  The clock of rank 0 counts."""
+        if self.stop_reason():
+            return STOP
+        return SAVE if self.rank == 0 and self.save_policy.clock_due(time.monotonic() - self.saved_at) else 0
 
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> list[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""

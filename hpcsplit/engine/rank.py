@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
@@ -14,13 +14,14 @@ from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.evaluate import evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
-from hpcsplit.engine.persist import resume, save
+from hpcsplit.engine.persist import EpochSums, save
 from hpcsplit.engine.probe import probe
+from hpcsplit.engine.resume import Start, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Tally
 from hpcsplit.records import EpochRecord, StageRecord
-from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, from_json, to_json
+from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Verb
 
@@ -29,9 +30,11 @@ log = logging.getLogger("hpcsplit")
 
 @dataclass
 class _Progress:
-    """What a rank carries from action to action."""
+    """What a rank carries from action to action; `missing` are variables to compute before the next parallel epoch."""
 
     have_aux: bool = False
+    missing: frozenset[str] = frozenset()
+    epoch: EpochSums = field(default_factory=EpochSums)
     refresh_s: float = 0.0
     save_s: float = 0.0
 
@@ -40,10 +43,12 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     """Walk through the whole run; returns the action that ended it."""
     start = yield from resume(job)
     job.observer.resumed(start.first_epoch)
-    state = _Progress(start.have_aux)
-    decisions = _decisions(job, start.first_epoch, start.have_aux) if job.rank == 0 else None
+    state = _Progress(start.have_aux, start.missing, start.epoch)
+    decisions = _decisions(job, start) if job.rank == 0 else None
+    trained: Trained | None = None
     while True:
-        announced = to_json(next(decisions)) if decisions else None
+        announced = to_json(decisions.send(trained)) if decisions else None
+        trained = None
         action: Action = from_json((yield Share(announced))[0])
         log.info("%s", action)
         job.where = str(action)
@@ -53,38 +58,56 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
             if action.recomputed:
                 job.observer.say(str(action))
             started = time.perf_counter()
-            yield from refresh(job, action)
+            yield from refresh(job, action, state.missing if action.missing else None)
             state.refresh_s = time.perf_counter() - started
-            state.have_aux = True
+            state.have_aux, state.missing = True, frozenset()
         elif isinstance(action, Train):
-            yield from _epoch(job, action, state)
+            trained = yield from _epoch(job, action, state)
         elif isinstance(action, Save):
             started = time.perf_counter()
-            yield from save(job, action, state.have_aux)
+            yield from save(job, action, state.have_aux, state.epoch)
             state.save_s = time.perf_counter() - started
 
 
-def _decisions(job: Job, first_epoch: int, have_aux: bool) -> Iterator[Action]:
+def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None]:
     return actions(
         job.plan,
         job.save_policy,
-        first_epoch=first_epoch,
-        have_aux=have_aux,
+        first_epoch=start.first_epoch,
+        first_step=start.first_step,
+        have_aux=start.have_aux,
+        missing_aux=start.missing_anywhere,
+        recomputed=start.recomputed,
         stop_reason=job.stop_reason,
         restarts=job.method.restarts,
     )
 
 
-def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, None]:
-    """Train, evaluate, probe, and let rank 0 put the record together."""
+def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Trained]:
+    """Train; at the epoch's end evaluate, probe, and let rank 0 put the record together."""
+    sums = state.epoch
     began = time.perf_counter()
     before = asdict((yield Meter()))
     io_before = job.store.io_wait_s if job.store else 0.0
-    tally = yield from train_epoch(job, action)
-    train_s = time.perf_counter() - began
+    paused = yield from train_epoch(job, action, sums.tally)
     after = asdict((yield Meter()))
-    cost = {key: after[key] - before[key] for key in after}
-    io_s = (job.store.io_wait_s if job.store else 0.0) - io_before
+    sums.add_seconds(
+        train=time.perf_counter() - began,
+        exposed=after["exposed_s"] - before["exposed_s"],
+        imbalance=after["imbalance_s"] - before["imbalance_s"],
+        turn=after["turn_s"] - before["turn_s"],
+        io=(job.store.io_wait_s if job.store else 0.0) - io_before,
+        refresh=state.refresh_s,
+        save=state.save_s,  # of the checkpoint before it
+    )
+    sums.sent_bytes += sum(after[key] - before[key] for key in ("sent_bytes_prev", "sent_bytes_next"))
+    state.refresh_s = state.save_s = 0.0
+    if paused:
+        stops = yield Share(bool(job.stop_reason()))
+        return Trained(paused, any(stops))
+    state.epoch = EpochSums()
+    tally, seconds = sums.tally, sums.seconds
+    evaluation_began = time.perf_counter()
 
     last_epoch = action.epoch + 1 == len(job.plan)
     scores = yield from evaluate(job, bn=action.phase == "parallel" or last_epoch)
@@ -109,29 +132,31 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             "label_signal": 1.0 if exact else signals.label_signal,
             "label_ratio": 1.0 if exact else signals.label_ratio,
             "penalty_signal": signals.penalty_signal,
-            "compute_s": cost["turn_s"] or train_s - cost["exposed_s"] - cost["imbalance_s"] - io_s,
-            "exposed_comm_s": cost["exposed_s"],
-            "exposed_io_s": io_s,
-            "imbalance_s": cost["imbalance_s"],
-            "sent_bytes": cost["sent_bytes_prev"] + cost["sent_bytes_next"],
+            "compute_s": seconds["turn"]
+            or seconds["train"] - seconds["exposed"] - seconds["imbalance"] - seconds["io"],
+            "exposed_comm_s": seconds["exposed"],
+            "exposed_io_s": seconds["io"],
+            "imbalance_s": seconds["imbalance"],
+            "sent_bytes": sums.sent_bytes,
         },
         "violation_next": violation_next,
-        "train_s": train_s,
-        "refresh_s": state.refresh_s,
+        "train_s": seconds["train"],
+        "refresh_s": seconds["refresh"],
+        "stop": bool(job.stop_reason()),
         "aux_loss": _loss_through_variables(job, action, tally),
         "terms": {name: value / tally.samples for name, value in tally.terms.items()},
         "digests": tensor_digests(job.stage),
     }
     reports = yield Share(report)
-    wall_s = time.perf_counter() - began + state.refresh_s + state.save_s  # with the checkpoint before it
-    state.refresh_s = state.save_s = 0.0
+    wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
     terms = _added_up([r["terms"] for r in reports])
     if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
         failure = NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole")
         failure.agreed = True
         raise failure
+    trained = Trained(0, any(r["stop"] for r in reports))
     if job.rank != 0:
-        return
+        return trained
     train_s = max(r["train_s"] for r in reports)
     violations = [0.0, *(r["violation_next"] for r in reports[:-1])]
     job.observer.epoch_done(
@@ -157,6 +182,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, No
             recomputed=action.recomputed,
         )
     )
+    return trained
 
 
 def _added_up(parts: list[dict[str, float]]) -> dict[str, float]:

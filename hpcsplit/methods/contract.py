@@ -74,8 +74,14 @@ class Variable:
 
     def row_shape(self, place: Place) -> Shape:
         """Shape of one sample's stored row."""
-        at = {"input": 0, "output": -1}.get(str(self.boundary), self.boundary)
-        return cells(place.shapes[int(at)], self.factor)
+        return cells(place.shapes[self._block(place)], self.factor)
+
+    def before_block(self, place: Place) -> int:
+        """The block of the whole network that it stands before; the number of blocks at the end."""
+        return place.first_block + self._block(place)
+
+    def _block(self, place: Place) -> int:
+        return int({"input": 0, "output": len(place.shapes) - 1}.get(str(self.boundary), self.boundary))
 
     def start_rows(self, activation: torch.Tensor) -> torch.Tensor:
         """The stored form of an activation (B, *boundary shape)."""

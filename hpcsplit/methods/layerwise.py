@@ -49,13 +49,13 @@ def weight_step(slope: torch.Tensor, gram: torch.Tensor, c: float) -> torch.Tens
 
 
 class Sums:
-    """What the steps of one layer's W and b need, summed over blocks of samples, in `carry` under names of the layer.
+    """What the steps of W and b of layer `number` need, summed over blocks of samples, in the stage's `carry`.
 
     c r + m enters as `pull` (B, outputs): −∂φ/∂(p Wᵀ + b).
     """
 
-    def __init__(self, carry: dict[str, torch.Tensor], name: str) -> None:
-        self._carry, self._name = carry, name
+    def __init__(self, carry: dict[str, torch.Tensor], number: int) -> None:
+        self._carry, self._name = carry, str(number)
 
     def add(self, p: torch.Tensor, pull: torch.Tensor) -> None:
         parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}

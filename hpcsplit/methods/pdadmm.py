@@ -75,12 +75,12 @@ class PdAdmm(TrainingMethod):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         layers, own = len(place.shapes) - 1, []
-        for j in range(layers):
-            if j or not place.first:
-                own.append(Variable(f"p{j}", j, "own"))
-            own.append(Variable(f"z{j}", j + 1, "own"))
+        for j, n in enumerate(range(place.first_block, place.first_block + layers)):
+            if n:
+                own.append(Variable(f"p{n}", j, "own"))
+            own.append(Variable(f"z{n}", j + 1, "own"))
             if j + 1 < layers or not place.last:
-                own += [Variable(f"q{j}", j + 1, "own"), Variable(f"u{j}", j + 1, "zero")]
+                own += [Variable(f"q{n}", j + 1, "own"), Variable(f"u{n}", j + 1, "zero")]
         return tuple(own)
 
     def messages(self) -> tuple[Message, ...]:
@@ -96,29 +96,28 @@ class PdAdmm(TrainingMethod):
         return self.at(parallel_epoch).phase != self.at(max(parallel_epoch - 1, 0)).phase
 
     def prepare(self, stage: Stage) -> None:
-        for j, layer in enumerate(linear_layers(stage)):
-            if self.grow and self.grow[0] <= stage.first_block + j < stage.net_blocks - 1:
+        for n, layer in zip(stage.block_numbers, linear_layers(stage), strict=True):
+            if self.grow and self.grow[0] <= n < stage.net_blocks - 1:
                 nn.init.eye_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     def in_training(self, stage: Stage) -> list[bool]:
         """Which layers of the stage take part in this phase."""
-        numbers = range(stage.first_block, stage.first_block + len(stage.blocks))
-        return [not self.grow or n < self.grow[self.phase] or n == stage.net_blocks - 1 for n in numbers]
+        return [not self.grow or n < self.grow[self.phase] or n == stage.net_blocks - 1 for n in stage.block_numbers]
 
     # ------------------------------------------------------------------------------------------------ an iteration
 
     def start(self, stage: Stage, x: Rows) -> Aux:
         stage.carry.pop("objective", None)  # of other variables
         rows, exact = {}, x.flatten(1).to(stage.wide)  # what is not rounded yet, for a stage behind a cut gets no more
-        for j, layer in enumerate(linear_layers(stage)):
+        for n, layer in zip(stage.block_numbers, linear_layers(stage), strict=True):
             p = exact
-            if j or not stage.first:
-                p = rows[f"p{j}"] = self.kept(exact)
-            rows[f"z{j}"] = linear(layer, p)
-            if j + 1 < len(stage.blocks) or not stage.last:
-                exact = (rows[f"z{j}"] if p is exact else linear(layer, exact)).relu()
-                rows[f"q{j}"] = self.kept(exact)
+            if n:
+                p = rows[f"p{n}"] = self.kept(exact)
+            rows[f"z{n}"] = linear(layer, p)
+            if n + 1 < stage.net_blocks:
+                exact = (rows[f"z{n}"] if p is exact else linear(layer, exact)).relu()
+                rows[f"q{n}"] = self.kept(exact)
         return rows
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
@@ -138,8 +137,10 @@ class PdAdmm(TrainingMethod):
 
     def close(self, stage: Stage) -> Mapping[str, float]:
         step_sq = 0.0
-        for j, (layer, taking_part) in enumerate(zip(linear_layers(stage), self.in_training(stage), strict=True)):
-            sums = Sums(stage.carry, f"layer{j}")
+        for n, layer, taking_part in zip(
+            stage.block_numbers, linear_layers(stage), self.in_training(stage), strict=True
+        ):
+            sums = Sums(stage.carry, n)
             if taking_part and (stage.last or not stage.frozen):
                 step_sq += sums.descend(layer, self.nu)
             else:
@@ -178,10 +179,10 @@ class PdAdmm(TrainingMethod):
     # ------------------------------------------------------------------------------------------------ signals
 
     def local_input(self, stage: Stage, aux: Aux) -> Rows:
-        return aux["p0"]
+        return aux[f"p{stage.block_numbers[0]}"]
 
     def target(self, stage: Stage, aux: Aux) -> Rows:
-        return aux[f"q{len(stage.blocks) - 1}"]
+        return aux[f"q{stage.block_numbers[-1]}"]
 
     def adjoint(self, stage: Stage, aux: Aux, x: Rows) -> tuple[Rows, Rows]:
         pull = self.nu * (x - self.target(stage, aux))
@@ -202,7 +203,7 @@ class Block:
         self.active = [j for j, taking_part in enumerate(method.in_training(stage)) if taking_part]
         self.head = len(self.layers) - 1 if stage.last else None
         self.p, self.z, self.q, self.u = (
-            {j: aux[f"{name}{j}"] for j in range(len(self.layers)) if f"{name}{j}" in aux} for name in "pzqu"
+            {j: aux[f"{name}{n}"] for j, n in enumerate(stage.block_numbers) if f"{name}{n}" in aux} for name in "pzqu"
         )
         if stage.first:
             self.p[0] = batch.x.flatten(1)
@@ -212,7 +213,8 @@ class Block:
     def rows(self, aux: Aux) -> Aux:
         """The new rows of the variables that the stage keeps."""
         families = zip("pzqu", (self.p, self.z, self.q, self.u), strict=True)
-        values = {f"{name}{j}": value for name, family in families for j, value in family.items()}
+        first = self.stage.place.first_block
+        values = {f"{name}{first + j}": value for name, family in families for j, value in family.items()}
         return {name: values[name] for name in aux}
 
     # ------------------------------------------------------------------------------------------------ messages
@@ -284,7 +286,7 @@ class Block:
 
     def sum_up(self, j: int) -> None:
         """What the layer's W and b need at the end of the iteration."""
-        Sums(self.stage.carry, f"layer{j}").add(self.p[j], self.method.nu * self.r[j])
+        Sums(self.stage.carry, self.stage.block_numbers[j]).add(self.p[j], self.method.nu * self.r[j])
 
     def measure(self) -> None:
         """This stage's part of L_ρ, and ‖p − q‖²."""

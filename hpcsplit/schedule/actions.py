@@ -13,38 +13,61 @@ Phase = Literal["serial", "parallel"]
 
 @dataclass(frozen=True)
 class Refresh:
-    """Forward all training samples and let the auxiliary variables start anew from the activations."""
+    """Forward all training samples and let the auxiliary variables start anew from the activations.
+
+    `missing` says: only those that the checkpoint did not have.
+    """
 
     epoch: int
     recomputed: bool = False
+    missing: bool = False
 
     def __str__(self) -> str:
-        why = "; the checkpoint has none" if self.recomputed else ""
-        return f"refresh the auxiliary variables before epoch {self.epoch + 1}{why}"
+        which = "missing auxiliary variables" if self.missing else "auxiliary variables"
+        why = "; the checkpoint has none" if self.recomputed and not self.missing else ""
+        return f"refresh the {which} before epoch {self.epoch + 1}{why}"
 
 
 @dataclass(frozen=True)
 class Train:
-    """One epoch over all training samples."""
+    """One epoch over all training samples, or the rest of one after `first_step` steps."""
 
     epoch: int
     phase: Phase
     parallel_epochs: int  # parallel epochs before this one
     recomputed: bool = False
+    first_step: int = 0
 
     def __str__(self) -> str:
-        return f"train epoch {self.epoch + 1}, {self.phase}"
+        rest = f", after step {self.first_step}" if self.first_step else ""
+        return f"train epoch {self.epoch + 1}, {self.phase}{rest}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a `Train` ended, the same on every rank: after `step` steps, or at the epoch's end (0); and whether any rank
+    has been told to stop."""
+
+    step: int = 0
+    stop: bool = False
 
 
 @dataclass(frozen=True)
 class Save:
-    """Write a checkpoint after an epoch."""
+    """Write a checkpoint after an epoch, or within it after `step` steps."""
 
     epoch: int
     need_aux: bool
+    step: int = 0
+    recomputed: bool = False
+
+    @property
+    def epochs_done(self) -> int:
+        """Finished epochs."""
+        return self.epoch if self.step else self.epoch + 1
 
     def __str__(self) -> str:
-        return f"save a checkpoint after epoch {self.epoch + 1}"
+        return f"save a checkpoint after {f'step {self.step} of ' if self.step else ''}epoch {self.epoch + 1}"
 
 
 @dataclass(frozen=True)

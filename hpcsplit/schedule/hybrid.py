@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train
+from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train, Trained
+
+ELSEWHERE = "another rank has been told to stop"
 
 
 def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> tuple[Phase, ...]:
@@ -55,7 +57,11 @@ class SavePolicy:
             return True  # what comes next overwrites the generation that an older checkpoint refers to
         if self.every_epochs and (epoch + 1) % self.every_epochs == 0:
             return True
-        return bool(self.every_minutes) and minutes_since_last >= self.every_minutes
+        return self.clock_due(60 * minutes_since_last)
+
+    def clock_due(self, seconds_since_last: float) -> bool:
+        """Whether the clock alone asks for a checkpoint."""
+        return bool(self.every_minutes) and seconds_since_last >= 60 * self.every_minutes
 
 
 def actions(
@@ -63,16 +69,20 @@ def actions(
     save: SavePolicy,
     *,
     first_epoch: int = 0,
+    first_step: int = 0,
     have_aux: bool = False,
+    missing_aux: bool = False,
+    recomputed: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
     restarts: Callable[[int], bool] = lambda parallel_epoch: False,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Action]:
-    """Everything that is left to do from `first_epoch` on.
+) -> Generator[Action, Trained | None, None]:
+    """Everything that is left to do from step `first_step` of `first_epoch` on.  Send it how each `Train` ended.
 
     Args:
         plan: the kind of every epoch.
-        have_aux: the auxiliary variables of the last parallel epoch are at hand.
+        have_aux: the auxiliary variables of the last parallel epoch are at hand, with `missing_aux` only some of them.
+        recomputed: they had been computed anew in this parallel phase already.
         stop_reason: asked after every epoch; a text ends the run after a checkpoint.
         restarts: whether the auxiliary variables start anew before this parallel epoch in any case.
     """
@@ -82,24 +92,35 @@ def actions(
         return plan[epoch] == "parallel" and (before[-1:] != ("parallel",) or restarts(before.count("parallel")))
 
     saved_at = clock()
-    recomputed = False
     for epoch in range(first_epoch, len(plan)):
-        phase = plan[epoch]
-        switch = anew(epoch)
+        split = plan[epoch] == "parallel"
+        step = first_step if epoch == first_epoch else 0
+        switch = anew(epoch) and not step
         if switch:
             recomputed = False
-        if switch or (phase == "parallel" and not have_aux):
+        if switch or (split and (missing_aux or not have_aux)):
             recomputed = recomputed or not switch
-            yield Refresh(epoch, recomputed)
-            have_aux = True
-        yield Train(epoch, phase, plan[:epoch].count("parallel"), recomputed and phase == "parallel")
+            yield Refresh(epoch, recomputed, missing_aux and have_aux and not switch)
+            have_aux, missing_aux = True, False
+        marked = recomputed and split
+        while True:
+            trained = yield Train(epoch, plan[epoch], plan[:epoch].count("parallel"), marked, step)
+            assert trained is not None
+            if not trained.step:
+                break
+            step = trained.step
+            yield Save(epoch, split, step, marked)
+            saved_at = clock()
+            if trained.stop:
+                yield Stop(False, stop_reason() or ELSEWHERE)
+                return
         ended = epoch + 1 == len(plan)
-        aux_needed = phase == "parallel" and not ended and plan[epoch + 1] == "parallel" and not anew(epoch + 1)
+        aux_needed = split and not ended and plan[epoch + 1] == "parallel" and not anew(epoch + 1)
         # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
-        aux_referred = aux_needed or (phase == "parallel" and not switch)
-        reason = None if ended else stop_reason()
+        aux_referred = aux_needed or (split and (not switch or step > 0))
+        reason = None if ended else stop_reason() or (ELSEWHERE if trained.stop else None)
         if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_referred):
-            yield Save(epoch, aux_needed)
+            yield Save(epoch, aux_needed, 0, marked and aux_needed)
             saved_at = clock()
         if reason:
             yield Stop(False, reason)

@@ -17,11 +17,12 @@ Shape = tuple[int, ...]
 @dataclass(frozen=True)
 class Place:
     """Where a stage stands: `shapes` are one sample's, without the batch dimension, at the input of each of its blocks
-    and at the output of its last one."""
+    and at the output of its last one; `first_block` is its first block's number in the whole network."""
 
     first: bool
     last: bool
     shapes: tuple[Shape, ...]
+    first_block: int = 0
 
 
 class Stage:
@@ -29,12 +30,13 @@ class Stage:
 
     Attributes:
         place: with the shapes of one sample at all its blocks; `in_shape` and `out_shape` are the two ends.
-        first_block: the number of the stage's first block in the whole network of `net_blocks` blocks.
+        net_blocks: blocks of the whole network; the stage has those from `place.first_block` on.
         dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
-        carry: what a method keeps of its own from step to step and from epoch to epoch; checkpoints save it.
+        carry: what a method keeps of its own from step to step and from epoch to epoch; checkpoints save it.  A name
+            that begins with "<n>." belongs to block n of the whole network, any other is the same on every stage.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
     """
 
@@ -57,9 +59,9 @@ class Stage:
     ) -> None:
         self.index, self.count = index, count
         self.device = torch.device(device)
-        self.place = Place(index == 0, index == count - 1, tuple(map(tuple, shapes)))
+        self.place = Place(index == 0, index == count - 1, tuple(map(tuple, shapes)), first_block)
         self.in_shape, self.out_shape = self.place.shapes[0], self.place.shapes[-1]
-        self.first_block, self.net_blocks = first_block, net_blocks or len(blocks)
+        self.net_blocks = net_blocks or len(blocks)
         self.channels_last = channels_last and len(self.in_shape) == 3
         self.blocks = blocks.to(self.device)
         if channels_last:
@@ -72,8 +74,10 @@ class Stage:
         self.frozen = frozen
         self.carry: dict[str, torch.Tensor] = {}
         self.between_blocks: Callable[[], None] = lambda: None
-        self._seed, self._position, self._draws = seed, (0, 0), 0
-        for block in self.blocks:
+        self._seed, self._position, self._passes = seed, (0, 0), 0
+        for number, block in enumerate(self.blocks, first_block):
+            if may_draw(block):
+                block.register_forward_pre_hook(lambda block, inputs, number=number: self._seed_block(number))
             block.register_forward_hook(self._after_block)
 
     @property
@@ -84,20 +88,28 @@ class Stage:
     def last(self) -> bool:
         return self.place.last
 
+    @property
+    def block_numbers(self) -> range:
+        """The stage's blocks, as they are counted in the whole network."""
+        return range(self.place.first_block, self.place.first_block + len(self.blocks))
+
+    def _seed_block(self, number: int) -> None:
+        """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run."""
+        if self.blocks.training:
+            torch.manual_seed(hash((self._seed, *self._position, number, self._passes)) & (2**63 - 1))
+
     def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         self.between_blocks()
         if output.requires_grad:
             output.register_hook(lambda grad: self.between_blocks())
 
     def at(self, epoch: int, step: int) -> None:
-        """Say where in the run the next forward passes stand; random layers draw from (seed, epoch, step, stage)."""
-        self._position, self._draws = (epoch, step), 0
+        """Say where in the run the next passes stand: random layers draw from (seed, epoch, step, block, pass)."""
+        self._position, self._passes = (epoch, step), 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`."""
-        if self.blocks.training:  # random layers draw the same numbers wherever and whenever this pass is run
-            self._draws += 1
-            torch.manual_seed(hash((self._seed, *self._position, self.index, self._draws)) & (2**63 - 1))
+        self._passes += 1
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -143,3 +155,22 @@ class Stage:
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers by their names in the whole network."""
         return {name: t.detach() for name, t in self.blocks.state_dict().items()}
+
+
+_NEVER_DRAWS = (
+    "conv",
+    "linear",
+    "batchnorm",
+    "normalization",
+    "instancenorm",
+    "pooling",
+    "padding",
+    "flatten",
+    "container",
+)
+
+
+def may_draw(block: nn.Module) -> bool:
+    """Whether a block may use random numbers; only those known not to are spared the seeding before every pass."""
+    known = (*(f"torch.nn.modules.{name}" for name in _NEVER_DRAWS), "hpcsplit.nets.")
+    return not all(isinstance(m, nn.ReLU) or m.__module__.startswith(known) for m in block.modules())

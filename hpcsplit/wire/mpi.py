@@ -1,7 +1,7 @@
 """Stage programs over MPI: one rank a stage, point-to-point messages between neighbours.  The only importer of mpi4py.
 
 MPI moves nothing in the background.  `Wire.progress` takes in what has arrived and drives what is on its way; a
- stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
+stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
 Every message is one buffer: a header (name, index, dtype, shape, memory format, time of sending) and the payload.
 """
 
@@ -25,6 +25,7 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
+from hpcsplit.errors import LaunchError  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
     AGREE_LAG,
     MAX_DIMENSIONS,
@@ -93,6 +94,8 @@ class Wire:
         self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
         self.unread = 0
         self.agreeing: deque[tuple[MPI.Request, memoryview, memoryview]] = deque()
+        self.beats = 0  # grows with every verb, block and message; a watchdog's thread reads it
+        self._waiting: tuple[Recv | str, float] | None = None
         self.clock_offset = self._clock_offsets()
 
     def run(self, program: Program) -> Any:
@@ -104,6 +107,7 @@ class Wire:
             except StopIteration as end:
                 self._drain()
                 return end.value
+            self.beats += 1
             if isinstance(verb, Send):
                 self._send(verb)
                 answer = None
@@ -137,20 +141,26 @@ class Wire:
     def _wait_for_room(self, peer: int) -> None:
         """While too much is on its way, take in what the slow peer sends, but nothing from the other side."""
         start = time.perf_counter()
+        if len(self.outgoing) >= _IN_FLIGHT:
+            self._waiting = f"stage {peer} to take in messages", time.monotonic()
         while len(self.outgoing) >= _IN_FLIGHT:
             self.progress(asked=True, source=peer)
             if len(self.outgoing) >= _IN_FLIGHT:
                 time.sleep(_NAP_S)
+        self._waiting = None
         self.traffic.imbalance_s += time.perf_counter() - start
 
     def _recv(self, verb: Recv) -> torch.Tensor:
         peer = self.world.rank + verb.side
         queue = self.mailbox[peer, verb.name]
         waiting_since = time.time()
+        if not queue:
+            self._waiting = verb, time.monotonic()
         while not queue:
             self.progress(asked=True)
             if not queue:
                 time.sleep(_NAP_S)
+        self._waiting = None
         tensor, index, sent_at = queue.popleft()
         self.unread -= 1
         waited = time.time() - waiting_since
@@ -166,6 +176,8 @@ class Wire:
 
         Unasked, a rank stops taking in messages while it has many unread ones, which makes the sender wait.
         """
+        if not asked:
+            self.beats += 1
         while asked or self.unread < 2 * _IN_FLIGHT:
             status = MPI.Status()
             message = self.comm.Improbe(source=source, tag=0, status=status)
@@ -180,6 +192,7 @@ class Wire:
             name, index, sent_at, dtype, dims, nhwc, *shape = _HEADER.unpack_from(_bytes_of(buffer))
             tensor = _payload(buffer, _DTYPES[dtype], tuple(shape[:dims]), nhwc)
             self.mailbox[source, name.rstrip(b"\0").decode()].append((tensor, index, sent_at))
+            self.beats += 1
         if self.outgoing:
             self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
 
@@ -187,13 +200,13 @@ class Wire:
         """Every rank's JSON value, by rank."""
         mine = json.dumps(value).encode()
         sizes = memoryview(bytearray(8 * self.world.size)).cast("q")
-        self._wait(
-            self.comm.Iallgather([memoryview(bytearray(struct.pack("<q", len(mine)))), MPI.BYTE], [sizes, 8, MPI.BYTE])
-        )
+        length = memoryview(bytearray(struct.pack("<q", len(mine))))
+        self._wait(self.comm.Iallgather([length, MPI.BYTE], [sizes, 8, MPI.BYTE]), "all ranks to share")
         counts = list(sizes)
         offsets = [sum(counts[:r]) for r in range(len(counts))]
         everything = bytearray(sum(counts))
-        self._wait(self.comm.Iallgatherv([mine, len(mine), MPI.BYTE], [everything, counts, offsets, MPI.BYTE]))
+        request = self.comm.Iallgatherv([mine, len(mine), MPI.BYTE], [everything, counts, offsets, MPI.BYTE])
+        self._wait(request, "all ranks to share")
         return [json.loads(everything[o : o + n]) for o, n in zip(offsets, counts, strict=True)]
 
     def _agree(self, level: int) -> int:
@@ -206,24 +219,37 @@ class Wire:
         """The outcome of the oldest agreement that is under way."""
         request, _, highest = self.agreeing.popleft()
         start = time.perf_counter()
-        self._wait(request)
+        self._wait(request, "all ranks to agree")
         self.traffic.imbalance_s += time.perf_counter() - start
         return int(highest[0])
 
-    def _wait(self, request: MPI.Request) -> None:
+    def _wait(self, request: MPI.Request, what: str) -> None:
         nap = _NAP_S
+        self._waiting = what, time.monotonic()
         while not request.Test():
             self.progress(asked=True)
             time.sleep(nap)
             nap = min(nap * 1.5, 2e-3)
+        self._waiting = None
 
     def _drain(self) -> None:
         """Let the last sends leave, and the last agreements come to their end."""
         while self.agreeing:
             self._agreed()
+        self._waiting = "the neighbours to take in the last messages", time.monotonic()
         while self.outgoing:
             self.progress(asked=True)
             time.sleep(_NAP_S)
+        self._waiting = None
+
+    def waits(self) -> str:
+        """What this rank waits for, from whom and since when; "" when for nobody.  For another thread to ask."""
+        if (waiting := self._waiting) is None:
+            return ""
+        what, since = waiting
+        if isinstance(what, Recv):
+            what = f"'{what.name}' number {what.index} from stage {self.world.rank + what.side}"
+        return f"{what} since {time.monotonic() - since:.0f} s"
 
     def _clock_offsets(self) -> list[float]:
         """Each rank's clock minus ours (s), to read a peer's time of sending: the quickest of a few exchanges."""
@@ -244,7 +270,7 @@ class Wire:
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        self.comm.Abort(code)
+            self.comm.Abort(code)
         os._exit(code)
 
     def close(self) -> None:
@@ -265,3 +291,80 @@ def _payload(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], n
         return flat.view(shape)
     b, c, h, w = shape
     return flat.view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------------- what `doctor` asks
+
+
+@dataclass(frozen=True)
+class Library:
+    """The MPI library as it describes itself."""
+
+    version: str
+    standard: str  # "5.0"
+    serialized: bool  # any thread of a rank may call MPI, one at a time: what the wire needs
+    memory_kinds: tuple[str, ...]  # "cuda" or "rocm" among them: takes device memory; () when it does not tell
+
+
+def library() -> Library:
+    """What the library can do; MPI must be initialized."""
+    kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
+    return Library(
+        MPI.Get_library_version().split("\n")[0].strip(" \0"),
+        ".".join(map(str, MPI.Get_version())),
+        MPI.Query_thread() >= MPI.THREAD_SERIALIZED,
+        tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+    )
+
+
+def one_way_times(
+    wire: Wire, peer: int, message_bytes: int, repeats: int, budget_s: float, limit_s: float
+) -> list[float]:
+    """Half the times (s) of round trips of one message; `peer` calls it with the same numbers.
+
+    The lower rank measures, at most `repeats` times and about `budget_s`; the other gets [].
+
+    Raises:
+        LaunchError: no answer within `limit_s`.
+    """
+    mine, theirs = bytearray(message_bytes), bytearray(message_bytes)
+    measures, times, begin = wire.world.rank < peer, list[float](), time.perf_counter()
+
+    def finish(request: MPI.Request) -> None:
+        end = time.perf_counter() + limit_s
+        while not request.Test():
+            if time.perf_counter() > end:
+                raise LaunchError(
+                    f"rank {wire.world.rank} on {wire.world.host} has waited {limit_s:g} s for a message of "
+                    f"{message_bytes} bytes from or to rank {peer}: look at firewalls and at which network interface "
+                    "MPI takes (UCX_NET_DEVICES, OMPI_MCA_btl_tcp_if_include)"
+                )
+            os.sched_yield()
+
+    last = False
+    while not last:
+        start = time.perf_counter()
+        arriving = wire.comm.Irecv([theirs, MPI.BYTE], source=peer, tag=1)
+        if measures:
+            last = len(times) + 1 >= repeats or start - begin > budget_s
+            mine[0] = last  # so that both end after the same message
+            leaving = wire.comm.Isend([mine, MPI.BYTE], dest=peer, tag=1)
+            finish(arriving)
+            times.append((time.perf_counter() - start) / 2)
+        else:
+            finish(arriving)
+            last = bool(theirs[0])
+            leaving = wire.comm.Isend([mine, MPI.BYTE], dest=peer, tag=1)
+        finish(leaving)
+    return times
+
+
+def swapped_in_place(wire: Wire, device: torch.device, elements: int) -> bool:
+    """Whether two ranks can swap tensors in the memory of the device, without staging; may end the process."""
+    peer = 1 - wire.world.rank
+    mine = torch.full((elements,), float(wire.world.rank), device=device)
+    theirs = torch.full_like(mine, -1.0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wire.comm.Sendrecv(mine, dest=peer, sendtag=2, recvbuf=theirs, source=peer, recvtag=2)
+    return bool((theirs == float(peer)).all())

@@ -60,8 +60,8 @@ class Share:
 class Agree:
     """Tell all ranks a level (0: nothing) without waiting for them.
 
-    The answer is the highest level that any rank gave `AGREE_LAG` calls ago, or 0 before so many calls: the same on every
-    rank in the same call, so that a signal that one rank received is obeyed by all at the same step.
+    The answer is the highest level that any rank gave `AGREE_LAG` calls ago, or 0 before so many calls: the same on
+    every rank in the same call, so that a signal that one rank received is obeyed by all at the same step.
     """
 
     level: int = 0

@@ -12,7 +12,7 @@ from hpcsplit.boundary.hdf5 import HdfStore
 from hpcsplit.boundary.store import Field
 
 N = 200
-FIELDS = [Field("lam", (4, 8)), Field("kappa", (4, 8))]
+FIELDS = [Field("lam", (4, 8), 4), Field("kappa", (4, 8), 4)]
 LABELS = {"cut": "1_0", "config": "c0ffee"}
 
 

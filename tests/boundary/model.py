@@ -10,7 +10,7 @@ import torch
 from hpcsplit.boundary.store import Field, Store
 
 N = 103
-FIELDS = [Field("lam", (3, 5)), Field("kappa", (7,))]
+FIELDS = [Field("lam", (3, 5), 4), Field("kappa", (7,), 4)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["memory", "hdf5"]
 Make = Callable[..., Store]

@@ -80,9 +80,9 @@ def test_adopt_refuses_a_damaged_generation(tmp_path: Path, damage: str) -> None
         write_epoch(store, 1)
         store.sync()
         description = store.describe()
-    harm(tmp_path / f"stage-001.kappa.{description['slot']}.h5", damage)
+    harm(tmp_path / f"block-004.kappa.{description['slot']}.h5", damage)
     with closing(build(tmp_path)) as store:
-        with pytest.raises(StoreError, match=r"stage-001\.kappa\.1\.h5: .*recompute"):
+        with pytest.raises(StoreError, match=r"block-004\.kappa\.1\.h5: .*recompute"):
             store.adopt(description)
         assert store.epoch is None
 
@@ -115,7 +115,7 @@ def test_adopt_with_a_constant(tmp_path: Path) -> None:
         store.fill("kappa", 0.0)
         store.sync()
         description = json.loads(json.dumps(store.describe()))
-        assert read_attributes(tmp_path / "stage-001.kappa.1.h5")["fill"] == 0.0
+        assert read_attributes(tmp_path / "block-004.kappa.1.h5")["fill"] == 0.0
     with closing(build(tmp_path)) as store:
         store.adopt(description)
         assert holds(store, 1)
@@ -123,7 +123,7 @@ def test_adopt_with_a_constant(tmp_path: Path) -> None:
 
 
 def test_files_are_private_reserved_and_kept_when_they_fit(tmp_path: Path) -> None:
-    names = sorted(f"stage-001.{name}.{slot}.h5" for name in ("lam", "kappa") for slot in (0, 1))
+    names = sorted(f"block-004.{name}.{slot}.h5" for name in ("lam", "kappa") for slot in (0, 1))
     build(tmp_path).close()
     assert sorted(os.listdir(tmp_path)) == names
     inodes = {name: (tmp_path / name).stat().st_ino for name in names}
@@ -145,7 +145,7 @@ def test_a_reader_of_hdf5_finds_each_sample(tmp_path: Path, dtype: torch.dtype) 
     with closing(build(tmp_path, dtype)) as store:
         write_epoch(store, 0)
         store.sync()
-        path = tmp_path / f"stage-001.lam.{store.slot}.h5"
+        path = tmp_path / f"block-004.lam.{store.slot}.h5"
         tensors, attributes = read_tensors(path)
     assert attributes["epoch"] == 0
     assert attributes["complete"] == 1
@@ -160,7 +160,7 @@ def test_h5dump_reads_the_store(tmp_path: Path) -> None:
     with closing(build(tmp_path)) as store:
         write_epoch(store, 2)
         store.sync()
-        path = tmp_path / f"stage-001.lam.{store.slot}.h5"
+        path = tmp_path / f"block-004.lam.{store.slot}.h5"
         texts = [
             subprocess.run(["h5dump", "-y", "-d", name, str(path)], check=True, capture_output=True, text=True).stdout
             for name in ("/rows", "/index")

@@ -140,9 +140,9 @@ def test_save_and_restore_between_all_kinds(
     store = make(source, dtype, "a")
     run_epoch(store, model, rng, 3, ["lam", "kappa"], read=False)
     run_epoch(store, model, rng, 4, ["lam", "kappa"])
-    assert store.save(folder) == ["aux-stage-001.lam.h5", "aux-stage-001.kappa.h5"]
+    assert store.save(folder) == ["aux-block-004.lam.h5", "aux-block-004.kappa.h5"]
     description = json.loads(json.dumps(store.describe()))
-    tensors, attributes = read_tensors(folder / "aux-stage-001.lam.h5")
+    tensors, attributes = read_tensors(folder / "aux-block-004.lam.h5")
     rows = tensors["rows"] if dtype != torch.bfloat16 else tensors["rows"].view(torch.bfloat16)
     assert torch.equal(rows.float(), model["lam"][tensors["index"]])
     assert (attributes["epoch"], attributes["complete"], attributes["cut"]) == (4, 1, "1_0")
@@ -164,7 +164,7 @@ def test_constants_take_no_file(make: Make, tmp_path: Path, kind: str) -> None:
     run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
     store.fill("kappa", 0.25)
     model["kappa"].fill_(0.25)
-    assert store.save(folder) == ["aux-stage-001.lam.h5"]
+    assert store.save(folder) == ["aux-block-004.lam.h5"]
     other = make(kind, place="other")
     other.restore(folder, store.describe())
     assert same(content(other), model)
@@ -178,8 +178,8 @@ def test_a_damaged_copy_is_refused(make: Make, tmp_path: Path, kind: str, damage
     store = make(kind)
     run_epoch(store, fresh_model(), rng, 0, ["lam", "kappa"], read=False)
     store.save(folder)
-    harm(folder / "aux-stage-001.lam.h5", damage)
-    with pytest.raises(CheckpointError, match=r"aux-stage-001\.lam\.h5.*resume"):
+    harm(folder / "aux-block-004.lam.h5", damage)
+    with pytest.raises(CheckpointError, match=r"aux-block-004\.lam\.h5.*resume"):
         make(kind, place="other").restore(folder, store.describe())
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.engine.small import train_here, weights, write_toml
 
-STOP_AT_ONCE = ("--run.time_limit", 1e-6)  # after one epoch, with a checkpoint
+STOP_AT_ONCE = ("--run.time_limit", 1e-6)  # with a checkpoint: after one epoch where it has three steps
+THREE_STEPS = {"data__batch_size": 40}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Run:
 
 def half_done(place: Path, stages: int = 2, **changes: object) -> Run:
     """S PP of S PPP S are done; checkpoints after two and three epochs are there."""
-    run = Run(write_toml(place / "c.toml", stages, **changes), place / "run")
+    run = Run(write_toml(place / "c.toml", stages, **{**THREE_STEPS, **changes}), place / "run")
     for _ in range(3):
         assert run.go(*STOP_AT_ONCE) == 75
     return run
@@ -56,7 +57,7 @@ def half(prototype: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     place = tmp_path_factory.mktemp("whole")
-    run = Run(write_toml(place / "c.toml", 2), place / "run")
+    run = Run(write_toml(place / "c.toml", 2, **THREE_STEPS), place / "run")
     assert run.go() == 0
     return weights(run.folder)
 

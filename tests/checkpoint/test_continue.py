@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.conftest import STOP_AT_ONCE, Run, half_done
+from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run, half_done
 from tests.engine.small import records, train_here, weights, write_toml
 
 
 def test_stopped_after_every_epoch(tmp_path: Path, never_stopped) -> None:
-    run = Run(write_toml(tmp_path / "c.toml", 2), tmp_path / "run")
+    run = Run(write_toml(tmp_path / "c.toml", 2, **THREE_STEPS), tmp_path / "run")
     codes = [run.go(*STOP_AT_ONCE) for _ in range(5)]
     assert codes == [75, 75, 75, 75, 0]
     assert weights(run.folder) == never_stopped
@@ -78,14 +78,14 @@ def test_a_store_that_is_gone_makes_the_rows_recomputed(half: Run, capsys: pytes
 def test_a_store_that_is_gone_on_one_of_two_stages(tmp_path: Path) -> None:
     """As after a requeue that gave one node a fresh scratch disk."""
     run = half_done(tmp_path, 3, checkpoint__aux="keep")
-    for path in (run.folder / "aux").glob("stage-002.*"):
+    for path in (run.folder / "aux").glob("block-004.*"):
         path.unlink()
     assert run.go() == 0
     assert [record["recomputed"] for record in records(run.folder)] == [False, False, False, True, False]
 
 
 def test_a_run_of_one_stage(tmp_path: Path) -> None:
-    toml = write_toml(tmp_path / "c.toml", 1)
+    toml = write_toml(tmp_path / "c.toml", 1, **THREE_STEPS)
     assert train_here(toml, tmp_path / "run", *STOP_AT_ONCE) == 75
     assert train_here(toml, tmp_path / "run") == 0
     assert train_here(toml, tmp_path / "whole") == 0

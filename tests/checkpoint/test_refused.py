@@ -89,7 +89,7 @@ def test_without_an_older_one_the_run_begins_anew(half: Run, refused: Refused, n
 @pytest.mark.parametrize(
     ("key", "value", "section", "was"),
     [
-        ("data.batch_size", 50, "data", "32"),
+        ("data.batch_size", 50, "data", "40"),
         ("model.block", "pre", "model", '"post"'),
         ("method.beta", 3.0, "method", "10.0"),
         ("optim.lr", 0.01, "optim", "0.05"),
@@ -102,13 +102,6 @@ def test_another_configuration(refused: Refused, key: str, value: object, sectio
     assert f"made with another {section}: " in said
     shown = f'"{value}"' if isinstance(value, str) else value
     assert f"{key} = {was} there, {shown} here" in said
-
-
-@pytest.mark.parametrize(("cuts", "stages"), [("[2]", 2), ("[2, 4]", 3)])
-def test_other_cuts(refused: Refused, cuts: str, stages: int) -> None:
-    said = refused("--split.cuts", cuts)
-    assert f"has 2 stages cut at [3], this run has {stages} cut at {cuts}" in said
-    assert "start with mpirun -n 2 and split.cuts = [3], or with another --run-dir" in said
 
 
 @pytest.mark.parametrize(

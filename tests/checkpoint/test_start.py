@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.conftest import STOP_AT_ONCE, Run
+from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
 from tests.engine.small import train_here, weights, write_toml
 
 REFUSED, INTERNAL, LAUNCH = 65, 70, 77
@@ -19,13 +20,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "change",
-    [("--method.downsample", 2), ("--optim.lr", 0.5), ("--data.limit_train", 64), ("--split.cuts", "[1, 3]")],
+    [("--method.downsample", 2), ("--optim.lr", 0.5), ("--data.limit_train", 64)],
     ids=lambda change: change[0],
 )
 def test_a_refused_start_touches_nothing(half: Run, change: tuple[str, object]) -> None:
     before = contents(half.folder)
-    stages = ("--run.stages", 3) if change[0] == "--split.cuts" else ()
-    assert half.go(*change, *stages) == REFUSED
+    assert half.go(*change) == REFUSED
     assert contents(half.folder) == before
 
 
@@ -40,7 +40,9 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> None:
-    toml = write_toml(tmp_path / "c.toml", 2, model__name="tests.engine.tinynet:noisy", schedule__epochs=3)
+    toml = write_toml(
+        tmp_path / "c.toml", 2, model__name="tests.engine.tinynet:noisy", schedule__epochs=3, **THREE_STEPS
+    )
     assert train_here(toml, tmp_path / "whole") == 0
     for code in (75, 75, 0):
         assert train_here(toml, tmp_path / "parts", *STOP_AT_ONCE) == code
@@ -50,10 +52,15 @@ def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> Non
 def test_two_runs_do_not_share_a_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     toml, folder = write_toml(tmp_path / "c.toml", 1), tmp_path / "run"
     folder.mkdir()
-    with (folder / "lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    hold = "import sys, pathlib; from hpcsplit.rundir.lock import RunLock; RunLock.acquire(pathlib.Path(sys.argv[1]));"
+    command = [sys.executable, "-c", hold + "print('mine', flush=True); sys.stdin.read()", str(folder / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
         assert train_here(toml, folder) == LAUNCH
-    assert f"another run is at work in {folder}" in capfd.readouterr().err
+        other.kill()
+    assert f"another run is at work in {folder}: process {other.pid}" in capfd.readouterr().err
+    assert train_here(toml, folder, *STOP_AT_ONCE) == 75
 
 
 def test_lockstep_is_one_process(

@@ -58,7 +58,6 @@ def test_a_checkpoint_without_a_carry_leaves_none() -> None:
 # ------------------------------------------------------------------------------------------------ whole runs
 
 PDADMM = {
-    "data__batch_size": 32,
     "data__augment": False,
     "model__name": "mlp",
     "model__depth": 4,
@@ -69,6 +68,7 @@ PDADMM = {
     "schedule__ratio": "0:1",
     "schedule__warmup": 0,  # PP PPP: the variables start anew after epoch 2
     "split__cuts": [2],
+    "data__batch_size": 40,
 }
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ import torch
 from hpcsplit import cli
 from hpcsplit.assemble import make_job
 from hpcsplit.config import Config, resolve
+from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job, Observer
+from hpcsplit.methods.contract import Tally
 from hpcsplit.prepare import prepare
 from hpcsplit.rundir import RunDir
+from hpcsplit.schedule.actions import Train
+from hpcsplit.wire.port import Verb
 
 CUTS: dict[int, list[int]] = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
 BASE: dict[str, dict[str, Any]] = {
@@ -94,3 +98,11 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 def weights(run_dir: Path) -> list[tuple[int, str]]:
     """(epoch, hash of the whole network after it), in the order of the file."""
     return [(record["epoch"], record["weights_sha256"]) for record in records(run_dir)]
+
+
+def one_epoch(job: Job, action: Train) -> Generator[Verb, Any, Tally]:
+    """A whole epoch without a pause; what its steps have added up to."""
+    total = Tally()
+    paused = yield from train_epoch(job, action, total)
+    assert not paused
+    return total

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.theorem import Bound, right_side, theorem
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
+from tests.engine.small import one_epoch
 
 MLP = {"model__name": "mlp", "model__depth": 5, "model__width": 24}
 RESNET = {"model__name": "resnet8"}
@@ -57,7 +57,7 @@ def randomise(jobs: Sequence[Job], spread: float) -> None:
 def started(make: Make, stages: int, spread: float = 0.3, **changes: Any) -> list[Job]:
     """Stages after one exact epoch, with variables around the activations."""
     jobs = make(stages, store__kind="memory", **changes)
-    everyone(jobs, train_epoch, Train(0, "serial", 0))
+    everyone(jobs, one_epoch, Train(0, "serial", 0))
     everyone(jobs, refresh, Refresh(1))
     if spread:
         randomise(jobs, spread)
@@ -189,7 +189,7 @@ def test_after_a_refresh_both_sides_are_zero(make: Make, method: str, stages: in
 
 def test_it_leaves_no_trace(make: Make) -> None:
     jobs = started(make, 3, method__name="gsadmm")
-    everyone(jobs, train_epoch, Train(1, "parallel", 0))
+    everyone(jobs, one_epoch, Train(1, "parallel", 0))
     next(jobs[1].stage.blocks.children()).eval()  # the rest is in training mode
     everything = torch.arange(100).numpy()
 
@@ -214,7 +214,7 @@ def test_the_weights_of_a_run_do_not_know_that_it_was_asked(make: Make) -> None:
         jobs = make(2, None, place, store__kind="memory", model__name="tests.engine.tinynet:noisy")
         everyone(jobs, refresh, Refresh(0))
         for epoch in range(2):
-            everyone(jobs, train_epoch, Train(epoch, "parallel", epoch))
+            everyone(jobs, one_epoch, Train(epoch, "parallel", epoch))
             if ask:
                 both_sides(jobs)
         return [t.clone() for job in jobs for t in job.stage.state().values()]

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.data.order import batches, epoch_order
-from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.evaluate import BN_BATCHES, Scores, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
@@ -22,7 +21,7 @@ from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.terms.resample import average
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
-from tests.engine.small import CUTS
+from tests.engine.small import CUTS, one_epoch
 
 BETA = 10.0
 
@@ -35,7 +34,7 @@ def everyone(jobs: Sequence[Job], program: Any, *args: Any, **kwargs: Any) -> li
 def trained(make: Make, request: pytest.FixtureRequest) -> list[Job]:
     """Stages after one exact epoch, so that weights and BatchNorm statistics are not those of the start."""
     jobs = make(getattr(request, "param", 3), store__kind="memory")
-    everyone(jobs, train_epoch, Train(0, "serial", 0))
+    everyone(jobs, one_epoch, Train(0, "serial", 0))
     return jobs
 
 
@@ -151,7 +150,7 @@ def activations(jobs: Sequence[Job], ids: Any, training: bool) -> list[torch.Ten
 @pytest.mark.parametrize("factor", [1, 2])
 def test_refresh_stores_averaged_activations_in_evaluation_mode(make: Make, factor: int) -> None:
     jobs = make(3, store__kind="memory", method__downsample=factor)
-    everyone(jobs, train_epoch, Train(0, "serial", 0))
+    everyone(jobs, one_epoch, Train(0, "serial", 0))
     everyone(jobs, refresh, Refresh(1))
     ids = torch.arange(100).numpy()
     for job, x in zip(jobs[1:], activations(jobs, ids, training=False), strict=True):
@@ -232,7 +231,7 @@ def test_signals_and_violations_of_three_stages(make: Make) -> None:
 def test_the_probe_leaves_no_trace(make: Make) -> None:
     jobs = make(3, store__kind="memory")
     everyone(jobs, refresh, Refresh(1))
-    everyone(jobs, train_epoch, Train(1, "parallel", 0))
+    everyone(jobs, one_epoch, Train(1, "parallel", 0))
     before = everything(jobs)
     gradients = [None if p.grad is None else p.grad.clone() for job in jobs for p in job.stage.parameters]
     rows = [job.store.peek(torch.arange(100).numpy())["lam"] for job in jobs[1:]]
@@ -253,10 +252,10 @@ def test_before_any_parallel_epoch_there_is_nothing_to_compare(make: Make) -> No
 def test_a_network_at_rest_ends_with_the_exact_gradient(make: Make) -> None:
     """λ settles at x − g(λ)/c, and c (x − λ) at g: the paper's 1/M on the gradient would leave a ratio of 1/32."""
     jobs = make(2, store__kind="memory", method__beta=1e4, optim__lr=1e-12, optim__momentum=0.0)
-    everyone(jobs, train_epoch, Train(0, "serial", 0))
+    everyone(jobs, one_epoch, Train(0, "serial", 0))
     everyone(jobs, refresh, Refresh(1))
     for count in range(3):
-        everyone(jobs, train_epoch, Train(0, "parallel", count))  # epoch 0 deals the probe's mini-batch
+        everyone(jobs, one_epoch, Train(0, "parallel", count))  # epoch 0 deals the probe's mini-batch
     found = probed(jobs)[0]
     assert found.label_ratio == pytest.approx(1.0, abs=0.1)
     assert found.label_signal == pytest.approx(1.0, abs=0.05)
@@ -270,7 +269,7 @@ def test_violation_of_an_epoch_is_that_of_the_rows_it_read(make: Make) -> None:
     jobs = make(2, store__kind="memory", optim__lr=1e-12, optim__momentum=0.0)
     everyone(jobs, refresh, Refresh(1))
     rows = jobs[1].store.peek(torch.arange(100).numpy())["lam"]
-    tally = everyone(jobs, train_epoch, Train(1, "parallel", 0))[0]
+    tally = everyone(jobs, one_epoch, Train(1, "parallel", 0))[0]
     gap = size = 0.0
     for ids in jobs[0].epoch_batches(1):
         lam, [x] = rows[torch.from_numpy(ids)], activations(jobs, ids, training=True)

@@ -12,13 +12,12 @@ from tiny import listen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire import lockstep
-from tests.engine.small import config, make_jobs
+from tests.engine.small import config, make_jobs, one_epoch
 
 ALPHA, RHO, TAU = 0.7, 0.4, 3.0
 SMALL: dict[str, Any] = {
@@ -49,7 +48,7 @@ def refreshed(place: Path, stages: int, update: str, **changes: Any) -> list[Job
 def epochs(jobs: list[Job], count: int) -> list[Tally]:
     """Tallies of the last of so many parallel epochs."""
     for epoch in range(count):
-        tallies = lockstep.run([train_epoch(job, Train(epoch, "parallel", epoch)) for job in jobs])
+        tallies = lockstep.run([one_epoch(job, Train(epoch, "parallel", epoch)) for job in jobs])
     return tallies
 
 
@@ -118,7 +117,7 @@ def test_mini_batches_and_the_whole_set_part_with_the_first_rows(tmp_path: Path)
     for name in "pqu":
         assert (rows_of(batch, name)[0] - rows_of(whole, name)[0]).abs().max() > 1e-4
     for jobs in (batch, whole):
-        lockstep.run([train_epoch(job, Train(1, "parallel", 1)) for job in jobs])
+        lockstep.run([one_epoch(job, Train(1, "parallel", 1)) for job in jobs])
     assert not all(torch.equal(a, b) for a, b in zip(weights_of(batch), weights_of(whole), strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcsplit.boundary.store import Field, MemoryStore
-from hpcsplit.schedule.actions import Refresh, Save, Stop, Train, from_json, to_json
+from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import SavePolicy, actions
 
 SELDOM = SavePolicy(every_epochs=0, every_minutes=0.0, aux="recompute")
@@ -23,8 +24,20 @@ def plan_of(letters: str) -> tuple:
     return tuple({"S": "serial", "P": "parallel"}[letter] for letter in letters)
 
 
+def obeyed(letters: str, save: SavePolicy, pauses: Sequence[Trained] = (), **options) -> Iterator[Action]:
+    """The actions, each epoch trained to its end but for the pauses, which come one at each `Train`."""
+    decisions, how, ends = actions(plan_of(letters), save, **options), None, iter(pauses)
+    while True:
+        try:
+            action = decisions.send(how)
+        except StopIteration:
+            return
+        yield action
+        how = next(ends, Trained()) if isinstance(action, Train) else None
+
+
 def all_actions(letters: str, save: SavePolicy = SELDOM, **options) -> list:
-    return list(actions(plan_of(letters), save, **options))
+    return list(obeyed(letters, save, **options))
 
 
 def epochs_of(kind: type, found: list) -> list[int]:
@@ -88,7 +101,7 @@ def test_keep_never_overwrites_the_generation_that_the_newest_checkpoint_refers_
     """The store refuses to; the last epoch of a phase leaves a checkpoint that refers to none."""
     order = [np.arange(2)]
     store = MemoryStore([Field("lam", (1,))], 2, torch.float32)
-    for a in actions(plan_of(letters), SavePolicy(every, 0.0, "keep")):
+    for a in obeyed(letters, SavePolicy(every, 0.0, "keep")):
         if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
             store.start(order, read=isinstance(a, Train))
             store.write(0, {"lam": torch.zeros(2, 1)})
@@ -123,6 +136,68 @@ def test_a_reason_to_stop_leads_to_a_checkpoint_and_an_unfinished_end(letters):
 def test_nobody_is_asked_after_the_last_epoch():
     found = all_actions("S", stop_reason=lambda: pytest.fail("asked"))
     assert found[-1].done
+
+
+# ------------------------------------------------------------------------------------------------ within an epoch
+
+
+@pytest.mark.parametrize(("letters", "needs"), [("SS", False), ("PP", True)])
+def test_a_pause_is_saved_and_the_epoch_goes_on_from_there(letters, needs):
+    found = all_actions(letters, pauses=[Trained(5), Trained(9)])
+    trained = [(a.epoch, a.first_step) for a in found if isinstance(a, Train)]
+    assert trained == [(0, 0), (0, 5), (0, 9), (1, 0)]
+    assert [a for a in found if isinstance(a, Save)][:2] == [Save(0, needs, 5), Save(0, needs, 9)]
+
+
+def test_a_pause_to_stop_ends_the_run_behind_its_checkpoint():
+    found = all_actions("SPP", pauses=[Trained(), Trained(7, stop=True)], stop_reason=lambda: None)
+    assert found[-2:] == [Save(1, True, 7), Stop(False, "another rank has been told to stop")]
+
+
+def test_a_rank_that_was_told_to_stop_at_an_epochs_end_ends_all():
+    found = all_actions("SSS", pauses=[Trained(0, stop=True)])
+    assert found[-2:] == [Save(0, False), Stop(False, "another rank has been told to stop")]
+
+
+@given(PLANS.filter(bool), st.data())
+def test_a_run_resumed_within_an_epoch_does_what_an_unbroken_one_would(letters, data):
+    epoch = data.draw(st.integers(0, len(letters) - 1))
+    policy = SavePolicy(1, 0.0, "keep")
+    pauses = [Trained()] * epoch + [Trained(3)]
+    whole = all_actions(letters, policy, pauses=pauses)
+    saved = whole.index(next(a for a in whole if isinstance(a, Save) and a.step))
+    rest = all_actions(letters, policy, first_epoch=epoch, first_step=3, have_aux=True)
+    assert rest == whole[saved + 1 :]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_without_its_variables_it_computes_them_anew_and_says_so(epoch):
+    found = all_actions("SPPS", first_epoch=epoch, first_step=3, have_aux=False)
+    assert found[:2] == [Refresh(epoch, True), Train(epoch, "parallel", epoch - 1, True, 3)]
+
+
+def test_with_a_part_of_them_only_the_others_are_computed():
+    found = all_actions("PPP", first_epoch=1, have_aux=True, missing_aux=True)
+    assert found[:2] == [Refresh(1, True, True), Train(1, "parallel", 1, True)]
+    assert len(epochs_of(Refresh, found)) == 1
+
+
+def test_what_was_recomputed_stays_marked_over_one_more_restart():
+    found = all_actions("PPP", first_epoch=1, have_aux=True, recomputed=True)
+    assert [a.recomputed for a in found if isinstance(a, Train)] == [True, True]
+
+
+@given(PLANS, st.data())
+def test_keep_never_overwrites_what_a_checkpoint_within_an_epoch_refers_to(letters, data):
+    """The store refuses to."""
+    order, slot, protected = 2, 0, None
+    pauses = data.draw(st.lists(st.sampled_from([Trained(), Trained(1)]), max_size=20))
+    for a in obeyed(letters, SavePolicy(0, 0.0, "keep"), pauses=pauses):
+        if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
+            assert protected != (slot + 1) % order
+            slot = (slot + 1) % order  # a pause makes a generation, too
+        elif isinstance(a, Save):
+            protected = slot if a.need_aux else None
 
 
 # ------------------------------------------------------------------------------------------------ resuming
@@ -200,7 +275,7 @@ def test_a_checkpoint_before_a_restart_needs_no_variables(letters, restarts, eve
 def test_keep_lets_go_of_a_generation_before_a_restart_overwrites_it(letters, restarts, every):
     """The store refuses otherwise."""
     order, store = [np.arange(2)], MemoryStore([Field("lam", (1,))], 2, torch.float32)
-    for a in actions(plan_of(letters), SavePolicy(every, 0.0, "keep"), restarts=restarts):
+    for a in obeyed(letters, SavePolicy(every, 0.0, "keep"), restarts=restarts):
         if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
             store.start(order, read=isinstance(a, Train))
             store.write(0, {"lam": torch.zeros(2, 1)})
@@ -247,6 +322,9 @@ EVERY_KIND = [
     Train(7, "parallel", 4, True),
     Save(2, True),
     Save(3, False),
+    Save(3, True, 17, True),
+    Train(7, "parallel", 4, True, 17),
+    Refresh(4, True, True),
     Stop(True, "all epochs are done"),
     Stop(False, "SIGTERM"),
 ]
@@ -265,6 +343,9 @@ def test_actions_print_themselves():
         "train epoch 8, parallel",
         "save a checkpoint after epoch 3",
         "save a checkpoint after epoch 4",
+        "save a checkpoint after step 17 of epoch 4",
+        "train epoch 8, parallel, after step 17",
+        "refresh the missing auxiliary variables before epoch 5",
         "stop: all epochs are done",
         "stop: SIGTERM",
     ]

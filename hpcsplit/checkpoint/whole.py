@@ -1,0 +1,81 @@
+"""A checkpoint as one network: the files of all its stages, however many, put together by the names of the tensors.
+
+A stage's file keeps everything by its name in the whole network ("weights/<name>", "optim/<name>/<state>",
+"carry/<name>"), so nothing here depends on the number of stages or on where they were cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint.state import Tensors, weights_sha256
+from hpcsplit.errors import CheckpointError
+from hpcsplit.files.hdf5 import read_tensors
+
+WEIGHTS = "weights/"
+
+
+def stage_files(folder: Path) -> list[str]:
+    """The names of the files with weights that SHA256SUMS lists, in order.  CheckpointError when there are none."""
+    names = sorted(name for name in ckpt.listed(folder) if name.startswith("stage-"))
+    if not names:
+        raise ckpt.damaged(folder, f"{ckpt.SUMS} lists no file of a stage")
+    return names
+
+
+def read_whole(folder: Path, wanted: Callable[[str], bool] = lambda key: True) -> Tensors:
+    """The tensors of all stages whose keys are `wanted`, on the CPU.
+
+    All checksums are compared before the first file is opened.  Only one file's other tensors are in memory at a time.
+
+    Raises:
+        CheckpointError: a file is absent, changed or no HDF5 file, or two of them have the same key.
+    """
+    names = stage_files(folder)
+    ckpt.verify(folder, names)
+    whole: Tensors = {}
+    for name in names:
+        found = {key: t for key, t in read_tensors(folder / name)[0].items() if wanted(key)}
+        if twice := sorted(found.keys() & whole.keys()):
+            raise ckpt.damaged(folder, f"{twice[0]} is in {name} and in a file before it")
+        whole |= found
+    return whole
+
+
+def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights and buffers of the whole network, in the order of `like`.
+
+    Args:
+        like: the network's own state dict; only names, shapes and types are looked at, so it may be on "meta".
+
+    Raises:
+        CheckpointError: as `read_whole`, or the checkpoint is that of another network.
+    """
+    found = read_whole(folder, lambda key: key.startswith(WEIGHTS))
+    weights = {key.removeprefix(WEIGHTS): t for key, t in found.items()}
+    if surplus := sorted(weights.keys() - like.keys()):
+        raise CheckpointError(f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config")
+    for name, t in like.items():
+        if name not in weights:
+            raise CheckpointError(f"checkpoint {folder} has no {name}, this network has; give the run's own --config")
+        here, there = (tuple(t.shape), t.dtype), (tuple(weights[name].shape), weights[name].dtype)
+        if here != there:
+            raise CheckpointError(
+                f"{name} has shape {there[0]} ({there[1]}) in checkpoint {folder} and {here[0]} ({here[1]}) in this "
+                "network; give the run's own --config"
+            )
+    return {name: weights[name] for name in like}
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """The hash that records.jsonl calls weights_sha256, of a whole network's state dict in its own order."""
+
+    def raw(t: torch.Tensor) -> memoryview:
+        return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    return weights_sha256([(name, hashlib.sha256(raw(t)).hexdigest())] for name, t in weights.items())

@@ -1,0 +1,100 @@
+"""The `evaluate` command: a checkpoint's network on held-out data, on this process alone, beside what the run wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.assemble import Prepared, build_network, load_data, make_job, sizes
+from hpcsplit.checkpoint.state import Tensors
+from hpcsplit.checkpoint.whole import digest
+from hpcsplit.commands.saved import Saved, find
+from hpcsplit.config import Config, Method
+from hpcsplit.data.dataset import fingerprint
+from hpcsplit.engine.evaluate import Scores, evaluate
+from hpcsplit.errors import CheckpointError
+from hpcsplit.records import EpochRecord, Records
+from hpcsplit.wire import lockstep
+
+NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
+NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, BatchNorm re-estimated"}
+
+
+def evaluate_command(folder: Path, name: str, config_path: Path | None, *, as_json: bool) -> int:
+    """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
+    """
+    saved = find(folder, name, config_path)
+    saved.check(fingerprint(load_data(saved.config)), "model", "network", "data", "images", "seed")
+    weights = saved.weights(build_network(saved.config, meta=True))
+    scores = score(saved, weights)
+    record = _record(saved)
+    found: dict[str, Any] = {
+        "run": str(folder),
+        "checkpoint": saved.name,
+        "epochs_done": saved.epochs_done,
+        "step": saved.step,
+        **dataclasses.asdict(scores),
+        "train_samples": _train_samples(saved.config),
+        "test_samples": sizes(saved.config)[1],
+        "weights_sha256": digest(weights),
+        "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
+    }
+    print(json.dumps(found, indent=1) if as_json else _text(saved, found))
+    if record and record.weights_sha256 != found["weights_sha256"]:
+        raise CheckpointError(
+            f"checkpoint {saved.folder} does not have the weights that {saved.run.records} has for epoch "
+            f"{record.epoch + 1}; one of them is of another run"
+        )
+    return 0
+
+
+def score(saved: Saved, weights: Tensors) -> Scores:
+    """Loss and accuracy of the whole network as a run of one stage computes them."""
+    config = saved.config
+    device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(config.run.threads or len(os.sched_getaffinity(0)))
+    alone = dataclasses.replace(config, method=Method(name="backprop"))
+    blocks = len(build_network(config, meta=True))
+    job = make_job(alone, Prepared((), (1.0,) * blocks, "", None), saved.run, 0, 1, device)
+    job.stage.blocks.load_state_dict(weights, strict=True)
+    return lockstep.run([evaluate(job, bn=True)])[0]
+
+
+def _record(saved: Saved) -> EpochRecord | None:
+    """What the run wrote down of the checkpoint's last epoch; none within an epoch."""
+    if saved.step:
+        return None
+    return next((r for r in Records(saved.run.records).load() if r.epoch == saved.epochs_done - 1), None)
+
+
+def _train_samples(config: Config) -> int:
+    size = sizes(config)[0]
+    return min(size, config.data.eval_train or size)
+
+
+def _text(saved: Saved, found: dict[str, Any]) -> str:
+    def shown(key: str, value: float | None) -> str:
+        return "-" if value is None else f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
+
+    recorded = found["recorded"]
+    lines = [
+        f"checkpoint {saved.name} of {saved.run.path}, {saved.position()}",
+        f"{saved.config.model.name} on {saved.config.data.name}: {found['train_samples']} training samples, "
+        f"{found['test_samples']} test samples",
+        f"{'':<40} {'here':>10} {'recorded':>10}",
+    ]
+    for key, title in NAMES.items():
+        lines.append(f"{title:<40} {shown(key, found[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
+    lines.append(f"weights_sha256 {found['weights_sha256']}")
+    if recorded is None:
+        why = "it lies within an epoch" if saved.step else f"{saved.run.records} has no line for it"
+        lines.append(f"nothing recorded to compare with: {why}")
+    return "\n".join(lines)

@@ -1,0 +1,162 @@
+"""Findings about MPI: the library, the time of messages between neighbours, and whether they can use device memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpcsplit.doctor.finding import Finding, Status
+from hpcsplit.doctor.place import Place
+from hpcsplit.doctor.selftest import device_memory_obstacle
+
+if TYPE_CHECKING:
+    from hpcsplit.wire.mpi import Library, Wire
+
+SMALL_BYTES = 8
+LARGE_BYTES = 4 << 20
+"""64 rows of 16 x 32 x 32 float32, what a ResNet's first stages exchange for half a mini-batch."""
+
+LATENCY_SLOW_S = 100e-6
+"""Shared memory takes 1 to 3 µs, InfiniBand and Slingshot 1 to 3 µs, TCP over Ethernet 20 to 60 µs."""
+
+BANDWIDTH_SLOW = 1e9
+"""Bytes/s of 10 Gbit/s Ethernet, rounded down: a mini-batch's 8 MB then take 8 ms, which a step of tens of ms hides.
+Shared memory gives 5 to 20 GB/s."""
+
+_REPEATS = 200
+_BUDGET_S = 0.25
+_ANSWER_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Medians between two neighbours: one way of a small message (s), and bytes/s of a large one."""
+
+    ranks: tuple[int, int]
+    hosts: tuple[str, str]
+    latency_s: float
+    bandwidth: float
+
+    @property
+    def slow(self) -> bool:
+        return self.latency_s > LATENCY_SLOW_S or self.bandwidth < BANDWIDTH_SLOW
+
+    @property
+    def numbers(self) -> str:
+        return f"{self.latency_s * 1e6:.3g} µs, {self.bandwidth / 1e9:.3g} GB/s"
+
+
+def mpi(library: Library) -> Finding:
+    """Which MPI it is, and whether the wire can use it."""
+    return Finding(
+        "MPI",
+        f"{' '.join(library.version.split())} (MPI {library.standard})",
+        Status.GOOD if library.serialized else Status.BROKEN,
+        "" if library.serialized else "it gives no MPI_THREAD_SERIALIZED: use an MPI that was built with threads",
+        asdict(library),
+    )
+
+
+def measure(wire: Wire) -> dict[str, Any] | None:
+    """The edge from this rank to the next one, as plain values; None for the last.  All ranks call it.
+
+    Pairs measure at the same time as they do in a run, first those that begin with an even rank, then the others.
+    """
+    from hpcsplit.wire.mpi import one_way_times
+
+    rank, size, found = wire.world.rank, wire.world.size, None
+    for parity in (0, 1):
+        wire.share(None)
+        first = rank if rank % 2 == parity else rank - 1
+        if first < 0 or first + 1 >= size:
+            continue
+        peer = first + 1 if rank == first else first
+        one_way_times(wire, peer, LARGE_BYTES, 2, _BUDGET_S, _ANSWER_LIMIT_S)  # connections are made at first use
+        small = one_way_times(wire, peer, SMALL_BYTES, _REPEATS, _BUDGET_S, _ANSWER_LIMIT_S)
+        large = one_way_times(wire, peer, LARGE_BYTES, _REPEATS, _BUDGET_S, _ANSWER_LIMIT_S)
+        if rank == first:
+            found = {"latency_s": statistics.median(small), "bandwidth": LARGE_BYTES / statistics.median(large)}
+    return found
+
+
+def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Place]) -> list[Finding]:
+    """One finding for neighbours on the same host, one for neighbours on two hosts."""
+    edges = [
+        Edge((rank, rank + 1), (places[rank].host, places[rank + 1].host), **numbers)
+        for rank, numbers in enumerate(measured)
+        if numbers
+    ]
+    kinds = {
+        "on a host": [edge for edge in edges if edge.hosts[0] == edge.hosts[1]],
+        "between hosts": [edge for edge in edges if edge.hosts[0] != edge.hosts[1]],
+    }
+    crowded = any(len({core for p in places if p.host == h for core in p.cores}) < n for h, n in _crowds(places))
+    return [_messages(kind, chosen, crowded) for kind, chosen in kinds.items() if chosen]
+
+
+def _crowds(places: Sequence[Place]) -> list[tuple[str, int]]:
+    return [(host, sum(p.host == host for p in places)) for host in {p.host for p in places}]
+
+
+def _messages(kind: str, edges: Sequence[Edge], crowded: bool) -> Finding:
+    slow = [edge for edge in edges if edge.slow]
+    middle = Edge(
+        (0, 0),
+        ("", ""),
+        statistics.median(edge.latency_s for edge in edges),
+        statistics.median(edge.bandwidth for edge in edges),
+    )
+    found = f"{kind}: {middle.numbers}"
+    if len(edges) > 1:
+        worst = min(edges, key=lambda edge: edge.bandwidth / edge.latency_s)
+        found += f" (medians of {len(edges)} pairs); slowest {worst.ranks[0]}-{worst.ranks[1]}: {worst.numbers}"
+    advice = ""
+    if slow:
+        pairs = ", ".join(f"{edge.ranks[0]}-{edge.ranks[1]}" for edge in slow[:8]) + (" …" if len(slow) > 8 else "")
+        advice = (
+            f"ranks {pairs} need more than {LATENCY_SLOW_S * 1e6:.0f} µs or less than {BANDWIDTH_SLOW / 1e9:g} GB/s: "
+        )
+        if crowded:
+            advice += "give each rank a core of its own"
+        elif kind == "on a host":
+            advice += (
+                "see whether other programs use these cores, and whether MPI uses shared memory (UCX_TLS, OMPI_MCA_btl)"
+            )
+        else:
+            advice += (
+                "see whether MPI uses the fast network (UCX_NET_DEVICES, FI_PROVIDER, OMPI_MCA_btl_tcp_if_include)"
+            )
+    data = {"small_bytes": SMALL_BYTES, "large_bytes": LARGE_BYTES, "edges": [asdict(edge) for edge in edges]}
+    return Finding("messages", found, Status.SLOW if slow else Status.GOOD, advice, data)
+
+
+def device_memory(library: Library, place: Place) -> Finding:
+    """Whether messages pass through host memory (they do), and whether this MPI could take device memory.
+
+    What MPI says of itself is not enough, and a wrong answer ends in a segmentation fault: two processes of their own
+    try it.
+    """
+    claims = [kind for kind in library.memory_kinds if kind in ("cuda", "rocm")]
+    if os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1":
+        claims.append("MPICH_GPU_SUPPORT_ENABLED=1")
+    known = ", ".join(library.memory_kinds) or "not told"
+    data: dict[str, Any] = {"messages": "staged", "memory_kinds": list(library.memory_kinds), "device_memory": False}
+    found = "staged through host memory"
+    if not claims:
+        return Finding("GPU messages", f"{found}; memory that MPI knows: {known}", data=data)
+    if not place.devices:
+        return Finding("GPU messages", f"{found}; MPI speaks of {', '.join(claims)}, but rank 0 sees no GPU", data=data)
+    if obstacle := device_memory_obstacle("cuda"):
+        data["self_test"] = obstacle
+        advice = (
+            f"MPI speaks of {', '.join(claims)}, but the self-test {obstacle}. Runs are not touched; for other "
+            "programs load the module that your site gives for GPU-aware MPI, or switch it off"
+        )
+        return Finding("GPU messages", f"{found}; device memory does not work", Status.SLOW, advice, data)
+    data["device_memory"] = True
+    return Finding(
+        "GPU messages", f"{found}; device memory would work too ({', '.join(claims)}, self-test passed)", data=data
+    )

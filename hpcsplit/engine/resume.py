@@ -1,0 +1,277 @@
+"""Taking a run up again, as a stage program: from a checkpoint of these cuts or of any others.
+
+Everything in a checkpoint is named by its place in the whole network, not by the rank that wrote it: weights and
+optimizer state by layer, auxiliary variables by the block that they stand before.  So each rank reads what its blocks
+need from the files that have it.  Variables at a boundary that is new are computed by a forward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.boundary.store import Store
+from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint.state import load_stage
+from hpcsplit.engine.job import Identity, Job
+from hpcsplit.engine.persist import FORMAT, EpochSums
+from hpcsplit.errors import CheckpointError, HpcsplitError
+from hpcsplit.files.hdf5 import read_attributes, read_tensors
+from hpcsplit.split.cuts import ranges
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire.port import Share, Verb
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at epoch 0, or behind a checkpoint.
+
+    Attributes:
+        missing: this stage's auxiliary variables that the checkpoint does not have, while it has others.
+        missing_anywhere: whether any stage misses some.
+        epoch: sums of the epoch under way.
+    """
+
+    first_epoch: int = 0
+    first_step: int = 0
+    have_aux: bool = False
+    missing: frozenset[str] = frozenset()
+    missing_anywhere: bool = False
+    recomputed: bool = False
+    epoch: EpochSums = field(default_factory=EpochSums)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the manifest of a checkpoint says; JSON by `vars`."""
+
+    folder: str
+    epochs_done: int
+    step: int
+    cuts: list[int]
+    aux_mode: str
+    aux_needed: bool
+    recomputed: bool
+    aux: list[dict[str, Any] | None]
+
+    @property
+    def name(self) -> str:
+        within = f"step {self.step} of epoch {self.epochs_done + 1}" if self.step else f"epoch {self.epochs_done}"
+        return f"{within} from {self.folder}"
+
+
+def resume(job: Job) -> Generator[Verb, Any, Start]:
+    """Continue from the newest complete checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged or belongs to another run; the same on every rank.
+    """
+    job.where = "resume"
+    verdict = None
+    if job.rank == 0:
+        verdict = _attempt(lambda: _plain(newest(job.checkpoints, job.identity)))
+    verdict = (yield Share(verdict))[0]
+    _agree([verdict])
+    if verdict["value"] is None:
+        return Start()
+
+    found = Found(**verdict["value"])
+    sums: list[EpochSums] = []
+    problems = yield Share(_attempt(lambda: sums.append(_load(job, found))))
+    _agree(problems)
+    job.observer.say(f"continuing after {found.name}")
+    recut = tuple(found.cuts) != job.identity.cuts
+    if recut:
+        job.observer.say(f"the stages were cut at {found.cuts} and are cut at {list(job.identity.cuts)} now")
+    aux = yield from _auxiliary(job, found, recut)
+    return Start(found.epochs_done, found.step, *aux, found.recomputed, sums[0])
+
+
+def _plain(found: Found | None) -> dict[str, Any] | None:
+    return None if found is None else dict(vars(found))
+
+
+def _attempt(action: Callable[[], Any]) -> dict[str, Any]:
+    """The value of a call, or the sentence it failed with: what one rank finds out, all must know."""
+    try:
+        return {"value": action(), "error": None}
+    except HpcsplitError as error:
+        return {"value": None, "error": str(error)}
+
+
+def _agree(verdicts: list[dict[str, Any]]) -> None:
+    for verdict in verdicts:
+        if verdict["error"]:
+            error = CheckpointError(verdict["error"])
+            error.agreed = True
+            raise error
+
+
+# ------------------------------------------------------------------------------------------------ which checkpoint
+
+
+def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
+    """The newest complete checkpoint if it can be continued with this identity, or None when there is none.
+
+    Raises:
+        CheckpointError: it is damaged or belongs to another run.  Nothing has been touched.
+    """
+    candidates = ckpt.complete(checkpoints) if checkpoints else []
+    if not candidates:
+        return None
+    folder = candidates[0]
+    ckpt.verify(folder, [ckpt.MANIFEST])
+    manifest = read_attributes(folder / ckpt.MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {folder} has format {manifest.get('format')}, this program reads {FORMAT}; continue with the "
+            "version that wrote it, or take another --run-dir"
+        )
+    theirs, ours = json.loads(manifest["fingerprints"]), identity.fingerprints
+    changed = [section for section in ours if theirs.get(section) != ours[section]]
+    if changed:
+        raise CheckpointError(
+            f"checkpoint {folder} was made with another {' and '.join(changed)}: "
+            f"{_differences(manifest['config'], identity, changed)}. Change it back, or take another --run-dir"
+        )
+    cuts = json.loads(manifest["cuts"])
+    missing = {ckpt.stage_file(k) for k in range(len(cuts) + 1)} - set(ckpt.listed(folder))
+    if missing:
+        raise ckpt.damaged(folder, f"{', '.join(sorted(missing))} is not listed in {ckpt.SUMS}")
+    return Found(
+        folder=str(folder),
+        epochs_done=int(manifest["epochs_done"]),
+        step=int(manifest["step"]),
+        cuts=cuts,
+        aux_mode=manifest["aux_mode"],
+        aux_needed=bool(manifest["aux_needed"]),
+        recomputed=bool(manifest["recomputed"]),
+        aux=json.loads(manifest["aux"]),
+    )
+
+
+def _differences(theirs_toml: str, identity: Identity, sections: list[str]) -> str:
+    """The lines of the two configurations that differ, theirs -> ours."""
+    theirs, ours = (_by_key(text) for text in (theirs_toml, identity.config_toml))
+    pairs = [
+        f"{key} = {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
+        for key in dict.fromkeys([*theirs, *ours])
+        if key.split(".")[0] in [*sections, "run" if "seed" in sections else ""] and theirs.get(key) != ours.get(key)
+    ]
+    return "; ".join(pairs) or "the keys are the same, what they name is not"
+
+
+def _by_key(text: str) -> dict[str, str]:
+    keys, section = {}, ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif " = " in line:
+            key, _, value = line.partition(" = ")
+            keys[f"{section}.{key}"] = value
+    return keys
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def _load(job: Job, found: Found) -> EpochSums:
+    """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to."""
+    stage, folder = job.stage, Path(found.folder)
+    blocks, sums = set(stage.block_numbers), EpochSums()
+    tensors: dict[str, torch.Tensor] = {}
+    for k, theirs in enumerate(ranges(tuple(found.cuts), stage.net_blocks)):
+        if blocks.isdisjoint(theirs):
+            continue
+        ckpt.verify(folder, [ckpt.stage_file(k)])
+        saved, attributes = read_tensors(folder / ckpt.stage_file(k))
+        everything = blocks.issuperset(theirs)
+        tensors |= {key: t for key, t in saved.items() if everything or _belongs(key, stage)}
+        if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
+            sums = EpochSums.from_json(attributes["sums"])
+    load_stage(stage, tensors)
+    return sums
+
+
+def _belongs(key: str, stage: Stage) -> bool:
+    """Whether a tensor of a checkpoint (checkpoint/state.py) is one of this stage's."""
+    kind, _, name = key.partition("/")
+    first = name.partition(".")[0]
+    if kind == "carry":
+        return not re.fullmatch(r"\d+", first) or int(first) in stage.block_numbers
+    return first in dict(stage.blocks.named_children())
+
+
+# ------------------------------------------------------------------------------------------------ auxiliary variables
+
+
+def _auxiliary(job: Job, found: Found, recut: bool) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:
+    """Take up the auxiliary variables; whether there are any, which ones this stage misses, whether any stage does."""
+    store = job.store
+    missing, reason = _take_up(store, found) if store else ([], "no epoch is parallel" if job.own_variables() else "")
+    names = {name: field.file_stem for name, field in store.fields.items()} if store else {}
+    kept = [names[name] for name in names if name not in missing]
+    answers = yield Share({"kept": kept, "missing": [names[name] for name in missing], "why": reason})
+    everyone = {key: sorted({stem for answer in answers for stem in answer[key]}) for key in ("kept", "missing")}
+    reasons = sorted({answer["why"] for answer in answers if answer["why"]})
+    if store and recut:
+        store.keep_only([*everyone["kept"], *everyone["missing"]])
+    if reasons or not everyone["kept"]:
+        if store:
+            store.protect(None)  # without the other stages' rows ours are of no use to that checkpoint
+        if found.aux_needed and everyone["missing"]:
+            why = "; ".join(reasons) or "the checkpoint has those of other boundaries"
+            job.observer.say(f"the auxiliary variables are computed anew: {why}")
+        return not (reasons or everyone["missing"]), frozenset(), False
+    if recut and found.aux_needed:
+        job.observer.say(f"auxiliary variables taken up: {', '.join(everyone['kept'])}")
+        if everyone["missing"]:
+            job.observer.say(f"auxiliary variables computed anew at new boundaries: {', '.join(everyone['missing'])}")
+    return True, frozenset(missing), bool(everyone["missing"])
+
+
+def _take_up(store: Store, found: Found) -> tuple[list[str], str]:
+    """The variables that the checkpoint does not have for this stage; all of them with the reason when it fails."""
+    description = _described(store, found.aux)
+    if description is None:
+        whole = all(aux is None for aux in found.aux)
+        none = "the checkpoint has none (checkpoint.aux = recompute, or none were needed)"
+        return list(store.fields), none if whole else ""
+    try:
+        if found.aux_mode == "copy":
+            folder, names = Path(found.folder), [store.identity.saved_name(name) for name in description["checksums"]]
+            ckpt.verify(folder, names)
+            store.restore(folder, description)
+        else:
+            store.adopt(description)
+    except HpcsplitError as error:
+        return list(store.fields), str(error)
+    if found.aux_mode == "keep" and found.aux_needed:
+        store.protect(description["slot"])
+    return store.identity.absent(description), ""
+
+
+def _described(store: Store, descriptions: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What the stages of the checkpoint say of this stage's variables, as one description; None when nothing."""
+    merged: dict[str, Any] | None = None
+    for theirs in descriptions:
+        names = [name for name, field in store.fields.items() if theirs and _has(theirs, name, field.boundary)]
+        if not theirs or not names:
+            continue
+        generation = {key: theirs[key] for key in ("slot", "epoch", "rows", "dtype")}
+        merged = merged or {**generation, "filled": {}, "checksums": {}}
+        if any(merged[key] != value for key, value in generation.items()):
+            continue
+        for key in ("filled", "checksums"):
+            merged[key] |= {name: theirs[key][name] for name in names if name in theirs[key]}
+    return merged
+
+
+def _has(description: Mapping[str, Any], name: str, boundary: int) -> bool:
+    return description["boundaries"].get(name) == boundary

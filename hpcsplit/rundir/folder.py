@@ -1,0 +1,297 @@
+"""The folder of a run: where everything lies, whose it is, and what is written down about each start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.config import Config, load
+from hpcsplit.errors import ConfigError, LaunchError, StoreError
+from hpcsplit.files.atomic import write_text
+from hpcsplit.rundir import trust
+from hpcsplit.rundir.lock import RunLock
+from hpcsplit.rundir.process import Process
+from hpcsplit.rundir.provenance import compact, facts
+
+_SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
+_held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside a run directory, and what may be done to it.
+
+    Attributes:
+        take_over: go on in a folder that is another user's or another run's.
+    """
+
+    path: Path
+    take_over: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    def log(self, rank: int) -> Path:
+        return self.path / "log" / f"rank-{rank:03d}.log"
+
+    def wait_for_log(self, rank: int) -> Path:
+        """The log file of a rank, when its folder, made by rank 0, shows here.
+
+        Raises:
+            ConfigError: it does not, within a few seconds.
+        """
+        path, begun = self.log(rank), time.monotonic()
+        while not path.parent.is_dir():
+            if time.monotonic() - begun > _SLOW_FILES_S:
+                raise ConfigError(
+                    f"rank {rank} does not see {path.parent}, {_SLOW_FILES_S:.0f} s after rank 0 has made it; put "
+                    "--run-dir on a file system that all nodes share"
+                )
+            for folder in (self.path.parent, self.path):
+                trust.entries(folder)  # makes a file system that caches names look again
+            time.sleep(0.1)
+        return path
+
+    def store(self, configured: str) -> Path:
+        """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in.
+
+        It is made here, since a predictable name on a disk that others write too may be anybody's: what cannot be
+        made is left to the store to complain about.
+
+        Raises:
+            ConfigError: a variable is not set, or the folder is another user's.
+        """
+        if configured:
+            expanded = os.path.expandvars(os.path.expanduser(configured))
+            if "$" in expanded:
+                raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
+            place = self.path.resolve()
+            folder = Path(expanded) / f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+        else:
+            folder = self.path / "aux"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        trust.check_folder(folder, take_over=self.take_over, instead="choose another store.path")
+        trust.check_links(trust.entries(folder), folder)
+        return folder
+
+    # ------------------------------------------------------------------------------------------------ whose it is
+
+    def create(self, config: Config) -> None:
+        """Make the folder and take it for this process, until `release`; rank 0 only.
+
+        Raises:
+            ConfigError: it cannot be made, or is another user's or another run's.
+            LaunchError: another run is at work in it.
+        """
+        self._check_trust()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            try:
+                self._check_config(config)
+                self.log(0).parent.mkdir(exist_ok=True)
+            except BaseException:
+                self.release()
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
+            ) from None
+
+    def release(self) -> None:
+        """Let others have the folder; does nothing where this process has not taken it."""
+        lock = _held.pop(self._key, None)
+        if lock:
+            lock.release()
+
+    def check_held(self) -> None:
+        """Raise LaunchError where this process has taken the folder and somebody else has it now."""
+        if lock := _held.get(self._key):
+            lock.check()
+
+    @property
+    def _key(self) -> str:
+        return str(self.path.resolve())
+
+    def _take(self) -> None:
+        if self._key in _held:
+            try:
+                return _held[self._key].check()
+            except LaunchError:  # the folder has been removed and made again
+                self.release()
+        _held[self._key] = RunLock.acquire(self.lock, say=_say)
+
+    def _check_trust(self) -> None:
+        for folder in (self.path, self.checkpoints, self.log(0).parent):
+            trust.check_folder(folder, take_over=self.take_over, instead="choose another --run-dir")
+        files = [self.records, self.config, self.split, self.provenance, self.picture, self.summary]
+        trust.check_links([*files, *trust.entries(self.log(0).parent)], self.path)
+        for folder in trust.entries(self.checkpoints):
+            trust.check_links([folder, *trust.entries(folder)], self.checkpoints)
+
+    def _check_config(self, config: Config) -> None:
+        """Refuse to begin anew over the epochs of another run; where there is a checkpoint, that decides instead."""
+        if self.take_over or ckpt.complete(self.checkpoints) or not self._finished_epochs():
+            return
+        try:
+            theirs = load(self.config)
+        except ConfigError:  # absent or damaged: nothing says that it is another run
+            return
+        ours, prints = config.fingerprint(), theirs.fingerprint()
+        if changed := [section for section in ours if prints.get(section) != ours[section]]:
+            raise ConfigError(
+                f"{self.path} has {self._finished_epochs()} finished epochs of a run with another "
+                f"{' and '.join(changed)}: {_differences(theirs, config, changed)}. Change it back, choose another "
+                "--run-dir, or begin anew over them with --take-over"
+            )
+
+    def _finished_epochs(self) -> int:
+        try:
+            return self.records.read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    # ------------------------------------------------------------------------------------------------ the cuts
+
+    def load_split(self, key: str) -> dict[str, Any] | None:
+        """The cuts chosen at the first start with this key, or None: {"cuts": [int, …], "costs": [float, …]}."""
+        chosen = self._splits().get(key)
+        return chosen["split"] if chosen and chosen["sha256"] == _digest(chosen["split"]) else None
+
+    def save_split(self, key: str, chosen: dict[str, Any]) -> None:
+        """Keep the cuts for later starts."""
+        entry = {"split": chosen, "sha256": _digest(chosen)}
+        _write(self.split, json.dumps({**self._splits(), key: entry}) + "\n")
+
+    def _splits(self) -> dict[str, dict[str, Any]]:
+        try:
+            entries = json.loads(self.split.read_text(encoding="utf-8"))
+            return {key: entry for key, entry in entries.items() if {"split", "sha256"} <= entry.keys()}
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return {}
+
+    # ------------------------------------------------------------------------------------------------ provenance
+
+    def note_start(
+        self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
+    ) -> dict[str, Any]:
+        """Write config.toml and add this start to provenance.json; rank 0 only.  Returns what was added.
+
+        Args:
+            places: of every rank, by `provenance.place`.
+        """
+        _write(self.config, config.to_toml())
+        starts = self.starts()
+        if starts and "end" not in starts[-1]:
+            starts[-1]["end"] = "died"
+        checkpoints = ckpt.complete(self.checkpoints)
+        start = facts(config, places, mpi, cuts) | {
+            "start": len(starts) + 1,
+            "before": starts[-1]["end"] if starts else None,
+            "continued_from": checkpoints[0].name if checkpoints else None,
+        }
+        self._write_starts([*starts, start])
+        if lock := _held.get(self._key):
+            with suppress(OSError):
+                lock.add([Process.from_json(place["process"]) for place in places])
+        return start
+
+    def note_end(self, how: str) -> None:
+        """Add to provenance.json how this start ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
+        starts = self.starts()
+        if starts:
+            starts[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            try:
+                self._write_starts(starts)
+            except StoreError as error:  # the run itself has ended well
+                logging.getLogger("hpcsplit").warning("%s", error)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What provenance.json has, oldest first."""
+        try:
+            starts = json.loads(self.provenance.read_text(encoding="utf-8"))["starts"]
+            return [start for start in starts if isinstance(start, dict)]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            logging.getLogger("hpcsplit").warning("%s is damaged and begun anew", self.provenance)
+            return []
+
+    def provenance_text(self) -> str:
+        """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
+        starts = self.starts()
+        if not starts:
+            return ""
+        ends = [[start.get("time"), start.get("end")] for start in starts[:-1]]
+        return compact(starts[-1] | {"earlier": ends[-20:]})
+
+    def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
+        _write(self.provenance, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}; make room there and start the same command again"
+        ) from None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(theirs: Config, ours: Config, sections: Sequence[str]) -> str:
+    """The keys of these sections of the fingerprint that differ."""
+    there, here = theirs.as_dict(), ours.as_dict()
+    return "; ".join(
+        f"{section}.{key} = {there[section].get(key, 'absent')} there, {value} here"
+        for section, keys in here.items()
+        for key, value in keys.items()
+        if (section in sections or (key == "seed" and key in sections)) and there[section].get(key, "absent") != value
+    )
+
+
+def _say(sentence: str) -> None:
+    print(f"hpcsplit: {sentence}", file=sys.stderr, flush=True)

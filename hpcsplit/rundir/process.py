@@ -1,0 +1,73 @@
+"""A process as others can recognise it later: machine, process id, and when it was started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process id says nothing on another machine, and is used again on its own; hence the other two."""
+
+    machine: str
+    pid: int
+    started: int  # clock ticks after the machine's start; 0: not known
+
+    @classmethod
+    def this(cls) -> Process:
+        pid = os.getpid()
+        found = _state(pid)
+        return cls(_machine(), pid, found[1] if found else 0)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Process:
+        """The reverse of `vars`.  ValueError, KeyError or TypeError for anything else."""
+        machine, pid, started = values["machine"], values["pid"], values["started"]
+        if not (isinstance(machine, str) and isinstance(started, int) and isinstance(pid, int) and 0 < pid < 1 << 31):
+            raise ValueError(f"{values!r} is no process")
+        return cls(machine, pid, started)
+
+    @property
+    def here(self) -> bool:
+        """Whether this process is on the same machine, so that `alive` can be asked."""
+        return self.machine == _machine()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs.  A zombie does not, nor one whose number another process has by now."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        found = _state(self.pid)
+        if found is None:  # there is no /proc, or it hides other users' processes
+            return True
+        state, started = found
+        return state not in "ZX" and (started == self.started or not self.started)
+
+
+@cache
+def _machine() -> str:
+    """This start of the operating system, and the numbering of processes that this one lives in (containers)."""
+    parts = []
+    with suppress(OSError):
+        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return "/".join(parts) or socket.gethostname()
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """(state letter, start in clock ticks) of a process; None where that cannot be seen."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return words[0], int(words[19])
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,150 @@
+"""Who made a run, with what, and where: facts for people who ask later, as plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hpcsplit
+from hpcsplit.config import Config
+from hpcsplit.rundir.process import Process
+from hpcsplit.rundir.trust import user
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "h5py", "mpi4py")
+_SECRET = re.compile(r"JWT|TOKEN|SECRET|PASS|KEY")  # in the name of a variable: its value is nobody's business
+_GIT_S = 10.0  # a checkout on a slow file system
+
+
+def place(host: str, device: torch.device) -> dict[str, Any]:
+    """Where this rank is: host, device, GPU, cores ("0-3,8") and process."""
+    gpu = None
+    if device.type == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(device)
+        gpu = f"{properties.name} {getattr(properties, 'uuid', '')}".strip()
+    return {
+        "host": host,
+        "device": str(device),
+        "gpu": gpu,
+        "cores": _spans(sorted(os.sched_getaffinity(0))),
+        "process": vars(Process.this()),
+    }
+
+
+def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]) -> dict[str, Any]:
+    """One start of a run, as JSON values.
+
+    Args:
+        places: of every rank, by `place`.
+        mpi: the name and version of the MPI library.
+    """
+    slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_") and not _SECRET.search(k)}
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "user": user(os.geteuid()),
+        "umask": _umask(),
+        "argv": sys.argv,
+        "cwd": os.getcwd(),
+        "hpcsplit": hpcsplit.__version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "mpi": mpi,
+        "ranks": [dict(one) for one in places],
+        "cuts": list(cuts),
+        "seed": config.run.seed,
+        "slurm": slurm,
+        "modules": [module for module in os.environ.get("LOADEDMODULES", "").split(":") if module],
+        "config": {
+            f"{section}.{key}": {"value": value, "origin": config.origins.get(f"{section}.{key}", "default")}
+            for section, keys in config.as_dict().items()
+            for key, value in keys.items()
+        },
+    }
+
+
+def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
+    """A start as one line of JSON of at most `most` characters, for an attribute of a file.
+
+    Ranks on one host become one entry, and only keys that are not at their defaults stay; where that is still too long,
+    the longest values give way to the name of the file that has them.
+    """
+    short = dict(start)
+    short["ranks"] = _by_host(start.get("ranks", ()))
+    short["config"] = {k: v for k, v in start.get("config", {}).items() if v["origin"] != "default"}
+    assert most >= 2_000, most
+    while len(text := json.dumps(short, separators=(",", ":"))) > most:
+        longest = max(short, key=lambda key: len(json.dumps(short[key])))
+        short[longest] = "see provenance.json"
+    return text
+
+
+def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    ranks: dict[str, list[int]] = {}
+    for rank, one in enumerate(places):
+        ranks.setdefault(f"{one['host']}:{one['device']}", []).append(rank)
+    return {where: _spans(which) for where, which in ranks.items()}
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Increasing numbers in short: 0, 1, 2, 3, 8 are "0-3,8"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(f"{a}-{b}" if a < b else str(a) for a, b in spans)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _umask() -> str | None:
+    """Read where reading does not change it."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(line.split()[1] for line in lines if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        return None
+
+
+@cache
+def _git() -> dict[str, Any] | None:
+    """Revision of the program, and whether tracked files differ from it; None where it does not run from a checkout."""
+    root = Path(hpcsplit.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        revision = _ask_git(root, "rev-parse", "HEAD")
+        return {"revision": revision, "dirty": bool(_ask_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"revision": None, "dirty": None, "reason": str(error)}
+
+
+def _ask_git(root: Path, *words: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]
+    quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=_GIT_S, env=quiet, stdin=subprocess.DEVNULL
+    )
+    return done.stdout.strip()

@@ -1,0 +1,233 @@
+"""Ends a run in which nothing moves any more, and says which rank stands where and what it waits for.
+
+Each rank has one thread that looks at what the main thread leaves behind as it goes.  Progress is a verb of the stage
+program, a block computed, a message taken in, or a mebibyte read or written; a rank that waits for others also takes
+their progress for its own.  To know of it, every rank writes a short sign (place, wait, count) beside its log.
+
+Only time that the watchdog lives through counts, so a job that was suspended as a whole goes on.  A rank that waits for
+nobody reports at the limit; one that waits does so `GRACE_S` later, when the rank to blame has had its turn.  A call
+that never gives the interpreter back is reported by the ranks that wait for it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+GRACE_S = 2.0
+END_S = 3.0  # for saying the last words; then the process ends without them
+_MOVED_BYTES = 1 << 20
+_STDERR = 2
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank lets the others know: how often it has moved, when last (s since 1970), and where it was then."""
+
+    rank: int
+    pid: int
+    host: str
+    moves: int
+    at: float
+    where: str
+    waits: str
+
+    def __str__(self) -> str:
+        state = f"waits for {self.waits}" if self.waits else "waits for no other rank"
+        return f"rank {self.rank} (pid {self.pid} on {self.host}): {self.where}; {state}"
+
+
+class Pulse:
+    """Counts the progress of a main thread that has no wire."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+
+    def beat(self) -> None:
+        self.beats += 1
+
+
+class Silence:
+    """For how long (s) nothing has moved, looked at every `tick_s`; `moves` counts the looks that found progress."""
+
+    def __init__(self, tick_s: float) -> None:
+        self.seconds, self.moves = 0.0, 0
+        self._longest_s = 2 * tick_s  # a longer gap between two looks was no silence: the process was stopped
+        self._seen: tuple[float, int, int] | None = None
+        self._others: dict[int, Sign] = {}
+
+    def look(self, now: float, beats: int, moved_bytes: int, *, waits: bool) -> None:
+        """Take in this rank's own progress at `now` (s, monotonic)."""
+        before, self._seen = self._seen or (now, beats, moved_bytes), (now, beats, moved_bytes)
+        if beats != before[1] or (not waits and moved_bytes - before[2] >= _MOVED_BYTES):
+            self.seconds, self.moves = 0.0, self.moves + 1
+        else:
+            self._seen = (now, beats, before[2])  # small amounts add up
+            self.seconds += min(now - before[0], self._longest_s)
+
+    def hear(self, clock: float, signs: Sequence[Sign]) -> None:
+        """Take in the progress of the others at `clock` (s since 1970)."""
+        for sign in signs:
+            before = self._others.get(sign.rank)
+            if before is None or before.moves != sign.moves:
+                self.seconds = min(self.seconds, max(0.0, clock - sign.at))
+            self._others[sign.rank] = sign
+
+
+class Watchdog:
+    """The thread of one rank.
+
+    Args:
+        limit_s: how long nothing may move.
+        beats: the main thread's progress so far.
+        where: what the main thread does, in words.
+        waits: what it waits for, "" when for no other rank.
+        end: ends the whole job; called from the thread, does not return.
+
+    Attributes:
+        logs: each rank's log file, to be set once the run directory is ours; the signs lie beside them.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        *,
+        beats: Callable[[], int],
+        where: Callable[[], str],
+        waits: Callable[[], str] = lambda: "",
+        rank: int,
+        host: str,
+        end: Callable[[], None],
+    ) -> None:
+        self.limit_s, self.rank, self.host = limit_s, rank, host
+        self._beats, self._where, self._waits, self._end = beats, where, waits, end
+        self.logs: Sequence[Path] = ()
+        self._tick_s = min(1.0, limit_s / 20)
+        self._sign_s = min(30.0, limit_s / 10)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the block runs; a limit of 0 never ends a job."""
+        if self.limit_s:
+            self._thread.start()
+        try:
+            yield
+        finally:
+            self._closed.set()
+            if self.limit_s and threading.current_thread() is not self._thread:
+                self._thread.join()
+            for log in self.logs[self.rank : self.rank + 1]:
+                with suppress(OSError):
+                    sign_beside(log).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        silence = Silence(self._tick_s)
+        told, told_at, heard_at = -1, 0.0, 0.0
+        while not self._closed.wait(self._tick_s):
+            waits, now = self._waits(), time.monotonic()
+            silence.look(now, self._beats(), moved_bytes(), waits=bool(waits))
+            if self.logs and silence.moves != told and now - told_at >= self._sign_s:
+                self._tell(silence, waits)
+                told, told_at = silence.moves, now
+            if waits and silence.seconds > self.limit_s / 4 and now - heard_at >= self._sign_s:
+                silence.hear(time.time(), self._others())
+                heard_at = now
+            if silence.seconds > self.limit_s + GRACE_S * bool(waits) and not self._closed.is_set():
+                self._report(silence.seconds, waits)
+
+    def _tell(self, silence: Silence, waits: str) -> None:
+        moved_at = time.time() - silence.seconds
+        sign = Sign(self.rank, os.getpid(), self.host, silence.moves, moved_at, self._where(), waits)
+        path = sign_beside(self.logs[self.rank])
+        fresh = path.with_suffix(".sign-new")
+        with suppress(OSError):  # no room: the others then know less
+            fresh.write_text(json.dumps(asdict(sign)), encoding="utf-8")
+            fresh.replace(path)
+
+    def _others(self) -> list[Sign]:
+        found = [read_sign(log) for rank, log in enumerate(self.logs) if rank != self.rank]
+        return [sign for sign in found if sign]
+
+    def _report(self, seconds: float, waits: str) -> None:
+        """Say what is known, on the standard error and with all stacks in the log, and end the job."""
+        faulthandler.dump_traceback_later(END_S, exit=True, file=_STDERR)  # should any of this hang, too
+        doing = f"waits for {waits}" if waits else f"waits for no other rank, it is in {_place_of_main_thread()}"
+        lines = [
+            f"rank {self.rank} (stage {self.rank}) on {self.host}, {self._where()}: no progress for {seconds:.0f} s "
+            f"(run.stall_limit = {self.limit_s / 60:g} minutes); it {doing}"
+        ]
+        lines += [f"last heard {time.time() - sign.at:.0f} s ago: {sign}" for sign in self._others()]
+        lines += [f"the stacks of all threads are in {log}" for log in self.logs[self.rank : self.rank + 1]]
+        lines += ["the job ends here; start the same command again to continue from the newest checkpoint"]
+        text = "".join(f"hpcsplit: {line}\n" for line in lines)
+        os.write(_STDERR, text.encode())  # not by way of sys.stderr, which a stuck thread may hold
+        writer = threading.Thread(target=self._write_stacks, args=(text,), daemon=True)
+        writer.start()
+        writer.join(END_S / 2)
+        self._end()
+
+    def _write_stacks(self, text: str) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        if not self.logs:
+            return
+        with suppress(OSError), self.logs[self.rank].open("a", encoding="utf-8") as file:
+            file.write(text)
+            for ident, frame in sys._current_frames().items():
+                file.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
+
+
+@contextmanager
+def start_limit(limit_s: float) -> Iterator[None]:
+    """End this process when the block takes longer, whatever it does: MPI's start-up lets no other thread run."""
+    if limit_s:
+        faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def sign_beside(log: Path) -> Path:
+    """The file of a rank's sign.  A run that ended unexpectedly leaves it behind."""
+    return log.with_suffix(".sign")
+
+
+def read_sign(log: Path) -> Sign | None:
+    """The sign beside the log of a rank, or None."""
+    try:
+        return Sign(**json.loads(sign_beside(log).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def moved_bytes() -> int:
+    """Bytes that this process has read and written by system calls and by page faults; 0 where nobody counts them."""
+    try:
+        with open("/proc/self/io", encoding="ascii") as file:
+            counts = dict(line.split(": ") for line in file)
+        return int(counts["rchar"]) + int(counts["wchar"]) + int(counts["read_bytes"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _place_of_main_thread() -> str:
+    """The innermost line of this package that the main thread is in."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    inside = "code outside this program"
+    while frame:
+        file = frame.f_code.co_filename
+        if f"{os.sep}hpcsplit{os.sep}" in file and file != __file__:
+            return f"hpcsplit/{file.rpartition(f'{os.sep}hpcsplit{os.sep}')[2]}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return inside

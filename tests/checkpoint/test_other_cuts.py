@@ -1,0 +1,138 @@
+"""A run goes on with other stages than the ones that its checkpoint was written by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcsplit.checkpoint.folder import complete
+from hpcsplit.files.hdf5 import read_tensors
+from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
+from tests.engine.small import CUTS, records, weights, write_toml
+
+EXACT = {**THREE_STEPS, "method__name": "backprop", "schedule__epochs": 3, "optim__name": "adam", "optim__lr": 1e-3}
+
+
+def stages(count: int, cuts: list[int] | None = None) -> tuple[object, ...]:
+    return "--split.cuts", CUTS[count] if cuts is None else cuts, "--run.stages", count
+
+
+def saved(run: Run) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint, whatever file they are in."""
+    everything: dict[str, torch.Tensor] = {}
+    for path in sorted(complete(run.checkpoints)[0].glob("stage-*.h5")):
+        everything |= read_tensors(path)[0]
+    return everything
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 4), (3, 1), (4, 2), (2, 3)])
+def test_exact_epochs_end_with_the_same_weights(tmp_path: Path, before: int, after: int) -> None:
+    toml = write_toml(tmp_path / "c.toml", before, **EXACT)
+    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
+    assert whole.go() == 0
+    assert run.go(*STOP_AT_ONCE, *stages(before)) == 75
+    assert run.go(*STOP_AT_ONCE, *stages(after)) == 75
+    assert run.go(*stages(before)) == 0
+    assert weights(run.folder) == weights(whole.folder)
+    assert all(torch.equal(t, saved(whole)[name]) for name, t in saved(run).items())
+
+
+def test_random_layers_draw_the_same_numbers_wherever_the_cuts_are(tmp_path: Path) -> None:
+    changes = {**EXACT, "model__name": "tests.engine.tinynet:noisy"}
+    alone = Run(write_toml(tmp_path / "1.toml", 1, **changes), tmp_path / "alone")
+    assert alone.go() == 0
+    run = Run(write_toml(tmp_path / "3.toml", 3, **changes), tmp_path / "run")
+    assert run.go(*STOP_AT_ONCE) == 75
+    assert run.go(*stages(2)) == 0
+    assert weights(run.folder) == weights(alone.folder)
+
+
+@pytest.mark.parametrize("aux", ["keep", "copy"])
+@pytest.mark.parametrize("method", ["al", "gsadmm", "gsam"])
+def test_variables_are_taken_up_where_a_boundary_survives(
+    tmp_path: Path, method: str, aux: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cuts [2, 4] become [4], then [1, 4]: the rows before block 4 are those of a run that kept its cuts."""
+    changes: dict[str, Any] = {**THREE_STEPS, "method__name": method, "checkpoint__aux": aux, "schedule__epochs": 6}
+    changes |= {"schedule__ratio": "1:5"}
+    run = Run(write_toml(tmp_path / "c.toml", 3, **changes), tmp_path / "run")
+    assert [run.go(*STOP_AT_ONCE) for _ in range(2)] == [75, 75]
+    capsys.readouterr()
+
+    assert run.go(*STOP_AT_ONCE, *stages(2, [4])) == 75
+    said = capsys.readouterr().out
+    assert "the stages were cut at [2, 4] and are cut at [4] now" in said
+    assert "auxiliary variables taken up: block-004." in said
+    assert "computed anew" not in said
+
+    assert run.go(*STOP_AT_ONCE, *stages(3, [1, 4])) == 75
+    said = capsys.readouterr().out
+    assert "auxiliary variables taken up: block-004." in said
+    assert "computed anew at new boundaries: block-001." in said
+    assert run.go(*stages(3, [1, 4])) == 0
+    assert [record["recomputed"] for record in records(run.folder)] == [False, False, False, True, True, True]
+    rest = {path.name.split(".")[0] for path in (run.folder / "aux").iterdir()}
+    assert rest == {"block-001", "block-004"}
+
+
+@pytest.mark.parametrize("aux", ["keep", "copy"])
+def test_the_rows_are_the_checkpoints_own(tmp_path: Path, aux: str) -> None:
+    """The same boundary, other blocks before and behind it: nothing is recomputed, so a frozen pair of cuts that comes
+    back after one epoch in between has lost nothing but that epoch's difference."""
+    changes = {**THREE_STEPS, "checkpoint__aux": aux, "schedule__epochs": 4, "schedule__ratio": "1:3"}
+    run = Run(write_toml(tmp_path / "c.toml", 2, **changes), tmp_path / "run")
+    whole = Run(run.toml, tmp_path / "whole")
+    assert whole.go() == 0
+    assert [run.go(*STOP_AT_ONCE) for _ in range(2)] == [75, 75]
+    assert run.go(*STOP_AT_ONCE, *stages(3, [3, 5])) == 75  # block 3 survives; block 5 is new
+    assert run.go(*stages(2)) == 0
+    assert weights(run.folder)[:2] == weights(whole.folder)[:2]
+    assert [record["recomputed"] for record in records(run.folder)] == [False, False, True, True]
+
+
+def test_no_boundary_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(write_toml(tmp_path / "c.toml", 2, **THREE_STEPS), tmp_path / "run")
+    assert [run.go(*STOP_AT_ONCE) for _ in range(2)] == [75, 75]
+    capsys.readouterr()
+    assert run.go(*stages(3, [1, 5])) == 0
+    said = capsys.readouterr().out
+    assert "the auxiliary variables are computed anew: the checkpoint has those of other boundaries" in said
+
+
+def test_within_an_epoch_too(tmp_path: Path) -> None:
+    changes = {**EXACT, "data__batch_size": 15}
+    toml = write_toml(tmp_path / "c.toml", 2, **changes)
+    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
+    assert whole.go() == 0
+    for count in (2, 3, 1, 4, 2, 3):
+        assert run.go(*STOP_AT_ONCE, *stages(count)) == 75
+    assert run.go(*stages(1)) == 0
+    assert weights(run.folder) == weights(whole.folder)
+    for ours, theirs in zip(records(run.folder), records(whole.folder), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0)
+
+
+def test_layer_wise_variables_move_with_their_layers(tmp_path: Path) -> None:
+    """pdADMM's variables stand at every layer: with any stages the iterates are the same."""
+    changes = {
+        "data__batch_size": 15,
+        "data__augment": False,
+        "model__name": "mlp",
+        "model__depth": 5,
+        "model__width": 8,
+        "method__name": "pdadmm",
+        "schedule__epochs": 4,
+        "schedule__ratio": "0:1",
+        "schedule__warmup": 0,
+        "checkpoint__aux": "copy",
+    }
+    toml = write_toml(tmp_path / "c.toml", 2, **changes, split__cuts=[3])
+    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
+    assert whole.go() == 0
+    for cuts in ([3], [1, 2], [2, 3, 5], [4]):
+        assert run.go(*STOP_AT_ONCE, *stages(len(cuts) + 1, cuts)) == 75
+    assert run.go(*stages(2, [1])) == 0
+    assert weights(run.folder) == weights(whole.folder)

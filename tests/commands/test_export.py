@@ -1,0 +1,141 @@
+"""`export` writes one state dict that plain torch loads, and never over a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcsplit import nets
+from hpcsplit.checkpoint.whole import digest
+from hpcsplit.data.dataset import load
+from hpcsplit.files.atomic import sha256_file
+from tests.commands.conftest import Run
+from tests.commands.damage import flip_a_bit, within_an_epoch
+from tests.engine.small import records
+
+USAGE, BAD, NO_ROOM, LAUNCH = 64, 65, 73, 77
+Command = Callable[..., tuple[int, str, str]]
+
+
+def plain_network() -> torch.nn.Sequential:
+    return nets.build("resnet8", (3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_plain_torch_takes_it(runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, stages: int) -> None:
+    """The exported network, in a loop that knows nothing of stages, has the recorded test loss and accuracy."""
+    code, out, err = hpcsplit("export", runs(stages).folder, "--out", tmp_path / "net.pt")
+    assert (code, err) == (0, "")
+    weights = torch.load(tmp_path / "net.pt", weights_only=True)
+    net = plain_network()
+    assert list(weights) == list(net.state_dict())
+    net.load_state_dict(weights, strict=True)
+    last = records(runs(stages).folder)[-1]
+    assert digest(net.state_dict()) == last["weights_sha256"]
+
+    data = load("fake", limit_train=100, limit_test=60)
+    images = (data.test.images.float() / 255 - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
+    with torch.no_grad():
+        logits = net.eval()(images)
+    assert float((logits.argmax(1) == data.test.labels).float().mean()) == pytest.approx(last["test_accuracy"])
+    loss = torch.nn.functional.cross_entropy(logits, data.test.labels)
+    assert float(loss) == pytest.approx(last["test_loss"], rel=1e-4)
+
+    file = tmp_path / "net.pt"
+    assert f"{len(weights)} tensors" in out
+    assert f"{file.stat().st_size:,} bytes" in out
+    assert "checkpoint epoch-0003-step-000000" in out
+    assert f"weights_sha256 {last['weights_sha256']}" in out
+    assert sha256_file(file) in out
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_an_older_checkpoint_and_one_within_an_epoch(copy: Run, hpcsplit: Command, tmp_path: Path) -> None:
+    within_an_epoch(copy.newest, 120)
+    for name, record in (("epoch-0002-step-000000", 1), ("epoch-0003-step-000120", 2)):
+        code, out, _ = hpcsplit("export", copy.folder, "--out", tmp_path / f"{name}.pt", "--checkpoint", name)
+        assert code == 0
+        assert records(copy.folder)[record]["weights_sha256"] in out
+    assert "after 3 epochs and 120 steps of the next" in out
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(
+    runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path
+) -> None:
+    for name in ("a.pt", "other-name.pt"):
+        assert hpcsplit("export", runs(2).folder, "--out", tmp_path / name)[0] == 0
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other-name.pt").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_what_is_there_is_not_overwritten(
+    runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "net.pt"
+    make = {"file": lambda: out.write_text("precious"), "folder": out.mkdir, "dangling link": lambda: out.symlink_to("x")}
+    make[kind]()
+    code, _, err = hpcsplit("export", runs(2).folder, "--out", out)
+    assert code == USAGE
+    assert f"--out {out} is there already" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+    assert kind != "file" or out.read_text() == "precious"
+
+
+def test_a_file_that_appears_meanwhile_stays(
+    runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, out = torch.save, tmp_path / "net.pt"
+
+    def slow(*args: object) -> None:
+        original(*args)
+        out.write_text("precious")
+
+    monkeypatch.setattr(torch, "save", slow)
+    code, _, err = hpcsplit("export", runs(2).folder, "--out", out)
+    assert code == USAGE
+    assert "is there already" in err
+    assert out.read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_a_folder_that_is_not_there(runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path) -> None:
+    code, _, err = hpcsplit("export", runs(2).folder, "--out", tmp_path / "absent" / "net.pt")
+    assert code == USAGE
+    assert f"there is no folder {tmp_path / 'absent'}" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_full_disk_leaves_nothing(
+    runs: Callable[[int], Run],
+    hpcsplit: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(content: object, file: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    code, _, err = hpcsplit("export", runs(2).folder, "--out", tmp_path / "net.pt")
+    assert code == NO_ROOM
+    assert "cannot be written" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_writes_nothing(copy: Run, hpcsplit: Command, tmp_path: Path) -> None:
+    flip_a_bit(copy.newest / "stage-001.h5")
+    code, _, err = hpcsplit("export", copy.folder, "--out", tmp_path / "net.pt")
+    assert code == BAD
+    assert "stage-001.h5 does not have the checksum" in err
+    assert not (tmp_path / "net.pt").exists()
+
+
+def test_several_processes_are_refused(
+    runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    assert hpcsplit("export", runs(2).folder, "--out", tmp_path / "net.pt")[0] == LAUNCH
+    assert not (tmp_path / "net.pt").exists()

@@ -1,0 +1,165 @@
+"""Damaged files of a checkpoint: the checksum stops every one before the HDF5 library sees it; without it, only a child
+process may crash.  2,000 damages in all; HPCSPLIT_FUZZ=10 tries ten times as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hpcsplit.config import load
+from hpcsplit.engine.job import Job
+from hpcsplit.engine.resume import resume
+from hpcsplit.errors import CheckpointError
+from hpcsplit.files import hdf5
+from hpcsplit.wire import lockstep
+from tests.checkpoint.conftest import Run, half_done
+from tests.engine.small import make_jobs
+from tests.files.mutations import KINDS, Mutation, damaged
+from tests.wire.launch import python
+
+TIMES = int(os.environ.get("HPCSPLIT_FUZZ", "1"))
+CHECKED, READ = 1300, 700
+SUMS = "SHA256SUMS"
+NAMES = ["stage-000.h5", "stage-001.h5", "manifest.h5", "aux-block-003.lam.h5", SUMS]
+
+
+@dataclass(repr=False)
+class Victim:
+    """A half-finished run, its jobs ready to be continued, and what the HDF5 library has been shown."""
+
+    run: Run
+    jobs: list[Job]
+    intact: dict[str, bytes]
+    opened: list[str] = field(default_factory=list)
+
+    def watched(self, path: Any, *args: Any, **kwargs: Any) -> h5py.File:
+        """In the place of h5py.File: note which files of the checkpoint are opened in a damaged state."""
+        if Path(path).parent == self.run.newest and Path(path).read_bytes() != self.intact[Path(path).name]:
+            self.opened.append(Path(path).name)
+        return h5py.File(path, *args, **kwargs)
+
+    def verdict(self, name: str, content: bytes) -> str:
+        """Continue with this content in the place of one file: the sentence, or "" where the run goes on."""
+        path = self.run.newest / name
+        path.write_bytes(content)
+        try:
+            lockstep.run([resume(job) for job in self.jobs])
+        except CheckpointError as error:
+            return str(error)
+        finally:
+            path.write_bytes(self.intact[name])
+        return ""
+
+
+class Library:
+    """h5py with another `File`."""
+
+    def __init__(self, victim: Victim) -> None:
+        self.File = victim.watched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(h5py, name)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return half_done(tmp_path_factory.mktemp("fuzz"), checkpoint__aux="copy")
+
+
+@pytest.fixture(scope="module")
+def victim(half: Run) -> Iterator[Victim]:
+    jobs = make_jobs(load(half.toml, [("run.runner", "lockstep")]), 2, half.folder)
+    victim = Victim(half, jobs, {p.name: p.read_bytes() for p in half.newest.iterdir()})
+    assert sorted(victim.intact) == sorted(NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hdf5, "h5py", Library(victim))
+        yield victim
+    for job in jobs:
+        if job.store:
+            job.store.close()
+
+
+def test_the_checkpoint_is_good_and_the_watch_sees(victim: Victim) -> None:
+    """A guard for the test below."""
+    assert victim.verdict("manifest.h5", victim.intact["manifest.h5"]) == ""
+    assert victim.opened == []
+    path = victim.run.newest / "manifest.h5"
+    path.write_bytes(victim.intact["stage-000.h5"])
+    hdf5.read_attributes(path)
+    path.write_bytes(victim.intact["manifest.h5"])
+    assert victim.opened == ["manifest.h5"]
+    victim.opened.clear()
+
+
+@settings(
+    max_examples=CHECKED * TIMES,
+    deadline=20_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(name=st.sampled_from(NAMES), mutation=st.builds(Mutation, st.sampled_from(KINDS), st.integers(0, 2**32)))
+def test_the_checksum_stops_every_damage_first(victim: Victim, name: str, mutation: Mutation) -> None:
+    other = victim.intact[NAMES[(NAMES.index(name) + 1) % len(NAMES)]]
+    content = mutation.apply(victim.intact[name], other)
+    said = victim.verdict(name, content)
+    assert victim.opened == []
+    if content == victim.intact[name]:
+        assert said == ""
+    elif name != SUMS:
+        assert "is damaged" in said
+        assert "Remove that folder and start again" in said
+    else:  # sums may lose a line end, or the line of a file, and then that file is missing
+        assert said == "" or "is damaged" in said
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_the_command_ends_with_65_and_one_sentence(
+    half: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    shutil.copytree(half.folder.parent, tmp_path / "copy", symlinks=True)
+    run = Run(tmp_path / "copy" / "c.toml", tmp_path / "copy" / "run")
+    path = run.newest / NAMES[number % 4]
+    other = run.newest / NAMES[(number + 1) % 4]
+    path.write_bytes(damaged(path.read_bytes(), other.read_bytes(), KINDS[number % len(KINDS)], number))
+    capsys.readouterr()
+    assert run.go() == 65
+    said = capsys.readouterr().err
+    assert said.startswith("hpcsplit: ")
+    assert said.count("\n") == 1
+    assert "is damaged" in said
+
+
+def test_without_the_checksum_only_a_child_may_crash(half: Run, tmp_path: Path) -> None:
+    for name in NAMES[:-1]:
+        shutil.copy(half.newest / name, tmp_path / name)
+    ended = python("-m", "tests.files.reading", tmp_path, READ * TIMES, limit_s=240 * TIMES)
+    assert ended.code == 0, ended.err
+    found = [json.loads(line) for line in ended.out.splitlines()]
+    assert [each["n"] for each in found] == list(range(READ * TIMES))
+    print(table(found))
+    outcomes = Counter(each["outcome"].split()[0] for each in found)
+    assert outcomes.keys() <= {"read", "sentence", "loop", "crash"}, outcomes
+    assert outcomes["loop"] + outcomes["crash"] < 0.05 * len(found), outcomes
+    assert min(outcomes["read"], outcomes["sentence"]) > 0.2 * len(found), outcomes
+    assert {each["outcome"] for each in found if each["kind"] == "truncate"} == {"sentence"}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Kinds of damage, and what reading them without a checksum has come to."""
+    lines = [f"{'damage':<10} {'tried':>6} {'sentence':>9} {'read':>6} {'crash':>6} {'loop':>5}"]
+    for kind in KINDS:
+        words = [each["outcome"].split()[0] for each in found if each["kind"] == kind]
+        counts = [len(words), *(words.count(word) for word in ("sentence", "read", "crash", "loop"))]
+        lines.append("{:<10} {:>6} {:>9} {:>6} {:>6} {:>5}".format(kind, *counts))
+    return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""The wish to stop, with a make-believe squeue first on PATH."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from hpcsplit.stopping import StopRequest
+
+SQUEUE = """#!/bin/sh
+echo "$SLURM_TIME_FORMAT" "$@" >> "{asked}"
+{does}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Not in a Slurm job, and the handlers of this process come back."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGUSR1, signal.SIGTERM)]
+    yield
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """squeue(shell commands, job="17"): be in that job, with a squeue that does so; the file of its arguments."""
+
+    def install(does: str, job: str = "17") -> Path:
+        program, asked = tmp_path / "bin" / "squeue", tmp_path / "asked"
+        program.parent.mkdir()
+        program.write_text(SQUEUE.format(does=does, asked=asked))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        return asked
+
+    return install
+
+
+def answered(**settings: float | bool) -> StopRequest:
+    """A request, once its thread has ended."""
+    before = set(threading.enumerate())
+    request = StopRequest(0.0, **{"stop_before_minutes": 5.0, **settings})  # type: ignore[arg-type]
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    return request
+
+
+def end_in(seconds: float) -> str:
+    return f"echo {datetime.fromtimestamp(time.time() + seconds).isoformat(timespec='seconds')}"
+
+
+def left(request: StopRequest) -> float:
+    """Seconds to the only deadline."""
+    [(deadline, _)] = request.deadlines
+    return deadline - time.monotonic()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal(number: signal.Signals) -> None:
+    request = StopRequest(0.0)
+    assert request.reason() is None
+    os.kill(os.getpid(), number)
+    assert request.reason() == f"{number.name} received"
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert request.reason() == f"{number.name} received"
+
+
+ENDING = """
+import os, signal, sys
+from hpcsplit.stopping import StopRequest
+class Late:
+    def __del__(self):
+        print("late", flush=True)
+        os.kill(os.getpid(), signal.{signal})
+late = sys.modules["late"] = Late()  # goes when Python has taken its handlers down
+del late
+StopRequest(0.0)
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING.format(signal=name)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "late\n", "")
+
+
+def test_the_time_limit_of_the_run() -> None:
+    request = StopRequest(0.2 / 60)
+    assert request.reason() is None
+    time.sleep(0.25)
+    assert request.reason() == "run.time_limit reached"
+
+
+def test_outside_of_slurm_nobody_is_asked(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = squeue(end_in(3600))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert answered().deadlines == []
+    assert not asked.exists()
+
+
+def test_squeue_tells_the_end_of_the_job(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = squeue(end_in(3600))
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    request = answered()
+    assert asked.read_text() == "standard --noheader --jobs 17 --format %e\n"
+    assert left(request) == pytest.approx(3300, abs=10)
+    assert request.reason() is None
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic(): now + 3310)
+    assert "the Slurm job ends at " in str(request.reason())
+    assert str(request.reason()).endswith(", run.stop_before = 5 min")
+
+
+def test_a_task_of_an_array_asks_for_itself(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = squeue(end_in(3600))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    answered()
+    assert "--jobs 17_3 " in asked.read_text()
+
+
+def test_a_variable_tells_the_end_and_nobody_is_asked(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = squeue(end_in(60))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    assert left(answered(stop_before_minutes=10.0)) == pytest.approx(3000, abs=10)
+    assert not asked.exists()
+
+
+def test_a_short_job_stops_a_tenth_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    request = answered()
+    assert left(request) == pytest.approx(90, abs=5)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic(): now + 95)
+    assert "run.stop_before = 5 min, more than the" in str(request.reason())
+    assert "s that it had left; so 10 s before its end" in str(request.reason())
+
+
+def test_an_end_that_is_past_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) - 5))
+    assert answered().deadlines == []
+
+
+@pytest.mark.parametrize(
+    "does", ["echo N/A", "echo UNLIMITED", "echo Unknown", "true", "exit 1", "kill -9 $$", "echo 2026-11-21; echo x"]
+)
+def test_no_end_is_fine(does: str, squeue, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = squeue(does)
+    request = answered()
+    assert asked.exists()
+    assert request.deadlines == []
+    assert request.reason() is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_squeue_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert answered().deadlines == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_ranks_and_a_margin_of_zero_ask_nobody(squeue) -> None:
+    asked = squeue(end_in(3600))
+    assert answered(ask=False).deadlines == []
+    assert answered(stop_before_minutes=0.0).deadlines == []
+    assert not asked.exists()
+
+
+def test_a_slow_squeue_delays_nothing(squeue) -> None:
+    squeue(f"sleep 1; {end_in(3600)}")
+    start = time.monotonic()
+    request = StopRequest(0.0, 5.0)
+    assert time.monotonic() - start < 0.5
+    assert request.deadlines == []
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.daemon:
+            thread.join(20)
+    assert left(request) == pytest.approx(3300, abs=20)
+
+
+def test_asking_at_every_step_costs_nothing() -> None:
+    request = StopRequest(60.0)
+    request.deadlines.append((time.monotonic() + 3600, "later"))
+    assert min(timeit.repeat(request.reason, number=1000, repeat=20)) / 1000 < 20e-6

@@ -1,0 +1,135 @@
+"""Where a fault can strike: functions of the program, named as `module:attribute`.
+
+Nothing in the program knows of this.  A name that is not there any more ends a campaign before its first fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Just before a call of a function, or just after it.
+
+    Attributes:
+        place: `package.module:name` or `package.module:Class.name`.
+        within: count calls only while this generator function runs.
+        file: count calls only where an argument is a path whose name begins so.
+        disk: the disk may refuse here, as an OSError from the function.
+        torn: the function has written the file that its first argument names, and may have left half of it.
+        early: before anything watches over the process.
+    """
+
+    place: str
+    after: bool = False
+    within: str = ""
+    file: str = ""
+    disk: bool = False
+    torn: bool = False
+    early: bool = False
+
+    @property
+    def key(self) -> str:
+        """A name for it, such as "before hpcsplit.checkpoint.folder:begin"."""
+        parts = ["after" if self.after else "before", self.place]
+        parts += ["within", self.within] if self.within else []
+        parts += ["of", self.file] if self.file else []
+        return " ".join(parts)
+
+
+IMPORT = Hook("sys:stdlib", early=True)  # before anything is imported; struck by the wrapper itself
+
+_REFRESH = "hpcsplit.engine.rank:refresh"
+_EVALUATE = "hpcsplit.engine.rank:evaluate"
+_SAVE = "hpcsplit.engine.rank:save"
+_TRAIN = "hpcsplit.engine.rank:train_epoch"
+_WIRE = "hpcsplit.wire.mpi:Wire."
+_ROWS = "hpcsplit.boundary.rowfile:RowFile."
+_STORE = "hpcsplit.boundary.store:Store."
+_FOLDER = "hpcsplit.checkpoint.folder:"
+_STAGE = "hpcsplit.split.stage:Stage."
+
+MOMENTS: dict[str, tuple[Hook, ...]] = {
+    "start-up": (
+        IMPORT,
+        Hook("hpcsplit.stopping:StopRequest.__init__", after=True, early=True),
+        Hook(_WIRE + "__init__", after=True),
+        Hook("hpcsplit.commands.train:make_job"),
+        Hook("hpcsplit.files.hdf5:reserve", disk=True),
+        Hook("hpcsplit.engine.rank:resume"),
+    ),
+    "store read": (Hook(_ROWS + "gather", disk=True), Hook(_STORE + "read"), Hook(_STORE + "start", within=_TRAIN)),
+    "compute": (
+        Hook(_STAGE + "forward", within=_TRAIN),
+        Hook(_STAGE + "forward", after=True, within=_TRAIN),
+        Hook(_STAGE + "update"),
+        Hook(_STAGE + "update", after=True),
+    ),
+    "message": (
+        Hook(_WIRE + "_send"),
+        Hook(_WIRE + "_send", after=True),
+        Hook(_WIRE + "_recv"),
+        Hook(_WIRE + "_recv", after=True),
+        Hook(_WIRE + "_agree"),
+        Hook(_WIRE + "share", after=True),
+    ),
+    "store write": (
+        Hook("os:pwrite", disk=True),
+        Hook(_STORE + "write", after=True),
+        Hook(_STORE + "finish"),
+        Hook(_STORE + "finish", after=True),
+    ),
+    "stage file": (
+        Hook("hpcsplit.engine.persist:write_tensors", file="stage-", disk=True),
+        Hook("hpcsplit.engine.persist:write_tensors", file="stage-", after=True, torn=True),
+        Hook("hpcsplit.files.hdf5:fsync_file", file="stage-", disk=True),
+    ),
+    "aux copy": (
+        Hook("hpcsplit.boundary.hdf5:copy_file", disk=True),
+        Hook("hpcsplit.files.atomic:_kernel_copy", disk=True),
+        Hook("hpcsplit.boundary.hdf5:HdfStore.save", after=True),
+    ),
+    "manifest": (
+        Hook("hpcsplit.engine.persist:write_tensors", file="manifest", disk=True),
+        Hook("hpcsplit.engine.persist:write_tensors", file="manifest", after=True, torn=True),
+    ),
+    "sums": (
+        Hook(_FOLDER + "write_text", disk=True),
+        Hook(_FOLDER + "write_text", after=True, torn=True),
+    ),
+    "rename": (
+        Hook("pathlib:Path.rename", within=_SAVE, disk=True),
+        Hook("pathlib:Path.rename", after=True, within=_SAVE),
+        Hook(_FOLDER + "replace_symlink", disk=True),
+        Hook(_FOLDER + "replace_symlink", after=True),
+    ),
+    "prune": (
+        Hook("shutil:rmtree", within=_SAVE, disk=True),
+        Hook("os:unlink", within=_SAVE),
+        Hook("os:rmdir", within=_SAVE),
+    ),
+    "evaluation": (
+        Hook(_EVALUATE),
+        Hook(_STAGE + "forward", within=_EVALUATE),
+        Hook("hpcsplit.engine.evaluate:_score"),
+        Hook("hpcsplit.engine.rank:probe"),
+    ),
+    "phase switch": (
+        Hook(_REFRESH),
+        Hook(_STAGE + "forward", within=_REFRESH),
+        Hook(_STORE + "write", within=_REFRESH),
+        Hook(_STORE + "finish", within=_REFRESH),
+    ),
+    "record": (
+        Hook("hpcsplit.records:Records.append"),
+        Hook("hpcsplit.records:Records.append", after=True),
+        Hook("logging:StreamHandler.flush", disk=True),
+        Hook("os:fsync", within="hpcsplit.engine.rank:_epoch", disk=True),
+    ),
+}
+ANY_TIME = "any time"  # uniform in wall time
+DAMAGE = ("checkpoint", "store")  # a file of it is changed between the runs
+AFTER_RECORD = MOMENTS["record"][1]
+
+HOOKS = tuple({hook.key: hook for hooks in MOMENTS.values() for hook in hooks}.values())
