@@ -20,8 +20,8 @@ class StopRequest:
 
     From the first signal on, and once Python ends, both are ignored: without its handler the process would end by the
     second one, or by the TERM that srun sends when another rank has left a moment earlier, and lose its exit code.
-    `stop_before_minutes` is the margin before the end of the Slurm job, 0 ignores that end.  `$SLURM_JOB_END_TIME` tells
-    it, or else squeue, asked once in a thread of its own and only where `ask` is true: one rank of a job suffices.
+    `stop_before_minutes` is the margin before the end of the Slurm job, 0 ignores that end.  `$SLURM_JOB_END_TIME`
+    tells it, or else squeue, asked once in a thread of its own and only where `ask` is true: one rank suffices.
     """
 
     def __init__(self, time_limit_minutes: float, stop_before_minutes: float = 0.0, *, ask: bool = True) -> None:

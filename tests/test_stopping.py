@@ -63,6 +63,11 @@ def end_in(seconds: float) -> str:
     return f"echo {datetime.fromtimestamp(time.time() + seconds).isoformat(timespec='seconds')}"
 
 
+def pass_time(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.monotonic() + seconds
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+
+
 def left(request: StopRequest) -> float:
     """Seconds to the only deadline."""
     [(deadline, _)] = request.deadlines
@@ -121,7 +126,7 @@ def test_squeue_tells_the_end_of_the_job(squeue, monkeypatch: pytest.MonkeyPatch
     assert asked.read_text() == "standard --noheader --jobs 17 --format %e\n"
     assert left(request) == pytest.approx(3300, abs=10)
     assert request.reason() is None
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic(): now + 3310)
+    pass_time(3310, monkeypatch)
     assert "the Slurm job ends at " in str(request.reason())
     assert str(request.reason()).endswith(", run.stop_before = 5 min")
 
@@ -146,7 +151,7 @@ def test_a_short_job_stops_a_tenth_before_its_end(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
     request = answered()
     assert left(request) == pytest.approx(90, abs=5)
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic(): now + 95)
+    pass_time(95, monkeypatch)
     assert "run.stop_before = 5 min, more than the" in str(request.reason())
     assert "s that it had left; so 10 s before its end" in str(request.reason())
 

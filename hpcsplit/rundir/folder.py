@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -121,6 +122,7 @@ class RunDir:
 
         Raises:
             ConfigError: it cannot be made, or is another user's or another run's.
+            StoreError: its disk is full.
             LaunchError: another run is at work in it.
         """
         self._check_trust()
@@ -134,6 +136,8 @@ class RunDir:
                 self.release()
                 raise
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _no_room(self.path, error) from None
             raise ConfigError(
                 f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
             ) from None
@@ -273,9 +277,11 @@ def _write(path: Path, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror}; make room there and start the same command again"
-        ) from None
+        raise _no_room(path, error) from None
+
+
+def _no_room(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path} cannot be written: {error.strerror}; make room there and start the same command again")
 
 
 def _digest(value: Any) -> str:

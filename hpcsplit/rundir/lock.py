@@ -8,11 +8,9 @@ that is younger than the one looked at.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -21,12 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.errors import LaunchError
+from hpcsplit.rundir.owner import Owner, Seen, look, look_at
 from hpcsplit.rundir.process import Process
-
-_MOST_BYTES = 1 << 20  # read of a lock file
-_NO_JSON = (ValueError, KeyError, TypeError, RecursionError)  # what a damaged one may lead to
-_WAY_OUT = "wait for it, stop it, or choose another --run-dir"
 
 
 @dataclass(frozen=True)
@@ -39,64 +34,6 @@ class Pace:
     ending: float = 12.0  # for the other ranks of one that has ended
     writing: float = 5.0  # for whoever has made the file to write into it
     look: float = 0.1  # between two looks at somebody else's lock
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock.  `job` is the Slurm job ("" without) and `restart` how often that was requeued."""
-
-    token: str
-    host: str
-    process: Process
-    job: str
-    restart: int
-    since: str
-
-    @classmethod
-    def this(cls) -> Owner:
-        job = os.environ.get("SLURM_JOB_ID", "")
-        restart = os.environ.get("SLURM_RESTART_COUNT", "")
-        return cls(
-            secrets.token_hex(8),
-            socket.gethostname(),
-            Process.this(),
-            f"{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}" if job else "",
-            int(restart) if restart.isdigit() else 0,
-            time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        )
-
-    @classmethod
-    def from_json(cls, line: str) -> Owner | None:
-        with suppress(*_NO_JSON):
-            values = json.loads(line)
-            texts = [values[key] for key in ("token", "host", "job", "since")]
-            token, host, job, since = texts
-            if all(isinstance(text, str) for text in texts) and token.isalnum() and len(token) < 64:
-                return cls(token, host, Process.from_json(values["process"]), job, int(values["restart"]), since)
-        return None
-
-    def to_json(self) -> str:
-        return json.dumps({**vars(self), "process": vars(self.process)})
-
-    def __str__(self) -> str:
-        job = f", Slurm job {self.job.partition(':')[2]}" if self.job else ""
-        return f"process {self.process.pid} on {self.host}{job}, since {self.since}"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A lock file at one moment; `owner` is None where it is empty or damaged."""
-
-    owner: Owner | None
-    others: tuple[Process, ...]  # further ranks of the owner's run
-    modified: float  # seconds, by the clock of the file system
-    size: int
-    inode: int
-
-    @property
-    def identity(self) -> str:
-        """What tells this lock from one that takes its place."""
-        return self.owner.token if self.owner else f"unknown-{self.inode}-{self.modified}"
 
 
 class RunLock:
@@ -152,7 +89,7 @@ class RunLock:
         except OSError:  # the file system does not answer: the next time
             return
         try:
-            seen = _look(descriptor)
+            seen = look_at(descriptor)
             if seen.identity == self.owner.token:
                 os.utime(descriptor)
                 return
@@ -188,34 +125,6 @@ class RunLock:
 
 
 # ------------------------------------------------------------------------------------------------ the file
-
-
-def look(path: Path) -> Seen | None:
-    """The lock file as it is now, or None when there is none.  ConfigError when it is no regular file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ConfigError(f"{path} is a link, not a lock file; remove it, or choose another --run-dir") from None
-        raise
-    try:
-        return _look(descriptor)
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, not a lock file; remove it, or choose another --run-dir") from None
-    finally:
-        os.close(descriptor)
-
-
-def _look(descriptor: int) -> Seen:
-    lines = os.read(descriptor, _MOST_BYTES).decode("utf-8", "replace").split("\n")
-    state = os.fstat(descriptor)
-    others: list[Process] = []
-    for line in lines[1:]:
-        with suppress(*_NO_JSON):
-            others += [Process.from_json(values) for values in json.loads(line)]
-    return Seen(Owner.from_json(lines[0]), tuple(others), state.st_mtime, state.st_size, state.st_ino)
 
 
 def _make(path: Path, owner: Owner) -> bool:
@@ -259,8 +168,10 @@ def _remove(path: Path, identity: str, me: Owner, pace: Pace) -> None:
 def _dead(path: Path, seen: Seen, me: Owner, pace: Pace) -> bool:
     """Whether the owner of a lock is certainly gone."""
     owner = seen.owner
+    if _alive_here(seen, me):
+        return False
     if owner and owner.process.here:
-        return not _alive_here(seen, me)
+        return True
     if owner and owner.job and owner.job == me.job and owner.restart < me.restart:
         return True  # Slurm requeues a job when it has ended everywhere
     return _age(path, seen) > (pace.limit if seen.size else pace.writing)
@@ -288,22 +199,24 @@ def _await_its_end(path: Path, first: Seen, me: Owner, pace: Pace, say: Callable
     """Return when this lock is stale or no longer there; LaunchError when its owner gives a sign of life."""
     begun, told = time.monotonic(), False
     while (now := look(path)) and now.identity == first.identity and not _dead(path, now, me, pace):
-        here = bool(now.owner and now.owner.process.here)
-        waited = time.monotonic() - begun
-        if here and now.owner and waited > (pace.patience if now.owner.process.alive else pace.ending):
-            raise LaunchError(_at_work(path, now, me))
-        if not here and now.modified != first.modified:
-            raise LaunchError(_at_work(path, now, me))
-        if not here and now.size and not told:
+        waited, survivor = time.monotonic() - begun, _alive_here(now, me)
+        if survivor and now.owner:
+            if waited > (pace.patience if survivor == now.owner.process else pace.ending):
+                raise LaunchError(_at_work(path, now.owner, survivor))
+            time.sleep(pace.look)
+            continue
+        if now.modified != first.modified:
+            raise LaunchError(_at_work(path, now.owner, None))
+        if waited > pace.limit:  # whatever the file system's clock says
+            return
+        if now.size and not told:
             told = True
-            left = max(0.0, pace.limit - _age(path, now))
-            say(f"{path} is that of {now.owner or 'an unknown run'}; waiting up to {left:.0f} s for a sign of life")
-        time.sleep(pace.look if here else 10 * pace.look)
+            say(f"{path} is that of {now.owner or 'a run'}; waiting up to {pace.limit:.0f} s for a sign of life")
+        time.sleep(10 * pace.look)
 
 
-def _at_work(path: Path, seen: Seen, me: Owner) -> str:
-    sentence = f"another run is at work in {path.parent}: {seen.owner or 'its lock is damaged but touched'}"
-    survivor = _alive_here(seen, me)
-    if seen.owner and survivor and survivor != seen.owner.process:
+def _at_work(path: Path, owner: Owner | None, survivor: Process | None) -> str:
+    sentence = f"another run is at work in {path.parent}: {owner or 'its lock is damaged but touched'}"
+    if owner and survivor and survivor != owner.process:
         return f"{sentence}; that process has ended, but process {survivor.pid} of its run lives on here: end it"
-    return f"{sentence}; {_WAY_OUT}"
+    return f"{sentence}; wait for it, stop it, or choose another --run-dir"

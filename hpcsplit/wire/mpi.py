@@ -75,7 +75,7 @@ class Wire:
 
     def __init__(self) -> None:
         if not MPI.Is_initialized():
-            MPI.Init_thread(MPI.THREAD_SERIALIZED)
+            _meet_all_ranks_in_mpi()
         self.comm = MPI.COMM_WORLD.Dup()
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.world = World(
@@ -278,6 +278,12 @@ class Wire:
         self.share(None)
         self.comm.Free()
         MPI.Finalize()
+
+
+def _meet_all_ranks_in_mpi() -> None:
+    """Wait in the library until every rank has come so far.  No other thread runs meanwhile, and a stack that ends
+    here says that a rank is missing."""
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)
 
 
 def _bytes_of(buffer: torch.Tensor) -> memoryview:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpcsplit.files.atomic import sha256_file
-from tests.commands.conftest import Run, finished
+from tests.commands.conftest import BUILT_IN, Run, finished
 from tests.commands.damage import flip_a_bit, sign, within_an_epoch
 from tests.engine.small import records, train_here, write_toml
 
@@ -85,6 +85,16 @@ def test_a_checkpoint_within_an_epoch_has_no_line_to_compare_with(copy: Run, hpc
     _, out, _ = hpcsplit("evaluate", copy.folder)
     assert "after 3 epochs and 2 steps of the next" in out
     assert "nothing recorded to compare with: it lies within an epoch" in out
+
+
+def test_a_run_stopped_within_its_first_epoch(tmp_path: Path, hpcsplit: Command) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, **BUILT_IN, data__batch_size=10)
+    assert train_here(toml, tmp_path / "run", "--split.cuts", "[2]", "--run.time_limit", 1e-6) == 75
+    found = evaluated(hpcsplit, tmp_path / "run")
+    assert found["epochs_done"] == 0
+    assert 0 < found["step"] < 10
+    assert found["checkpoint"] == f"epoch-0000-step-{found['step']:06d}"
+    assert found["recorded"] is None
 
 
 def test_records_that_are_gone_are_no_hindrance(copy: Run, hpcsplit: Command) -> None:
@@ -169,8 +179,7 @@ def test_several_processes_are_refused(
 def test_a_configuration_that_is_not_the_runs(
     copy: Run, tmp_path: Path, hpcsplit: Command, key: str, value: object, section: str
 ) -> None:
-    changes = {"model__name": "resnet8", "schedule__epochs": 3, "schedule__ratio": "1:1", key: value}
-    other = write_toml(tmp_path / "other.toml", 2, **changes)
+    other = write_toml(tmp_path / "other.toml", 2, **{**BUILT_IN, key: value})
     code, _, err = hpcsplit("evaluate", copy.folder, "--config", other)
     assert code == BAD
     assert f"was made with another {section}" in err

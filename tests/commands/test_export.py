@@ -21,7 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def plain_network() -> torch.nn.Sequential:
-    return nets.build("resnet8", (3, 32, 32), 10)
+    return nets.build("resnet8", (3, 16, 16), 10)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -36,7 +36,7 @@ def test_plain_torch_takes_it(runs: Callable[[int], Run], hpcsplit: Command, tmp
     last = records(runs(stages).folder)[-1]
     assert digest(net.state_dict()) == last["weights_sha256"]
 
-    data = load("fake", limit_train=100, limit_test=60)
+    data = load("fake", limit_train=100, limit_test=60, pool=True)
     images = (data.test.images.float() / 255 - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
     with torch.no_grad():
         logits = net.eval()(images)

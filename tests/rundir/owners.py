@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcsplit.rundir.lock import Owner, Pace
+from hpcsplit.rundir.lock import Pace
+from hpcsplit.rundir.owner import Owner
 from hpcsplit.rundir.process import Process
 from tests.wire.launch import ROOT
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.rundir import lock as module
-from hpcsplit.rundir.lock import Owner, RunLock, look
+from hpcsplit.rundir.lock import RunLock
+from hpcsplit.rundir.owner import Owner, look
 from hpcsplit.rundir.process import Process
 from tests.rundir.owners import ELSEWHERE, QUICK, dead_process, held_by_another, left_behind, process_of
 from tests.wire.launch import ROOT
@@ -89,6 +90,12 @@ def test_a_rank_that_outlives_its_run(path: Path, sleeper) -> None:
     assert acquire(path) < AT_ONCE_S
 
 
+def test_a_rank_that_lives_here_while_the_owner_elsewhere_is_silent(path: Path, sleeper) -> None:
+    left_behind(path, ELSEWHERE, process_of(sleeper.pid), age_s=100)
+    with pytest.raises(LaunchError, match=f"process {sleeper.pid} of its run lives on here: end it"):
+        RunLock.acquire(path, QUICK)
+
+
 def test_a_heartbeat_from_elsewhere(path: Path) -> None:
     left_behind(path, ELSEWHERE, job="c:12")
     ended = threading.Event()
@@ -142,6 +149,12 @@ def test_silence_from_elsewhere(path: Path) -> None:
     assert time.monotonic() - begun > 1.9
     assert len(said) == 1
     assert f"{path} is that of process 4711 on n1" in said[0]
+
+
+def test_a_heartbeat_in_the_future_does_not_hold_for_ever(path: Path) -> None:
+    """As a node whose clock is wrong may leave it on a file system that takes its clients' times."""
+    left_behind(path, ELSEWHERE, age_s=-3600)
+    assert 1.9 < acquire(path) < 20
 
 
 @pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])

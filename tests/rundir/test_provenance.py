@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import hpcsplit
-from hpcsplit.errors import ConfigError
+from hpcsplit.errors import ConfigError, StoreError
 from hpcsplit.rundir import RunDir, folder, provenance
 from hpcsplit.rundir.process import Process
 from tests.engine.small import config, train_here, write_toml
@@ -136,6 +137,22 @@ def test_the_revision_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # ------------------------------------------------------------------------------------------------ the folder
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = RunDir(tmp_path / "run")
+    with monkeypatch.context() as patched, pytest.raises(StoreError, match="run cannot be written: No space left"):
+        patched.setattr(os, "write", full)
+        run.create(config(1))
+    assert list(run.path.iterdir()) == []
+    run.create(config(1))
+    monkeypatch.setattr(folder, "write_text", full)
+    with pytest.raises(StoreError, match="split.json cannot be written: No space left on device; make room there"):
+        run.save_split("k", {})
+    run.release()
 
 
 def test_a_log_folder_that_shows_late(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -144,12 +142,12 @@ def test_each_rank_gets_a_gpu_of_its_own(
         gpus = visible.split(",")
         assert len(gpus) == (1 if given == "--gpus-per-task=1" and launcher == "pmi2" else 2)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda count=len(gpus): count)
+        monkeypatch.setattr(torch.cuda, "device_count", gpus.__len__)
         taken.add((node, gpus[device_of(config(run__device="auto"), int(rank) % 2).index]))
     assert taken == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
 
 
-def test_threads_follow_the_cores_of_a_task(mock_desk: Desk, tmp_path: Path) -> None:
+def test_threads_follow_the_cores_of_a_task(mock_desk: Desk) -> None:
     job = mock_desk.sbatch("--cpus-per-task=2", "jobs/one-node.sbatch", "c.toml")
     assert job.until_over() == ("COMPLETED", "0:0", "0")
     assert job.out().count("threads 2") == 2

@@ -13,6 +13,7 @@ from hpcsplit.config import load
 from tests.slurm.cluster import ROOT
 
 JOBS = ROOT / "jobs"
+CLUSTER = (ROOT / "tools" / "slurm" / "up", ROOT / "tools" / "slurm" / "down")
 EXPERIMENTS = sorted(path.stem for path in JOBS.glob("*.sbatch") if path.with_suffix(".toml").exists())
 AGAIN = {"--requeue": "", "--open-mode": "append"}  # a requeued job goes on in the same file
 ONE = {"-N": "1", "--ntasks-per-node": "2", "-o": "%x-%j.out", **AGAIN}
@@ -95,8 +96,7 @@ def test_an_experiment_names_itself_and_has_a_sound_configuration(name: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted(JOBS.glob("*.sbatch")), JOBS / "run.sh", JOBS / "chain", JOBS / "pipeline"]
-    + [ROOT / "tools/slurm/up", ROOT / "tools/slurm/down"],
+    [*sorted(JOBS.glob("*.sbatch")), *(JOBS / name for name in ("run.sh", "chain", "pipeline")), *CLUSTER],
     ids=lambda path: path.name,
 )
 def test_bash_can_read_it(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share
+from hpcsplit.wire.port import NEXT, PREV, Agree, Meter, Program, Recv, Send, Share
 
 
 def relay(rank: int, size: int) -> Program:
@@ -105,4 +105,17 @@ def kinds_of_tensors(rank: int, size: int) -> Program:
     return found
 
 
-PROGRAMS = (relay, two_queues, changed_after_sending, shared_values, counted_bytes, kinds_of_tensors)
+def agreed_levels(rank: int, size: int) -> Program:
+    """Each rank has a level of its own at another call; all learn the highest one at the same call."""
+    answers = []
+    for call in range(12):
+        answers.append((yield Agree(rank + 1 if call == 2 * rank else 0)))
+        if rank == 0 and call % 3 == 0 and size > 1:  # others are not kept in step by anything else
+            yield Send(NEXT, "ahead", torch.ones(1), call)
+    if rank == 1:
+        for call in range(0, 12, 3):
+            yield Recv(PREV, "ahead", (1,), index=call)
+    return answers
+
+
+PROGRAMS = (relay, two_queues, changed_after_sending, shared_values, counted_bytes, kinds_of_tensors, agreed_levels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share
+from hpcsplit.wire.port import AGREE_LAG, NEXT, PREV, Program, Recv, Send, Share
 from tests.wire import programs
 
 
@@ -34,6 +34,14 @@ def test_a_message_passes_all_stages_and_comes_back() -> None:
 def test_order_holds_within_a_name_only() -> None:
     forward = [float(i) for i in range(10)]
     assert run(programs.two_queues, 2)[1] == [-i for i in forward] + forward
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_all_stages_learn_the_highest_level_at_the_same_call(size: int) -> None:
+    expected = [0] * 12
+    for rank in range(size):
+        expected[2 * rank + AGREE_LAG] = rank + 1
+    assert run(programs.agreed_levels, size) == [expected] * size
 
 
 def test_a_received_tensor_belongs_to_the_receiver() -> None:

@@ -16,7 +16,7 @@ from tools.fault_campaign.problem import CUTS
 from tools.fault_campaign.table import table
 from tools.fault_campaign.trial import ROOT
 
-FAULTS, SHORT = 240, 9
+FAULTS, SHORT = 204, 8
 USAGE, FAILED, INTERRUPTED = 64, 1, 130
 
 

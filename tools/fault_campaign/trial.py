@@ -139,7 +139,9 @@ def attempt(
     struck_at = float(marker.read_text(encoding="ascii").split()[0]) if marker.exists() else None
     seconds = first.at - struck_at if struck_at else 0.0
     hears = all(Path(f"{marker}-hears-{rank}").exists() for rank in range(fault.stages))
-    complaints = list(_complaints(fault, first, seconds if struck_at else None, hears))
+    began = (place / "run" / "log" / f"rank-{fault.rank:03d}.log").exists()
+    limits = Limits(hears=hears, start_s=0.0 if began else reference_s)
+    complaints = list(_complaints(fault, first, seconds if struck_at else None, limits))
     if fault.kind in DAMAGES and struck_at:
         damage(fault, place / "run")
     starts, problems = _continue(place, config, fault, first.code, cores)
@@ -151,11 +153,22 @@ def attempt(
     return Result(fault, struck_at is not None, first.code, seconds, not complaints, named, equal, starts, notes)
 
 
-def _complaints(fault: Fault, first: Ended, seconds: float | None, hears: bool) -> Iterator[str]:
-    """What is wrong with the end of the run that was struck, `seconds` after the fault.
+@dataclass(frozen=True)
+class Limits:
+    """How long the end may take depends on whether all ranks could take a signal, and on how long (s) the other ranks
+    may still have been coming up."""
 
-    `hears`: all ranks could take a signal.
-    """
+    hears: bool
+    start_s: float
+
+    def seconds(self, fault: Fault) -> float:
+        if fault.kind in STALLS:
+            return STALL_LIMIT_S + END_S + self.start_s
+        return STOP_S if fault.kind in SIGNALS and self.hears else END_S
+
+
+def _complaints(fault: Fault, first: Ended, seconds: float | None, limits: Limits) -> Iterator[str]:
+    """What is wrong with the end of the run that was struck, `seconds` after the fault."""
     if first.stuck:
         yield f"still there after {HANGS_S:.0f} s"
     if first.survivors:
@@ -164,10 +177,9 @@ def _complaints(fault: Fault, first: Ended, seconds: float | None, hears: bool) 
         if first.code not in (DONE, REQUEUE):
             yield f"ended with {first.code} before the fault: {last_line(first.said)}"
         return
-    signalled = fault.kind in SIGNALS and hears
-    limit = STALL_LIMIT_S + END_S if fault.kind in STALLS else STOP_S if signalled else END_S
-    if seconds > limit:
-        yield f"ended after {seconds:.1f} s, {limit:g} s are allowed"
+    signalled = fault.kind in SIGNALS and limits.hears
+    if seconds > (allowed := limits.seconds(fault)):
+        yield f"ended after {seconds:.1f} s, {allowed:.1f} s are allowed"
     if signalled and first.code not in (DONE, REQUEUE):
         yield f"a signal led to exit {first.code}: {last_line(first.said)}"
     if not signalled and first.code == DONE:
