@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpcsplit.boundary.hdf5 import HdfStore
-from hpcsplit.boundary.store import Field, MemoryStore, Store
+from hpcsplit.boundary.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.config import Config
 from hpcsplit.config.checks import parse_ratio
 from hpcsplit.config.declared import declared_methods
@@ -197,7 +197,8 @@ def make_store(
     labels = {"config": digest}
     if config.store.kind == "memory":
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
-    return HdfStore(fields, samples, dtype, run_dir.store(config.store.path), stage=stage.index, labels=labels)
+    folder = run_dir.store(config.store.path, 2 * generation_bytes(fields, samples, dtype))
+    return HdfStore(fields, samples, dtype, folder, stage=stage.index, labels=labels)
 
 
 def make_job(
@@ -250,6 +251,7 @@ def make_job(
         identity=identity,
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()),
         observer=observer or Silent(),
+        provenance=run_dir.provenance_text() if index == 0 else "",
     )
 
 

@@ -1,5 +1,5 @@
 # The body of a training job:  . jobs/run.sh CONFIG.toml [--section.key VALUE ...], from the project's root.
-# One rank a task.  The run directory, runs/CONFIG-JOB unless --run-dir DIR says otherwise, is continued where it stands.
+# One rank a task.  The run directory, runs/CONFIG-JOB unless --run-dir DIR says otherwise, is continued if it is there.
 #   HPCSPLIT_VENV      environment with hpcsplit installed (default .venv)
 #   HPCSPLIT_PMI       srun's --mpi: pmi2 for MPICH (default), pmix for an Open MPI built with Slurm's PMIx;
 #                      "mpirun": start with the mpirun of the environment, MPICH's or Open MPI's, instead

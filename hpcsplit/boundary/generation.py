@@ -20,7 +20,7 @@ _INDEX_BYTES = 8
 
 @dataclass(frozen=True)
 class Field:
-    """One per-sample variable before block `boundary` of the whole network (the number of blocks: at the network's end);
+    """One per-sample variable before block `boundary` of the whole network (the number of blocks: at its end);
     `shape` is that of one sample's row.  Files are named by the boundary, so that other cuts find them again."""
 
     name: str

@@ -59,7 +59,9 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
     found = read_whole(folder, lambda key: key.startswith(WEIGHTS))
     weights = {key.removeprefix(WEIGHTS): t for key, t in found.items()}
     if surplus := sorted(weights.keys() - like.keys()):
-        raise CheckpointError(f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config")
+        raise CheckpointError(
+            f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config"
+        )
     for name, t in like.items():
         if name not in weights:
             raise CheckpointError(f"checkpoint {folder} has no {name}, this network has; give the run's own --config")

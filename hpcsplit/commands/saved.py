@@ -103,7 +103,9 @@ def own_config(run: RunDir, config_path: Path | None) -> Config:
 def _alone() -> None:
     size, variable = claimed_size()
     if size > 1:
-        raise LaunchError(f"{variable} says that {size} processes were started, this command is for one: start it without mpirun")
+        raise LaunchError(
+            f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
+        )
 
 
 def _choose(run: RunDir, name: str) -> Path:

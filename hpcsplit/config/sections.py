@@ -133,9 +133,7 @@ class Run:
     baseline: bool = option(
         True, "time exact steps of the whole network on one rank alone first, for the closing table"
     )
-    time_limit: float = option(
-        0.0, "stop after so long with a checkpoint, exit 75; 0: none", unit="minutes", low=0.0
-    )
+    time_limit: float = option(0.0, "stop after so long with a checkpoint, exit 75; 0: none", unit="minutes", low=0.0)
     stop_before: float = option(
         5.0, "so long before the end of the Slurm job, the same; 0 ignores it", unit="minutes", low=0.0
     )

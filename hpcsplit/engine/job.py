@@ -82,7 +82,8 @@ class Identity:
 class Job:
     """One rank's share of a run.
 
-    `where` follows the program (phase, step), so that a failure can say where it happened.
+    `provenance` is what a checkpoint says of this start; `where` follows the program (phase, step), so that a failure can
+    say where it happened.
     """
 
     stage: Stage
@@ -108,6 +109,7 @@ class Job:
     observer: Observer = field(default_factory=Silent)
     stop_reason: Callable[[], str | None] = lambda: None
     saved_at: float = field(default_factory=time.monotonic)
+    provenance: str = ""
     where: str = "start"
 
     @property

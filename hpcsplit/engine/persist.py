@@ -87,6 +87,7 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
             "cuts": json.dumps(job.identity.cuts),
             "fingerprints": json.dumps(dict(job.identity.fingerprints)),
             "config": job.identity.config_toml,
+            "provenance": job.provenance,
             "aux_mode": policy,
             "aux_needed": int(action.need_aux),
             "aux": json.dumps([part["aux"] for part in parts]),

@@ -18,6 +18,7 @@ from typing import Any
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.config import Config, load
 from hpcsplit.errors import ConfigError, LaunchError, StoreError
+from hpcsplit.files import scratch
 from hpcsplit.files.atomic import write_text
 from hpcsplit.rundir import trust
 from hpcsplit.rundir.lock import RunLock
@@ -92,21 +93,28 @@ class RunDir:
             time.sleep(0.1)
         return path
 
-    def store(self, configured: str) -> Path:
+    def store(self, configured: str, needed_bytes: int = 0) -> Path:
         """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in.
+
+        "scratch" takes the first of the node's own disks that has the rows of an earlier start, or room for
+        `needed_bytes`.
 
         It is made here, since a predictable name on a disk that others write too may be anybody's: what cannot be
         made is left to the store to complain about.
 
         Raises:
             ConfigError: a variable is not set, or the folder is another user's.
+            StoreError: no disk of the node has room.
         """
-        if configured:
+        place = self.path.resolve()
+        own = f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+        if configured == "scratch":
+            folder = scratch.choose(own, needed_bytes)
+        elif configured:
             expanded = os.path.expandvars(os.path.expanduser(configured))
             if "$" in expanded:
                 raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
-            place = self.path.resolve()
-            folder = Path(expanded) / f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+            folder = Path(expanded) / own
         else:
             folder = self.path / "aux"
         with suppress(OSError):
@@ -163,7 +171,9 @@ class RunDir:
                 return _held[self._key].check()
             except LaunchError:  # the folder has been removed and made again
                 self.release()
-        _held[self._key] = RunLock.acquire(self.lock, say=_say)
+        _held[self._key] = RunLock.acquire(
+            self.lock, say=lambda sentence: print(f"hpcsplit: {sentence}", file=sys.stderr)
+        )
 
     def _check_trust(self) -> None:
         for folder in (self.path, self.checkpoints, self.log(0).parent):
@@ -297,7 +307,3 @@ def _differences(theirs: Config, ours: Config, sections: Sequence[str]) -> str:
         for key, value in keys.items()
         if (section in sections or (key == "seed" and key in sections)) and there[section].get(key, "absent") != value
     )
-
-
-def _say(sentence: str) -> None:
-    print(f"hpcsplit: {sentence}", file=sys.stderr, flush=True)

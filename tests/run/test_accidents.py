@@ -14,6 +14,7 @@ from tests.wire.launch import Ended, needs_mpi, python
 
 pytestmark = [needs_mpi, pytest.mark.mpi]
 
+STALL_S = 9.0  # more than the ranks of a start may come apart on a busy machine
 LIMIT_S = 5  # from the accident to the end of mpirun
 
 
@@ -52,7 +53,8 @@ def test_killed_and_asked_to_stop_with_rows_copied_into_checkpoints(tmp_path: Pa
     killed(toml, run_dir, 0, "record:1")
     ended, _ = start(toml, run_dir, 0, "early")
     assert ended.code == 75, ended.err
-    assert [epoch for epoch, _ in weights(run_dir)] == [0, 1]
+    assert [epoch for epoch, _ in weights(run_dir)] == [0]
+    assert (run_dir / "checkpoints" / "epoch-0001-step-000003").is_dir()  # when all ranks know of the signal
     ended, _ = start(toml, run_dir, 1, "usr1:2")
     assert ended.code == 75
     assert "stopped: SIGUSR1 received; checkpointed" in ended.out
@@ -74,6 +76,35 @@ def test_an_exception_on_one_rank_ends_all(tmp_path: Path, moment: str) -> None:
         re.MULTILINE,
     )
     assert "Traceback" in ended.err
+
+
+@pytest.mark.parametrize("moment", ["sleep:1", "stop:1"])
+def test_a_rank_that_hangs_ends_all_when_the_limit_is_over(tmp_path: Path, moment: str) -> None:
+    """A rank that hangs reports itself; of one that is stopped the other says what it waits for."""
+    toml = write_toml(tmp_path / "c.toml", 2, run__stall_limit=STALL_S / 60)
+    ended, seconds = start(toml, tmp_path / "run", 1, moment)
+    assert ended.code != 0
+    assert STALL_S <= seconds < STALL_S + LIMIT_S
+    rank = 1 if moment == "sleep:1" else 0
+    report = re.search(
+        rf"^hpcsplit: rank {rank} \(stage {rank}\) on \S+, train epoch 2, parallel, step \d of 4: no progress for "
+        r"\d+ s \(run.stall_limit = 0.15 minutes\); it (.*)$",
+        ended.err,
+        re.MULTILINE,
+    )
+    assert report, ended.err
+    doing = {
+        1: r"waits for no other rank, it is in hpcsplit/engine/epochs.py, line \d+",
+        0: r"waits for '\w+' number \d from stage 1 since \d+ s",
+    }
+    assert re.fullmatch(doing[rank], report[1])
+    assert re.search(r"^hpcsplit: last heard \d+ s ago: rank \d \(pid \d+ on \S+\): ", ended.err, re.MULTILINE)
+    assert "thread MainThread:" in (tmp_path / "run" / "log" / f"rank-{rank:03d}.log").read_text()
+    assert train_here(toml, tmp_path / "run") == 0
+    assert (
+        "the start before this one ended unexpectedly; last seen: rank 0 (pid "
+        in (tmp_path / "run" / "log" / "rank-000.log").read_text()
+    )
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:

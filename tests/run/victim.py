@@ -6,6 +6,7 @@ MOMENT on rank RANK, numbers are epochs:
     write:2       killed with half a stage's file written       finish:2      killed before the folder gets its name
     record:2      killed between the record and the checkpoint
     raise:1       raises in the second step                     thread:1      a thread of its own raises
+    stop:1        is stopped in the second step (SIGSTOP)     sleep:1       hangs there
     usr1:3        sends SIGUSR1 to mpirun in that epoch          early         the same before MPI has started
     nothing
 
@@ -32,6 +33,13 @@ def die() -> None:
 def fail() -> None:
     print(f"dying at {time.time()}", file=sys.stderr, flush=True)
     raise ZeroDivisionError("an accident")
+
+
+def stall(stopped: bool) -> None:
+    print(f"dying at {time.time()}", file=sys.stderr, flush=True)
+    if stopped:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(600)
 
 
 def fail_in_a_thread() -> None:
@@ -67,11 +75,11 @@ def arrange(moment: str, epoch: int) -> None:
         setattr(place, name, replaced)
 
     def in_step(action: Callable[[], None], phase: str = "") -> None:
-        def accident(job: Any, train: Any, step: int, steps: int) -> None:
-            if (train.epoch, step) == (epoch, 1) and train.phase.startswith(phase):
+        def accident(loop: Any, step: int) -> None:
+            if (loop.action.epoch, step) == (epoch, 1) and loop.action.phase.startswith(phase):
                 action()
 
-        instead(epochs, "_enter", accident, after=True)
+        instead(epochs._Loop, "enter", accident, after=True)
 
     def half_a_file(path: Path, *_: Any) -> None:
         if path.name.startswith("stage") and f"epoch-{epoch + 1:04d}" in str(path):
@@ -95,6 +103,8 @@ def arrange(moment: str, epoch: int) -> None:
             in_step(fail)
         case "thread":
             in_step(fail_in_a_thread)
+        case "stop" | "sleep":
+            in_step(lambda: stall(moment == "stop"))
         case "early":
             instead(stopping.StopRequest, "__init__", lambda *_: ask_mpirun_to_stop(), after=True)
         case "nothing":

@@ -1,0 +1,145 @@
+"""tools/soak: the loop, its table and its verdict."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tools.soaking.judging import complaints, table, trends
+from tools.soaking.problem import ROOT, Place
+from tools.soaking.starting import Disturbance, Started, start
+
+DONE, REQUEUE, USAGE, FAILED = 0, 75, 64, 1
+WINDOW = 5.0  # minutes in a line of the table
+_UNDISTURBED = Disturbance("nothing", 0.0, 0)
+
+
+class Soak:
+    """The state of the loop; `starts` and `finished` hold what was measured."""
+
+    def __init__(self, out: Path, seed: int, minutes: float) -> None:
+        self.out, self.minutes = out, minutes
+        self.chance = random.Random(seed)
+        self.starts: list[Started] = []
+        self.finished: list[Started] = []
+        self.wrong: list[str] = []
+        self.began = time.monotonic()
+
+    @property
+    def minute(self) -> float:
+        return (time.monotonic() - self.began) / 60
+
+    def go(self) -> None:
+        """One run that nobody disturbs, then disturbed ones until the time is up."""
+        place, reference, usual_s, runs = self._fresh(0, "copy"), [], 0.0, 0
+        while not self.wrong:
+            calm = runs == 0
+            disturbance = _UNDISTURBED if calm else Disturbance.draw(self.chance, usual_s)
+            mark = f"{os.getpid()}-{len(self.starts)}"
+            found = start(place, mark, disturbance, self.minute)
+            self.starts.append(found)
+            self._say(runs, found)
+            if self._unexpected(found):
+                self.wrong.append(f"start {len(self.starts)} ended with {found.code}; see {place.said}")
+            if found.code != DONE:
+                if self.minute >= self.minutes:
+                    break
+                continue
+            self.finished.append(found)
+            if calm:
+                reference, usual_s = place.weights(), found.seconds
+            elif place.weights() != reference:
+                self.wrong.append(f"run {runs} has other weights than the one that nobody disturbed; see {place.folder}")
+                break
+            shutil.rmtree(place.folder)
+            runs += 1
+            if self.minute >= self.minutes:
+                break
+            place = self._fresh(runs, self.chance.choice(["copy", "keep"]))
+
+    def _fresh(self, number: int, aux: str) -> Place:
+        place = Place(self.out / f"run-{number:04d}")
+        shutil.rmtree(place.folder, ignore_errors=True)
+        place.make(aux)
+        return place
+
+    @staticmethod
+    def _unexpected(found: Started) -> bool:
+        """A start may end with anything but success only where it was disturbed; a signal may come before it is heard."""
+        return not found.complaint and found.disturbance.kind == "nothing" and found.code != DONE
+
+    def _say(self, runs: int, found: Started) -> None:
+        what = found.disturbance
+        when = "" if what.kind == "nothing" else f" at {what.after_s:.1f} s"
+        print(
+            f"{found.minute:6.1f} min  run {runs}, {what.kind}{when}: {found.seconds:.1f} s, exit {found.code}, "
+            f"{len(found.epochs)} epochs{'; ' + found.complaint if found.complaint else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def report(self) -> tuple[str, bool]:
+        """The table and the verdict in words, also written to soak.json; whether all is well."""
+        judged = trends(self.starts, self.finished)
+        wrong = [*self.wrong, *complaints(self.starts, judged)]
+        lines = [table(self.starts, self.finished, min(WINDOW, max(self.minutes / 4, 0.5))), ""]
+        for t in judged:
+            lines.append(
+                f"{t.name:<24} median {t.median:9.2f} {t.unit:<4} trend over the soak {t.growth:+9.2f}, "
+                f"let through {t.tolerance:.2f} ({t.reason}), n = {t.points}"
+            )
+        resumed = sum(s.disturbance.kind != "nothing" for s in self.starts)
+        lines += ["", f"{self.minute:.1f} minutes, {len(self.starts)} starts, {resumed} disturbed, "]
+        lines[-1] += f"{len(self.finished)} runs finished, all but the first compared with it"
+        lines.append("verdict: " + ("nothing grows" if not wrong else "; ".join(wrong)))
+        values = {
+            "minutes": self.minute,
+            "good": not wrong,
+            "complaints": wrong,
+            "runs": len(self.finished),
+            "trends": [t.as_json() for t in judged],
+            "starts": [asdict(s) for s in self.starts],
+        }
+        (self.out / "soak.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        return "\n".join(lines), not wrong
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _Parser(prog="tools/soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="which disturbances (default: 0)")
+    parser.add_argument("--out", type=Path, help="default: runs/soak-SEED")
+    args = parser.parse_args(argv)
+    if not 0 < args.minutes < 1e6:
+        parser.error(f"--minutes {args.minutes} must be a number above 0")
+    out = (args.out or ROOT / "runs" / f"soak-{args.seed}").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    soak = Soak(out, args.seed, args.minutes)
+    try:
+        soak.go()
+    except KeyboardInterrupt:
+        soak.wrong.append("interrupted")
+    text, good = soak.report()
+    print(text)
+    print(f"values: {out}/soak.json", file=sys.stderr)
+    return DONE if good else FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

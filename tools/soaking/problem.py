@@ -1,0 +1,117 @@
+"""The run that is soaked: handwritten digits on two ranks, serial and parallel epochs, checkpoints within epochs too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcsplit.records import Records
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = 2
+MARK = "HPCSPLIT_SOAK"  # in the environment of everything that a start has started
+_TOML = """
+[data]
+name = "digits"
+pool = true
+limit_train = 320
+limit_test = 100
+batch_size = 32
+eval_train = 100
+
+[model]
+name = "resnet8"
+
+[split]
+cuts = [2]
+
+[method]
+name = "penalty"
+
+[schedule]
+epochs = 16
+ratio = "1:3"
+
+[optim]
+lr = 0.05
+clip = 1.0
+
+[checkpoint]
+aux = "{aux}"
+every_minutes = 0.05
+
+[run]
+threads = 1
+device = "cpu"
+baseline = false
+stall_limit = 1.0
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run: its configuration and everything that it may write, in one folder."""
+
+    folder: Path
+
+    @property
+    def toml(self) -> Path:
+        return self.folder / "soak.toml"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder / "tmp"
+
+    @property
+    def said(self) -> Path:
+        return self.folder / "said.txt"
+
+    def make(self, aux: str) -> None:
+        """A fresh folder; `aux` is checkpoint.aux, "keep" or "copy"."""
+        self.temporary.mkdir(parents=True)
+        self.toml.write_text(_TOML.format(aux=aux), encoding="utf-8")
+
+    def epochs(self) -> int:
+        """Lines in records.jsonl."""
+        try:
+            return (self.run / "records.jsonl").read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def weights(self) -> list[tuple[int, str | None]]:
+        """(epoch, hash of the weights after it) in the order of the file."""
+        return [(r.epoch, r.weights_sha256) for r in Records(self.run / "records.jsonl").load()]
+
+    def start(self, mark: str) -> subprocess.Popen[bytes]:
+        """Train or continue, in a session of its own; standard output and error are added to `said`."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
+        environment = clean | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), MARK: mark}
+        python = Path(sys.executable)
+        command = [str(python.parent / "mpirun"), "-n", str(RANKS), str(python), "-m", "hpcsplit", "train"]
+        with self.said.open("ab") as said:
+            return subprocess.Popen(
+                [*command, str(self.toml), "--run-dir", str(self.run)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+
+
+def end(processes: list[int]) -> None:
+    """SIGKILL to each of them that is still there."""
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

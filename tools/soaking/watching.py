@@ -1,0 +1,92 @@
+"""What the kernel says about the processes and files of one start, without asking the program itself."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.soaking.problem import MARK
+
+_SHARED = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rank at one moment.  Memory in KiB: RssAnon, what it has for itself alone, and shared memory that it maps."""
+
+    anonymous: int
+    shared: int
+    descriptors: int
+    threads: int
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that are alive and were started under this mark."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0") and _state(folder) != "Z":
+                found.append(int(folder.name))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+def survivors(mark: str, patience_s: float = 3.0) -> list[int]:
+    """The processes of a start that outlive its launcher, after a moment in which the last ones may go."""
+    until = time.monotonic() + patience_s
+    while (found := marked(mark)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def ranks(mark: str) -> dict[int, int]:
+    """Rank -> process, as far as they have been started; a rank's own children do not count."""
+    found: dict[int, int] = {}
+    for process in sorted(marked(mark)):
+        try:
+            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for variable in variables:
+            if variable.startswith(b"PMI_RANK="):
+                found.setdefault(int(variable.partition(b"=")[2]), process)
+    return found
+
+
+def sample(process: int) -> Sample | None:
+    """The process now; None when it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+        numbers = dict(re.findall(r"^(RssAnon|RssShmem|Threads):\s+(\d+)", status, re.MULTILINE))
+        descriptors = sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+        return Sample(int(numbers["RssAnon"]), int(numbers["RssShmem"]), descriptors, int(numbers["Threads"]))
+    except (OSError, KeyError):
+        return None
+
+
+def shared_files(processes: Iterable[int]) -> set[Path]:
+    """Files in /dev/shm that these processes map or have open, by the names that they have there."""
+    found = set()
+    for process in processes:
+        try:
+            maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
+            found |= {Path(name) for name in re.findall(rf"({_SHARED}/\S+)", maps)}
+            links = [path.readlink() for path in Path(f"/proc/{process}/fd").iterdir()]
+            found |= {link for link in links if link.is_relative_to(_SHARED)}
+        except OSError:
+            continue
+    return found
+
+
+def files(folder: Path) -> tuple[int, int]:
+    """(number, bytes) of the files below a folder; links are not followed."""
+    sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    return len(sizes), sum(sizes)
+
+
+def _state(folder: Path) -> str:
+    return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
