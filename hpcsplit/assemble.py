@@ -252,6 +252,7 @@ def make_job(
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()),
         observer=observer or Silent(),
         provenance=run_dir.provenance_text() if index == 0 else "",
+        still_ours=run_dir.check_held,
     )
 
 

@@ -14,6 +14,7 @@ from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
 from hpcsplit.stopping import StopRequest
+from hpcsplit.wire.launcher import launcher_rank
 
 _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --help` lists all keys."
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except HpcsplitError as error:
-        if _launcher_rank() == 0:
+        if launcher_rank() == 0:
             print(f"hpcsplit: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
@@ -66,6 +67,7 @@ def _dispatch(argv: list[str]) -> int:
     doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
     doctor.add_argument("--scratch", type=Path, help="a further folder to try for the store of auxiliary variables")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
+    doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
     args, rest = parser.parse_known_args(argv)
     if args.command in ("report", "evaluate", "export", "doctor"):
@@ -80,7 +82,7 @@ def _dispatch(argv: list[str]) -> int:
         from hpcsplit.commands.plan import plan_command
 
         return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json)
-    request = StopRequest(config.run.time_limit)
+    request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir
 
@@ -162,14 +164,6 @@ def _ranks(text: str) -> tuple[int, ...]:
     if min(ranks) < 1:
         raise UsageError(f"--ranks {text} must be 1 or more")
     return ranks
-
-
-def _launcher_rank() -> int:
-    """This process's rank as the launcher tells it, so that a mistake found before MPI is said once."""
-    for variable in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in os.environ else 0
 
 
 def _keys() -> str:

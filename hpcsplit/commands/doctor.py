@@ -18,7 +18,7 @@ from hpcsplit.doctor import disks, messages, place, start, table
 from hpcsplit.doctor.finding import Finding, Status, worst
 from hpcsplit.doctor.limits import Guard
 from hpcsplit.errors import DONE, HpcsplitError
-from hpcsplit.wire.launcher import claimed_size
+from hpcsplit.wire.launcher import claimed_size, launcher_rank
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Wire
@@ -33,7 +33,7 @@ _PART_LIMIT_S = 90.0  # above the limits of the parts inside, and above waiting 
 def doctor_command(scratch: Path | None, as_json: bool) -> int:
     """Examine, and print on rank 0; the exit code, the same on all ranks."""
     began = time.monotonic()
-    with Guard(f"rank {place.launcher_rank()} on {place.host_name()}") as guard:
+    with Guard(f"rank {launcher_rank()} on {place.host_name()}") as guard:
         guard.expect("the import of torch and mpi4py", _IMPORT_LIMIT_S)
         try:
             from hpcsplit.wire.mpi import Wire
@@ -41,7 +41,7 @@ def doctor_command(scratch: Path | None, as_json: bool) -> int:
             return _without_mpi(error, scratch, as_json)
         guard.expect("the start of MPI", _MPI_LIMIT_S)
         wire = Wire()
-        if wire.world.size == 1 < claimed_size()[0] and place.launcher_rank():
+        if wire.world.size == 1 < claimed_size()[0] and launcher_rank():
             return BROKEN  # one of several that do not know of each other: the first speaks for all
         try:
             findings = _examine(wire, guard, scratch, began)
@@ -98,7 +98,7 @@ def _files(rank: int, local_rank: int, scratch: Path | None, host: str) -> list[
 
 def _without_mpi(error: Exception, scratch: Path | None, as_json: bool) -> int:
     """The findings that one process can have without MPI."""
-    if place.launcher_rank():
+    if launcher_rank():
         return BROKEN
     advice = (
         f"{type(error).__name__}: {error}. Install one beside this Python (pip install mpich), or load the module of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,25 @@ def find(folder: Path, name: str, config_path: Path | None) -> Saved:
 
 
 def own_config(run: RunDir, config_path: Path | None) -> Config:
-    """The configuration of a run: the user's file where it is given, else the run directory's.
+    """The configuration of a run as its directory has it, overrides included.
 
-    A network of the user's own is code to be run, and a run directory may come from somebody else.
+    The user's file says where the data are now, and vouches for a network of the user's own: that is code to be run,
+    and a run directory may come from somebody else.
 
     Raises:
-        ConfigError: as `load`; or model.name is "package.module:factory" and only the run directory says so.
+        ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
+            the run directory says so.
     """
-    config = load(config_path or run.config)
-    if config_path is None and ":" in config.model.name:
+    config = load(run.config)
+    if config_path:
+        theirs = load(config_path)
+        if theirs.model.name != config.model.name:
+            raise ConfigError(
+                f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
+                "the file that the run was started with"
+            )
+        return replace(config, data=replace(config.data, root=theirs.data.root))
+    if ":" in config.model.name:
         raise ConfigError(
             f'model.name = "{config.model.name}" in {run.config} names code to be run, which is not taken from a run '
             "directory; give the run's own CONFIG.toml with --config"

@@ -7,7 +7,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,6 @@ _PARENTS = {
     "slurmstepd": "Slurm",
     "palsd": "PALS",
 }
-_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
 @dataclass(frozen=True)
@@ -126,25 +125,6 @@ def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:
             return name
         pid = int(after.split()[1])
     return ""
-
-
-def launcher_rank() -> int:
-    """This process's rank as the launcher's variables tell it: where MPI does not work, one process speaks for all."""
-    for variable in _RANKS:
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in os.environ else 0
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _devices(local_rank: int) -> tuple[int, Device | None]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from hpcsplit import __version__
 from hpcsplit.doctor.finding import Finding, Status, judged
-from hpcsplit.doctor.place import Place, older, ranges, required
+from hpcsplit.doctor.place import Place, older, required
 from hpcsplit.errors import LaunchError
+from hpcsplit.report.lines import spans
 from hpcsplit.wire.launcher import check_world, claimed_size
 
 START_SLOW_S = 30.0
@@ -65,8 +66,8 @@ def _host(host: str, here: Sequence[Place]) -> Finding:
     names = Counter(place.device.name for place in here if place.device)
     devices = ", ".join(f"{count} x {name}" for name, count in names.items()) or "no GPU"
     found = (
-        f"{host}: rank{'s' * (len(here) > 1)} {ranges(numbers)}, "
-        f"{len(cores)} of {here[0].host_cores} cores ({ranges(cores)}){per_rank}, load {here[0].load:.1f}, {devices}"
+        f"{host}: rank{'s' * (len(here) > 1)} {spans(numbers)}, "
+        f"{len(cores)} of {here[0].host_cores} cores ({spans(cores)}){per_rank}, load {here[0].load:.1f}, {devices}"
     )
     data = {
         "host": host,

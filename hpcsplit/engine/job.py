@@ -82,7 +82,7 @@ class Identity:
 class Job:
     """One rank's share of a run.
 
-    `provenance` is what a checkpoint says of this start; `where` follows the program (phase, step), so that a failure can
+    `provenance` is what a checkpoint says of this start; `where` follows the program, so that a failure can
     say where it happened.
     """
 
@@ -110,6 +110,7 @@ class Job:
     stop_reason: Callable[[], str | None] = lambda: None
     saved_at: float = field(default_factory=time.monotonic)
     provenance: str = ""
+    still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
     where: str = "start"
 
     @property

@@ -97,6 +97,7 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
         everything = {ckpt.MANIFEST: sha256_file(folder / ckpt.MANIFEST)}
         for part in parts:
             everything |= part["sums"]
+        job.still_ours()
         ckpt.finish(folder, everything, job.keep_checkpoints)
     yield Share()
     if job.store:

@@ -75,6 +75,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     def visit(link: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise ValueError(f"{link} refers to another file")
             tensor = torch.from_numpy(np.asarray(item[()]))
             marked = item.attrs.get(_TYPE_MARK) == _BFLOAT16
             tensors[_key(link)] = tensor.view(torch.bfloat16) if marked else tensor

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import hpcsplit
 from hpcsplit.config import Config
+from hpcsplit.report.lines import spans
 from hpcsplit.rundir.process import Process
 from hpcsplit.rundir.trust import user
 
@@ -40,7 +41,7 @@ def place(host: str, device: torch.device) -> dict[str, Any]:
         "host": host,
         "device": str(device),
         "gpu": gpu,
-        "cores": _spans(sorted(os.sched_getaffinity(0))),
+        "cores": spans(sorted(os.sched_getaffinity(0))),
         "process": vars(Process.this()),
     }
 
@@ -98,18 +99,7 @@ def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     ranks: dict[str, list[int]] = {}
     for rank, one in enumerate(places):
         ranks.setdefault(f"{one['host']}:{one['device']}", []).append(rank)
-    return {where: _spans(which) for where, which in ranks.items()}
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """Increasing numbers in short: 0, 1, 2, 3, 8 are "0-3,8"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(f"{a}-{b}" if a < b else str(a) for a, b in spans)
+    return {where: spans(which) for where, which in ranks.items()}
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,15 @@ import os
 from hpcsplit.errors import LaunchError
 
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+
+def launcher_rank() -> int:
+    """This process's rank as the launcher's variables tell it: where MPI does not work, one process speaks for all."""
+    for variable in _RANKS:
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in os.environ else 0
 
 
 def claimed_size() -> tuple[int, str]:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from collections import defaultdict, deque
 from contextlib import suppress
@@ -56,6 +57,7 @@ _DTYPES = (
 )
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _NAP_S = 5e-5
+_PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Wire:
         self.agreeing: deque[tuple[MPI.Request, memoryview, memoryview]] = deque()
         self.beats = 0  # grows with every verb, block and message; a watchdog's thread reads it
         self._waiting: tuple[Recv | str, float] | None = None
+        self._ending = 0  # the exit code with which another thread wants the job to end
         self.clock_offset = self._clock_offsets()
 
     def run(self, program: Program) -> Any:
@@ -176,6 +179,8 @@ class Wire:
 
         Unasked, a rank stops taking in messages while it has many unread ones, which makes the sender wait.
         """
+        if self._ending:
+            self.abort(self._ending)
         if not asked:
             self.beats += 1
         while asked or self.unread < 2 * _IN_FLIGHT:
@@ -266,7 +271,14 @@ class Wire:
         return [0.0 if same_host[r] == self.world.host else offset[r] for r in range(self.world.size)]
 
     def abort(self, code: int) -> NoReturn:
-        """End every rank of the job with this exit code, now."""
+        """End every rank of the job with this exit code, now; from any thread.
+
+        The main thread may be inside MPI, so another one asks it first; one that does not come by soon is stuck
+        somewhere else.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            self._ending = code
+            time.sleep(_PATIENCE_S)
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -75,7 +75,11 @@ def test_what_is_there_is_not_overwritten(
     runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "net.pt"
-    make = {"file": lambda: out.write_text("precious"), "folder": out.mkdir, "dangling link": lambda: out.symlink_to("x")}
+    make = {
+        "file": lambda: out.write_text("precious"),
+        "folder": out.mkdir,
+        "dangling link": lambda: out.symlink_to("x"),
+    }
     make[kind]()
     code, _, err = hpcsplit("export", runs(2).folder, "--out", out)
     assert code == USAGE

@@ -31,9 +31,35 @@ def fuzz(examples: int) -> settings:
 
 KNOWN = {section: list(options) for section, options in option_tree("al").items()}
 PLAUSIBLE = ["al", "penalty", "backprop", "resnet20", "resnet9", "wrn-16-2", "mlp", "1:4", "0:1", "2:0", "time", "sum"]
-PLAUSIBLE += ["pdadmm", "gsadmm", "a.b:c", "999999:999999", "resnet99998", "scratch", "$HOME", "~", "cuda", "/", "../.."]
+PLAUSIBLE += [
+    "pdadmm",
+    "gsadmm",
+    "a.b:c",
+    "999999:999999",
+    "resnet99998",
+    "scratch",
+    "$HOME",
+    "~",
+    "cuda",
+    "/",
+    "../..",
+]
 HUGE = [0, 1, 2, 3, -1, 2**31, 2**63 - 1, 2**63, -(2**63), 10**400]
-WORDS = ["[1, 2]", "[[", "{a = 1}", "true", "nan", "-inf", "1e999", '"', "9" * 5000, "[" * 500, "{a=" * 200, "0x", "1_0"]
+WORDS = [
+    "[1, 2]",
+    "[[",
+    "{a = 1}",
+    "true",
+    "nan",
+    "-inf",
+    "1e999",
+    '"',
+    "9" * 5000,
+    "[" * 500,
+    "{a=" * 200,
+    "0x",
+    "1_0",
+]
 texts = st.one_of(st.sampled_from(PLAUSIBLE), st.text(max_size=12))
 scalars = st.one_of(
     st.booleans(),
@@ -159,9 +185,13 @@ def test_a_real_file_with_mistakes(tmp_path: Path, content: bytes):
 
 # what the operating system can pass: no NUL, and single bytes that are not UTF-8 as surrogates
 ARGUMENTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=10)
-ARGUMENTS |= st.sampled_from(["", "-", "--", "--json", "--out", "--ranks", "-1", "x" * 300, "\udcff", "--out=/", "--config"])
+ARGUMENTS |= st.sampled_from(
+    ["", "-", "--", "--json", "--out", "--ranks", "-1", "x" * 300, "\udcff", "--out=/", "--config"]
+)
 words = st.lists(
-    st.one_of(ARGUMENTS, names.map(lambda name: f"--{name}"), st.sampled_from(WORDS), keys.map(lambda k: f"--{k[0]}.{k[1]}=1")),
+    st.one_of(
+        ARGUMENTS, names.map(lambda name: f"--{name}"), st.sampled_from(WORDS), keys.map(lambda k: f"--{k[0]}.{k[1]}=1")
+    ),
     max_size=5,
 ).map(lambda found: [word.replace("\0", "") for word in found])
 

@@ -12,8 +12,9 @@ import pytest
 from hpcsplit.doctor import start
 from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.messages import neighbours
-from hpcsplit.doctor.place import Device, Place, launcher_name, look_around, older, ranges, required, versions
+from hpcsplit.doctor.place import Device, Place, launcher_name, look_around, older, required, versions
 from hpcsplit.doctor.table import as_json, show
+from hpcsplit.report.lines import spans
 
 PLACE = Place(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())
 
@@ -105,8 +106,8 @@ def test_slow_messages(numbers: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([], ""), ([4], "4"), ([2, 0, 1, 7, 9, 8, 5], "0-2,5,7-9")])
-def test_ranges(numbers: list[int], text: str) -> None:
-    assert ranges(numbers) == text
+def test_spans(numbers: list[int], text: str) -> None:
+    assert spans(numbers) == text
 
 
 def test_versions_are_compared_as_numbers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -137,8 +139,7 @@ def test_each_rank_gets_a_gpu_of_its_own(
     job = mock_desk.sbatch(given, "-N", 2, "jobs/several-nodes.sbatch", "c.toml", HPCSPLIT_PMI=launcher)
     assert job.until_over() == ("COMPLETED", "0:0", "0")
     taken = set()
-    for line in filter(lambda line: line.startswith("rank"), job.out().splitlines()):
-        _, rank, _, node, _, visible, *_ = line.split()
+    for rank, node, visible in re.findall(r"rank (\d) on (n\d) gpus (\S+)", job.out()):
         gpus = visible.split(",")
         assert len(gpus) == (1 if given == "--gpus-per-task=1" and launcher == "pmi2" else 2)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

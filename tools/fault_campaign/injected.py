@@ -124,6 +124,8 @@ def leave_out_the_unused() -> None:
 def strike_at(spec: dict[str, Any]) -> None:
     def wait() -> None:
         time.sleep(max(0.0, spec["at"] - time.time()))
+        while "thread" in spec["kind"] and threading.excepthook is threading.__excepthook__:
+            time.sleep(0.01)  # before that, the program has no threads
         strike(spec["kind"], Path(spec["marker"]))
 
     threading.Thread(target=wait, daemon=True).start()

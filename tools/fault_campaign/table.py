@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tools.fault_campaign.moments import ANY_TIME, DAMAGE, MOMENTS
-from tools.fault_campaign.striking import KINDS
+from tools.fault_campaign.striking import DISK, KINDS, STALLS
 from tools.fault_campaign.trial import Result
+
+SPEAKING = ("exception", "thread exception", *DISK, *STALLS)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -29,6 +31,10 @@ def table(results: Sequence[Result]) -> str:
         k: _cell([r for r in results if r.fault.stages == k]) for k in sorted({r.fault.stages for r in results})
     }
     lines += ["", "by stages: " + ", ".join(f"{k}: {cell}" for k, cell in by_stages.items())]
+    speaking = [r for r in results if r.struck and r.fault.kind in SPEAKING]
+    if speaking:
+        named = sum(r.named for r in speaking)
+        lines.append(f"rank named: {named} of {len(speaking)} where a rank can speak ({', '.join(SPEAKING)})")
     missed = sum(not r.struck for r in results)
     if missed:
         lines.append(f"{missed} faults did not come: the run had ended before")

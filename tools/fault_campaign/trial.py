@@ -148,7 +148,12 @@ def attempt(
     equal = not problems
     if equal and (found := Outcome.of(place / "run")) != expected:
         equal, problems = False, [f"other weights or records, of epochs {[epoch for epoch, _ in found.weights]}"]
-    named = f"rank {fault.rank} (stage {fault.rank}) on " in first.said
+    names = (
+        f"hpcsplit: rank {fault.rank} (stage {fault.rank}) on ",
+        f"from stage {fault.rank} since ",
+        "all ranks to ",
+    )
+    named = any(name in first.said for name in names)
     notes = (*complaints, *problems)
     return Result(fault, struck_at is not None, first.code, seconds, not complaints, named, equal, starts, notes)
 

@@ -18,16 +18,17 @@ from tools.soaking.judging import complaints, table, trends
 from tools.soaking.problem import ROOT, Place
 from tools.soaking.starting import Disturbance, Started, start
 
-DONE, REQUEUE, USAGE, FAILED = 0, 75, 64, 1
+DONE, USAGE, FAILED = 0, 64, 1
 WINDOW = 5.0  # minutes in a line of the table
+_AUX = ("copy", "keep")  # checkpoint.aux of one run and of the next
 _UNDISTURBED = Disturbance("nothing", 0.0, 0)
 
 
 class Soak:
     """The state of the loop; `starts` and `finished` hold what was measured."""
 
-    def __init__(self, out: Path, seed: int, minutes: float) -> None:
-        self.out, self.minutes = out, minutes
+    def __init__(self, out: Path, seed: int, minutes: float, epochs: int) -> None:
+        self.out, self.minutes, self.epochs = out, minutes, epochs
         self.chance = random.Random(seed)
         self.starts: list[Started] = []
         self.finished: list[Started] = []
@@ -40,42 +41,52 @@ class Soak:
 
     def go(self) -> None:
         """One run that nobody disturbs, then disturbed ones until the time is up."""
-        place, reference, usual_s, runs = self._fresh(0, "copy"), [], 0.0, 0
-        while not self.wrong:
+        place, reference, usual_s, runs = self._fresh(0), list[tuple[int, str | None]](), 0.0, 0
+        usual_files: set[str] = set()  # that torch leaves in a folder for temporary files, once
+        while not self.wrong and not (self.starts and self.starts[-1].complaint):
             calm = runs == 0
             disturbance = _UNDISTURBED if calm else Disturbance.draw(self.chance, usual_s)
             mark = f"{os.getpid()}-{len(self.starts)}"
-            found = start(place, mark, disturbance, self.minute)
+            found = start(place, mark, disturbance, self.minute, _AUX[runs % 2])
+            usual_files |= set(found.left_temporary) if calm else set()
+            found.left_temporary = [name for name in found.left_temporary if name not in usual_files]
             self.starts.append(found)
             self._say(runs, found)
             if self._unexpected(found):
                 self.wrong.append(f"start {len(self.starts)} ended with {found.code}; see {place.said}")
+            if self._over() and found.code != DONE:
+                break
             if found.code != DONE:
-                if self.minute >= self.minutes:
-                    break
                 continue
             self.finished.append(found)
             if calm:
                 reference, usual_s = place.weights(), found.seconds
             elif place.weights() != reference:
-                self.wrong.append(f"run {runs} has other weights than the one that nobody disturbed; see {place.folder}")
+                self.wrong.append(
+                    f"run {runs} has other weights than the one that nobody disturbed; see {place.folder}"
+                )
                 break
             shutil.rmtree(place.folder)
             runs += 1
-            if self.minute >= self.minutes:
+            if self._over():
                 break
-            place = self._fresh(runs, self.chance.choice(["copy", "keep"]))
+            place = self._fresh(runs)
 
-    def _fresh(self, number: int, aux: str) -> Place:
+    def _over(self) -> bool:
+        """The time is up, and at least one run that was disturbed has been compared."""
+        return self.minute >= self.minutes and len(self.finished) > 1
+
+    def _fresh(self, number: int) -> Place:
         place = Place(self.out / f"run-{number:04d}")
         shutil.rmtree(place.folder, ignore_errors=True)
-        place.make(aux)
+        place.make(_AUX[number % 2], self.epochs)
         return place
 
     @staticmethod
     def _unexpected(found: Started) -> bool:
-        """A start may end with anything but success only where it was disturbed; a signal may come before it is heard."""
-        return not found.complaint and found.disturbance.kind == "nothing" and found.code != DONE
+        """Only what was disturbed may end with anything but success; a signal may also come before it is heard."""
+        calm = found.disturbance.kind == "nothing" or found.disturbance.after_s > found.seconds
+        return calm and not found.complaint and found.code != DONE
 
     def _say(self, runs: int, found: Started) -> None:
         what = found.disturbance
@@ -117,14 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tools/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="which disturbances (default: 0)")
+    parser.add_argument("--epochs", type=int, default=40, help="of each run (default: 40)")
     parser.add_argument("--out", type=Path, help="default: runs/soak-SEED")
     args = parser.parse_args(argv)
     if not 0 < args.minutes < 1e6:
         parser.error(f"--minutes {args.minutes} must be a number above 0")
+    if args.epochs < 1:
+        parser.error(f"--epochs {args.epochs} must be 1 or more")
     out = (args.out or ROOT / "runs" / f"soak-{args.seed}").resolve()
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    soak = Soak(out, args.seed, args.minutes)
+    soak = Soak(out, args.seed, args.minutes, args.epochs)
     try:
         soak.go()
     except KeyboardInterrupt:

@@ -18,10 +18,10 @@ _TOML = """
 [data]
 name = "digits"
 pool = true
-limit_train = 320
-limit_test = 100
+limit_train = 160
+limit_test = 64
 batch_size = 32
-eval_train = 100
+eval_train = 64
 
 [model]
 name = "resnet8"
@@ -33,7 +33,7 @@ cuts = [2]
 name = "penalty"
 
 [schedule]
-epochs = 16
+epochs = {epochs}
 ratio = "1:3"
 
 [optim]
@@ -74,10 +74,10 @@ class Place:
     def said(self) -> Path:
         return self.folder / "said.txt"
 
-    def make(self, aux: str) -> None:
+    def make(self, aux: str, epochs: int) -> None:
         """A fresh folder; `aux` is checkpoint.aux, "keep" or "copy"."""
         self.temporary.mkdir(parents=True)
-        self.toml.write_text(_TOML.format(aux=aux), encoding="utf-8")
+        self.toml.write_text(_TOML.format(aux=aux, epochs=epochs), encoding="utf-8")
 
     def epochs(self) -> int:
         """Lines in records.jsonl."""

@@ -15,7 +15,7 @@ from tools.soaking.watching import Sample, files, ranks, sample, shared_files, s
 
 KINDS = ("nothing", "KILL", "USR1", "TERM", "USR1 to one rank")
 ENDS_S = 60.0  # after a disturbance; a stop writes a checkpoint first
-STUCK_S = 300.0
+STUCK_S = 240.0  # without an epoch
 _LOOK_S = 0.2
 
 
@@ -40,6 +40,7 @@ class Started:
 
     minute: float
     disturbance: Disturbance
+    aux: str
     seconds: float = 0.0
     code: int = 0
     epochs: list[dict[int, Sample]] = field(default_factory=list)
@@ -51,9 +52,9 @@ class Started:
     complaint: str = ""
 
 
-def start(place: Place, mark: str, disturbance: Disturbance, minute: float) -> Started:
+def start(place: Place, mark: str, disturbance: Disturbance, minute: float, aux: str) -> Started:
     """Start, disturb, wait for the end, and look around."""
-    found = Started(minute, disturbance)
+    found = Started(minute, disturbance, aux)
     began, struck = time.monotonic(), 0.0
     shared: set[Path] = set()
     process = place.start(mark)
@@ -64,8 +65,11 @@ def start(place: Place, mark: str, disturbance: Disturbance, minute: float) -> S
             if not struck and disturbance.kind != "nothing" and now >= disturbance.after_s:
                 _strike(disturbance, process, mark)
                 struck = now
-            if now > (struck + ENDS_S if struck else STUCK_S):
-                found.complaint = f"{disturbance.kind} after {struck:.1f} s: still there {now - struck:.0f} s later"
+            if struck and now > struck + ENDS_S:
+                found.complaint = f"{disturbance.kind} after {struck:.1f} s: still there {ENDS_S:.0f} s later"
+                break
+            if time.monotonic() > watch.moved + STUCK_S:
+                found.complaint = f"no epoch within {STUCK_S:.0f} s"
                 break
             shared |= watch.look()
             time.sleep(_LOOK_S)
@@ -100,6 +104,7 @@ class _Watch:
     def __init__(self, place: Place, mark: str) -> None:
         self.place, self.mark = place, mark
         self.epochs: list[dict[int, Sample]] = []
+        self.moved = time.monotonic()  # when the last epoch was finished
         self._ranks: dict[int, int] = {}
         self._lines = place.epochs()
         self._largest: dict[int, Sample] = {}
@@ -114,7 +119,7 @@ class _Watch:
         if (lines := self.place.epochs()) != self._lines:
             if lines > self._lines and len(self._largest) == RANKS:
                 self.epochs.append(self._largest)
-            self._lines, self._largest = lines, {}
+            self._lines, self._largest, self.moved = lines, {}, time.monotonic()
         return shared_files(self._ranks.values())
 
 
