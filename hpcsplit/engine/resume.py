@@ -182,7 +182,10 @@ def _by_key(text: str) -> dict[str, str]:
 
 
 def _load(job: Job, found: Found) -> EpochSums:
-    """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to."""
+    """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to.
+
+    CheckpointError where a file that this stage needs, its copied rows included, is damaged.
+    """
     stage, folder = job.stage, Path(found.folder)
     blocks, sums = set(stage.block_numbers), EpochSums()
     tensors: dict[str, torch.Tensor] = {}
@@ -195,6 +198,8 @@ def _load(job: Job, found: Found) -> EpochSums:
         tensors |= {key: t for key, t in saved.items() if everything or _belongs(key, stage)}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
             sums = EpochSums.from_json(attributes["sums"])
+    if job.store and found.aux_mode == "copy" and (described := _described(job.store, found.aux)):
+        ckpt.verify(folder, map(job.store.identity.saved_name, described["checksums"]))
     load_stage(stage, tensors)
     return sums
 
@@ -245,9 +250,7 @@ def _take_up(store: Store, found: Found) -> tuple[list[str], str]:
         return list(store.fields), none if whole else ""
     try:
         if found.aux_mode == "copy":
-            folder, names = Path(found.folder), [store.identity.saved_name(name) for name in description["checksums"]]
-            ckpt.verify(folder, names)
-            store.restore(folder, description)
+            store.restore(Path(found.folder), description)
         else:
             store.adopt(description)
     except HpcsplitError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.conftest import Run
+from tests.checkpoint.conftest import Run, half_done
 from tests.engine.small import weights
 
 Refused = Callable[..., str]
@@ -109,3 +110,18 @@ def test_another_configuration(refused: Refused, key: str, value: object, sectio
 )
 def test_what_may_change(half: Run, key: str, value: object) -> None:
     assert half.go(f"--{key}", value) == 0
+
+
+def test_damaged_rows_in_a_checkpoint_are_no_reason_to_compute_them_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], never_stopped
+) -> None:
+    run = half_done(tmp_path, checkpoint__aux="copy")
+    path = run.newest / "aux-block-003.lam.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert run.go() == 65
+    assert "damaged: aux-block-003.lam.h5 does not have the checksum" in capsys.readouterr().err
+    shutil.rmtree(run.newest)
+    assert run.go() == 0
+    assert weights(run.folder) == never_stopped

@@ -2,8 +2,8 @@
 
 FOLDER has intact files.  Damage number N is a change of one of them, made in FOLDER/damaged and read by a forked child,
 since the library may crash on it; the child goes on with the next ones until it dies, then another one takes its place.
-Each line of the output is JSON: {"n", "file", "kind", "outcome"}, where the outcome is what the child says, "loop" when the
-library would not come back, or "crash NAME" with the signal that killed it.
+Each line of the output is JSON: {"n", "file", "kind", "outcome"}, where the outcome is what the child says, "loop" when
+the library would not come back, or "crash NAME" with the signal that killed it.
 """
 
 from __future__ import annotations

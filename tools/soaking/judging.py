@@ -12,7 +12,7 @@ from tools.soaking.starting import Started
 
 Points = list[tuple[float, float]]  # (minutes since the start of the soak, value)
 
-COMPARED_EPOCH = 1  # memory is compared in the second epoch that a start finishes: everything has been used once
+_COMPARED = range(2, 6)  # epochs of a start in which ranks are compared: a whole cycle, one serial and three parallel
 _SETTLED = 20  # epochs after which a process has grown to its size
 _LEAST = 8  # points that make a trend
 
@@ -58,7 +58,7 @@ def trends(starts: Sequence[Started], finished: Sequence[Started]) -> list[Trend
     memory = _compared(starts, lambda s: s.anonymous / 1024)
     typical = statistics.median(value for _, value in memory) if memory else 0.0
     return [
-        trend("memory of a rank", "MiB", memory, 0.02 * typical, "2 %: the allocator's choices differ by start"),
+        trend("memory of a rank", "MiB", memory, 0.03 * typical, "3 %: the allocator's choices differ"),
         trend(
             "growth in an epoch", "KiB", growths(starts), 64.0, "rank 0 keeps records; a batch's activations are more"
         ),
@@ -79,9 +79,9 @@ def trends(starts: Sequence[Started], finished: Sequence[Started]) -> list[Trend
 def _compared(starts: Sequence[Started], value: Callable[[Any], float]) -> Points:
     """The larger of the ranks at the comparable moment of each start that came so far."""
     return [
-        (s.minute, max(value(sample) for sample in s.epochs[COMPARED_EPOCH].values()))
+        (s.minute, max(value(sample) for n in _COMPARED for sample in s.epochs[n].values()))
         for s in starts
-        if len(s.epochs) > COMPARED_EPOCH
+        if len(s.epochs) >= _COMPARED.stop
     ]
 
 

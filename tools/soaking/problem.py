@@ -1,4 +1,4 @@
-"""The run that is soaked: handwritten digits on two ranks, serial and parallel epochs, checkpoints within epochs too."""
+"""The run that is soaked: digits on two ranks, serial and parallel epochs, checkpoints within epochs too."""
 
 from __future__ import annotations
 
