@@ -42,8 +42,8 @@ class Model:
     block: str = option(
         "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
     )
-    depth: int = option(9, "hidden layers of the mlp", unit="layers", low=1)
-    width: int = option(512, "neurons in each hidden layer of the mlp", unit="neurons", low=1)
+    depth: int = option(9, "hidden layers of the mlp", unit="layers", low=1, high=10_000)
+    width: int = option(512, "neurons in each hidden layer of the mlp", unit="neurons", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Split:
 class Schedule:
     """Which epochs are exact back-propagation (serial) and which train all stages at once (parallel)."""
 
-    epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=1)
+    epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=1, high=1_000_000)
     ratio: str = option("1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up')
     order: str = option("alternate", "how the two kinds follow each other", choices=("alternate", "parallel-first"))
     warmup: int = option(

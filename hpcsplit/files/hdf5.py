@@ -37,6 +37,7 @@ _BFLOAT16 = "bfloat16"
 _TYPE_MARK = "torch_dtype"
 _ALIGNMENT_BYTES = 4096
 _SLACK_BYTES = 1 << 16
+_TEXT_BYTES = 1 << 15  # the library has room for an attribute of 64 KiB
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -63,7 +64,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
                 dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
                 if tensor.dtype == torch.bfloat16:
                     dataset.attrs[_TYPE_MARK] = _BFLOAT16
-            file.attrs.update(attributes)
+            _set(file, attributes)
         fsync_file(path)
     except (OSError, RuntimeError) as error:
         raise StoreError(f"{_no_room(path, needed, free_bytes(Path(path).parent))} ({error})") from error
@@ -97,9 +98,7 @@ def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
     try:
         with h5py.File(path, "r+", locking=False) as file:
             present = _plain(file.attrs)
-            for name, value in attributes.items():
-                if name not in present or present[name] != value:
-                    file.attrs.modify(name, value)
+            _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
     except (OSError, RuntimeError) as error:
         raise StoreError(
             f"{path}: its attributes cannot be written ({error}); free space and check the disk, then resume"
@@ -117,7 +116,19 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def _set(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
+    """Write attributes; texts of fixed length, since in a damaged file the library looks for others for ever."""
+    for name, value in attributes.items():
+        if isinstance(value, str) and len(raw := value.encode()) <= _TEXT_BYTES:
+            file.attrs.create(name, np.array(raw, f"S{max(1, len(raw))}"))
+        elif isinstance(value, str):
+            file.attrs[name] = value
+        else:
+            file.attrs.modify(name, value)
 
 
 @contextmanager
@@ -181,7 +192,7 @@ def create_rows(
             _allocate(file, "index", (rows,), np.int64)
             if dtype == torch.bfloat16:
                 file["rows"].attrs[_TYPE_MARK] = _BFLOAT16
-            file.attrs.update(attributes)
+            _set(file, attributes)
         layout = rows_layout(path)
         reserve(path, layout.size_bytes)
     except BaseException:
