@@ -64,10 +64,10 @@ def _like(parameter: torch.nn.Parameter, saved: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
 
 
-def tensor_digests(stage: Stage) -> list[tuple[str, str]]:
-    """(name, SHA-256 of the bytes) of every weight and buffer of the stage, in layer order."""
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """(name, SHA-256 of the bytes) of every tensor, in their order."""
     digests = []
-    for name, t in stage.state().items():
+    for name, t in tensors.items():
         raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         digests.append((name, hashlib.sha256(raw).hexdigest()))
     return digests

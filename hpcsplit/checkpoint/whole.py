@@ -6,14 +6,13 @@ A stage's file keeps everything by its name in the whole network ("weights/<name
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.checkpoint.state import Tensors, weights_sha256
+from hpcsplit.checkpoint.state import Tensors, tensor_digests, weights_sha256
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import read_tensors
 
@@ -28,36 +27,27 @@ def stage_files(folder: Path) -> list[str]:
     return names
 
 
-def read_whole(folder: Path, wanted: Callable[[str], bool] = lambda key: True) -> Tensors:
-    """The tensors of all stages whose keys are `wanted`, on the CPU.
-
-    All checksums are compared before the first file is opened.  Only one file's other tensors are in memory at a time.
-
-    Raises:
-        CheckpointError: a file is absent, changed or no HDF5 file, or two of them have the same key.
-    """
-    names = stage_files(folder)
-    ckpt.verify(folder, names)
-    whole: Tensors = {}
-    for name in names:
-        found = {key: t for key, t in read_tensors(folder / name)[0].items() if wanted(key)}
-        if twice := sorted(found.keys() & whole.keys()):
-            raise ckpt.damaged(folder, f"{twice[0]} is in {name} and in a file before it")
-        whole |= found
-    return whole
-
-
 def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
-    """The weights and buffers of the whole network, in the order of `like`.
+    """The weights and buffers of the whole network, in the order of `like`, on the CPU.
+
+    All checksums are compared before the first file is opened.
 
     Args:
         like: the network's own state dict; only names, shapes and types are looked at, so it may be on "meta".
 
     Raises:
-        CheckpointError: as `read_whole`, or the checkpoint is that of another network.
+        CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
+            is that of another network.
     """
-    found = read_whole(folder, lambda key: key.startswith(WEIGHTS))
-    weights = {key.removeprefix(WEIGHTS): t for key, t in found.items()}
+    names = stage_files(folder)
+    ckpt.verify(folder, names)
+    weights: Tensors = {}
+    for file in names:
+        tensors = read_tensors(folder / file)[0]
+        found = {key.removeprefix(WEIGHTS): t for key, t in tensors.items() if key.startswith(WEIGHTS)}
+        if twice := sorted(found.keys() & weights.keys()):
+            raise ckpt.damaged(folder, f"{twice[0]} is in {file} and in a file before it")
+        weights |= found
     if surplus := sorted(weights.keys() - like.keys()):
         raise CheckpointError(
             f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config"
@@ -76,8 +66,4 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
 
 def digest(weights: Mapping[str, torch.Tensor]) -> str:
     """The hash that records.jsonl calls weights_sha256, of a whole network's state dict in its own order."""
-
-    def raw(t: torch.Tensor) -> memoryview:
-        return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-    return weights_sha256([(name, hashlib.sha256(raw(t)).hexdigest())] for name, t in weights.items())
+    return weights_sha256([tensor_digests(weights)])

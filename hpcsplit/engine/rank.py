@@ -145,7 +145,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         "stop": bool(job.stop_reason()),
         "aux_loss": _loss_through_variables(job, action, tally),
         "terms": {name: value / tally.samples for name, value in tally.terms.items()},
-        "digests": tensor_digests(job.stage),
+        "digests": tensor_digests(job.stage.state()),
     }
     reports = yield Share(report)
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
