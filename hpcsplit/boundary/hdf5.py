@@ -123,6 +123,7 @@ class HdfStore(Store):
         while self._next_read <= min(last, len(visits.batches) - 1):
             step = self._next_read
             self._reads[step] = self._thread.submit(self._gather, visits, step, self._stored(), self.slot)
+            self._reads[step].add_done_callback(self._sound)
             self._next_read += 1
 
     def _gather(self, visits: Visits, step: int, names: list[str], slot: int) -> dict[str, torch.Tensor]:
@@ -148,6 +149,7 @@ class HdfStore(Store):
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
         self._check()
         self._writes.append(self._thread.submit(self._write_rows, visits.firsts[step], values, 1 - self.slot))
+        self._writes[-1].add_done_callback(self._sound)
         while len(self._writes) > BEHIND:
             self._result(self._writes.popleft())
 
@@ -176,6 +178,10 @@ class HdfStore(Store):
         except Exception as error:
             self._failure = error
             raise
+
+    def _sound(self, future: Future[Any]) -> None:
+        if not future.cancelled() and isinstance(error := future.exception(), Exception):
+            self.alarm(error)
 
     def _check(self) -> None:
         """Raise what the thread has failed with, now or before."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Store(ABC):
         self.slot = 0  # of the current generation
         self.epoch: int | None = None  # that wrote the current generation; None before the first
         self.filled: dict[str, float] = {}  # fields whose current generation is a constant
+        self.alarm: Callable[[Exception], None] = lambda error: None  # told at once what the store's thread fails with
         self.io_wait_s = 0.0  # seconds the caller has spent in start, read, write and finish
         self._protected: int | None = None
         self._visits: Visits | None = None

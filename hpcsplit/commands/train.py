@@ -123,6 +123,8 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
             watch = _start(config, run_dir, prepared, world.size, console, hosts, places, world.library)
         wire.device = device
         jobs.append(make_job(config, prepared, run_dir, world.rank, world.size, device, watch))
+        if jobs[0].store:
+            jobs[0].store.alarm = failure.fail
         jobs[0].stage.between_blocks = wire.progress
         jobs[0].stop_reason = request.reason
         stop = wire.run(rank_program(jobs[0]))
