@@ -224,10 +224,10 @@ def moved_bytes() -> int:
 def _place_of_main_thread() -> str:
     """The innermost line of this package that the main thread is in."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    inside = "code outside this program"
+    package = Path(__file__).parent
     while frame:
-        file = frame.f_code.co_filename
-        if f"{os.sep}hpcsplit{os.sep}" in file and file != __file__:
-            return f"hpcsplit/{file.rpartition(f'{os.sep}hpcsplit{os.sep}')[2]}, line {frame.f_lineno}"
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(package) and file != Path(__file__):
+            return f"{file.relative_to(package.parent)}, line {frame.f_lineno}"
         frame = frame.f_back
-    return inside
+    return "code outside this program"

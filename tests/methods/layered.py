@@ -210,7 +210,7 @@ class Network:
         """Weights and rows by their names in the whole network, whatever its cuts."""
         found = {f"weight {n}": t for n, t in enumerate(self.weights())}
         for stage, rows in zip(self.stages, self.rows, strict=True):
-            found |= {f"{name[0]}{stage.first_block + int(name[1:] or 0)}": t for name, t in rows.items()}
+            found |= {name if name[1:] else f"{name}{stage.block_numbers[0]}": t for name, t in rows.items()}
         return found
 
     def point(self) -> Point:
