@@ -35,9 +35,9 @@ def test_a_stage_is_first_or_last_by_its_number() -> None:
 
 def test_a_stage_knows_its_first_block_in_the_whole_network() -> None:
     behind = stage(1, 2, 3, first_block=2, net_blocks=3)
-    assert (behind.first_block, behind.net_blocks) == (2, 3)
+    assert (behind.place.first_block, behind.net_blocks) == (2, 3)
     alone = stage(0, 0, 2)
-    assert (alone.first_block, alone.net_blocks) == (0, 2)
+    assert (alone.place.first_block, alone.net_blocks) == (0, 2)
 
 
 def test_what_one_stage_carries_another_does_not() -> None:
