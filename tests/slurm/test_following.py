@@ -56,6 +56,7 @@ def test_a_signal_reaches_the_ranks_even_before_they_listen(launcher: str, plan:
 
 def test_cancelled_is_not_requeued_even_if_there_was_time_for_a_checkpoint(mock_desk: Desk) -> None:
     job = mock_desk.sbatch("jobs/one-node.sbatch", "c.toml", STANDIN="asked")
+    job.until_said("rank 0")
     job.until_said("rank 1")
     mock_desk.cluster.say("scancel", job.id)
     assert job.until_over() == ("CANCELLED", "75:0", "0")
