@@ -16,6 +16,9 @@ Algorithm 1 takes a mini-batch for W and prints (4)-(6) without one.  `update = 
 mini-batch; "set" moves those of all samples, after the W steps of an epoch (after each of them, as printed, where
 data.batch_size = 0 makes a mini-batch of the whole set).
 
+(4) is sure to descend only where τ₂ is above the curvature of p's terms: ρ + s α ‖∂f_l/∂p_l‖² in a middle stage.  The
+default is enough for two stages, which have none; a p that runs away shows as a violation near 1.
+
 s = 1/M is the paper's scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
 """
 
