@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.place import Place
 from hpcsplit.doctor.selftest import device_memory_obstacle
+from hpcsplit.errors import LaunchError
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Library, Wire
@@ -65,8 +67,6 @@ def measure(wire: Wire) -> dict[str, Any] | None:
 
     Pairs measure at the same time as they do in a run, first those that begin with an even rank, then the others.
     """
-    from hpcsplit.wire.mpi import one_way_times
-
     rank, size, found = wire.world.rank, wire.world.size, None
     for parity in (0, 1):
         wire.share(None)
@@ -80,6 +80,48 @@ def measure(wire: Wire) -> dict[str, Any] | None:
         if rank == first:
             found = {"latency_s": statistics.median(small), "bandwidth": LARGE_BYTES / statistics.median(large)}
     return found
+
+
+def one_way_times(
+    wire: Wire, peer: int, message_bytes: int, repeats: int, budget_s: float, limit_s: float
+) -> list[float]:
+    """Half the times (s) of round trips of one message; `peer` calls it with the same numbers.
+
+    The lower rank measures, at most `repeats` times and about `budget_s`; the other gets [].
+
+    Raises:
+        LaunchError: no answer within `limit_s`.
+    """
+    mine, theirs = bytearray(message_bytes), bytearray(message_bytes)
+    measures, times, begin = wire.world.rank < peer, list[float](), time.perf_counter()
+
+    def finish(request: Any) -> None:
+        end = time.perf_counter() + limit_s
+        while not request.Test():
+            if time.perf_counter() > end:
+                raise LaunchError(
+                    f"rank {wire.world.rank} on {wire.world.host} has waited {limit_s:g} s for a message of "
+                    f"{message_bytes} bytes from or to rank {peer}: look at firewalls and at which network interface "
+                    "MPI takes (UCX_NET_DEVICES, OMPI_MCA_btl_tcp_if_include)"
+                )
+            os.sched_yield()
+
+    last = False
+    while not last:
+        start = time.perf_counter()
+        arriving = wire.comm.Irecv(theirs, source=peer, tag=1)
+        if measures:
+            last = len(times) + 1 >= repeats or start - begin > budget_s
+            mine[0] = last  # so that both end after the same message
+            leaving = wire.comm.Isend(mine, dest=peer, tag=1)
+            finish(arriving)
+            times.append((time.perf_counter() - start) / 2)
+        else:
+            finish(arriving)
+            last = bool(theirs[0])
+            leaving = wire.comm.Isend(mine, dest=peer, tag=1)
+        finish(leaving)
+    return times
 
 
 def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Place]) -> list[Finding]:

@@ -12,6 +12,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from hpcsplit.wire.mpi import Wire
 
 PASSED = "swapped"
 _ELEMENTS = (1, 1 << 10, 1 << 20)  # eager, and by rendezvous
@@ -58,11 +64,24 @@ def _launcher() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
 
 
+def swapped_in_place(wire: Wire, device: torch.device, elements: int) -> bool:
+    """Whether two ranks can swap tensors in the memory of the device, without staging; may end the process."""
+    import torch
+
+    peer = 1 - wire.world.rank
+    mine = torch.full((elements,), float(wire.world.rank), device=device)
+    theirs = torch.full_like(mine, -1.0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wire.comm.Sendrecv(mine, dest=peer, sendtag=2, recvbuf=theirs, source=peer, recvtag=2)
+    return bool((theirs == float(peer)).all())
+
+
 def main(kind: str) -> int:
     """One of the two processes."""
     import torch
 
-    from hpcsplit.wire.mpi import Wire, swapped_in_place
+    from hpcsplit.wire.mpi import Wire
 
     wire = Wire()
     device = torch.device(kind, wire.world.rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)

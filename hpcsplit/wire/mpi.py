@@ -2,7 +2,6 @@
 
 MPI moves nothing in the background.  `Wire.progress` takes in what has arrived and drives what is on its way; a
 stage calls it between blocks, so messages travel while the stage computes and a `Recv` mostly finds its message there.
-Every message is one buffer: a header (name, index, dtype, shape, memory format, time of sending) and the payload.
 """
 
 from __future__ import annotations
@@ -28,11 +27,9 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
-from hpcsplit.errors import LaunchError  # noqa: E402
+from hpcsplit.wire.message import body, bytes_of, opened, stamp  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
     AGREE_LAG,
-    MAX_DIMENSIONS,
-    MAX_NAME_BYTES,
     Agree,
     Meter,
     Program,
@@ -43,20 +40,6 @@ from hpcsplit.wire.port import (  # noqa: E402
     describe_mismatch,
 )
 
-_HEADER = struct.Struct(
-    f"<{MAX_NAME_BYTES}sqdBBB5x{MAX_DIMENSIONS}q"
-)  # name, index, sent at, dtype, dimensions, channels last, shape
-_HEADER_BYTES = 128  # keeps the payload aligned
-_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float64,
-    torch.int64,
-    torch.uint8,
-    torch.int32,
-    torch.int8,
-)
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
@@ -131,19 +114,12 @@ class Wire:
 
     def _send(self, verb: Send) -> None:
         start = time.perf_counter()
-        t = verb.tensor.detach()
-        nhwc = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-        shape = tuple(t.shape)
-        buffer = torch.empty(_HEADER_BYTES + t.nbytes, dtype=torch.uint8)
-        _payload(buffer, t.dtype, shape, nhwc).copy_(t)
-        name = verb.name.encode()
-        self.traffic.count(verb.side, t.nbytes)
+        buffer = body(verb.tensor)
+        self.traffic.count(verb.side, verb.tensor.nbytes)
         self.traffic.exposed_s += time.perf_counter() - start
         self._wait_for_room(self.world.rank + verb.side)
-        padded = shape + (0,) * (MAX_DIMENSIONS - t.dim())
-        header = _HEADER.pack(name, verb.index, time.time(), _DTYPES.index(t.dtype), t.dim(), nhwc, *padded)
-        buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        request = self.comm.Isend([_bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
+        stamp(buffer, verb.name, verb.index, verb.tensor, sent_at=time.time())
+        request = self.comm.Isend([bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
         self.outgoing.append((request, buffer))
 
     def _wait_for_room(self, peer: int) -> None:
@@ -194,14 +170,13 @@ class Wire:
             if message is None:
                 break
             buffer = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
-            self.arriving.append((message.Irecv([_bytes_of(buffer), MPI.BYTE]), status.source, buffer))
+            self.arriving.append((message.Irecv([bytes_of(buffer), MPI.BYTE]), status.source, buffer))
             self.unread += 1
         # Messages are handed over in the order of arrival, so that each (peer, name) stays first-in-first-out.
         while self.arriving and self.arriving[0][0].Test():
             _, source, buffer = self.arriving.popleft()
-            name, index, sent_at, dtype, dims, nhwc, *shape = _HEADER.unpack_from(_bytes_of(buffer))
-            tensor = _payload(buffer, _DTYPES[dtype], tuple(shape[:dims]), nhwc)
-            self.mailbox[source, name.rstrip(b"\0").decode()].append((tensor, index, sent_at))
+            name, index, sent_at, tensor = opened(buffer)
+            self.mailbox[source, name].append((tensor, index, sent_at))
             self.beats += 1
         if self.outgoing:
             self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
@@ -303,10 +278,6 @@ def _meet_all_ranks_in_mpi() -> None:
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
 
 
-def _bytes_of(buffer: torch.Tensor) -> memoryview:
-    return buffer.numpy().data
-
-
 def _take_names_away() -> None:
     """Unlink MPICH's shared memory once every rank of the node has it: it then ends with the last rank, in any case.
 
@@ -316,15 +287,6 @@ def _take_names_away() -> None:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
         for name in set(re.findall(r" (/dev/shm/mpich_shm_\S+)$", maps, re.MULTILINE)):
             os.unlink(name)
-
-
-def _payload(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], nhwc: bool) -> torch.Tensor:
-    """The tensor that lives behind the header, in its own memory format."""
-    flat = buffer[_HEADER_BYTES:].view(dtype)
-    if not nhwc:
-        return flat.view(shape)
-    b, c, h, w = shape
-    return flat.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------------------------------------- what `doctor` asks
@@ -349,56 +311,3 @@ def library() -> Library:
         MPI.Query_thread() >= MPI.THREAD_SERIALIZED,
         tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
     )
-
-
-def one_way_times(
-    wire: Wire, peer: int, message_bytes: int, repeats: int, budget_s: float, limit_s: float
-) -> list[float]:
-    """Half the times (s) of round trips of one message; `peer` calls it with the same numbers.
-
-    The lower rank measures, at most `repeats` times and about `budget_s`; the other gets [].
-
-    Raises:
-        LaunchError: no answer within `limit_s`.
-    """
-    mine, theirs = bytearray(message_bytes), bytearray(message_bytes)
-    measures, times, begin = wire.world.rank < peer, list[float](), time.perf_counter()
-
-    def finish(request: MPI.Request) -> None:
-        end = time.perf_counter() + limit_s
-        while not request.Test():
-            if time.perf_counter() > end:
-                raise LaunchError(
-                    f"rank {wire.world.rank} on {wire.world.host} has waited {limit_s:g} s for a message of "
-                    f"{message_bytes} bytes from or to rank {peer}: look at firewalls and at which network interface "
-                    "MPI takes (UCX_NET_DEVICES, OMPI_MCA_btl_tcp_if_include)"
-                )
-            os.sched_yield()
-
-    last = False
-    while not last:
-        start = time.perf_counter()
-        arriving = wire.comm.Irecv([theirs, MPI.BYTE], source=peer, tag=1)
-        if measures:
-            last = len(times) + 1 >= repeats or start - begin > budget_s
-            mine[0] = last  # so that both end after the same message
-            leaving = wire.comm.Isend([mine, MPI.BYTE], dest=peer, tag=1)
-            finish(arriving)
-            times.append((time.perf_counter() - start) / 2)
-        else:
-            finish(arriving)
-            last = bool(theirs[0])
-            leaving = wire.comm.Isend([mine, MPI.BYTE], dest=peer, tag=1)
-        finish(leaving)
-    return times
-
-
-def swapped_in_place(wire: Wire, device: torch.device, elements: int) -> bool:
-    """Whether two ranks can swap tensors in the memory of the device, without staging; may end the process."""
-    peer = 1 - wire.world.rank
-    mine = torch.full((elements,), float(wire.world.rank), device=device)
-    theirs = torch.full_like(mine, -1.0)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wire.comm.Sendrecv(mine, dest=peer, sendtag=2, recvbuf=theirs, source=peer, recvtag=2)
-    return bool((theirs == float(peer)).all())

@@ -58,7 +58,8 @@ def test_killed_and_asked_to_stop_with_rows_copied_into_checkpoints(tmp_path: Pa
     ended, _ = start(toml, run_dir, 1, "usr1:2")
     assert ended.code == 75
     assert "stopped: SIGUSR1 received; checkpointed" in ended.out
-    assert [epoch for epoch, _ in weights(run_dir)] == [0, 1, 2]
+    newest = max(folder.name for folder in (run_dir / "checkpoints").glob("epoch-*"))
+    assert newest in ("epoch-0002-step-000003", "epoch-0003-step-000000")  # as fast as mpirun passes the signal on
     killed(toml, run_dir, 0, "finish:3")
     assert train_here(toml, run_dir) == 0
     assert weights(run_dir) == uninterrupted("al", 2)
