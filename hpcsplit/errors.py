@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 DONE = 0
 REQUEUE = 75  # checkpointed, wants to be started again (EX_TEMPFAIL)
 INTERNAL = 70  # a failure that nobody foresaw (EX_SOFTWARE)
@@ -16,6 +18,11 @@ class HpcsplitError(Exception):
 
     exit_code = 70
     agreed = False
+
+    def on_all_ranks(self) -> Self:
+        """This error, marked as raised by every rank."""
+        self.agreed = True
+        return self
 
 
 class UsageError(HpcsplitError):

@@ -158,9 +158,7 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
     answer = wire.share(answer)[0]
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
-        failure = kinds.get(answer["kind"], ConfigError)(answer["error"])
-        failure.agreed = True
-        raise failure
+        raise kinds.get(answer["kind"], ConfigError)(answer["error"]).on_all_ranks()
     return Prepared.from_dict(answer["prepared"])
 
 
@@ -172,8 +170,7 @@ def _check_launch(config: Config, wire: Any) -> None:
         source = "run.stages" if config.run.stages else "split.cuts"
         check_stages(wire.world.size, config.run.stages or config.split.stages, source)
     except LaunchError as error:
-        error.agreed = True
-        raise
+        raise error.on_all_ranks() from None
 
 
 def _same_config(texts: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,19 @@ class Config:
         prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}
         prints["seed"] = str(self.run.seed)
         return prints
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], sections: Collection[str]) -> str:
+    """What two configurations, by section and key, say differently in these sections of the fingerprint; or ""."""
+    found = []
+    for section in {**there, **here}:
+        theirs, ours = there.get(section, {}), here.get(section, {})
+        for key in {**theirs, **ours}:
+            was, is_now = (show(keys[key]) if key in keys else "absent" for keys in (theirs, ours))
+            matters = section in sections or ("seed" in sections and (section, key) == ("run", "seed"))
+            if matters and was != is_now:
+                found.append(f"{section}.{key} = {was} there, {is_now} here")
+    return "; ".join(found)
 
 
 def option_tree(method: str) -> dict[str, dict[str, Option]]:

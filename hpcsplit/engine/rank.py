@@ -112,12 +112,10 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     last_epoch = action.epoch + 1 == len(job.plan)
     scores = yield from evaluate(job, bn=action.phase == "parallel" or last_epoch)
     if not (math.isfinite(scores.loss) and math.isfinite(scores.test_loss)):
-        failure = NumericalError(
+        raise NumericalError(
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
             "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
-        )
-        failure.agreed = True
-        raise failure
+        ).on_all_ranks()
     signals = yield from probe(job, action.parallel_epochs, state.have_aux)
     bound = None
     if action.phase == "parallel" and job.plan[action.epoch + 1 : action.epoch + 2] != ("parallel",):
@@ -151,9 +149,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
     terms = _added_up([r["terms"] for r in reports])
     if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
-        failure = NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole")
-        failure.agreed = True
-        raise failure
+        raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
     trained = Trained(0, any(r["stop"] for r in reports))
     if job.rank != 0:
         return trained

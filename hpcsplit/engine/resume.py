@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from hpcsplit.boundary.store import Store
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import load_stage
+from hpcsplit.config import differences
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import FORMAT, EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError
@@ -108,9 +110,7 @@ def _attempt(action: Callable[[], Any]) -> dict[str, Any]:
 def _agree(verdicts: list[dict[str, Any]]) -> None:
     for verdict in verdicts:
         if verdict["error"]:
-            error = CheckpointError(verdict["error"])
-            error.agreed = True
-            raise error
+            raise CheckpointError(verdict["error"]).on_all_ranks()
 
 
 # ------------------------------------------------------------------------------------------------ which checkpoint
@@ -136,9 +136,10 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
     theirs, ours = json.loads(manifest["fingerprints"]), identity.fingerprints
     changed = [section for section in ours if theirs.get(section) != ours[section]]
     if changed:
+        keys = differences(tomllib.loads(manifest["config"]), tomllib.loads(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
-            f"{_differences(manifest['config'], identity, changed)}. Change it back, or take another --run-dir"
+            f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
         )
     cuts = json.loads(manifest["cuts"])
     missing = {ckpt.stage_file(k) for k in range(len(cuts) + 1)} - set(ckpt.listed(folder))
@@ -154,28 +155,6 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
         recomputed=bool(manifest["recomputed"]),
         aux=json.loads(manifest["aux"]),
     )
-
-
-def _differences(theirs_toml: str, identity: Identity, sections: list[str]) -> str:
-    """The lines of the two configurations that differ, theirs -> ours."""
-    theirs, ours = (_by_key(text) for text in (theirs_toml, identity.config_toml))
-    pairs = [
-        f"{key} = {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
-        for key in dict.fromkeys([*theirs, *ours])
-        if key.split(".")[0] in [*sections, "run" if "seed" in sections else ""] and theirs.get(key) != ours.get(key)
-    ]
-    return "; ".join(pairs) or "the keys are the same, what they name is not"
-
-
-def _by_key(text: str) -> dict[str, str]:
-    keys, section = {}, ""
-    for line in text.splitlines():
-        if line.startswith("["):
-            section = line.strip("[]")
-        elif " = " in line:
-            key, _, value = line.partition(" = ")
-            keys[f"{section}.{key}"] = value
-    return keys
 
 
 # ------------------------------------------------------------------------------------------------ weights

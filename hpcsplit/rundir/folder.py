@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.config import Config, load
+from hpcsplit.config import Config, differences, load
 from hpcsplit.errors import ConfigError, LaunchError, StoreError
 from hpcsplit.files import scratch
 from hpcsplit.files.atomic import write_text
@@ -193,9 +193,10 @@ class RunDir:
             return
         ours, prints = config.fingerprint(), theirs.fingerprint()
         if changed := [section for section in ours if prints.get(section) != ours[section]]:
+            keys = differences(theirs.as_dict(), config.as_dict(), changed)
             raise ConfigError(
                 f"{self.path} has {self._finished_epochs()} finished epochs of a run with another "
-                f"{' and '.join(changed)}: {_differences(theirs, config, changed)}. Change it back, choose another "
+                f"{' and '.join(changed)}: {keys}. Change it back, choose another "
                 "--run-dir, or begin anew over them with --take-over"
             )
 
@@ -296,14 +297,3 @@ def _no_room(path: Path, error: OSError) -> StoreError:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _differences(theirs: Config, ours: Config, sections: Sequence[str]) -> str:
-    """The keys of these sections of the fingerprint that differ."""
-    there, here = theirs.as_dict(), ours.as_dict()
-    return "; ".join(
-        f"{section}.{key} = {there[section].get(key, 'absent')} there, {value} here"
-        for section, keys in here.items()
-        for key, value in keys.items()
-        if (section in sections or (key == "seed" and key in sections)) and there[section].get(key, "absent") != value
-    )

@@ -16,6 +16,7 @@ import pytest
 
 from hpcsplit.config import load
 from hpcsplit.records import EpochRecord, StageRecord
+from tools.program import ROOT
 from tools.reproductions import __main__ as reproduce
 from tools.reproductions import running
 from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale
@@ -23,7 +24,7 @@ from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
 from tools.reproductions.measuring import CURVES, MEASURES, Results, Run
 from tools.reproductions.reporting import Report
-from tools.reproductions.running import ROOT, Task, run_all, tasks_of
+from tools.reproductions.running import Task, run_all, tasks_of
 
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.sbatch") if path.with_suffix(".toml").exists())
 SMALL = EXPERIMENTS["tssm-figure-1"]

@@ -22,8 +22,7 @@ import torch
 from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
-
-ROOT = Path(__file__).resolve().parents[2]
+from tools.program import ROOT
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
@@ -14,14 +13,14 @@ from tools.fault_campaign.campaign import available_cores, counts_of, reference,
 from tools.fault_campaign.drawing import draw
 from tools.fault_campaign.problem import CUTS
 from tools.fault_campaign.table import table
-from tools.fault_campaign.trial import ROOT
+from tools.program import INTERRUPTED, ROOT, Parser
 
 FAULTS, SHORT = 204, 8
-USAGE, FAILED, INTERRUPTED = 64, 1, 130
+FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="tools/faults", description=__doc__)
+    parser = Parser(prog="tools/faults", description=__doc__)
     parser.add_argument("--faults", type=int, help=f"how many (default: {FAULTS})")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--stages", default="1,2,3,4", help="numbers of stages (default: 1,2,3,4)")
@@ -56,12 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     say(f"{time.monotonic() - began:.0f} s; table and values: {out}/table.txt, results.json")
     return 0 if all(result.good for result in results) else FAILED
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(USAGE)
 
 
 if __name__ == "__main__":

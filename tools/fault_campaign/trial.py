@@ -7,12 +7,9 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,12 @@ from hpcsplit.errors import DONE, REQUEUE
 from tools.fault_campaign.drawing import Fault
 from tools.fault_campaign.problem import STALL_LIMIT_S, Outcome
 from tools.fault_campaign.striking import DAMAGES, SIGNALS, STALLS
+from tools.program import kill, last_line, launch, marked, survivors
 
-ROOT = Path(__file__).resolve().parents[2]
 END_S = 5.0  # from the fault to the end of the whole job
 STOP_S = 60.0  # the same for a signal, which lets a step, an evaluation and a checkpoint pass
 HANGS_S = 180.0  # a run of this length is stuck
 CONTINUATIONS = 5
-_MARK = "HPCSPLIT_FAULT_TRIAL"
 _REMOVE = re.compile(r"checkpoint (\S+) is damaged: .*Remove that folder and start again")
 
 
@@ -73,54 +69,22 @@ def run(place: Path, config: Path, stages: int, spec: dict[str, Any], cores: Seq
     place.mkdir(parents=True, exist_ok=True)
     told, mark = place / f"{name}.json", f"{place}-{name}"
     told.write_text(json.dumps(spec), encoding="utf-8")
-    command = [sys.executable, "-m", "tools.fault_campaign.injected", str(told)]
-    command += ["train", str(config), "--run-dir", str(place / "run")]
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(stages)] if stages > 1 else []
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
-    environment = {**clean, "OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", _MARK: mark}
+    words = ["-m", "tools.fault_campaign.injected", str(told), "train", str(config), "--run-dir", str(place / "run")]
     with (place / f"{name}.out").open("wb") as out, (place / f"{name}.err").open("wb") as err:
         os.sched_setaffinity(0, cores)  # of this thread; the child inherits it
-        process = subprocess.Popen(
-            [*launcher, *command],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-        stuck, survivors = False, list[int]()
+        process = launch(words, stages, mark, out, err, {"HPCSPLIT_PROGRESS": "plain"})
+        stuck, left = False, list[int]()
         try:
             process.wait(HANGS_S)
         except subprocess.TimeoutExpired:
             stuck = True
         finally:  # also when the campaign is interrupted
             at = time.time()
-            survivors = [process.pid] if process.poll() is None else marked(mark)
-            for left in {*survivors, *marked(mark)} if survivors else ():
-                with suppress(ProcessLookupError):
-                    os.kill(left, signal.SIGKILL)
+            left = marked(mark) if process.poll() is None else survivors(mark)
+            kill(left)
             process.wait()
     said = (place / f"{name}.err").read_text(encoding="utf-8", errors="replace")
-    return Ended(process.returncode, at, said, len(survivors), stuck)
-
-
-def marked(mark: str) -> list[int]:
-    """The processes of one start that are alive, after a moment in which the last ones may go."""
-    wanted = f"{_MARK}={mark}".encode()
-    for _ in range(10):
-        found = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/environ") if wanted in _environment(p)]
-        if not found:
-            break
-        time.sleep(0.1)
-    return found
-
-
-def _environment(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is somebody else's
-        return []
+    return Ended(process.returncode, at, said, len(left), stuck)
 
 
 def attempt(
@@ -227,10 +191,3 @@ def damage(fault: Fault, run_dir: Path) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ 1 << chance.randrange(8)]))
-
-
-def last_line(text: str) -> str:
-    """The program's own last sentence, or else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" =\n")]
-    own = [line for line in lines if line.startswith("hpcsplit:")]
-    return (own or lines or ["it said nothing"])[-1]

@@ -12,16 +12,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tools.program import INTERRUPTED, ROOT, Parser
 from tools.reproductions.declaring import Row, ScaleName
 from tools.reproductions.experiments import EXPERIMENTS
-from tools.reproductions.running import ROOT, results_of, run_all, tasks_of
+from tools.reproductions.running import results_of, run_all, tasks_of
 
 SCALES: tuple[ScaleName, ...] = ("small", "paper")
-USAGE, FAILED, INTERRUPTED = 64, 70, 130
+FAILED = 70
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="tools/reproduce", description=__doc__)
+    parser = Parser(prog="tools/reproduce", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment of --list")
     parser.add_argument("--list", action="store_true", help="the experiments, and their rows at each scale")
     parser.add_argument("--scale", choices=SCALES, default="small")
@@ -105,12 +106,6 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
     return int(text)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"{self.prog}: {message} (see {self.prog} --list and --help)", file=sys.stderr)
-        raise SystemExit(USAGE)
 
 
 if __name__ == "__main__":

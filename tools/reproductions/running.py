@@ -16,10 +16,10 @@ from hpcsplit.config import Config, load
 from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
 from hpcsplit.records import Records
+from tools.program import ROOT, last_line
 from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
 from tools.reproductions.measuring import Results, Run
 
-ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.2
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", "PYTHONUNBUFFERED": "1"}
 
@@ -194,7 +194,8 @@ def start(task: Task, cores: Sequence[int]) -> subprocess.Popen[bytes]:
 def failure_of(task: Task, exit_code: int) -> Failure:
     if exit_code == DONE:
         return Failure(task, exit_code, "it ended well, but its records are not those of these settings")
-    return Failure(task, exit_code, last_line(task.log))
+    said = task.log.read_text(encoding="utf-8", errors="replace") if task.log.exists() else ""
+    return Failure(task, exit_code, last_line(said))
 
 
 def summary(run: Run) -> str:
@@ -205,18 +206,6 @@ def summary(run: Run) -> str:
         if v is not None
     ]
     return ", ".join([f"{len(run.records)} epochs", *scores])
-
-
-def last_line(log: Path) -> str:
-    """What a run said last; the program's own sentence where there is one, since a launcher talks after it."""
-    try:
-        lines = [
-            line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-    except OSError:
-        lines = []
-    own = [line for line in lines if line.startswith("hpcsplit:")]
-    return (own or lines or ["it said nothing"])[-1]
 
 
 def results_of(experiment: Experiment, tasks: Sequence[Task]) -> Results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -14,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tools.program import ROOT, Parser
 from tools.soaking.judging import complaints, table, trends
-from tools.soaking.problem import ROOT, Place
+from tools.soaking.problem import Place
 from tools.soaking.starting import Disturbance, Started, start
 
-DONE, USAGE, FAILED = 0, 64, 1
+DONE, FAILED = 0, 1
 WINDOW = 5.0  # minutes in a line of the table
 _AUX = ("copy", "keep")  # checkpoint.aux of one run and of the next
 _UNDISTURBED = Disturbance("nothing", 0.0, 0)
@@ -125,7 +125,7 @@ class Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="tools/soak", description=__doc__)
+    parser = Parser(prog="tools/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="which disturbances (default: 0)")
     parser.add_argument("--epochs", type=int, default=40, help="of each run (default: 40)")
@@ -147,12 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     print(f"values: {out}/soak.json", file=sys.stderr)
     return DONE if good else FAILED
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(USAGE)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.records import Records
+from tools.program import launch
 
-ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
-MARK = "HPCSPLIT_SOAK"  # in the environment of everything that a start has started
 _TOML = """
 [data]
 name = "digits"
@@ -92,26 +88,6 @@ class Place:
 
     def start(self, mark: str) -> subprocess.Popen[bytes]:
         """Train or continue, in a session of its own; standard output and error are added to `said`."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
-        environment = clean | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), MARK: mark}
-        python = Path(sys.executable)
-        command = [str(python.parent / "mpirun"), "-n", str(RANKS), str(python), "-m", "hpcsplit", "train"]
+        words = ["-m", "hpcsplit", "train", str(self.toml), "--run-dir", str(self.run)]
         with self.said.open("ab") as said:
-            return subprocess.Popen(
-                [*command, str(self.toml), "--run-dir", str(self.run)],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-
-
-def end(processes: list[int]) -> None:
-    """SIGKILL to each of them that is still there."""
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+            return launch(words, RANKS, mark, said, said, {"TMPDIR": str(self.temporary)})

@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.soaking.problem import RANKS, Place, end
-from tools.soaking.watching import Sample, files, ranks, sample, shared_files, survivors
+from tools.program import kill, survivors
+from tools.soaking.problem import RANKS, Place
+from tools.soaking.watching import Sample, files, ranks, sample, shared_files
 
 KINDS = ("nothing", "KILL", "USR1", "TERM", "USR1 to one rank")
 ENDS_S = 60.0  # after a disturbance; a stop writes a checkpoint first
@@ -75,7 +76,7 @@ def start(place: Place, mark: str, disturbance: Disturbance, minute: float, aux:
             time.sleep(_LOOK_S)
     finally:
         left = survivors(mark) if process.poll() is not None else [process.pid]
-        end([*left, *(survivors(mark, 0.0) if left else [])])
+        kill([*left, *(survivors(mark, 0.0) if left else [])])
         process.wait()
     found.seconds, found.code, found.epochs = time.monotonic() - began, process.returncode, watch.epochs
     found.left_processes = len(left)

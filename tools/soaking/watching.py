@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.soaking.problem import MARK
+from tools.program import marked
 
 _SHARED = Path("/dev/shm")
 
@@ -21,26 +20,6 @@ class Sample:
     shared: int
     descriptors: int
     threads: int
-
-
-def marked(mark: str) -> list[int]:
-    """The processes that are alive and were started under this mark."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and _state(folder) != "Z":
-                found.append(int(folder.name))
-        except OSError:  # it has ended, or is somebody else's
-            continue
-    return found
-
-
-def survivors(mark: str, patience_s: float = 3.0) -> list[int]:
-    """The processes of a start that outlive its launcher, after a moment in which the last ones may go."""
-    until = time.monotonic() + patience_s
-    while (found := marked(mark)) and time.monotonic() < until:
-        time.sleep(0.1)
-    return found
 
 
 def ranks(mark: str) -> dict[int, int]:
@@ -86,7 +65,3 @@ def files(folder: Path) -> tuple[int, int]:
     """(number, bytes) of the files below a folder; links are not followed."""
     sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
     return len(sizes), sum(sizes)
-
-
-def _state(folder: Path) -> str:
-    return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
