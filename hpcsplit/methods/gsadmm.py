@@ -16,8 +16,9 @@ Algorithm 1 takes a mini-batch for W and prints (4)-(6) without one.  `update = 
 mini-batch; "set" moves those of all samples, after the W steps of an epoch (after each of them, as printed, where
 data.batch_size = 0 makes a mini-batch of the whole set).
 
-(4) is sure to descend only where τ₂ is above the curvature of p's terms: ρ + s α ‖∂f_l/∂p_l‖² in a middle stage.  The
-default is enough for two stages, which have none; a p that runs away shows as a violation near 1.
+(4) is sure to descend only where τ₂ is above the curvature of p's terms, which is ρ + s α ‖∂f_l/∂p_l‖² in a middle
+stage: with a τ₂ below it p runs away, and the violation comes near 1.  The paper leaves τ₂ to the user.  With
+`backtracking` a middle stage raises it for each sample to the curvature along the step, for one more forward pass.
 
 s = 1/M is the paper's scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
 """
@@ -41,7 +42,7 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
-from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
+from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.split.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
@@ -54,6 +55,7 @@ class GsAdmm(TrainingMethod):
     alpha: float = option(0.1, "coefficient α of the distance of q from the stage's output", above=0.0)
     rho: float = option(0.1, "coefficient ρ of p = q", above=0.0)
     tau_2: float = option(0.1, "the step of p is 1/τ₂; with τ₂ = ρ p forgets its old value", above=0.0)
+    backtracking: bool = option(True, "raise τ₂ of a middle stage to the curvature along each sample's step")
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
     update: str = option(
         "batch",
@@ -93,8 +95,12 @@ class GsAdmm(TrainingMethod):
         s, new = share_of(self.scaling, batch), {}
         p, q = self.input(stage, aux, batch), aux.get("q")
         if not stage.first:
-            g, _ = slope(stage, p, q, self.alpha, batch)
-            p = new["p"] = p - (s * g + aux["prev_u"] + self.rho * (p - aux["prev_q"])) / self.tau_2  # (4)
+            g, f = slope(stage, p, q, self.alpha, batch)
+            d = s * g + aux["prev_u"] + self.rho * (p - aux["prev_q"])
+            tau: torch.Tensor | float = self.tau_2
+            if self.backtracking and not stage.last:
+                tau = tau_along(stage, p, f, d, self.tau_2, self.rho, s * self.alpha)
+            p = new["p"] = p - d / tau  # (4)
             yield Send(PREV, "p", p)
         if not stage.last:
             f = forward_again(stage, p)

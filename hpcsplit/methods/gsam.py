@@ -12,7 +12,8 @@ One step on a mini-batch:
 
 As printed, l goes from 1 to K-1 and each p_l takes its predecessor's new value: a Gauss-Seidel sweep, in which stage l
 waits for stage l - 1.  `sweep = "jacobi"` takes the old value, so that all stages move at once.  s = 1/M is the paper's
-scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
+scaling; tssm.py says why the default is 1.  `backtracking` is that of gsadmm.py; here the curvature of a middle stage's
+terms is s α (1 + ‖∂f_l/∂p_l‖²).  BatchNorm statistics follow the pass of the W step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
-from hpcsplit.methods.tssm import forward_again, share_of, slope, train_weights
+from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.split.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
@@ -46,6 +47,7 @@ class GsAm(TrainingMethod):
     alpha: float = option(0.1, "coefficient α of the distance of p from the output before it", above=0.0)
     tau_2: float = option(0.1, "the step of p is 1/τ₂; with τ₂ = α p forgets its old value", above=0.0)
     sweep: str = option("gauss-seidel", "p in order of the stages, or all at once", choices=("gauss-seidel", "jacobi"))
+    backtracking: bool = option(True, "raise τ₂ of a middle stage to the curvature along each sample's step")
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -66,7 +68,11 @@ class GsAm(TrainingMethod):
             yield Send(NEXT, "f", f)
         if not stage.first:
             f_prev = yield Recv(PREV, "f", tuple(p.shape), stage.wide)
-            new["p"] = p - s / self.tau_2 * (self.alpha * (p - f_prev) + g)  # (7), (8)
+            d = s * (self.alpha * (p - f_prev) + g)
+            tau: torch.Tensor | float = self.tau_2
+            if self.backtracking and not stage.last:
+                tau = tau_along(stage, p, f, d, self.tau_2, s * self.alpha, s * self.alpha)
+            new["p"] = p - d / tau  # (7), (8)
         if self.sweep == "gauss-seidel" and not stage.last:
             yield Send(NEXT, "f", f if stage.first else forward_again(stage, new["p"]))
         return StepResult(tally, new)

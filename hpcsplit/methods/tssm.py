@@ -11,6 +11,7 @@ import torch
 
 from hpcsplit.methods.contract import Batch, Tally
 from hpcsplit.split.stage import Stage
+from hpcsplit.terms.curvature import step_bound
 from hpcsplit.terms.distance import squared_distance
 
 
@@ -51,6 +52,20 @@ def slope(
         x = stage.forward(p)
     (g,) = torch.autograd.grad(own_term(stage, x, target, alpha, batch).sum(), p)
     return g, x.detach().to(stage.wide)
+
+
+def tau_along(
+    stage: Stage, p: torch.Tensor, f: torch.Tensor, d: torch.Tensor, floor: float, stiffness: float, pull: float
+) -> torch.Tensor:
+    """τ₂ of each sample: the curvature of stiffness/2 ‖p‖² + pull/2 ‖f(p)‖² along d, `floor` where it is less.
+
+    With less than that the step p − d/τ₂ may raise its terms.  f(p) is known; the curvature of the second term is
+    Gauss and Newton's, its slope along d the mean over the step d/floor.  (B, 1, …) with as many dimensions as p.
+    """
+    slopes = floor * (f - forward_again(stage, p - d / floor))
+    plain = d.flatten(1).square().sum(1)
+    curved = stiffness * plain + pull * slopes.flatten(1).square().sum(1)
+    return step_bound(curved, plain, floor).view(-1, *[1] * (p.dim() - 1))
 
 
 def forward_again(stage: Stage, p: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "method__alpha": ALPHA,
     "method__rho": RHO,
     "method__tau_2": TAU,
+    "method__backtracking": False,
 }
 CUTS = {2: [2], 3: [1, 3]}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,9 @@ LR = 0.03
 TOTAL = 50  # training samples
 
 
-def stepped(method, count: int, *, frozen: bool = False):
+def stepped(method, count: int, *, frozen: bool = False, change=lambda parts: parts):
     """Stages of `count` parts before and after one step, the rows before, the rows after, images and labels."""
-    parts = conv_parts(count, SHAPE)
+    parts = change(conv_parts(count, SHAPE))
     before = copy.deepcopy(parts)
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts, images, lr=LR, momentum=0.0)
@@ -96,6 +98,39 @@ def test_gsam_is_the_transcription_of_equations_7_and_8(count: int, sweep: str) 
         (slope,) = torch.autograd.grad(own + mismatch, x)
         now[k] = p[k] - slope / m.tau_2
         torch.testing.assert_close(new[k]["p"], now[k], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("m", "stiffness"), [(GsAdmm(alpha=0.7, rho=0.4, tau_2=0.5), 0.4), (GsAm(alpha=0.7, tau_2=0.5), 0.7)]
+)
+def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: Any, stiffness: float) -> None:
+    """The curvature is that of autograd's Hessian; where the stage stretches the fixed τ₂ is less than half of it, and
+    its step goes up again."""
+
+    def stretched(parts: list[nn.Sequential]) -> list[nn.Sequential]:
+        stretch = nn.Conv2d(2, 2, 1, bias=False).double()
+        stretch.weight.data = torch.tensor([[6.0, 2.0], [0.0, 0.1]], dtype=torch.float64).view(2, 2, 1, 1)
+        return [parts[0], nn.Sequential(stretch), parts[-1]]
+
+    found = {}
+    for backtracking in (True, False):
+        method = dataclasses.replace(m, backtracking=backtracking)
+        _, after, rows, new, *_ = stepped(method, 3, change=stretched)
+        found[backtracking] = new[1]["p"]
+    p, target = rows["p"][1], rows["q"][1] if "q" in rows else rows["p"][2]
+    curvatures = []
+    for k, sample in enumerate(p):
+        step = found[False][k] - sample  # -d/τ₂ with the fixed τ₂
+
+        def terms(x: torch.Tensor, k: int = k) -> torch.Tensor:
+            own = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
+            return own + stiffness / 2 * x.square().sum()
+
+        hessian = torch.autograd.functional.hessian(terms, sample).reshape(sample.numel(), -1)
+        curvatures.append(float(step.flatten() @ hessian @ step.flatten() / step.square().sum()))
+        expected = sample + step * m.tau_2 / max(m.tau_2, curvatures[-1])
+        torch.testing.assert_close(found[True][k], expected, rtol=1e-9, atol=1e-12)
+    assert max(curvatures) > 2 * m.tau_2
 
 
 @pytest.mark.parametrize("method", [GsAdmm(), GsAm()])
