@@ -8,20 +8,16 @@ of the first hybrid, its learning-rate schedule fitted to that.  A run that was 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import torch
-
 from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
+from tools.benchmarks.table import facts, written
 from tools.program import ROOT
 
 
@@ -123,15 +119,13 @@ def report(args: argparse.Namespace, rows: dict[str, list[list[EpochRecord]]]) -
                 "label_signal": statistics.mean(parallel) if parallel else None,
             }
         )
-    facts = {
+    about = {
         "config": args.config,
         "train_samples": args.limit_train or "all",
-        "hardware": f"{os.cpu_count()} x {cpu_name()}",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **facts(),
         "ranks": 2,
     }
-    print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
+    print()
     columns = ("n", "epochs", "parallel", "train+refresh s", "test %", "sd", "gap", "signal")
     print(f"{'run':<38}" + "".join(f" {name:>{max(6, len(name))}}" for name in columns))
     for row in table:
@@ -143,17 +137,7 @@ def report(args: argparse.Namespace, rows: dict[str, list[list[EpochRecord]]]) -
         )
     print("gap: points to exact with as many epochs")
     print("signal: cosine with the exact gradient at stage 0's output, mean of the parallel epochs")
-    (args.out / "accuracy.json").write_text(
-        json.dumps({"facts": facts, "rows": table}, indent=1) + "\n", encoding="utf-8"
-    )
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    written(args.out / "accuracy.json", {"facts": about, "rows": table})
 
 
 if __name__ == "__main__":

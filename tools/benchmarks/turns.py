@@ -1,0 +1,139 @@
+"""Contenders that take turns, so that a slow minute of the machine strikes all of them.
+
+A contender is one process or several.  Each gets ready (imports, weights, a warm-up) and then sleeps until its turn;
+the next contender's turn begins when all of them have noted their seconds.  One that fails or hangs is struck off with
+what it said, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.program import kill, last_line, launch, marked
+
+_NAP_S = 0.01
+OVER = "over"
+
+
+@dataclass
+class Contender:
+    """What takes part under one name.
+
+    Attributes:
+        starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.
+        notes: what every process noted in every round, and `failure` why there are no more.
+    """
+
+    name: str
+    starts: Sequence[tuple[Sequence[str], int]]
+    notes: list[list[dict[str, Any]]] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def processes(self) -> int:
+        return sum(ranks for _, ranks in self.starts)
+
+    def seconds(self) -> list[float]:
+        """The slowest process of each round."""
+        return [max(note["seconds"] for note in notes) for notes in self.notes]
+
+
+def play(
+    contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float, environment: Mapping[str, str]
+) -> None:
+    """Let all take so many turns; their notes are in the contenders afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as guards:
+        for contender in contenders:
+            place = folder / contender.name
+            place.mkdir()
+            guards.callback(lambda place=place: kill(marked(str(place))))
+            with (place / "said").open("wb") as said:
+                started = [
+                    launch(
+                        [*words, "--turns", str(place), "--first", str(first)],
+                        ranks,
+                        str(place),
+                        said,
+                        said,
+                        environment,
+                    )
+                    for first, (words, ranks) in _numbered(contender)
+                ]
+            _await(contender, place, "ready", started, limit_s)
+        for number in range(rounds):
+            for contender in contenders:
+                place = folder / contender.name
+                if not contender.failure:
+                    (place / f"turn-{number}").touch()
+                    _await(contender, place, f"done-{number}", [], limit_s)
+                if not contender.failure:
+                    contender.notes.append(
+                        [json.loads(path.read_text()) for path in sorted(place.glob(f"done-{number}-*"))]
+                    )
+                print(f"{number + 1}/{rounds} {contender.name}: {_latest(contender)}", file=sys.stderr, flush=True)
+        for contender in contenders:
+            (folder / contender.name / OVER).touch()
+        time.sleep(1.0)  # for them to leave by themselves
+
+
+def _numbered(contender: Contender) -> Iterator[tuple[int, tuple[Sequence[str], int]]]:
+    first = 0
+    for start in contender.starts:
+        yield first, start
+        first += start[1]
+
+
+def _await(
+    contender: Contender, place: Path, what: str, started: Sequence[subprocess.Popen[bytes]], limit_s: float
+) -> None:
+    """Wait until every process has written its file, or strike the contender off."""
+    until = time.monotonic() + limit_s
+    while len(list(place.glob(f"{what}-*"))) < contender.processes:
+        ended = any(process.poll() is not None for process in started) or not marked(str(place))
+        if ended or time.monotonic() > until:
+            said = (place / "said").read_text(encoding="utf-8", errors="replace")
+            contender.failure = ("ended: " if ended else f"no answer in {limit_s:.0f} s: ") + last_line(said)
+            kill(marked(str(place)))
+            return
+        time.sleep(_NAP_S)
+
+
+def _latest(contender: Contender) -> str:
+    return contender.failure or f"{contender.seconds()[-1]:.3f} s"
+
+
+class Player:
+    """One process of a contender: rank `rank` of its start, on a core of its own."""
+
+    def __init__(self, place: str, first: str, rank: int, cores: int = 1) -> None:
+        self.place, self.number = Path(place), int(first) + rank
+        mine = sorted(os.sched_getaffinity(0))[self.number * cores : (self.number + 1) * cores]
+        os.sched_setaffinity(0, mine)
+
+    def turns(self) -> Iterator[int]:
+        """The number of each turn, when it has come; ends with the play."""
+        (self.place / f"ready-{self.number}").touch()
+        number = 0
+        while True:
+            while not (self.place / f"turn-{number}").exists():
+                if (self.place / OVER).exists():
+                    return
+                time.sleep(_NAP_S)
+            yield number
+            number += 1
+
+    def note(self, number: int, seconds: float, **more: Any) -> None:
+        """Write down how long turn `number` took."""
+        draft = self.place / f".{self.number}"
+        draft.write_text(json.dumps({"seconds": seconds, **more}), encoding="utf-8")
+        draft.rename(self.place / f"done-{number}-{self.number}")
