@@ -1,0 +1,69 @@
+"""The turns of tools/bench: who is ready waits, who fails or hangs is struck off, and nobody outlives the play."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tools.benchmarks.step import row
+from tools.benchmarks.turns import Contender, play
+from tools.program import marked
+
+_PROGRAM = """
+import sys, time
+from tools.benchmarks.turns import Player
+
+kind, place, first = sys.argv[1], sys.argv[3], sys.argv[5]
+player = Player(place, first, 0)
+if kind == "fails":
+    raise SystemExit("hpcsplit: no room")
+for number in player.turns():
+    if kind == "hangs" and number == 1:
+        time.sleep(600)
+    with open(player.place.parent / "order", "a") as order:
+        print(number, kind, file=order)
+    player.note(number, 0.5 + number + int(first), more=kind)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    path = tmp_path / "contender.py"
+    path.write_text(f"import sys; sys.path.insert(0, {str(Path.cwd())!r})\n{_PROGRAM}")
+    return str(path)
+
+
+def test_turns_interleave_and_failures_end_one_contender_only(tmp_path: Path, program: str) -> None:
+    good = Contender("good", [([program, "good"], 1)] * 2)
+    fails, hangs = (Contender(kind, [([program, kind], 1)]) for kind in ("fails", "hangs"))
+    last = Contender("last", [([program, "last"], 1)])
+    began, folder = time.monotonic(), tmp_path / "play"
+    play([good, fails, hangs, last], 3, folder, limit_s=6.0, environment={})
+    assert time.monotonic() - began < 60
+    assert good.seconds() == [1.5, 2.5, 3.5]  # the slower of its two processes
+    assert [[note["more"] for note in notes] for notes in last.notes] == [["last"]] * 3
+    assert fails.failure == "ended: hpcsplit: no room"
+    assert hangs.failure.startswith("no answer in 6 s")
+    assert len(hangs.notes) == 1
+    rounds = [line.split() for line in (folder / "order").read_text().splitlines()]
+    assert [number for number, _ in rounds] == sorted(number for number, _ in rounds)
+    assert [kind for number, kind in rounds if number == "0"] == ["good", "good", "hangs", "last"]
+    assert not [each for c in (good, fails, hangs, last) for each in marked(str(folder / c.name))]
+
+
+def test_ratios_are_those_of_the_same_round() -> None:
+    def played(name: str, seconds: list[float], processes: int = 1) -> Contender:
+        starts: list[tuple[list[str], int]] = [([], 1)] * processes
+        return Contender(name, starts, [[{"seconds": s}] * processes for s in seconds])
+
+    one, copies = played("one", [1.0, 2.0, 4.0]), played("copies", [1.1, 2.2, 4.4], 2)
+    ours = played("parallel", [0.6, 1.2, 2.4])
+    everyone = [one, copies, ours]
+    assert row(ours, everyone)["over_one_core"] == pytest.approx(1 / 0.6)
+    assert row(ours, everyone)["of_the_limit"] == pytest.approx(0.55 / 0.6)
+    assert row(copies, everyone)["over_one_core"] == pytest.approx(2 / 1.1)
+    assert row(copies, everyone)["of_the_limit"] == pytest.approx(1.0)
+    assert json.dumps(row(ours, everyone))
