@@ -6,7 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
 from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
+from hpcsplit.split.timetable import Order
 
 _OPTIMIZERS = {
     "sgd": torch.optim.SGD,
@@ -224,7 +225,7 @@ def make_job(
     return Job(
         stage=stage,
         method=method,
-        exact=Backprop(schedule.microbatches),
+        exact=Backprop(schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute),
         store=make_store(config, stage, method, run_dir, train_size, identity.digest()),
         aux_dtype=getattr(torch, config.store.dtype),
         train=train,

@@ -52,6 +52,7 @@ def _dispatch(argv: list[str]) -> int:
     plan = _command(commands, "plan", "cuts, parameters, store and traffic, without training")
     plan.add_argument("--ranks", default="", help="numbers of stages to plan for, for example 1,2,3,4")
     plan.add_argument("--measure", action="store_true", help='time the blocks on this machine for split.cuts = "time"')
+    plan.add_argument("--timetable", action="store_true", help="draw the pipeline of an exact step, too")
     plan.add_argument("--json", action="store_true", help="machine-readable")
 
     _command(commands, "config", "the resolved configuration, with the origin of each value")
@@ -81,7 +82,7 @@ def _dispatch(argv: list[str]) -> int:
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
 
-        return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json)
+        return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json, draw=args.timetable)
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir

@@ -213,6 +213,17 @@ def test_plan_prints_the_digits_as_text_too(capsys, toml):
     assert "penalty 1.53, al 3.05, penalty, downsample 2 0.38, al, downsample 2 0.76" in capsys.readouterr().out
 
 
+def test_plan_draws_the_pipeline(capsys, toml):
+    words = ["--model.name=resnet8", "--ranks=1,2", "--schedule.microbatches=3", "--timetable"]
+    assert main(["plan", toml(), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "stage 0   F0 F1 .  .  B0 -  F2 B1 -  .  B2 -" in lines
+    said = (
+        "exact step: 3 micro-batches in 1f1b order, at most 1.50 with stages of one length; activations kept of 2, 1 of"
+    )
+    assert any(line.startswith(said) for line in lines)
+
+
 def test_plan_refuses_more_stages_than_blocks(capsys, toml):
     assert main(["plan", toml(), "--model.name=resnet8", "--ranks", "9"]) == CONFIG
     assert "9 stages need at least 9 blocks" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,15 +14,16 @@ from hpcsplit.config.checks import check_method_stages
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.prepare import check_boundaries, choose_cuts
+from hpcsplit.split.timetable import Order, course, in_flight, timetable
 
 
-def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool) -> int:
-    """Print the plan for each number of ranks; the exit code."""
+def plan_command(config: Config, ranks: tuple[int, ...], *, measure: bool, as_json: bool, draw: bool) -> int:
+    """Print the plan for each number of ranks, and draw the pipeline of an exact step; the exit code."""
     fixed = config.split.stages or (0 if ranks else config.run.stages)
     most = declared_methods()[config.method.name].stages or 4
     wanted = (fixed,) if fixed else ranks or tuple(range(1, most + 1))
     plans = [plan(config, count, measure=measure) for count in wanted]
-    print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p) for p in plans))
+    print(json.dumps(plans, indent=1) if as_json else "\n\n".join(_text(p, draw) for p in plans))
     return 0
 
 
@@ -39,6 +40,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         net, shape, cuts, costs, build_method(config), samples=samples, batch_size=batch_size(config), dtype=dtype
     )
     largest, m = max(s.share for s in stages), config.schedule.microbatches
+    order = cast(Order, config.schedule.pipeline)
     return {
         "ranks": count,
         "cuts": list(cuts),
@@ -53,12 +55,18 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         "batch_size": batch_size(config),
         "stages": [s.as_dict() for s in stages],
         "aux_float32_gib": planner.auxiliary_gib(edges, samples),
+        "pipeline": {
+            "order": order,
+            "microbatches": m,
+            "speed_up_bound": count * m / (count + m - 1),
+            "in_flight": [in_flight(order, k, count, m) for k in range(count)],
+        },
         "parallel_speed_up_bound": 1 / largest,
         "hybrid_speed_up_bound": planner.hybrid_speed_up(make_phases(config), largest, count * m / (count + m - 1)),
     }
 
 
-def _text(p: dict[str, Any]) -> str:
+def _text(p: dict[str, Any], draw: bool) -> str:
     def size(n: int) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.2f} MiB"
 
@@ -80,6 +88,15 @@ def _text(p: dict[str, Any]) -> str:
     if p["ranks"] > 1:
         variants = ", ".join(f"{name} {gib:.2f}" for name, gib in p["aux_float32_gib"].items())
         lines.append(f"one generation in float32 for {p['samples']} samples, GiB: {variants}")
+        pipeline, many = p["pipeline"], "es" * (p["pipeline"]["microbatches"] > 1)
+        lines.append(
+            f"exact step: {pipeline['microbatches']} micro-batch{many} in {pipeline['order']} order, at most "
+            f"{pipeline['speed_up_bound']:.2f} with stages of one length; activations kept of "
+            f"{', '.join(map(str, pipeline['in_flight']))} of them in stages 0 and on"
+        )
+        if draw:
+            tables = [timetable(pipeline["order"], k, p["ranks"], pipeline["microbatches"]) for k in range(p["ranks"])]
+            lines += [course(tables).drawn(), "(F forward, B backward, which takes twice as long)"]
     lines.append(
         f"speed-up over one core if nothing but balance cost time: parallel epochs {p['parallel_speed_up_bound']:.2f}, "
         f"whole schedule {p['hybrid_speed_up_bound']:.2f}"

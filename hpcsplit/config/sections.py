@@ -73,6 +73,8 @@ class Schedule:
     microbatches: int = option(
         1, "pieces of a mini-batch in flight in an exact epoch; 1 is exact to the bit", unit="micro-batches", low=1
     )
+    pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=("1f1b", "gpipe"))
+    recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,23 @@
 """Exact back-propagation over the stages: with one micro-batch bit for bit the whole network's step.
 
-The mini-batch is cut into micro-batches that follow each other through the stages (GPipe, Huang et al. 2019).  Stages
-of K = 3 with M = 4, time to the right, F forward and B backward:
+The mini-batch is cut into micro-batches that follow each other through the stages, in the order of
+split/timetable.py.  Stages of K = 3 with M = 4 in 1F1B order, time to the right, F forward and B backward:
 
-    stage 0   F0 F1 F2 F3 .. ..    .. B0 B1 B2 B3
-    stage 1      F0 F1 F2 F3 ..  B0 B1 B2 B3
-    stage 2         F0 F1 F2 F3 B0 B1 B2 B3
+    stage 0   F0 F1 F2 .. .. B0 F3 B1 .. B2 .. B3
+    stage 1   .. F0 F1 .. B0 F2 B1 F3 B2 .. B3
+    stage 2   .. .. F0 B0 F1 B1 F2 B2 F3 B3
 
-BatchNorm normalises over a micro-batch, so M > 1 is exact up to that.  A stage that is the whole network takes F0 B0 F1
-B1 ...: the gradients add up in the same order, and only one micro-batch's activations are alive.
+BatchNorm normalises over a micro-batch, so M > 1 is exact up to that; its running statistics take one step a
+mini-batch, to the mean over the micro-batches.  With `recompute` a stage keeps the inputs of the micro-batches in
+flight only and passes them forward once more before it goes backward (Chen et al., "Training deep nets with sublinear
+memory cost", 2016), for a third more arithmetic.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +33,8 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.split.stage import Place, Stage
+from hpcsplit.split.statistics import one_statistics_step
+from hpcsplit.split.timetable import Order, Work, timetable
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
@@ -39,6 +44,8 @@ class Backprop(TrainingMethod):
     """Exact SGD, Adam … of the whole network; also the serial epochs of every other method."""
 
     microbatches: int = 1
+    order: Order = "1f1b"
+    recompute: bool = False
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
@@ -49,36 +56,55 @@ class Backprop(TrainingMethod):
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()
         tally = Tally(batch.size)
-        flight: list[tuple[torch.Tensor, torch.Tensor]] = []
         edges = [m * batch.size // self.microbatches for m in range(self.microbatches + 1)]
         pieces = [slice(a, b) for a, b in pairwise(edges) if b > a]
-
-        for m, piece in enumerate(pieces):
-            size = piece.stop - piece.start
-            if stage.first:
-                x = batch.x[piece]
-            else:
-                x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, m)).requires_grad_()
-            y = stage.forward(x)
-            if stage.first and stage.last:
-                _descend(stage, y, batch.y[piece], batch.size, tally)
-                continue
-            flight.append((x, y))
-            if not stage.last:
-                yield Send(NEXT, "x", y.detach(), m)
-
-        for m, (x, y) in enumerate(flight):
-            if stage.last:
-                _descend(stage, y, batch.y[pieces[m]], batch.size, tally)
-            else:
-                g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, m)
-                if y.requires_grad:  # a first stage may have no weights
-                    y.backward(g)
-            if not stage.first:
-                assert x.grad is not None
-                yield Send(PREV, "g", x.grad, m)
+        flight: dict[int, _InFlight] = {}
+        works = timetable(self.order, stage.index, stage.count, len(pieces))
+        with one_statistics_step(stage.blocks, len(pieces)):
+            for work, following in zip_longest(works, works[1:]):
+                m, piece = work.microbatch, pieces[work.microbatch]
+                if work.kind == "F":
+                    if stage.first:
+                        x = batch.x[piece]
+                    else:
+                        shape = (piece.stop - piece.start, *stage.in_shape)
+                        x = (yield Recv(PREV, "x", shape, stage.dtype, m)).requires_grad_()
+                    keep = not self.recompute or following == Work("B", m)
+                    y = stage.forward(x) if keep else stage.infer(x)
+                    flight[m] = _InFlight(x, y if keep else None, stage.passes)
+                    if not stage.last:
+                        yield Send(NEXT, "x", y.detach(), m)
+                    continue
+                x, y_kept, number = flight.pop(m)
+                if stage.last:
+                    _descend(stage, _output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+                else:
+                    shape = (piece.stop - piece.start, *stage.out_shape)
+                    g = yield Recv(NEXT, "g", shape, stage.dtype, m)
+                    y = _output(stage, x, y_kept, number)
+                    if y.requires_grad:  # a first stage may have no weights
+                        y.backward(g)
+                if not stage.first:
+                    assert x.grad is not None
+                    yield Send(PREV, "g", x.grad, m)
         stage.update()
         return StepResult(tally)
+
+
+class _InFlight(NamedTuple):
+    """A micro-batch between its forward and its backward pass: input, output where it is kept, number of the pass."""
+
+    x: torch.Tensor
+    y: torch.Tensor | None
+    number: int
+
+
+def _output(stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) -> torch.Tensor:
+    """The output that was kept, or the pass with this number once more."""
+    if y is not None:
+        return y
+    with stage.pass_again(number):
+        return stage.forward(x)
 
 
 def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:

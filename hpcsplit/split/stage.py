@@ -89,6 +89,11 @@ class Stage:
         return self.place.last
 
     @property
+    def passes(self) -> int:
+        """The number of the latest forward pass since `at`."""
+        return self._passes
+
+    @property
     def block_numbers(self) -> range:
         """The stage's blocks, as they are counted in the whole network."""
         return range(self.place.first_block, self.place.first_block + len(self.blocks))
@@ -151,6 +156,14 @@ class Stage:
         finally:
             for buffer, value in zip(self.blocks.buffers(), saved, strict=True):
                 buffer.data.copy_(value)
+
+    @contextmanager
+    def pass_again(self, number: int) -> Iterator[None]:
+        """The forward pass inside repeats pass `number`: it draws the same numbers and changes no buffer."""
+        latest, self._passes = self._passes, number - 1
+        with self.statistics_kept():
+            yield
+        self._passes = latest
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers by their names in the whole network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets import build
+from hpcsplit.split.timetable import Order
 
 SHAPE = (1, 8, 8)
 CUTS = [(), (4,), (1,), (1, 2), (2, 4), (1, 3, 4)]
@@ -179,18 +181,20 @@ class Traced(nn.Module):
         return x
 
 
+IN_TURN, BY_KIND = ["F2", "B2", "F2", "B2", "F3", "B3"], ["F2", "F2", "F3", "B2", "B2", "B3"]
+
+
 @pytest.mark.parametrize(
-    ("parts", "order"),
-    [(1, ["F2", "B2", "F2", "B2", "F3", "B3"]), (2, ["F2", "F2", "F3", "B2", "B2", "B3"])],
-    ids=["whole network", "last stage"],
+    ("parts", "order", "passes"),
+    [(1, "1f1b", IN_TURN), (1, "gpipe", IN_TURN), (2, "1f1b", IN_TURN), (2, "gpipe", BY_KIND)],
 )
-def test_one_stage_has_one_micro_batch_in_flight(parts: int, order: list[str]):
+def test_the_order_of_the_last_stage(parts: int, order: Order, passes: list[str]):
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3), Traced()).double()
     images, labels = batch_of((5,), size=7)
     stages = make_stages([net] if parts == 1 else [net[:1], net[1:]], images)
-    step(Backprop(3), stages, images, labels, {})
+    step(Backprop(3, order), stages, images, labels, {})
     [traced] = [m for m in stages[-1].blocks.modules() if isinstance(m, Traced)]
-    assert traced.seen == order
+    assert traced.seen == passes
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -201,3 +205,79 @@ def test_one_stage_and_two_add_up_in_the_same_order_bit_for_bit(name: str):
     images, labels = batch_of(SHAPE, size=11, dtype=torch.float32)
     one, two = (staged_gradients(cut(net, cuts), images, labels, 4) for cuts in ((), (2,)))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("cuts", [(), (2,), (1, 3, 4)])
+@pytest.mark.parametrize("microbatches", [2, 3, 5])
+def test_orders_and_recomputation_give_the_same_bits(net: nn.Sequential, cuts: tuple[int, ...], microbatches: int):
+    net[1] = nn.Sequential(net[1], nn.Dropout(0.3))
+    images, labels = batch_of(SHAPE, size=13, dtype=torch.float32)
+    found = []
+    for method in (
+        Backprop(microbatches, "gpipe"),
+        Backprop(microbatches, "1f1b"),
+        Backprop(microbatches, "gpipe", recompute=True),
+        Backprop(microbatches, "1f1b", recompute=True),
+    ):
+        stages = make_stages(cut(net, cuts), images)
+        for number in range(3):
+            for s in stages:
+                s.blocks.train()
+                s.at(0, number)
+            step(method, stages, images, labels, {})
+        found.append([t for s in stages for t in s.state().values()])
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_recomputation_keeps_inputs_only():
+    """Of a micro-batch in flight no activation inside the stage is alive, where the kept graph has them all."""
+    kept = {}
+    for recompute in (False, True):
+        parts = [nn.Sequential(nn.Linear(5, 5), nn.Sigmoid(), nn.Linear(5, 5)) for _ in range(2)]
+        stages = make_stages(parts, torch.zeros(6, 5))
+        inside: list[weakref.ref[torch.Tensor]] = []
+        stages[0].blocks[1].register_forward_hook(
+            lambda block, inputs, output, inside=inside: inside.append(weakref.ref(output))
+        )
+        alive: list[int] = []
+        stages[1].blocks[0].register_forward_hook(
+            lambda *_, inside=inside, alive=alive: alive.append(sum(each() is not None for each in inside))
+        )
+        images, labels = batch_of((5,), size=6, dtype=torch.float32)
+        step(Backprop(3, "gpipe", recompute), stages, images, labels, {})
+        kept[recompute] = max(alive)
+    assert kept == {False: 3, True: 0}
+
+
+@pytest.mark.parametrize("cuts", [(), (2,)])
+def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]):
+    """To the mean of the micro-batches' statistics, from torch's own BatchNorm with momentum 1 on each of them."""
+    torch.manual_seed(0)
+    net = build("resnet8", SHAPE, 3).double()
+    for block in net.modules():
+        if isinstance(block, nn.BatchNorm2d):
+            nn.init.normal_(block.running_mean)
+    whole, images, labels = copy.deepcopy(net), *batch_of(SHAPE, size=12)
+    stages = make_stages(cut(net, cuts), images)
+    for s in stages:
+        s.blocks.train()
+    step(Backprop(3), stages, images, labels, {})
+
+    norms = {name: m for name, m in whole.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    old = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in norms.items()}
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in norms}
+    whole.train()
+    for piece in images.split(4):
+        for m in norms.values():
+            m.momentum = 1.0
+        whole(piece)
+        for name, m in norms.items():
+            seen[name].append((m.running_mean.clone(), m.running_var.clone()))
+    state = {name: value for s in stages for name, value in s.state().items()}
+    for name in norms:
+        for index, statistic in enumerate(("running_mean", "running_var")):
+            mean = torch.stack([pair[index] for pair in seen[name]]).mean(0)
+            torch.testing.assert_close(state[f"{name}.{statistic}"], 0.9 * old[name][index] + 0.1 * mean)
+        assert state[f"{name}.num_batches_tracked"] == 1
