@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hpcsplit.engine.forward import forward_pass
 from hpcsplit.engine.job import Images, Job
+from hpcsplit.split.statistics import statistics_anew
 from hpcsplit.wire.port import Share, Verb
 
 BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics are re-estimated from
@@ -37,13 +37,12 @@ def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
     test_loss, test_accuracy = yield from _score(job, job.test, test)
     accuracy_bn = test_accuracy if bn else None
     if bn and job.batch_norm:
-        saved = _forget_statistics(job.stage.blocks)
-        job.stage.blocks.train()
-        order = job.measured()[:BN_BATCHES]
-        yield from forward_pass(job, order, lambda step, ids, x, y: None)
-        job.stage.blocks.eval()
-        _, accuracy_bn = yield from _score(job, job.test, test)
-        _restore_statistics(job.stage.blocks, saved)
+        with statistics_anew(job.stage.blocks):
+            job.stage.blocks.train()
+            order = job.measured()[:BN_BATCHES]
+            yield from forward_pass(job, order, lambda step, ids, x, y: None)
+            job.stage.blocks.eval()
+            _, accuracy_bn = yield from _score(job, job.test, test)
     mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn] if job.stage.last else None
     return Scores(*(yield Share(mine))[-1])
 
@@ -62,24 +61,3 @@ def _score(job: Job, source: Images, order: Sequence[np.ndarray]) -> Generator[V
 
     yield from forward_pass(job, order, count, source=source)
     return loss_sum / max(seen, 1), correct / max(seen, 1)
-
-
-def _norms(blocks: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in blocks.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-
-
-def _forget_statistics(blocks: nn.Module) -> list[tuple[float | None, list[torch.Tensor]]]:
-    """Reset running statistics to a cumulative mean; returns what is needed to take them up again."""
-    saved = []
-    for norm in _norms(blocks):
-        saved.append((norm.momentum, [b.clone() for b in norm.buffers()]))
-        norm.reset_running_stats()
-        norm.momentum = None
-    return saved
-
-
-def _restore_statistics(blocks: nn.Module, saved: list[tuple[float | None, list[torch.Tensor]]]) -> None:
-    for norm, (momentum, buffers) in zip(_norms(blocks), saved, strict=True):
-        norm.momentum = momentum
-        for buffer, value in zip(norm.buffers(), buffers, strict=True):
-            buffer.copy_(value)
