@@ -70,7 +70,7 @@ class Wire:
             self.comm.size,
             node.rank,
             node.size,
-            MPI.Get_library_version().split("\n")[0].strip(" \0"),
+            _version(),
             socket.gethostname(),
         )
         node.Barrier()
@@ -278,6 +278,11 @@ def _meet_all_ranks_in_mpi() -> None:
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
 
 
+def _version() -> str:
+    """The first line that the library says of itself."""
+    return MPI.Get_library_version().split("\n")[0].strip(" \0")
+
+
 def _take_names_away() -> None:
     """Unlink MPICH's shared memory once every rank of the node has it: it then ends with the last rank, in any case.
 
@@ -306,7 +311,7 @@ def library() -> Library:
     """What the library can do; MPI must be initialized."""
     kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
     return Library(
-        MPI.Get_library_version().split("\n")[0].strip(" \0"),
+        _version(),
         ".".join(map(str, MPI.Get_version())),
         MPI.Query_thread() >= MPI.THREAD_SERIALIZED,
         tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
