@@ -11,7 +11,7 @@ import torch
 
 from hpcsplit.engine.forward import forward_pass
 from hpcsplit.engine.job import Images, Job
-from hpcsplit.split.statistics import statistics_anew
+from hpcsplit.split.statistics import FreshStatistics
 from hpcsplit.wire.port import Share, Verb
 
 BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics are re-estimated from
@@ -37,12 +37,13 @@ def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
     test_loss, test_accuracy = yield from _score(job, job.test, test)
     accuracy_bn = test_accuracy if bn else None
     if bn and job.batch_norm:
-        with statistics_anew(job.stage.blocks):
-            job.stage.blocks.train()
-            order = job.measured()[:BN_BATCHES]
-            yield from forward_pass(job, order, lambda step, ids, x, y: None)
-            job.stage.blocks.eval()
-            _, accuracy_bn = yield from _score(job, job.test, test)
+        job.stage.blocks.train()
+        fresh = FreshStatistics(job.stage.blocks)
+        order = job.measured()[:BN_BATCHES]
+        yield from forward_pass(job, order, lambda step, ids, x, y: None)
+        job.stage.blocks.eval()
+        _, accuracy_bn = yield from _score(job, job.test, test)
+        fresh.restore()
     mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn] if job.stage.last else None
     return Scores(*(yield Share(mine))[-1])
 

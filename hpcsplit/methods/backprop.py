@@ -33,7 +33,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.split.stage import Place, Stage
-from hpcsplit.split.statistics import one_statistics_step
+from hpcsplit.split.statistics import FreshStatistics
 from hpcsplit.split.timetable import Order, Work, timetable
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
@@ -60,33 +60,35 @@ class Backprop(TrainingMethod):
         pieces = [slice(a, b) for a, b in pairwise(edges) if b > a]
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
-        with one_statistics_step(stage.blocks, len(pieces)):
-            for work, following in zip_longest(works, works[1:]):
-                m, piece = work.microbatch, pieces[work.microbatch]
-                if work.kind == "F":
-                    if stage.first:
-                        x = batch.x[piece]
-                    else:
-                        shape = (piece.stop - piece.start, *stage.in_shape)
-                        x = (yield Recv(PREV, "x", shape, stage.dtype, m)).requires_grad_()
-                    keep = not self.recompute or following == Work("B", m)
-                    y = stage.forward(x) if keep else stage.infer(x)
-                    flight[m] = _InFlight(x, y if keep else None, stage.passes)
-                    if not stage.last:
-                        yield Send(NEXT, "x", y.detach(), m)
-                    continue
-                x, y_kept, number = flight.pop(m)
-                if stage.last:
-                    _descend(stage, _output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+        fresh = FreshStatistics(stage.blocks) if len(pieces) > 1 else None
+        for work, following in zip_longest(works, works[1:]):
+            m, piece = work.microbatch, pieces[work.microbatch]
+            if work.kind == "F":
+                if stage.first:
+                    x = batch.x[piece]
                 else:
-                    shape = (piece.stop - piece.start, *stage.out_shape)
-                    g = yield Recv(NEXT, "g", shape, stage.dtype, m)
-                    y = _output(stage, x, y_kept, number)
-                    if y.requires_grad:  # a first stage may have no weights
-                        y.backward(g)
-                if not stage.first:
-                    assert x.grad is not None
-                    yield Send(PREV, "g", x.grad, m)
+                    shape = (piece.stop - piece.start, *stage.in_shape)
+                    x = (yield Recv(PREV, "x", shape, stage.dtype, m)).requires_grad_()
+                keep = not self.recompute or following == Work("B", m)
+                y = stage.forward(x) if keep else stage.infer(x)
+                flight[m] = _InFlight(x, y if keep else None, stage.passes)
+                if not stage.last:
+                    yield Send(NEXT, "x", y.detach(), m)
+                continue
+            x, y_kept, number = flight.pop(m)
+            if stage.last:
+                _descend(stage, _output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+            else:
+                shape = (piece.stop - piece.start, *stage.out_shape)
+                g = yield Recv(NEXT, "g", shape, stage.dtype, m)
+                y = _output(stage, x, y_kept, number)
+                if y.requires_grad:  # a first stage may have no weights
+                    y.backward(g)
+            if not stage.first:
+                assert x.grad is not None
+                yield Send(PREV, "g", x.grad, m)
+        if fresh:
+            fresh.step()
         stage.update()
         return StepResult(tally)
 
