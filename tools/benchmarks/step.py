@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of contenders, with commas")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-step")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no contender outlives it
     tables = [measured(args, network) for network in args.networks.split(",")]
     written(args.out / "step.json", {"facts": facts(), "tables": tables})
     return 0
