@@ -12,6 +12,7 @@ fails or hangs is listed with what it said.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import tempfile
