@@ -40,7 +40,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         net, shape, cuts, costs, build_method(config), samples=samples, batch_size=batch_size(config), dtype=dtype
     )
     largest, m = max(s.share for s in stages), config.schedule.microbatches
-    order = cast(Order, config.schedule.pipeline)
+    order, bound = cast(Order, config.schedule.pipeline), count * m / (count + m - 1)
     return {
         "ranks": count,
         "cuts": list(cuts),
@@ -58,11 +58,11 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         "pipeline": {
             "order": order,
             "microbatches": m,
-            "speed_up_bound": count * m / (count + m - 1),
+            "speed_up_bound": bound,
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
         },
         "parallel_speed_up_bound": 1 / largest,
-        "hybrid_speed_up_bound": planner.hybrid_speed_up(make_phases(config), largest, count * m / (count + m - 1)),
+        "hybrid_speed_up_bound": planner.hybrid_speed_up(make_phases(config), largest, bound),
     }
 
 

@@ -97,9 +97,8 @@ class GsAdmm(TrainingMethod):
         if not stage.first:
             g, f = slope(stage, p, q, self.alpha, batch)
             d = s * g + aux["prev_u"] + self.rho * (p - aux["prev_q"])
-            tau: torch.Tensor | float = self.tau_2
-            if self.backtracking and not stage.last:
-                tau = tau_along(stage, p, f, d, self.tau_2, self.rho, s * self.alpha)
+            search = self.backtracking and not stage.last
+            tau = tau_along(stage, p, f, d, self.tau_2, self.rho, s * self.alpha) if search else self.tau_2
             p = new["p"] = p - d / tau  # (4)
             yield Send(PREV, "p", p)
         if not stage.last:

@@ -69,9 +69,8 @@ class GsAm(TrainingMethod):
         if not stage.first:
             f_prev = yield Recv(PREV, "f", tuple(p.shape), stage.wide)
             d = s * (self.alpha * (p - f_prev) + g)
-            tau: torch.Tensor | float = self.tau_2
-            if self.backtracking and not stage.last:
-                tau = tau_along(stage, p, f, d, self.tau_2, s * self.alpha, s * self.alpha)
+            search, pull = self.backtracking and not stage.last, s * self.alpha
+            tau = tau_along(stage, p, f, d, self.tau_2, pull, pull) if search else self.tau_2
             new["p"] = p - d / tau  # (7), (8)
         if self.sweep == "gauss-seidel" and not stage.last:
             yield Send(NEXT, "f", f if stage.first else forward_again(stage, new["p"]))

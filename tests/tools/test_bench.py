@@ -41,7 +41,7 @@ def test_turns_interleave_and_failures_end_one_contender_only(tmp_path: Path, pr
     fails, hangs = (Contender(kind, [([program, kind], 1)]) for kind in ("fails", "hangs"))
     last = Contender("last", [([program, "last"], 1)])
     began, folder = time.monotonic(), tmp_path / "play"
-    play([good, fails, hangs, last], 3, folder, limit_s=6.0, environment={})
+    play([good, fails, hangs, last], 3, folder, limit_s=6.0)
     assert time.monotonic() - began < 60
     assert good.seconds() == [1.5, 2.5, 3.5]  # the slower of its two processes
     assert [[note["more"] for note in notes] for notes in last.notes] == [["last"]] * 3

@@ -59,7 +59,7 @@ def measured(args: argparse.Namespace, network: str) -> dict[str, Any]:
         (folder / "bench.toml").write_text(config.to_toml(origins=False), encoding="utf-8")
         wanted = args.only.split(",") if args.only else []
         players = [c for c in contenders(folder / "bench.toml", args.steps) if not wanted or c.name in wanted]
-        play(players, args.rounds, folder / "play", limit_s=LIMIT_S, environment={})
+        play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
     rows = [row(each, players) for each in players]
     title = f"{network}, batch {args.batch}, cut {list(config.split.cuts)} (balance allows {balance:.2f})"
     print(f"\n{title}, n = {args.rounds}")

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +47,7 @@ class Contender:
         return [max(note["seconds"] for note in notes) for notes in self.notes]
 
 
-def play(
-    contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float, environment: Mapping[str, str]
-) -> None:
+def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float) -> None:
     """Let all take so many turns; their notes are in the contenders afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as guards:
@@ -58,17 +56,11 @@ def play(
             place.mkdir()
             guards.callback(lambda place=place: kill(marked(str(place))))
             with (place / "said").open("wb") as said:
-                started = [
-                    launch(
-                        [*words, "--turns", str(place), "--first", str(first)],
-                        ranks,
-                        str(place),
-                        said,
-                        said,
-                        environment,
-                    )
-                    for first, (words, ranks) in _numbered(contender)
-                ]
+                started, first = [], 0
+                for words, ranks in contender.starts:
+                    numbered = [*words, "--turns", str(place), "--first", str(first)]
+                    started.append(launch(numbered, ranks, str(place), said, said, {}))
+                    first += ranks
             _await(contender, place, "ready", started, limit_s)
         for number in range(rounds):
             for contender in contenders:
@@ -84,13 +76,6 @@ def play(
         for contender in contenders:
             (folder / contender.name / OVER).touch()
         time.sleep(1.0)  # for them to leave by themselves
-
-
-def _numbered(contender: Contender) -> Iterator[tuple[int, tuple[Sequence[str], int]]]:
-    first = 0
-    for start in contender.starts:
-        yield first, start
-        first += start[1]
 
 
 def _await(

@@ -11,6 +11,7 @@ from torch import nn
 
 from hpcsplit.assemble import build_network, make_optimizer
 from hpcsplit.config import Config, load
+from hpcsplit.data.catalog import lookup
 from tools.benchmarks.turns import Player
 
 WARM_UP = 2
@@ -37,12 +38,12 @@ class Problem:
         if self.config.run.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.net.train()
-        size = self.config.data.batch_size
+        spec, size = lookup(self.config.data.name), self.config.data.batch_size
         random = torch.Generator().manual_seed(0)
-        self.images = torch.randn(size, 3, 32, 32, generator=random)
+        self.images = torch.randn(size, *spec.input_shape(self.config.data.pool), generator=random)
         if self.config.run.channels_last:
             self.images = self.images.contiguous(memory_format=torch.channels_last)
-        self.labels = torch.randint(10, (size,), generator=random)
+        self.labels = torch.randint(spec.classes, (size,), generator=random)
         self.loss = nn.CrossEntropyLoss()
 
     def optimizer(self, part: nn.Module) -> torch.optim.Optimizer:
