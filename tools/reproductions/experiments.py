@@ -244,7 +244,7 @@ TSSM_FIGURE_2 = Experiment(
             for stages, share, bound in ((2, "37.5 %", -37.5), (4, "50 %", -50.0))
         ),
     ),
-    small=Scale({"schedule.epochs": 8, "data.limit_train": 3_000, "data.limit_test": 2_000}),
+    small=Scale({"schedule.epochs": 10, "data.limit_train": 1_500, "data.limit_test": 1_000}),
     paper=Scale(),
     columns=("train_accuracy", "test_accuracy", "test_accuracy_bn", *ACCURACY_COLUMNS[2:], *TIME_COLUMNS),
     notes=(
