@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcsplit import __version__
+from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
@@ -83,6 +84,7 @@ def _dispatch(argv: list[str]) -> int:
         from hpcsplit.commands.plan import plan_command
 
         return plan_command(config, _ranks(args.ranks), measure=args.measure, as_json=args.json, draw=args.timetable)
+    keep_freed_memory()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir

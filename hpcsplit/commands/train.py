@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from hpcsplit import planner
+from hpcsplit.allocator import give_back
 from hpcsplit.assemble import (
     Prepared,
     aux_policy,
@@ -82,6 +84,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
                 jobs.append(make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None))
                 jobs[k].stage.between_blocks = pulse.beat
             jobs[0].stop_reason = request.reason
+            give_back()
             stops = lockstep.run([rank_program(job) for job in jobs])
             _close_stores(jobs)
             return _end(config, run_dir, prepared, stages, watch, stops[0])
@@ -127,6 +130,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
             jobs[0].store.alarm = failure.fail
         jobs[0].stage.between_blocks = wire.progress
         jobs[0].stop_reason = request.reason
+        give_back()
         stop = wire.run(rank_program(jobs[0]))
         _close_stores(jobs)
         code = _end(config, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
@@ -155,6 +159,8 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
             answer = {"prepared": prepare(config, run_dir, wire.world.size, device).as_dict()}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
+    else:
+        importlib.import_module("torch._dynamo")  # torch's optimizers will, in 2 s: not one rank after another
     answer = wire.share(answer)[0]
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}

@@ -12,7 +12,8 @@ class Spec:
     """A data set as published.
 
     `train` and `test` count samples, `shape` is (channels, height, width) in pixels, `classes` counts labels
-    0 .. classes-1.  `flip` says whether a mirrored image keeps its label (a mirrored digit does not).
+    0 .. classes-1.  `flip` says whether a mirrored image keeps its label (a mirrored digit does not).  An `endless` set
+    is made by the program, with as many samples as are asked for, at least `train` and `test`.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Spec:
     shape: tuple[int, int, int]
     classes: int
     flip: bool
+    endless: bool = False
 
     def input_shape(self, pool: bool = False) -> tuple[int, int, int]:
         """(C, H, W) of one sample as the network sees it; `pool` halves height and width."""
@@ -36,7 +38,7 @@ _ALL = (
     Spec("svhn", 73257, 26032, (3, 32, 32), 10, flip=False),
     Spec("cifar10", 50000, 10000, (3, 32, 32), 10, flip=True),
     Spec("cifar100", 50000, 10000, (3, 32, 32), 100, flip=True),
-    Spec("fake", 1024, 256, (3, 32, 32), 10, flip=False),
+    Spec("fake", 1024, 256, (3, 32, 32), 10, flip=False, endless=True),
 )
 
 SPECS: dict[str, Spec] = {spec.name: spec for spec in _ALL}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,6 +55,8 @@ def load(
     or a limit above the size.
     """
     spec = lookup(name)
+    if spec.endless:
+        spec = replace(spec, train=max(spec.train, limit_train), test=max(spec.test, limit_test))
     _check_limit(spec, "limit_train", limit_train, spec.train)
     _check_limit(spec, "limit_test", limit_test, spec.test)
     reader = embedded.READERS.get(name)

@@ -38,7 +38,7 @@ def digits(spec: Spec) -> tuple[Part, Part]:
 def fake(spec: Spec) -> tuple[Part, Part]:
     """One pattern of 4 x 4 blocks for each class under three times as much noise; classes take turns, 0 1 2 ...
 
-    The patterns and the noise are always the same.  Training and test noise differ, so a network can generalise.
+    For the same sizes they are always the same.  Training and test noise differ, so a network can generalise.
     """
     words = np.random.Philox(np.random.SeedSequence(FAKE_SEED))
     channels, height, width = spec.shape

@@ -41,6 +41,7 @@ from hpcsplit.wire.port import (  # noqa: E402
 )
 
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
+_ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
 _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
@@ -130,20 +131,20 @@ class Wire:
         while len(self.outgoing) >= _IN_FLIGHT:
             self.progress(asked=True, source=peer)
             if len(self.outgoing) >= _IN_FLIGHT:
-                time.sleep(_NAP_S)
+                _pause(start)
         self._waiting = None
         self.traffic.imbalance_s += time.perf_counter() - start
 
     def _recv(self, verb: Recv) -> torch.Tensor:
         peer = self.world.rank + verb.side
         queue = self.mailbox[peer, verb.name]
-        waiting_since = time.time()
+        start, waiting_since = time.perf_counter(), time.time()
         if not queue:
             self._waiting = verb, time.monotonic()
         while not queue:
             self.progress(asked=True)
             if not queue:
-                time.sleep(_NAP_S)
+                _pause(start)
         self._waiting = None
         tensor, index, sent_at = queue.popleft()
         self.unread -= 1
@@ -270,6 +271,14 @@ class Wire:
         self.share(None)
         self.comm.Free()
         MPI.Finalize()
+
+
+def _pause(start: float) -> None:
+    """Between two looks for what has been waited for since `start` (s of perf_counter)."""
+    if time.perf_counter() - start < _ALERT_S:
+        os.sched_yield()
+    else:
+        time.sleep(_NAP_S)
 
 
 def _meet_all_ranks_in_mpi() -> None:

@@ -41,11 +41,17 @@ def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset) 
     assert not torch.equal(few.mean, fake.mean)
 
 
-@pytest.mark.parametrize(("key", "limit", "size"), [("limit_train", 1025, 1024), ("limit_test", 257, 256)])
+@pytest.mark.parametrize(("key", "limit", "size"), [("limit_train", 1438, 1437), ("limit_test", 361, 360)])
 def test_limit_above_the_size(key: str, limit: int, size: int) -> None:
     with pytest.raises(DataError, match=rf"data\.{key} = {limit}.* {size} "):
-        load("fake", **{key: limit})
-    assert len(getattr(load("fake", **{key: size}), key.removeprefix("limit_"))) == size
+        load("digits", **{key: limit})
+    assert len(getattr(load("digits", **{key: size}), key.removeprefix("limit_"))) == size
+
+
+def test_random_images_are_as_many_as_are_asked_for(fake: Dataset) -> None:
+    many = load("fake", limit_train=1500, limit_test=7)
+    assert (len(many.train), len(many.test)) == (1500, 7)
+    assert torch.equal(many.train.images[: len(fake.train)], fake.train.images)
 
 
 def test_negative_limit() -> None:

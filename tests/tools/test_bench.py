@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tools.benchmarks.step import row
-from tools.benchmarks.turns import Contender, play
 from tools.program import marked
+from tools.timing.race import row
+from tools.timing.turns import Contender, play
 
 _PROGRAM = """
 import sys, time
-from tools.benchmarks.turns import Player
+from tools.timing.turns import Player
 
 kind, place, first = sys.argv[1], sys.argv[3], sys.argv[5]
 player = Player(place, first, 0)
@@ -45,7 +45,7 @@ def test_turns_interleave_and_failures_end_one_contender_only(tmp_path: Path, pr
     assert time.monotonic() - began < 60
     assert good.seconds() == [1.5, 2.5, 3.5]  # the slower of its two processes
     assert [[note["more"] for note in notes] for notes in last.notes] == [["last"]] * 3
-    assert fails.failure == "ended: hpcsplit: no room"
+    assert fails.failure == "ended (exit 1): hpcsplit: no room"
     assert hangs.failure.startswith("no answer in 6 s")
     assert len(hangs.notes) == 1
     rounds = [line.split() for line in (folder / "order").read_text().splitlines()]

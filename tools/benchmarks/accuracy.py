@@ -17,8 +17,8 @@ from pathlib import Path
 from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
-from tools.benchmarks.table import facts, written
 from tools.program import ROOT
+from tools.timing.table import publish
 
 
 def main() -> int:
@@ -119,25 +119,19 @@ def report(args: argparse.Namespace, rows: dict[str, list[list[EpochRecord]]]) -
                 "label_signal": statistics.mean(parallel) if parallel else None,
             }
         )
-    about = {
-        "config": args.config,
-        "train_samples": args.limit_train or "all",
-        **facts(),
-        "ranks": 2,
-    }
-    print()
     columns = ("n", "epochs", "parallel", "train+refresh s", "test %", "sd", "gap", "signal")
-    print(f"{'run':<38}" + "".join(f" {name:>{max(6, len(name))}}" for name in columns))
+    lines = [f"{'run':<38}" + "".join(f" {name:>{max(6, len(name))}}" for name in columns)]
     for row in table:
         spread = "-" if row["spread"] is None else f"{row['spread']:.2f}"
         signal = "-" if row["label_signal"] is None else f"{row['label_signal']:.2f}"
-        print(
+        lines.append(
             f"{row['run']:<38} {row['n']:>6} {row['epochs']:>6} {row['parallel']:>8} {row['seconds']:>15.1f} "
             f"{row['test_accuracy']:>6.2f} {spread:>6} {row['gap_points']:>+6.2f} {signal:>6}"
         )
-    print("gap: points to exact with as many epochs")
-    print("signal: cosine with the exact gradient at stage 0's output, mean of the parallel epochs")
-    written(args.out / "accuracy.json", {"facts": about, "rows": table})
+    lines.append("gap: points to exact with as many epochs")
+    lines.append("signal: cosine with the exact gradient at stage 0's output, mean of the parallel epochs")
+    about = {"config": args.config, "training samples": args.limit_train or "all", "ranks": 2}
+    publish(args.out, "accuracy", lines, table, **about)
 
 
 if __name__ == "__main__":

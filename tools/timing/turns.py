@@ -30,6 +30,7 @@ class Contender:
 
     Attributes:
         starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.
+        label: what a table calls it; "" leaves that to the table.
         notes: what every process noted in every round, and `failure` why there are no more.
     """
 
@@ -37,6 +38,7 @@ class Contender:
     starts: Sequence[tuple[Sequence[str], int]]
     notes: list[list[dict[str, Any]]] = field(default_factory=list)
     failure: str = ""
+    label: str = ""
 
     @property
     def processes(self) -> int:
@@ -50,13 +52,14 @@ class Contender:
 def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float) -> None:
     """Let all take so many turns; their notes are in the contenders afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
+    processes: dict[str, list[subprocess.Popen[bytes]]] = {}
     with ExitStack() as guards:
         for contender in contenders:
             place = folder / contender.name
             place.mkdir()
             guards.callback(lambda place=place: kill(marked(str(place))))
             with (place / "said").open("wb") as said:
-                started, first = [], 0
+                started, first = processes.setdefault(contender.name, []), 0
                 for words, ranks in contender.starts:
                     numbered = [*words, "--turns", str(place), "--first", str(first)]
                     started.append(launch(numbered, ranks, str(place), said, said, {}))
@@ -67,7 +70,7 @@ def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s:
                 place = folder / contender.name
                 if not contender.failure:
                     (place / f"turn-{number}").touch()
-                    _await(contender, place, f"done-{number}", [], limit_s)
+                    _await(contender, place, f"done-{number}", processes[contender.name], limit_s)
                 if not contender.failure:
                     contender.notes.append(
                         [json.loads(path.read_text()) for path in sorted(place.glob(f"done-{number}-*"))]
@@ -84,10 +87,12 @@ def _await(
     """Wait until every process has written its file, or strike the contender off."""
     until = time.monotonic() + limit_s
     while len(list(place.glob(f"{what}-*"))) < contender.processes:
-        ended = any(process.poll() is not None for process in started) or not marked(str(place))
+        ended = any(process.poll() is not None for process in started)
         if ended or time.monotonic() > until:
             said = (place / "said").read_text(encoding="utf-8", errors="replace")
-            contender.failure = ("ended: " if ended else f"no answer in {limit_s:.0f} s: ") + last_line(said)
+            codes = ", ".join(str(process.poll()) for process in started)
+            reason = f"ended (exit {codes}): " if ended else f"no answer in {limit_s:.0f} s: "
+            contender.failure = reason + last_line(said)
             kill(marked(str(place)))
             return
         time.sleep(_NAP_S)

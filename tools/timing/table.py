@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def written(path: Path, values: dict[str, Any]) -> None:
-    """Write the numbers as JSON, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    print(", ".join(f"{key} {value}" for key, value in values["facts"].items()) + f"; values: {path}")
+def publish(folder: Path, name: str, lines: Sequence[str], values: Any, *, shown: bool = False, **about: Any) -> None:
+    """Print a benchmark's table, and write it as NAME.txt and its values as NAME.json."""
+    known = {**facts(), **about}
+    said = ", ".join(f"{key} {value}" for key, value in known.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text("\n".join([*lines, "", said]) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps({"facts": known, "values": values}, indent=1) + "\n", "utf-8")
+    if not shown:
+        print("\n".join(lines))
+    print(f"\n{said}; table and values: {folder}")

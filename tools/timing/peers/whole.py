@@ -1,11 +1,12 @@
-"""The whole network in one process, on one core or on two."""
+"""The whole network in one process, on one core (or device) or on two cores."""
 
 from __future__ import annotations
 
+from tools.timing.peers.common import Problem, arguments, compete, configuration  # isort: skip; sets the allocator
+
 import torch
 
-from tools.benchmarks.peers.common import Problem, arguments, compete
-from tools.benchmarks.turns import Player
+from tools.timing.turns import Player
 
 THREADS = {"one": 1, "two": 2}
 
@@ -15,12 +16,14 @@ def main() -> None:
     threads = THREADS[args.kind]
     player = Player(args.turns, args.first, 0, cores=threads)
     torch.set_num_threads(threads)
-    problem = Problem(args.config)
+    problem = Problem(configuration(args), player.number)
     optimizer = problem.optimizer(problem.net)
 
     def step() -> None:
         optimizer.zero_grad()
-        problem.loss(problem.net(problem.images), problem.labels).backward()
+        with problem.autocast():
+            loss = problem.loss(problem.net(problem.images), problem.labels)
+        loss.backward()
         optimizer.step()
 
     compete(player, step, args.steps)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from tools.timing.peers.common import Problem, arguments, compete, configuration  # isort: skip; sets the allocator
+
+from collections.abc import Callable
+
 import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
-from tools.benchmarks.peers.common import Problem, arguments, compete
-from tools.benchmarks.turns import Player
+from tools.timing.turns import Player
 
 RANKS = 2
 
@@ -17,33 +20,37 @@ def main() -> None:
     args = arguments()
     player = Player(args.turns, args.first, 0)
     torch.set_num_threads(1)
-    problem = Problem(args.config)
-    distributed.init_process_group("gloo", init_method=f"file://{args.turns}/meeting", rank=args.rank, world_size=RANKS)
+    problem = Problem(configuration(args), player.number)
+    own_devices = problem.device.type == "cuda" and torch.cuda.device_count() >= RANKS
+    distributed.init_process_group(
+        "nccl" if own_devices else "gloo", init_method=f"file://{args.turns}/meeting", rank=args.rank, world_size=RANKS
+    )
     step = {"ddp": data_parallel, "gpipe": pipeline, "1f1b": pipeline}[args.kind]
     compete(player, step(problem, args.rank, args.kind), args.steps)
 
 
-def data_parallel(problem: Problem, rank: int, kind: str):
+def data_parallel(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     """Each rank has the whole network and a half of the mini-batch."""
     model = DistributedDataParallel(problem.net)
     optimizer = problem.optimizer(model)
-    images, labels = problem.images.chunk(RANKS)[rank].clone(), problem.labels.chunk(RANKS)[rank]
-    if problem.config.run.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = problem.images.chunk(RANKS)[rank].clone().contiguous(memory_format=problem.format)
+    labels = problem.labels.chunk(RANKS)[rank]
 
     def step() -> None:
         optimizer.zero_grad()
-        problem.loss(model(images), labels).backward()
+        with problem.autocast():
+            loss = problem.loss(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     return step
 
 
-def pipeline(problem: Problem, rank: int, kind: str):
+def pipeline(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     """The stages that the configuration cuts, with its number of micro-batches."""
     (cut,) = problem.config.split.cuts
     part: nn.Module = problem.net[:cut] if rank == 0 else problem.net[cut:]
-    stage = PipelineStage(_Contiguous(part, problem.config.run.channels_last), rank, RANKS, torch.device("cpu"))
+    stage = PipelineStage(_Contiguous(part, problem), rank, RANKS, problem.device)
     order = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind]
     schedule = order(stage, problem.config.schedule.microbatches, loss_fn=problem.loss)
     optimizer = problem.optimizer(part)
@@ -60,15 +67,18 @@ def pipeline(problem: Problem, rank: int, kind: str):
 
 
 class _Contiguous(nn.Module):
-    """A stage that computes in channels-last; gloo takes contiguous tensors only."""
+    """A stage that computes in its memory format and precision; gloo takes contiguous tensors only."""
 
-    def __init__(self, part: nn.Module, channels_last: bool) -> None:
+    def __init__(self, part: nn.Module, problem: Problem) -> None:
         super().__init__()
-        self.part = part
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.part, self.problem = part, problem
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.part(x.contiguous(memory_format=self.format)).contiguous()
+        if x.requires_grad:
+            x.register_hook(torch.Tensor.contiguous)
+        with self.problem.autocast():
+            y = self.part(x.contiguous(memory_format=self.problem.format))
+        return y.float().contiguous()
 
 
 if __name__ == "__main__":

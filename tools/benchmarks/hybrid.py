@@ -1,0 +1,44 @@
+"""Seconds a step of the 1:4 hybrid on two cores: one exact epoch, the refresh of λ, four parallel epochs.
+
+    tools/bench hybrid [--networks resnet56] [--rounds 5] [--steps 6]
+
+The columns are those of `tools/bench step`; a turn of the hybrid is five epochs of `--steps` steps, with all that is in
+them.  Printed with the refresh charged, and without.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from tools.timing.race import COPIES, DDP, ONE, RANKS, Way, command_line, run
+from tools.timing.turns import Contender
+
+MICROBATCHES = (4, 8)
+
+
+def hybrid(microbatches: int) -> Way:
+    label = f"hpcsplit, 1:4 hybrid, M = {microbatches}"
+    options = (f"schedule.microbatches={microbatches}",)
+    return Way(f"hybrid-{microbatches}", label, "ours", "hybrid", 1, RANKS, cut=True, options=options)
+
+
+def charged_or_not(contender: Contender) -> list[Contender]:
+    """The hybrid as two rows."""
+    if contender.failure or "refresh_s" not in contender.notes[0][0]:
+        return [contender]
+    spared = [[note | {"seconds": note["seconds"] - note["refresh_s"]} for note in notes] for notes in contender.notes]
+    return [
+        replace(contender, label=f"{contender.name}, refresh charged"),
+        replace(contender, label=f"{contender.name}, refresh not charged", notes=spared),
+    ]
+
+
+def main() -> int:
+    args = command_line(__doc__, "resnet56", steps=6).parse_args()
+    run("hybrid", args, (ONE, COPIES, DDP, *map(hybrid, MICROBATCHES)), charged_or_not)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

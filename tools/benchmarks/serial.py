@@ -1,0 +1,33 @@
+"""Seconds of one exact step on two cores: hpcsplit's pipeline in M micro-batches beside torch's and data parallelism.
+
+    tools/bench serial [--networks resnet56] [--rounds 5] [--steps 4]
+
+The columns are those of `tools/bench step`.  "recompute" runs each micro-batch's forward pass again before its backward
+pass and keeps no activations in between.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tools.timing.race import COPIES, DDP, ONE, command_line, exact, run, torch_pipeline
+
+MICROBATCHES = (2, 4, 8)
+WAYS = (
+    ONE,
+    COPIES,
+    DDP,
+    *(torch_pipeline("1F1B", m) for m in MICROBATCHES),
+    *(exact(m) for m in MICROBATCHES),
+    exact(8, "schedule.pipeline=gpipe", label=", gpipe"),
+    exact(8, "schedule.recompute=true", label=", recompute"),
+)
+
+
+def main() -> int:
+    run("serial", command_line(__doc__, "resnet56", steps=4).parse_args(), WAYS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""A race: one network, one mini-batch, several ways to train it on two cores (or devices), in turns, and the table.
+
+All ways are started first and then take turns, so that a slow minute of the machine strikes all.  Every one has the
+same network, images, mini-batch, precision, memory format, optimizer and memory allocator (hpcsplit/allocator.py).
+One that fails or hangs is listed with what it said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.assemble import build_network
+from hpcsplit.config import Config, resolve
+from hpcsplit.prepare import choose_cuts
+from hpcsplit.split.cuts import ranges
+from tools.program import ROOT
+from tools.timing.table import publish
+from tools.timing.turns import Contender, play
+
+RANKS = 2
+LIMIT_S = 400.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train.
+
+    Attributes:
+        peer: the module in tools/timing/peers that does it, as its `kind`.
+        starts: processes that are started one by one; `ranks`: of one start, by mpirun.
+        microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
+        cut: the network is cut into stages, so the balance of the cut bounds it.
+        options: overrides of the configuration.
+    """
+
+    name: str
+    label: str
+    peer: str
+    kind: str
+    starts: int = 1
+    ranks: int = 1
+    microbatches: int = 0
+    cut: bool = False
+    options: tuple[str, ...] = ()
+
+    def contender(self, config: Path, steps: int) -> Contender:
+        options = (*self.options, *([f"schedule.microbatches={self.microbatches}"] if self.microbatches else []))
+        words = ["-m", f"tools.timing.peers.{self.peer}", self.kind, "--config", str(config), "--steps", str(steps)]
+        words += [word for option in options for word in ("--set", option)]
+        return Contender(self.name, [([*words, "--rank", str(rank)], self.ranks) for rank in range(self.starts)])
+
+    def bound(self, balance: float) -> float:
+        """What the cut and the pipeline's bubble leave of the limit: of K·M/(K+M-1), and of the balance."""
+        if not self.cut:
+            return 1.0
+        pieces = self.microbatches
+        return balance / RANKS * (pieces / (RANKS + pieces - 1) if pieces else 1.0)
+
+
+ONE = Way("one", "one core, whole network", "whole", "one")
+COPIES = Way("copies", "two copies of it at once: the limit", "whole", "one", starts=RANKS)
+TWO_THREADS = Way("two", "one process, two threads", "whole", "two")
+DDP = Way("ddp", "DistributedDataParallel, gloo", "torch_distributed", "ddp", starts=RANKS)
+
+
+def torch_pipeline(order: str, microbatches: int) -> Way:
+    label = f"torch.distributed.pipelining, {order}, M = {microbatches}"
+    kind = order.lower()
+    return Way(f"{kind}-{microbatches}", label, "torch_distributed", kind, RANKS, 1, microbatches, cut=True)
+
+
+def exact(microbatches: int, *options: str, label: str = "") -> Way:
+    text = f"hpcsplit, exact epoch, M = {microbatches}{label}"
+    name = f"exact-{microbatches}{'-' + label.strip(', ') if label else ''}"
+    return Way(name, text, "ours", "exact", 1, RANKS, microbatches, cut=True, options=options)
+
+
+PARALLEL = Way("parallel", "hpcsplit, parallel epoch", "ours", "parallel", 1, RANKS, cut=True)
+
+
+def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5) -> argparse.ArgumentParser:
+    """The options of every race."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=networks)
+    parser.add_argument("--batch", type=int, default=128, help="samples of a mini-batch")
+    parser.add_argument("--steps", type=int, default=steps, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", default="", help="names of ways, with commas")
+    parser.add_argument("--out", type=Path, help="default: runs/bench-NAME")
+    return parser
+
+
+Turned = Callable[[Contender], list[Contender]]
+
+
+def run(name: str, args: argparse.Namespace, ways: Sequence[Way], split: Turned = lambda each: [each]) -> None:
+    """Race with every network, print the tables and write them down.
+
+    Args:
+        split: makes the rows of a contender: itself, or several with different notes.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no contender outlives it
+    wanted = args.only.split(",") if args.only else []
+    chosen = [way for way in ways if not wanted or way.name in wanted]
+    lines: list[str] = []
+    tables = []
+    for network in args.networks.split(","):
+        table, text = _measured(args, network, chosen, split)
+        tables.append(table)
+        lines += ["", *text] if lines else text
+        print("\n".join(["", *text]), flush=True)
+    publish(args.out or ROOT / "runs" / f"bench-{name}", name, lines, tables, shown=True)
+
+
+def _measured(
+    args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
+) -> tuple[dict[str, Any], list[str]]:
+    config, balance = _config_for(args, network)
+    with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
+        folder = Path(name)
+        (folder / "bench.toml").write_text(config.to_toml(origins=False), encoding="utf-8")
+        players = [way.contender(folder / "bench.toml", args.steps) for way in ways]
+        play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
+    rows = []
+    for way, player in zip(ways, players, strict=True):
+        for part in split(player):
+            rows.append(row(part, players) | {"label": part.label or way.label})
+            if "of_the_limit" in rows[-1]:
+                rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
+    cuts = list(config.split.cuts)
+    title = (
+        f"{network}, batch {args.batch}, {args.precision}, {args.device}, cut {cuts} (balance {balance:.2f}), "
+        f"{args.steps} steps a turn, n = {args.rounds}"
+    )
+    header = f"{'':<50} {'s a step':>9} {'min':>7} {'max':>7} {'x one':>6} {'of limit':>9} {'of bound':>9}"
+    found = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
+    return found | {"balance": balance, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
+
+
+def _config_for(args: argparse.Namespace, network: str) -> tuple[Config, float]:
+    """Two stages, cut where the measured times of the blocks balance best; the speed-up that this balance allows."""
+
+    def make(cuts: str | list[int]) -> Config:
+        raw: dict[str, dict[str, Any]] = {
+            "data": {
+                "name": "fake",
+                "limit_train": args.batch * args.steps,
+                "batch_size": args.batch,
+                "augment": False,
+            },
+            "model": {"name": network},
+            "split": {"cuts": cuts},
+            "method": {"name": "penalty"},
+            "schedule": {"epochs": 1000},
+            "run": {"threads": 1, "device": args.device, "precision": args.precision, "baseline": False},
+        }
+        return resolve(raw, (), stem="bench", source="tools/bench")
+
+    config = make("time")
+    torch.set_num_threads(1)
+    cuts, costs = choose_cuts(config, build_network(config), RANKS, measure=True)
+    slowest = max(sum(costs[i] for i in part) for part in ranges(cuts, len(costs)))
+    return make(list(cuts)), sum(costs) / slowest
+
+
+def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
+    """Medians of a contender, and ratios of the same round: steps of one core in the time of one of its own."""
+    by_name = {each.name: each for each in everyone}
+    found: dict[str, Any] = {"name": contender.name, "failure": contender.failure}
+    if contender.failure:
+        return found
+    mine = contender.seconds()
+    found |= {"n": len(mine), "median_s": statistics.median(mine), "min_s": min(mine), "max_s": max(mine)}
+    per_step = 1 / RANKS if contender.name == "copies" else 1.0  # two copies make two steps at once
+    for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_the_limit", 1 / RANKS)):
+        rival = by_name.get(name)
+        if rival and not rival.failure:
+            found[key] = statistics.median(
+                share * theirs / (per_step * own) for theirs, own in zip(rival.seconds(), mine, strict=True)
+            )
+    for key in ("exposed_s", "imbalance_s", "io_s"):
+        if key in contender.notes[0][0]:
+            found[key] = [
+                statistics.median(notes[rank][key] for notes in contender.notes) for rank in range(contender.processes)
+            ]
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    if found["failure"]:
+        return f"{found['label']:<50} FAILED {found['failure']}"
+    ratios = [f"{found[key]:.2f}" if key in found else "-" for key in ("over_one_core", "of_the_limit", "of_its_bound")]
+    text = (
+        f"{found['label']:<50} {found['median_s']:>9.3f} {found['min_s']:>7.3f} {found['max_s']:>7.3f} "
+        f"{ratios[0]:>6} {ratios[1]:>9} {ratios[2]:>9}"
+    )
+    if "exposed_s" in found:
+        for rank, parts in enumerate(zip(found["exposed_s"], found["io_s"], found["imbalance_s"], strict=True)):
+            exposed, io, imbalance = (100 * part / found["median_s"] for part in parts)
+            text += (
+                f"\n    stage {rank}: exposed messages {exposed:.1f} %, store {io:.1f} %, imbalance {imbalance:.1f} %"
+            )
+    return text
