@@ -21,11 +21,13 @@ from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
+from hpcsplit.joins import join_seconds
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
+from hpcsplit.nets import block_shapes
 from hpcsplit.rundir import RunDir
 from hpcsplit.split.cost import block_costs, block_seconds
-from hpcsplit.split.cuts import balanced_cuts, ranges
+from hpcsplit.split.cuts import balanced_cuts, charged, ranges
 
 BASELINE_STEPS = 5
 
@@ -33,13 +35,15 @@ BASELINE_STEPS = 5
 def choose_cuts(
     config: Config, net: nn.Sequential, stages: int, *, measure: bool
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The cuts of this configuration for `stages` stages, and the cost of every block that they balance.
+    """The cuts of this configuration for `stages` stages, and the cost of every block that they balance; measured ones
+    have what a cut costs in the blocks beside it.
 
     Args:
         measure: allow `split.cuts = "time"` to time the blocks on this machine; otherwise FLOPs stand in.
     """
     shape = lookup(config.data.name).input_shape(config.data.pool)
     wish = config.split.cuts
+    joins: tuple[float, ...] = ()
     if wish == "params":
         costs = tuple(float(c.params) for c in block_costs(net, shape))
     elif wish == "time" and measure:
@@ -53,13 +57,14 @@ def choose_cuts(
                 autocast_dtype=autocast,
             )
         )
+        joins = join_seconds(config, [shape, *block_shapes(net, shape)[:-1]]) if stages > 1 else ()
     else:
         costs = tuple(float(c.flops) for c in block_costs(net, shape))
-    cuts = balanced_cuts(costs, stages) if isinstance(wish, str) else wish
+    cuts = balanced_cuts(costs, stages, joins) if isinstance(wish, str) else wish
     if len(cuts) + 1 != stages:
         raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
     ranges(cuts, len(net))
-    return cuts, costs
+    return cuts, charged(costs, cuts, joins)
 
 
 def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device) -> Prepared:

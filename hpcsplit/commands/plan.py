@@ -14,6 +14,7 @@ from hpcsplit.config.checks import check_method_stages
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.prepare import check_boundaries, choose_cuts
+from hpcsplit.split.cuts import balanced_cuts, stage_shares
 from hpcsplit.split.timetable import Order, course, in_flight, timetable
 
 
@@ -40,6 +41,8 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         net, shape, cuts, costs, build_method(config), samples=samples, batch_size=batch_size(config), dtype=dtype
     )
     largest, m = max(s.share for s in stages), config.schedule.microbatches
+    halves = [cost / 2 for cost in costs for _ in range(2)]
+    finer = max(stage_shares(halves, balanced_cuts(halves, count)))
     order, bound = cast(Order, config.schedule.pipeline), count * m / (count + m - 1)
     return {
         "ranks": count,
@@ -62,6 +65,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
         },
         "parallel_speed_up_bound": 1 / largest,
+        "parallel_speed_up_bound_inside_blocks": 1 / finer,
         "hybrid_speed_up_bound": planner.hybrid_speed_up(make_phases(config), largest, bound),
     }
 
@@ -101,4 +105,8 @@ def _text(p: dict[str, Any], draw: bool) -> str:
         f"speed-up over one core if nothing but balance cost time: parallel epochs {p['parallel_speed_up_bound']:.2f}, "
         f"whole schedule {p['hybrid_speed_up_bound']:.2f}"
     )
+    if (finer := p["parallel_speed_up_bound_inside_blocks"]) > 1.02 * p["parallel_speed_up_bound"]:
+        lines.append(
+            f"stages could be cut only between blocks; cut in the middle of blocks, parallel epochs {finer:.2f}"
+        )
     return "\n".join(lines)

@@ -241,7 +241,7 @@ def _start(
         for p in stage_plans(config, prepared)
     ]
     console.header(lines)
-    return Watch(console, Records(run_dir.records), phases)
+    return Watch(console, Records(run_dir.records), phases, prepared.costs, prepared.cuts)
 
 
 def _equipment(host: str) -> str:

@@ -10,13 +10,24 @@ from hpcsplit.records import EpochRecord, Phase, Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
+from hpcsplit.split.cuts import recut
+
+CLEARLY = 1.05
 
 
 class Watch:
     """The observer of a run on rank 0."""
 
-    def __init__(self, console: Console, records: Records, phases: Sequence[Phase]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        records: Records,
+        phases: Sequence[Phase],
+        costs: Sequence[float] = (),
+        cuts: Sequence[int] = (),
+    ) -> None:
         self.console, self.records, self.phases = console, records, phases
+        self.costs, self.cuts = costs, cuts
         self.past: list[EpochRecord] = []
 
     def say(self, text: str) -> None:
@@ -35,6 +46,20 @@ class Watch:
         self.records.append(record)
         self.past.append(record)
         self.console.epoch_done(record, self._eta_s(record.epoch + 1))
+        if record.phase == "parallel" and sum(r.phase == "parallel" for r in self.past) == 1:
+            self._compare_cuts(record)
+
+    def _compare_cuts(self, record: EpochRecord) -> None:
+        """After the first parallel epoch: say so when other cuts would have been clearly faster."""
+        seconds = [stage.compute_s or 0.0 for stage in record.stages]
+        if not self.cuts or len(seconds) != len(self.cuts) + 1 or not all(seconds):
+            return
+        better, factor = recut(self.costs, self.cuts, seconds)
+        if factor > CLEARLY:
+            self.say(
+                f"note: the stages computed {', '.join(f'{s:.2f}' for s in seconds)} s in this epoch; parallel epochs "
+                f"would be {factor:.2f} x as fast with split.cuts = {list(better)}: stop, and start again with that"
+            )
 
     def _eta_s(self, epochs_done: int) -> float:
         """Seconds to the end: the median time of past epochs of either kind for each epoch that is left."""

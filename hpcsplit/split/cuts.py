@@ -15,15 +15,17 @@ from hpcsplit.errors import ConfigError
 Split = tuple[float, float, tuple[int, ...]]  # largest stage, sum of squares, cuts
 
 
-def balanced_cuts(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+def balanced_cuts(costs: Sequence[float], stages: int, joins: Sequence[float] = ()) -> tuple[int, ...]:
     """The cuts into `stages` parts, none empty, whose most expensive part is as cheap as possible.
 
     Dynamic programming over all cuts: the best split of the first j blocks into k stages is the best split of some
     first i < j blocks into k - 1, and blocks i to j - 1 in stage k - 1. Of equal candidates the one with the smaller
     sum of squared stage costs is kept, then the one with the earlier cuts, so the answer depends on `costs` alone.
-    `costs` are one finite number >= 0 a block, in any unit. Raises ConfigError where there are more stages than blocks.
+    `costs` are one finite number >= 0 a block, in any unit; `joins`, one a block too, are what a cut before the block
+    costs each of the two stages that meet there. Raises ConfigError where there are more stages than blocks.
     """
     n = len(costs)
+    join = [*joins, 0] if joins else [0] * (n + 1)
     assert stages >= 1
     assert all(math.isfinite(cost) and cost >= 0 for cost in costs)
     if stages > n:
@@ -33,22 +35,47 @@ def balanced_cuts(costs: Sequence[float], stages: int) -> tuple[int, ...]:
         )
     total = list(accumulate(costs, initial=0))
     # best[j]: of the first j blocks, in 1, 2 ... k stages
-    best: dict[int, Split] = {j: (total[j], total[j] ** 2, ()) for j in range(1, n + 1)}
+    best: dict[int, Split] = {j: (total[j] + join[j], (total[j] + join[j]) ** 2, ()) for j in range(1, n + 1)}
     for k in range(2, stages + 1):
-        best = {j: _best_last_stage(best, total, j, k) for j in range(k, n + 1)}
+        best = {j: _best_last_stage(best, total, join, j, k) for j in range(k, n + 1)}
     return best[n][2]
 
 
-def _best_last_stage(shorter: dict[int, Split], total: Sequence[float], j: int, k: int) -> Split:
+def _best_last_stage(shorter: dict[int, Split], total: Sequence[float], join: Sequence[float], j: int, k: int) -> Split:
     """The best split of the first j blocks into k stages, from those of fewer blocks into k - 1."""
     found: Split = (math.inf, math.inf, ())
     for i in range(j - 1, k - 2, -1):
-        last = total[j] - total[i]
-        if last > found[0]:  # and grows as i goes down
+        blocks = total[j] - total[i] + join[j]
+        if blocks > found[0]:  # and grows as i goes down
             break
+        last = blocks + join[i]
         largest, squares, cuts = shorter[i]
         found = min(found, (max(largest, last), squares + last**2, (*cuts, i)))
     return found
+
+
+def charged(costs: Sequence[float], cuts: Sequence[int], joins: Sequence[float]) -> tuple[float, ...]:
+    """The costs of the blocks with those of the cuts in the blocks beside them."""
+    with_joins = list(costs)
+    for cut in cuts if joins else ():
+        with_joins[cut - 1] += joins[cut]
+        with_joins[cut] += joins[cut]
+    return tuple(with_joins)
+
+
+def recut(costs: Sequence[float], cuts: Sequence[int], seconds: Sequence[float]) -> tuple[tuple[int, ...], float]:
+    """Other cuts, from what each stage has taken: the blocks of a stage share its `seconds` as they share its cost.
+
+    Returns the cuts and how many times as long the slowest stage takes now as it would with them.
+    """
+    shares, parts = stage_shares(costs, cuts), ranges(cuts, len(costs))
+    known = [
+        cost * (second / share if share else 0.0)
+        for part, share, second in zip(parts, shares, seconds, strict=True)
+        for cost in costs[part.start : part.stop]
+    ]
+    better = balanced_cuts(known, len(parts))
+    return better, max(stage_shares(known, cuts)) / max(stage_shares(known, better))
 
 
 def ranges(cuts: Sequence[int], n_blocks: int) -> tuple[range, ...]:

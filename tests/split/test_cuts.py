@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.split.cuts import balanced_cuts, ranges, stage_shares
+from hpcsplit.split.cuts import balanced_cuts, charged, ranges, recut, stage_shares
 
 
 def largest(costs: list, cuts: tuple[int, ...]) -> float:
@@ -25,6 +25,37 @@ def test_equals_brute_force(costs: list[int], data: st.DataObject) -> None:
     assert largest(costs, cuts) == min(
         largest(costs, tuple(candidate)) for candidate in combinations(range(1, len(costs)), stages - 1)
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=8), st.data())
+def test_equals_brute_force_with_the_cost_of_cuts(both: list[tuple[int, int]], data: st.DataObject) -> None:
+    costs, joins = [list(each) for each in zip(*both, strict=True)]
+    stages = data.draw(st.integers(1, len(costs)))
+    found = balanced_cuts(costs, stages, joins)
+
+    def slowest(cuts: tuple[int, ...]) -> float:
+        return max(
+            sum(costs[part.start : part.stop])
+            + (joins[part.start] if part.start else 0)
+            + (joins[part.stop] if part.stop < len(costs) else 0)
+            for part in ranges(cuts, len(costs))
+        )
+
+    assert slowest(found) == min(map(slowest, combinations(range(1, len(costs)), stages - 1)))
+    assert largest(list(charged(costs, found, joins)), found) == slowest(found)
+
+
+def test_a_cheaper_boundary_is_worth_a_worse_balance() -> None:
+    assert balanced_cuts([3, 3, 3, 3], 2) == (2,)
+    assert balanced_cuts([3, 3, 3, 3], 2, [0, 8, 8, 1]) == (3,)
+
+
+def test_cuts_are_corrected_by_what_the_stages_have_taken() -> None:
+    better, factor = recut([1.0] * 8, (4,), [3.0, 1.0])  # the first stage's device is three times as slow
+    assert better == (3,)
+    assert factor == pytest.approx(3 / 2.25)
+    assert recut([1.0] * 8, (4,), [2.0, 2.0]) == ((4,), pytest.approx(1.0))
 
 
 @settings(max_examples=50, deadline=None)
