@@ -42,7 +42,7 @@ _OPTIMIZERS = {
     "radam": torch.optim.RAdam,
     "adamax": torch.optim.Adamax,
 }
-_FUSED = ("sgd", "adam", "adamw", "adagrad")
+_FUSED = ("sgd", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def make_store(
     if config.store.kind == "memory":
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
     folder = run_dir.store(config.store.path, 2 * generation_bytes(fields, samples, dtype))
-    return HdfStore(fields, samples, dtype, folder, stage=stage.index, labels=labels)
+    pinned = stage.device.type == "cuda"
+    return HdfStore(fields, samples, dtype, folder, stage=stage.index, labels=labels, pinned=pinned)
 
 
 def make_job(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ class HdfStore(Store):
 
     Their whole space is reserved at once: StoreError when there is no room.  Files of the same geometry are used again,
     with what they hold, so that `adopt` can take it up; others are replaced.  Memory used does not grow with the rows,
-    but for 8 bytes a sample.
+    but for 8 bytes a sample.  With `pinned` what is read is in pinned memory, ready to be copied to a GPU.
     """
 
     def __init__(
@@ -41,9 +41,11 @@ class HdfStore(Store):
         folder: Path,
         stage: int = 0,
         labels: Labels | None = None,
+        pinned: bool = False,
     ) -> None:
         super().__init__(fields, rows, dtype, stage, labels)
         self.folder = Path(folder)
+        self._pinned = pinned
         self._files = [
             {name: RowFile(path, layout) for name, (path, layout) in slot.items()} for slot in self._reserve()
         ]
@@ -132,7 +134,8 @@ class HdfStore(Store):
             for batch in later:
                 self._files[slot][name].advise(self._positions[batch])
         positions = self._positions[visits.batches[step]]
-        return {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
+        rows = {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
+        return {name: values.pin_memory() for name, values in rows.items()} if self._pinned else rows
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
         self._check()
@@ -146,14 +149,17 @@ class HdfStore(Store):
         positions = self._positions[ids]
         return {name: self._files[self.slot][name].gather(positions).to(torch.float32) for name in names}
 
-    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
         self._check()
-        self._writes.append(self._thread.submit(self._write_rows, visits.firsts[step], values, 1 - self.slot))
+        self._writes.append(self._thread.submit(self._write_rows, visits.firsts[step], values, arrive, 1 - self.slot))
         self._writes[-1].add_done_callback(self._sound)
         while len(self._writes) > BEHIND:
             self._result(self._writes.popleft())
 
-    def _write_rows(self, first: int, values: Mapping[str, torch.Tensor], slot: int) -> None:
+    def _write_rows(
+        self, first: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None], slot: int
+    ) -> None:
+        arrive()
         for name, value in values.items():
             self._next_sums[name] = self._next_sums.get(name, 0) + self._files[slot][name].put(first, value)
 

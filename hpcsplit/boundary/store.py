@@ -99,7 +99,7 @@ class Store(ABC):
         """The next rows of the samples of batch `step`, (B, *shape) for each field; the tensors may not change then.
 
         A field that is a constant now may be left out, then in every batch of the epoch, and stays that constant.
-        Tensors on a device are copied to the host before the call returns.
+        Those on a GPU are copied to the host behind what its current stream has been given.
         """
         visits = self._running()
         absent = self.fields.keys() - values.keys() - self.filled.keys()
@@ -109,7 +109,7 @@ class Store(ABC):
             assert tuple(value.shape) == wanted, f"'{name}' of batch {step}: shape {tuple(value.shape)}, not {wanted}"
         visits.note_write(step, frozenset(values))
         with self._waiting():
-            self._put(visits, step, {name: value.detach().cpu() for name, value in values.items()})
+            self._put(visits, step, *_host_copies(values))
 
     def finish(self, epoch: int) -> None:
         """Wait until all is written; what epoch number `epoch` wrote becomes the current generation."""
@@ -234,7 +234,8 @@ class Store(ABC):
     def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]: ...
 
     @abstractmethod
-    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None: ...
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
+        """Write values (on the host) that are there when `arrive` has returned."""
 
     @abstractmethod
     def _commit(self, visits: Visits) -> None: ...
@@ -270,6 +271,19 @@ class Store(ABC):
             yield
         finally:
             self.io_wait_s += time.perf_counter() - began
+
+
+def _host_copies(values: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
+    """The values on the host, from a GPU in pinned memory, and what waits until they are there."""
+    devices = {value.device for value in values.values() if value.is_cuda}
+    if not devices:
+        return {name: value.detach() for name, value in values.items()}, lambda: None
+    here = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in values.items()}
+    for name, value in values.items():
+        here[name].copy_(value.detach(), non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(devices.pop()))
+    return here, copied.synchronize
 
 
 class MemoryStore(Store):
@@ -317,7 +331,8 @@ class MemoryStore(Store):
         where = torch.from_numpy(ids)
         return {name: self._values[name].index_select(0, where).to(torch.float32) for name in names}
 
-    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor]) -> None:
+    def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
+        arrive()
         samples = torch.from_numpy(visits.batches[step])
         for name, value in values.items():
             self._values[name].index_copy_(0, samples, value.to(self.dtype))

@@ -25,10 +25,18 @@ _DTYPES = (
 
 
 def body(t: torch.Tensor) -> torch.Tensor:
-    """A buffer (bytes,) uint8 with the values of a tensor on any device, in its memory format, and no header yet."""
-    buffer = torch.empty(_HEADER_BYTES + t.nbytes, dtype=torch.uint8)
-    _payload(buffer, t.dtype, tuple(t.shape), _is_nhwc(t)).copy_(t.detach())
+    """A buffer (bytes,) uint8 with the values of a tensor on any device, in its memory format, and no header yet.
+
+    From a GPU the copy is under way in the current stream when this returns; the buffer is pinned then.
+    """
+    buffer = room(_HEADER_BYTES + t.nbytes, t.device)
+    _payload(buffer, t.dtype, tuple(t.shape), _is_nhwc(t)).copy_(t.detach(), non_blocking=t.is_cuda)
     return buffer
+
+
+def room(nbytes: int, device: torch.device) -> torch.Tensor:
+    """An empty buffer (bytes,) uint8 on the host for what goes to `device` or comes from it."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def stamp(buffer: torch.Tensor, name: str, index: int, t: torch.Tensor, *, sent_at: float) -> None:

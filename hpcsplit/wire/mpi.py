@@ -27,7 +27,7 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
-from hpcsplit.wire.message import body, bytes_of, opened, stamp  # noqa: E402
+from hpcsplit.wire.message import body, bytes_of, opened, room, stamp  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
     AGREE_LAG,
     Agree,
@@ -44,6 +44,22 @@ _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and
 _ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
 _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
+
+
+class Copy:
+    """A copy to the host that has ended; torch.cuda.Event is one that may not have."""
+
+    def query(self) -> bool:
+        return True
+
+
+def copy_under_way(device: torch.device) -> Copy | torch.cuda.Event:
+    """The end of all that the current stream of `device` has been given."""
+    if device.type != "cuda":
+        return Copy()
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,9 @@ class Wire:
         node.Free()
         self.device = torch.device("cpu")
         self.traffic = Traffic()
+        self.leaving: deque[tuple[Copy | torch.cuda.Event, Send, torch.Tensor]] = (
+            deque()
+        )  # on their way from a device to the host
         self.outgoing: list[tuple[MPI.Request, torch.Tensor]] = []
         self.arriving: deque[tuple[MPI.Request, int, torch.Tensor]] = deque()
         self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
@@ -116,21 +135,33 @@ class Wire:
     def _send(self, verb: Send) -> None:
         start = time.perf_counter()
         buffer = body(verb.tensor)
+        copy = copy_under_way(verb.tensor.device)
         self.traffic.count(verb.side, verb.tensor.nbytes)
         self.traffic.exposed_s += time.perf_counter() - start
         self._wait_for_room(self.world.rank + verb.side)
-        stamp(buffer, verb.name, verb.index, verb.tensor, sent_at=time.time())
-        request = self.comm.Isend([bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
-        self.outgoing.append((request, buffer))
+        self.leaving.append((copy, verb, buffer))
+        self._post()
+
+    def _post(self) -> None:
+        """Send what has arrived on the host, in order."""
+        while self.leaving and self.leaving[0][0].query():
+            _, verb, buffer = self.leaving.popleft()
+            stamp(buffer, verb.name, verb.index, verb.tensor, sent_at=time.time())
+            request = self.comm.Isend([bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
+            self.outgoing.append((request, buffer))
 
     def _wait_for_room(self, peer: int) -> None:
         """While too much is on its way, take in what the slow peer sends, but nothing from the other side."""
+
+        def full() -> bool:
+            return len(self.leaving) + len(self.outgoing) >= _IN_FLIGHT
+
         start = time.perf_counter()
-        if len(self.outgoing) >= _IN_FLIGHT:
+        if full():
             self._waiting = f"stage {peer} to take in messages", time.monotonic()
-        while len(self.outgoing) >= _IN_FLIGHT:
+        while full():
             self.progress(asked=True, source=peer)
-            if len(self.outgoing) >= _IN_FLIGHT:
+            if full():
                 _pause(start)
         self._waiting = None
         self.traffic.imbalance_s += time.perf_counter() - start
@@ -154,7 +185,7 @@ class Wire:
         self.traffic.imbalance_s += waited - exposed
         if complaint := describe_mismatch(self.world.rank, verb, verb.name, tensor, index):
             raise RuntimeError(complaint)
-        return tensor.to(self.device)
+        return tensor.to(self.device, non_blocking=True)
 
     def progress(self, asked: bool = False, source: int = MPI.ANY_SOURCE) -> None:
         """Take in messages and finish what is on its way; returns at once.
@@ -170,7 +201,7 @@ class Wire:
             message = self.comm.Improbe(source=source, tag=0, status=status)
             if message is None:
                 break
-            buffer = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
+            buffer = room(status.Get_count(MPI.BYTE), self.device)
             self.arriving.append((message.Irecv([bytes_of(buffer), MPI.BYTE]), status.source, buffer))
             self.unread += 1
         # Messages are handed over in the order of arrival, so that each (peer, name) stays first-in-first-out.
@@ -179,6 +210,7 @@ class Wire:
             name, index, sent_at, tensor = opened(buffer)
             self.mailbox[source, name].append((tensor, index, sent_at))
             self.beats += 1
+        self._post()
         if self.outgoing:
             self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
 
@@ -223,7 +255,7 @@ class Wire:
         while self.agreeing:
             self._agreed()
         self._waiting = "the neighbours to take in the last messages", time.monotonic()
-        while self.outgoing:
+        while self.leaving or self.outgoing:
             self.progress(asked=True)
             time.sleep(_NAP_S)
         self._waiting = None

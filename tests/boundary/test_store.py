@@ -37,6 +37,20 @@ def test_against_a_plain_dictionary(make: Make, kind: str, dtype: torch.dtype, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_values_that_are_still_on_their_way_to_the_host_are_waited_for(
+    make: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(values):  # as from a GPU: the copies are filled later
+        here = {name: torch.full_like(value, torch.nan) for name, value in values.items()}
+        return here, lambda: [here[name].copy_(value) for name, value in values.items()]
+
+    monkeypatch.setattr("hpcsplit.boundary.store._host_copies", late)
+    store, model = make(kind), fresh_model()
+    run_epoch(store, model, np.random.default_rng(0), 0, ["lam", "kappa"], read=False)
+    assert same(content(store), model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_store_of_constants_only(make: Make, tmp_path: Path, kind: str) -> None:
     store = make(kind)
     for field, value in (("lam", 2.0), ("kappa", -1.0)):

@@ -1,4 +1,4 @@
-"""The turns of tools/bench: who is ready waits, who fails or hangs is struck off, and nobody outlives the play."""
+"""tools/bench: who is ready waits, who fails or hangs is struck off, nobody outlives the play; ratios and the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tools.benchmarks import page
+from tools.benchmarks.hybrid import charged_or_not
 from tools.program import marked
-from tools.timing.race import row
+from tools.timing.race import DDP, PARALLEL, exact, row
+from tools.timing.table import write
 from tools.timing.turns import Contender, play
 
 _PROGRAM = """
@@ -67,3 +70,28 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert row(copies, everyone)["over_one_core"] == pytest.approx(2 / 1.1)
     assert row(copies, everyone)["of_the_limit"] == pytest.approx(1.0)
     assert json.dumps(row(ours, everyone))
+
+
+def test_a_pipeline_is_bound_by_its_bubble_and_the_balance() -> None:
+    assert exact(4).bound(balance=2.0) == pytest.approx(4 / 5)
+    assert PARALLEL.bound(balance=1.8) == pytest.approx(0.9)
+    assert DDP.bound(balance=1.8) == 1.0
+
+
+def test_the_hybrid_is_shown_with_and_without_its_refresh() -> None:
+    played = Contender(
+        "hybrid-4", [([], 1)], [[{"seconds": 1.0, "refresh_s": 0.25}], [{"seconds": 2.0, "refresh_s": 0.5}]]
+    )
+    charged, spared = charged_or_not(played)
+    assert (charged.seconds(), spared.seconds()) == ([1.0, 2.0], [0.75, 1.5])
+
+
+def test_the_page_has_what_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["wire", "--rounds", "2"])
+    write(tmp_path / "bench-wire", "wire", ["bytes  us", "4096  1.5"], [])
+    monkeypatch.setattr("sys.argv", ["page", "--runs", str(tmp_path), "--out", str(tmp_path / "page.md")])
+    assert page.main() == 0
+    text = (tmp_path / "page.md").read_text()
+    assert "## wire: Messages between two ranks" in text
+    assert "tools/bench wire --rounds 2\nbytes  us\n4096  1.5\n\nhardware" in text
+    assert "## step" not in text

@@ -1,4 +1,7 @@
-"""A script for mpirun: runs every program over MPI and writes all ranks' answers to the file named first, as JSON."""
+"""A script for mpirun: runs every program over MPI and writes all ranks' answers to the file named first, as JSON.
+
+With a second word, "late", copies to the host end some time after they began, as a GPU's do.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from hpcsplit.wire import mpi
+from hpcsplit.wire.message import body as mpi_body
 from hpcsplit.wire.mpi import Wire
 from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share
 from tests.wire.programs import PROGRAMS
@@ -87,10 +92,27 @@ def wrong_shape(rank: int, size: int) -> Program:
         yield Recv(PREV, "x", (3,))
 
 
+class LateCopy:
+    """A copy to the host that ends when it has been asked for the third time; until then the buffer is empty."""
+
+    latest: LateCopy
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.whole, self.asked = mpi_body(tensor), 0
+        self.buffer = torch.zeros_like(self.whole)
+        LateCopy.latest = self
+
+    def query(self) -> bool:
+        self.asked += 1
+        if self.asked == 3:
+            self.buffer.copy_(self.whole)
+        return self.asked >= 3
+
+
 def main(answers: Path) -> None:
     wire = Wire()
     rank, size = wire.world.rank, wire.world.size
-    found = {}
+    found = {"late": "late" in sys.argv}
     for program in (*PROGRAMS, big_both_ways, many_big_both_ways, many_unread, late_sender, slow_message):
         # counted_bytes expects a fresh meter
         wire.traffic.__init__()
@@ -108,4 +130,7 @@ def main(answers: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if "late" in sys.argv:
+        mpi.body = lambda tensor: LateCopy(tensor).buffer
+        mpi.copy_under_way = lambda device: LateCopy.latest
     main(Path(sys.argv[1]))

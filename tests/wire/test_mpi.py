@@ -19,10 +19,11 @@ def ranks(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def answers(ranks: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+@pytest.fixture(scope="module", params=["at once", "late"])
+def answers(ranks: int, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, list]:
+    """What the programs have answered; copies to the host end at once, or late."""
     path: Path = tmp_path_factory.mktemp("wire") / "answers.json"
-    ended = python("-m", "tests.wire.over_mpi", path, ranks=ranks, limit_s=60)
+    ended = python("-m", "tests.wire.over_mpi", path, request.param, ranks=ranks, limit_s=60)
     assert ended.code == 0, ended.err
     return json.loads(path.read_text())
 
@@ -50,7 +51,10 @@ def test_waiting_for_a_late_sender_is_imbalance(answers: dict[str, list]) -> Non
 
 def test_waiting_for_a_slow_message_is_no_imbalance(answers: dict[str, list]) -> None:
     receiver = answers["slow_message"][1]
-    assert receiver["imbalance_s"] < 0.25
+    if answers["late"]:  # its values came to the sender's host only after the computation
+        assert receiver["imbalance_s"] > 0.3
+    else:
+        assert receiver["imbalance_s"] < 0.25
     assert receiver["exposed_s"] > 0.0
 
 

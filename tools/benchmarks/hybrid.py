@@ -29,8 +29,8 @@ def charged_or_not(contender: Contender) -> list[Contender]:
         return [contender]
     spared = [[note | {"seconds": note["seconds"] - note["refresh_s"]} for note in notes] for notes in contender.notes]
     return [
-        replace(contender, label=f"{contender.name}, refresh charged"),
-        replace(contender, label=f"{contender.name}, refresh not charged", notes=spared),
+        replace(contender, label=", refresh charged"),
+        replace(contender, label=", refresh not charged", notes=spared),
     ]
 
 

@@ -23,7 +23,7 @@ from hpcsplit.config import Config, resolve
 from hpcsplit.prepare import choose_cuts
 from hpcsplit.split.cuts import ranges
 from tools.program import ROOT
-from tools.timing.table import publish
+from tools.timing.table import write
 from tools.timing.turns import Contender, play
 
 RANKS = 2
@@ -114,13 +114,14 @@ def run(name: str, args: argparse.Namespace, ways: Sequence[Way], split: Turned 
     wanted = args.only.split(",") if args.only else []
     chosen = [way for way in ways if not wanted or way.name in wanted]
     lines: list[str] = []
-    tables = []
+    tables, folder, said = [], args.out or ROOT / "runs" / f"bench-{name}", ""
     for network in args.networks.split(","):
         table, text = _measured(args, network, chosen, split)
         tables.append(table)
-        lines += ["", *text] if lines else text
+        lines += ["", *text]
         print("\n".join(["", *text]), flush=True)
-    publish(args.out or ROOT / "runs" / f"bench-{name}", name, lines, tables, shown=True)
+        said = write(folder, name, lines, tables)
+    print(f"\n{said}; table and values: {folder}")
 
 
 def _measured(
@@ -135,7 +136,7 @@ def _measured(
     rows = []
     for way, player in zip(ways, players, strict=True):
         for part in split(player):
-            rows.append(row(part, players) | {"label": part.label or way.label})
+            rows.append(row(part, players) | {"label": way.label + part.label})
             if "of_the_limit" in rows[-1]:
                 rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
     cuts = list(config.split.cuts)

@@ -30,7 +30,7 @@ class Contender:
 
     Attributes:
         starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.
-        label: what a table calls it; "" leaves that to the table.
+        label: what a table adds to its name for it.
         notes: what every process noted in every round, and `failure` why there are no more.
     """
 

@@ -1,0 +1,51 @@
+"""docs/performance.md: what the benchmarks have printed last, table by table.
+
+    tools/bench page [--runs runs]
+
+Takes runs/bench-NAME/NAME.txt of every benchmark that has been run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from tools.program import ROOT
+
+NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "accuracy")
+HEAD = """# Performance
+
+What `tools/bench` printed; each section begins with its command. Absolute times depend on the machine and on the hour,
+ratios are taken within one round of one run.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
+    args = parser.parse_args()
+    found = [name for name in NAMES if text_of(args.runs, name).exists()]
+    if not found:
+        raise SystemExit(f"tools/bench page: no table in {args.runs}/bench-*; run tools/bench NAME first")
+    args.out.write_text("\n".join([HEAD, *(section(args.runs, name) for name in found)]), encoding="utf-8")
+    print(f"{args.out}: {', '.join(found)}")
+    return 0
+
+
+def text_of(runs: Path, name: str) -> Path:
+    return runs / f"bench-{name}" / f"{name}.txt"
+
+
+def section(runs: Path, name: str) -> str:
+    """A benchmark's first sentence, its explanations, and what it printed."""
+    paragraphs = (importlib.import_module(f"tools.benchmarks.{name}").__doc__ or "").strip().split("\n\n")
+    explained = [text for text in paragraphs[1:] if not text.startswith("    ")]
+    said = text_of(runs, name).read_text(encoding="utf-8").rstrip()
+    return "\n\n".join([f"## {name}: {paragraphs[0].rstrip('.')}", *explained, f"```\n{said}\n```"]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
