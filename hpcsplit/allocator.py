@@ -12,7 +12,7 @@ from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 _NEVER, _NONE = -1, 0
-_USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:

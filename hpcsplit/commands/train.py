@@ -241,7 +241,8 @@ def _start(
         for p in stage_plans(config, prepared)
     ]
     console.header(lines)
-    return Watch(console, Records(run_dir.records), phases, prepared.costs, prepared.cuts)
+    cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
+    return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts)
 
 
 def _equipment(host: str) -> str:

@@ -13,6 +13,7 @@ from hpcsplit.report.summary import closing_table
 from hpcsplit.split.cuts import recut
 
 CLEARLY = 1.05
+LONG_ENOUGH_S = 1.0  # for a stage's computing in an epoch to mean something
 
 
 class Watch:
@@ -52,7 +53,7 @@ class Watch:
     def _compare_cuts(self, record: EpochRecord) -> None:
         """After the first parallel epoch: say so when other cuts would have been clearly faster."""
         seconds = [stage.compute_s or 0.0 for stage in record.stages]
-        if not self.cuts or len(seconds) != len(self.cuts) + 1 or not all(seconds):
+        if not self.cuts or len(seconds) != len(self.cuts) + 1 or min(seconds) < LONG_ENOUGH_S:
             return
         better, factor = recut(self.costs, self.cuts, seconds)
         if factor > CLEARLY:
