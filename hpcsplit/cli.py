@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except HpcsplitError as error:
         if launcher_rank() == 0:
-            print(f"hpcsplit: {error}", file=sys.stderr, flush=True)
+            sentence = f"hpcsplit: {error}".encode(errors="backslashreplace").decode()  # words may be no UTF-8
+            print(sentence, file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -72,6 +73,7 @@ def _dispatch(argv: list[str]) -> int:
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
     args, rest = parser.parse_known_args(argv)
+    _check_paths(args)
     if args.command in ("report", "evaluate", "export", "doctor"):
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
@@ -94,6 +96,18 @@ def _dispatch(argv: list[str]) -> int:
         return train_command(config, run_dir, request)
     finally:
         run_dir.release()
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """UsageError for words that cannot be looked at; whether something is there, a command says better."""
+    for value in vars(args).values():
+        for path in value if isinstance(value, list) else [value]:
+            try:
+                if isinstance(path, Path):
+                    path.exists()
+            except (OSError, ValueError) as error:
+                name = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}..."
+                raise UsageError(f"{name} cannot be used as a path: {error.args[-1]}; give another one") from None
 
 
 def _without_overrides(args: argparse.Namespace) -> int:

@@ -106,5 +106,7 @@ def _text(p: dict[str, Any], draw: bool) -> str:
         f"whole schedule {p['hybrid_speed_up_bound']:.2f}"
     )
     if (finer := p["parallel_speed_up_bound_inside_blocks"]) > 1.02 * p["parallel_speed_up_bound"]:
-        lines.append(f"(cuts are between blocks; cuts in the middle of blocks would allow {finer:.2f} in parallel epochs)")
+        lines.append(
+            f"(cuts are between blocks; in the middle of blocks, too, they would allow {finer:.2f} in parallel epochs)"
+        )
     return "\n".join(lines)

@@ -69,47 +69,41 @@ def block_seconds(
 ) -> list[float]:
     """Seconds of each block for one mini-batch of `batch_size` samples: forward, then gradients of weights and input.
 
-    The median of `repeats` after a warm-up, on random inputs, in training mode. The first block's input are the
-    images, which need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once
-    and get the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on
-    `device` (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state
-    stay as they are.
+    The median of `repeats` rounds after a warm-up, in which all blocks take turns as in a step, on random inputs, in
+    training mode. The first block's input are the images, which need no gradient. Blocks that look alike (same modules,
+    shapes and multiply-adds) are measured once and get the same number, so noise does not favour one of them. Each
+    measurement runs on a copy of its block on `device` (random weights for a meta network): weights, buffers,
+    gradients, training flags and torch's random state stay as they are.
     """
     assert min(batch_size, repeats) >= 1
     device = torch.device(device)
-    seconds: dict[tuple[object, ...], float] = {}
-    result = []
+    kinds: dict[tuple[object, ...], tuple[nn.Module, Tensor]] = {}
+    looks = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         for index, (block, cost) in enumerate(zip(net, block_costs(net, input_shape), strict=True)):
-            looks = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
-            if looks not in seconds:
+            look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
+            looks.append(look)
+            if look not in kinds:
                 twin = _twin(block, device)
                 x = torch.randn(batch_size, *cost.in_shape, device=device, dtype=_dtype(block))
                 if channels_last:
                     twin, x = twin.to(memory_format=torch.channels_last), _channels_last(x)
-                x.requires_grad_(index > 0)
-                seconds[looks] = _median_seconds(twin, x, repeats, autocast_dtype)
-            result.append(seconds[looks])
-    return result
+                kinds[look] = twin, x.requires_grad_(index > 0)
+        rounds = [{look: _seconds(*kind, autocast_dtype) for look, kind in kinds.items()} for _ in range(1 + repeats)]
+    return [statistics.median(seconds[look] for seconds in rounds[1:]) for look in looks]
 
 
-def _median_seconds(block: nn.Module, x: Tensor, repeats: int, autocast_dtype: torch.dtype | None) -> float:
-    times = []
-    seed: Tensor | None = None
-    for _ in range(1 + repeats):
-        block.zero_grad()
-        x.grad = None
-        _wait(x.device)
-        start = time.perf_counter()
-        with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
-            y = block(x)
-        if seed is None:
-            seed = torch.randn_like(y)
-        if y.requires_grad:
-            y.backward(seed)
-        _wait(x.device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> float:
+    block.zero_grad()
+    x.grad = None
+    _wait(x.device)
+    start = time.perf_counter()
+    with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
+        y = block(x)
+    if y.requires_grad:
+        y.backward(torch.ones_like(y))
+    _wait(x.device)
+    return time.perf_counter() - start
 
 
 def _twin(block: nn.Module, device: torch.device) -> nn.Module:

@@ -20,13 +20,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
+from hpcsplit.allocator import keep_freed_memory
 
-from hpcsplit.boundary.hdf5 import HdfStore
-from hpcsplit.boundary.store import Field, MemoryStore, Store
-from tools.program import ROOT
-from tools.timing.table import publish
+keep_freed_memory()  # before torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from hpcsplit.boundary.hdf5 import HdfStore  # noqa: E402
+from hpcsplit.boundary.store import Field, MemoryStore, Store  # noqa: E402
+from tools.program import ROOT  # noqa: E402
+from tools.timing.table import publish  # noqa: E402
 
 SHAPE = (16, 32, 32)
 ROW_BYTES = 4 * int(np.prod(SHAPE))

@@ -16,15 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from hpcsplit.allocator import keep_freed_memory
 
-from hpcsplit.assemble import build_network
-from hpcsplit.config import Config, resolve
-from hpcsplit.prepare import choose_cuts
-from hpcsplit.split.cuts import ranges
-from tools.program import ROOT
-from tools.timing.table import write
-from tools.timing.turns import Contender, play
+keep_freed_memory()  # before torch: the cuts are measured here
+
+import torch  # noqa: E402
+
+from hpcsplit.assemble import build_network  # noqa: E402
+from hpcsplit.config import Config, resolve  # noqa: E402
+from hpcsplit.prepare import choose_cuts  # noqa: E402
+from hpcsplit.split.cuts import ranges  # noqa: E402
+from tools.program import ROOT  # noqa: E402
+from tools.timing.table import write  # noqa: E402
+from tools.timing.turns import Contender, play  # noqa: E402
 
 RANKS = 2
 LIMIT_S = 400.0
