@@ -163,7 +163,7 @@ def make_stage(
         device=device,
         dtype=precision_of(config),
         channels_last=config.run.channels_last,
-        compile=config.run.compile,
+        torch_compile=config.run.torch_compile,
         frozen=config.method.frozen,
         seed=config.run.seed,
         first_block=part.start,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,7 +159,7 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
     else:
-        importlib.import_module("torch._dynamo")  # torch's optimizers will, in 2 s: not one rank after another
+        import torch._dynamo  # noqa: F401  # torch's optimizers will, in 2 s: not one rank after another
     answer = wire.share(answer)[0]
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}

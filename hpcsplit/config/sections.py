@@ -132,7 +132,7 @@ class Run:
     device: str = option("auto", "where a stage computes", choices=("auto", "cpu", "cuda"))
     precision: str = option("float32", "bfloat16 runs the forward pass under autocast", choices=("float32", "bfloat16"))
     channels_last: bool = option(True, "memory format of feature maps; faster for convolutions")
-    compile: bool = option(False, "torch.compile every block; the same up to rounding; may be slower on CPUs")
+    torch_compile: bool = option(False, "compile every block; the same up to rounding; may be slower on CPUs")
     baseline: bool = option(
         True, "time exact steps of the whole network on one rank alone first, for the closing table"
     )

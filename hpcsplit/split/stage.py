@@ -52,7 +52,7 @@ class Stage:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
-        compile: bool = False,
+        torch_compile: bool = False,
         frozen: bool = False,
         seed: int = 0,
         first_block: int = 0,
@@ -80,7 +80,7 @@ class Stage:
             if may_draw(block):
                 block.register_forward_pre_hook(lambda block, inputs, number=number: self._seed_block(number))
             block.register_forward_hook(self._after_block)
-            if compile:  # what is around it stays as it is: hooks, names, random numbers
+            if torch_compile:  # what is around it stays as it is: hooks, names, random numbers
                 block.forward = torch.compile(block.forward)
 
     @property

@@ -26,7 +26,7 @@ def test_compiled_training_is_the_same_up_to_rounding(make: Make, method: str) -
     ended = {}
     for compiled in (False, True):
         with patch("torch.compile", counted):
-            jobs = make(2, place=f"compile-{compiled}", method__name=method, run__compile=compiled)
+            jobs = make(2, place=f"compile-{compiled}", method__name=method, run__torch_compile=compiled)
         lockstep.run([one_epoch(job, Train(0, "serial", 0)) for job in jobs])
         lockstep.run([refresh(job, Refresh(1), None) for job in jobs])
         lockstep.run([one_epoch(job, Train(1, "parallel", 0)) for job in jobs])
