@@ -106,6 +106,7 @@ def config_for(settings: list[Settings]) -> Any:
         "method": {"name": "penalty"},
         "schedule": {"epochs": 1000},
         "store": {"kind": "hdf5"},
+        "optim": {"lr": 0.001},
         "run": {"threads": 1, "device": "cpu", "baseline": False},
     }
     for each in settings:
