@@ -105,7 +105,9 @@ def _check_paths(args: argparse.Namespace) -> None:
             try:
                 if isinstance(path, Path):
                     path.exists()
-            except (OSError, ValueError) as error:
+            except PermissionError:
+                continue
+            except OSError as error:
                 name = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}..."
                 raise UsageError(f"{name} cannot be used as a path: {error.args[-1]}; give another one") from None
 

@@ -11,7 +11,6 @@ ranks together.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from tools.timing.table import publish
 from tools.timing.turns import Contender, play
 
 LIMIT_S = 400.0
-CORES = len(os.sched_getaffinity(0))
 
 Settings = Mapping[str, Mapping[str, Any]]
 MLP = {"model": {"name": "mlp", "width": 512, "depth": 5}, "split": {"cuts": [2]}}

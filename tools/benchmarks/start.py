@@ -50,10 +50,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         folder = Path(name)
         (folder / "start.toml").write_text(CONFIG, encoding="utf-8")
-        for number in range(-1, args.rounds):  # round -1 warms the page cache
-            for label, (words, ranks, _) in ROWS.items():
-                seconds[label].append(ended(words, ranks, folder))
-            seconds[FIRST_STEP].append(first_step(folder, number))
+        try:
+            for number in range(-1, args.rounds):  # round -1 warms the page cache
+                for label, (words, ranks, _) in ROWS.items():
+                    seconds[label].append(ended(words, ranks, folder))
+                seconds[FIRST_STEP].append(first_step(folder, number))
+        except subprocess.TimeoutExpired as error:
+            raise SystemExit(f"tools/bench start: no end in {LIMIT_S:.0f} s: {error.cmd}") from None
+        finally:
+            kill(marked(str(folder)))
     lines = [f"{'':<40} {'s':>7} {'min':>7} {'max':>7}  over"]
     rivals = {label: rival for label, (_, _, rival) in ROWS.items()} | {FIRST_STEP: list(ROWS)[-1]}
     values = []
@@ -95,7 +100,6 @@ def first_step(folder: Path, number: int) -> float:
 def until(happened: Callable[[], bool], began: float) -> float:
     while not happened():
         if time.perf_counter() - began > LIMIT_S:
-            kill(marked("bench-start"))
             raise SystemExit(f"tools/bench start: no first step in {LIMIT_S:.0f} s")
         time.sleep(0.002)
     return time.perf_counter() - began
@@ -103,7 +107,7 @@ def until(happened: Callable[[], bool], began: float) -> float:
 
 def started(words: list[str], ranks: int, folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "said").open("wb") as out:
-        return launch(words, ranks, "bench-start", out, out, {})
+        return launch(words, ranks, str(folder), out, out, {})
 
 
 def said(folder: Path) -> str:

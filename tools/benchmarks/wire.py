@@ -29,13 +29,14 @@ import torch  # noqa: E402
 
 from hpcsplit.wire.mpi import Wire  # noqa: E402
 from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share  # noqa: E402
-from tools.program import ROOT, launch  # noqa: E402
+from tools.program import ROOT, kill, launch, marked  # noqa: E402
 from tools.timing.table import publish  # noqa: E402
 
 KIB = 1024
 SIZES = (4 * KIB, 64 * KIB, 256 * KIB, KIB**2, 4 * KIB**2, 16 * KIB**2, 64 * KIB**2)
 BLOCKS, EDGE, REPEATS = 10, 512, 5
 RANKS = 2
+LIMIT_S = 600.0
 Bout = Callable[[], Generator[Any, Any, None]]
 
 
@@ -49,8 +50,14 @@ def main() -> int:
         measured(args.rounds)
         return 0
     words = ["-m", "tools.benchmarks.wire", "--rank", "--rounds", str(args.rounds)]
-    process = launch(words, RANKS, "bench-wire", subprocess.PIPE, sys.stderr.buffer, {})
-    output = process.communicate()[0]
+    mark = f"bench-wire-{os.getpid()}"
+    process = launch(words, RANKS, mark, subprocess.PIPE, sys.stderr.buffer, {})
+    try:
+        output = process.communicate(timeout=LIMIT_S)[0]
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"tools/bench wire: no end in {LIMIT_S:.0f} s; take fewer --rounds") from None
+    finally:
+        kill(marked(mark))
     if process.returncode:
         raise SystemExit(f"tools/bench wire: the ranks ended with {process.returncode}")
     rows = json.loads(output)

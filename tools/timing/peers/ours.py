@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tools.timing.peers.common import arguments, configuration, wait_for_device  # isort: skip; sets the allocator
 
-import re
+import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire.mpi import Wire
 from hpcsplit.wire.port import Meter, Share, Verb
+from tools.soaking.watching import sample
 from tools.timing.turns import Player
 
 CYCLE = {
@@ -89,10 +90,10 @@ def cycle(job: Job, kind: str, epochs: Iterator[int]) -> Generator[Verb, Any, tu
 
 def memory(job: Job) -> dict[str, int]:
     """Bytes that the process has for itself alone, and those of the samples among them."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (kib,) = re.findall(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)
+    now = sample(os.getpid())
+    assert now is not None
     data = [value.nbytes for value in vars(job.train).values() if isinstance(value, torch.Tensor)]
-    return {"rss_anon": 1024 * int(kib), "data_bytes": sum(data)}
+    return {"rss_anon": 1024 * now.anonymous, "data_bytes": sum(data)}
 
 
 def _io(job: Job) -> float:
