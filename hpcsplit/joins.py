@@ -66,8 +66,9 @@ def _idle_stage_seconds(config: Config, method: TrainingMethod, shape: Shape) ->
         began = time.perf_counter()
         store.start([ids])
         rows = store.read(0) | copies
-        for sweep in method.sweeps():
-            verbs, answer = sweep(stage, rows, Batch(ids, size)), None
+        sweeps = [sweep(stage, rows, Batch(ids, size)) for sweep in method.sweeps()]
+        for verbs in (*sweeps, method.drain(stage, goes_on=False)):
+            answer = None
             with suppress(StopIteration):
                 while True:
                     verb = verbs.send(answer)

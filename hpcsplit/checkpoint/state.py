@@ -20,7 +20,7 @@ def stage_tensors(stage: Stage) -> Tensors:
         for key, value in _optimizer_state(stage, parameter).items():
             if value is not None:
                 tensors[f"optim/{name}/{key}"] = torch.as_tensor(value).detach().cpu()
-    return tensors | {f"carry/{name}": t.cpu() for name, t in stage.carry.items()}
+    return tensors | {f"carry/{name}": t.detach().cpu() for name, t in stage.carry.items()}
 
 
 def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:

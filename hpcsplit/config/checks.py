@@ -109,6 +109,7 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
             "set data.batch_size = 0"
         )
+    _check_corrections(config)
     grow = config.method.options.get("grow")
     if grow and (list(grow) != sorted(set(grow)) or grow[-1] != config.model.depth):
         raise ConfigError(
@@ -119,4 +120,25 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(
             f"schedule.warmup = {config.schedule.warmup}: exact epochs would train the layers that method.grow adds "
             "later as the identity; set schedule.warmup = 0, or leave method.grow out"
+        )
+
+
+def _check_corrections(config: Config) -> None:
+    """Raise ConfigError for corrections of delayed gradients that the weights or the optimizer do not allow."""
+    options, optim = config.method.options, config.optim
+    weights = options.get("weights")
+    if options.get("predict") and weights == "stale":
+        raise ConfigError(
+            'method.predict = true: with method.weights = "stale" the forward pass has no weights of its own that '
+            'could be predicted; take "stash" or "replay"'
+        )
+    if options.get("predict") and not (optim.name == "sgd" and optim.momentum):
+        raise ConfigError(
+            f'method.predict = true follows the momentum of sgd; optim.name = "{optim.name}", '
+            f"optim.momentum = {optim.momentum:g}. Take sgd with a momentum, or leave predict out"
+        )
+    if options.get("compensation") and weights != "stash":
+        raise ConfigError(
+            f"method.compensation = {options['compensation']:g} corrects stashed gradients, method.weights is "
+            f'"{weights}"; take "stash", or compensation = 0'
         )

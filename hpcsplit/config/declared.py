@@ -28,6 +28,7 @@ class DeclaredMethod:
     parallel: bool = True
     full_batch: bool = False
     one_batch: bool = False
+    augments: bool = False
     network: str = ""
     stages: int = 0
 

@@ -22,7 +22,7 @@ from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
 from hpcsplit.schedule.actions import Train
 from hpcsplit.terms.resample import cells
-from hpcsplit.wire.port import AGREE_LAG, NEXT, PREV, Agree, Recv, Send, Verb
+from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
 
 Rows = dict[str, torch.Tensor]
 
@@ -60,6 +60,7 @@ def _parallel(job: Job, action: Train, method: TrainingMethod, total: Tally) -> 
         if paused := (yield from _sweep(job, action, order, sweeps[number], total, first, last=last)):
             return number * len(order) + paused
         first = 0
+    yield from method.drain(job.stage, goes_on=job.plan[action.epoch + 1 : action.epoch + 2] == ("parallel",))
     total.terms |= method.close(job.stage)
     return 0
 
@@ -85,11 +86,13 @@ def _sweep(
         if step + 1 < len(order):
             upcoming = yield from _fetch(job, step + 1)
         copies = yield from receive_copies(job, len(order[step]), step)
-        result = yield from method_step(job.stage, rows | copies, job.batch(order[step], epoch=action.epoch))
+        batch = job.batch(order[step], epoch=action.epoch, augment=job.augment and job.method.augments)
+        result = yield from method_step(job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if job.store and last:
             job.store.write(step, result.aux)
         if (yield from loop.pauses(step)):
+            yield from job.method.settle(job.stage)
             yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
             if job.store:
                 job.store.pause(action.epoch)
@@ -136,7 +139,7 @@ class _Loop:
 
     def __init__(self, job: Job, action: Train, steps: int, total: Tally, first: int) -> None:
         self.job, self.action, self.steps, self.total = job, action, steps, total
-        self.settled = first + AGREE_LAG  # before that, an answer is one to the pass before
+        self.settled = first + agree_lag(job.stage.count)  # before that, an answer is one to the pass before
         self.began, self.done_before = time.perf_counter(), total.samples
 
     def enter(self, step: int) -> None:

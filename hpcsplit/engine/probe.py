@@ -2,7 +2,9 @@
 
 At a stage's output the exact per-sample gradient is g*; the method puts a = c (x − λ) + κ (or its counterpart) there,
 at its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over
-the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.
+the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.  A method
+without variables is asked what it has used on the epoch's last mini-batch: the output that it passed on takes the place
+of λ, the gradient that came back that of a.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, TrainingMethod
+from hpcsplit.schedule.actions import Train
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 
@@ -30,13 +33,17 @@ class Signals:
     violation_next: float | None  # of the boundary behind this stage
 
 
-def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any, Signals]:
-    """Measure the signals of this stage; weights, statistics and gradients stay as they were."""
+def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signals]:
+    """Measure the signals of this stage after an epoch; weights, statistics and gradients stay as they were."""
     job.where = "probe of the label signal"
-    stage, method = job.stage, job.method.at(parallel_epoch)
-    ids = job.measured()[0]
+    stage, method = job.stage, job.method.at(action.parallel_epochs)
+    has_variables = bool(method.variables(stage.place))
     stage.blocks.train()
-    batch = job.batch(ids)
+    if has_variables or action.phase == "serial":
+        batch = job.batch(job.measured()[0])
+    else:
+        last = job.epoch_batches(action.epoch, parallel=True)[-1]
+        batch = job.batch(last, epoch=action.epoch, augment=job.augment and method.augments)
 
     x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
     x = x.requires_grad_()
@@ -51,10 +58,13 @@ def probe(job: Job, parallel_epoch: int, have_aux: bool) -> Generator[Verb, Any,
         result = Signals(1.0, 1.0, None, None)
     else:
         result = Signals(None, None, None, None)
-    if not have_aux or not method.variables(stage.place):
+    if not has_variables:
+        used = method.used(stage)
+        return _compare_used(*used, y.detach(), exact) if used else result
+    if not have_aux:
         return result
 
-    rows = job.store.peek(ids) if job.store else {}
+    rows = job.store.peek(batch.ids) if job.store else {}
     rows = {name: t.to(stage.device) for name, t in rows.items()}
     yield from send_copies(job, rows, 0)
     copies = yield from receive_copies(job, batch.size, 0)
@@ -81,11 +91,19 @@ def _compare(
         local = _forward(stage, own_input).float()
         used, penalty = method.adjoint(stage, aux, local)
         target = method.target(stage, aux)
-        norm_used, norm_exact = float(used.norm()), float(exact.norm())
-        cosine = float((used * exact).sum()) / (norm_used * norm_exact) if norm_used and norm_exact else 0.0
-        return Signals(
-            cosine,
-            norm_used / norm_exact if norm_exact else None,
-            float(penalty.norm()),
-            float((target - x_out).norm() / target.norm().clamp_min(1e-30)),
-        )
+        return Signals(*_alike(used, exact), float(penalty.norm()), _violation(target, x_out))
+
+
+def _compare_used(output: torch.Tensor, gradient: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor) -> Signals:
+    return Signals(*_alike(gradient.float(), exact.float()), None, _violation(output.float(), x_out.float()))
+
+
+def _alike(used: torch.Tensor, exact: torch.Tensor) -> tuple[float, float | None]:
+    """Cosine, and ‖used‖ / ‖exact‖."""
+    norm_used, norm_exact = float(used.norm()), float(exact.norm())
+    cosine = float((used * exact).sum()) / (norm_used * norm_exact) if norm_used and norm_exact else 0.0
+    return cosine, norm_used / norm_exact if norm_exact else None
+
+
+def _violation(target: torch.Tensor, x_out: torch.Tensor) -> float:
+    return float((target - x_out).norm() / target.norm().clamp_min(1e-30))

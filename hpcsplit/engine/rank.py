@@ -78,6 +78,7 @@ def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None
         have_aux=start.have_aux,
         missing_aux=start.missing_anywhere,
         recomputed=start.recomputed,
+        no_aux=not job.method.variables(job.stage.place),
         stop_reason=job.stop_reason,
         restarts=job.method.restarts,
     )
@@ -116,7 +117,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
             "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
         ).on_all_ranks()
-    signals = yield from probe(job, action.parallel_epochs, state.have_aux)
+    signals = yield from probe(job, action, state.have_aux)
     bound = None
     if action.phase == "parallel" and job.plan[action.epoch + 1 : action.epoch + 2] != ("parallel",):
         bound = yield from theorem(job, action.parallel_epochs)
@@ -187,6 +188,6 @@ def _added_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | None:
     """φ of the last stage on its own λ: the label leaks through λ, so this is not the loss of the network."""
-    if action.phase == "serial" or not job.stage.last:
+    if action.phase == "serial" or not job.stage.last or not job.method.variables(job.stage.place):
         return None
     return tally.terms["phi"] / tally.samples if "phi" in tally.terms else None

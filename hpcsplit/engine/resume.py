@@ -85,10 +85,10 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
 
     found = Found(**verdict["value"])
     sums: list[EpochSums] = []
-    problems = yield Share(_attempt(lambda: sums.append(_load(job, found))))
+    recut = tuple(found.cuts) != job.identity.cuts
+    problems = yield Share(_attempt(lambda: sums.append(_load(job, found, recut))))
     _agree(problems)
     job.observer.say(f"continuing after {found.name}")
-    recut = tuple(found.cuts) != job.identity.cuts
     if recut:
         job.observer.say(f"the stages were cut at {found.cuts} and are cut at {list(job.identity.cuts)} now")
     aux = yield from _auxiliary(job, found, recut)
@@ -160,7 +160,7 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def _load(job: Job, found: Found) -> EpochSums:
+def _load(job: Job, found: Found, recut: bool) -> EpochSums:
     """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to.
 
     CheckpointError where a file that this stage needs, its copied rows included, is damaged.
@@ -174,6 +174,8 @@ def _load(job: Job, found: Found) -> EpochSums:
         ckpt.verify(folder, [ckpt.stage_file(k)])
         saved, attributes = read_tensors(folder / ckpt.stage_file(k))
         everything = blocks.issuperset(theirs)
+        if recut:
+            saved = {key: t for key, t in saved.items() if not key.startswith("carry/stage/")}
         tensors |= {key: t for key, t in saved.items() if everything or _belongs(key, stage)}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
             sums = EpochSums.from_json(attributes["sums"])

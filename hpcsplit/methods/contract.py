@@ -28,6 +28,7 @@ def method(
     parallel: bool = True,
     full_batch: bool = False,
     one_batch: bool = False,
+    augments: bool = False,
     network: str = "",
     stages: int = 0,
 ) -> Callable[[Class], Class]:
@@ -38,12 +39,14 @@ def method(
         full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
             variables go on from iteration to iteration, so exact epochs can only come before all of them.
         one_batch: a step needs all samples together.
+        augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
         network: the only `model.name` that it trains, or "".
         stages: the largest number of stages; 0 has no limit.
     """
 
     def mark(cls: Class) -> Class:
-        cls.name, cls.parallel, cls.full_batch = name, parallel, full_batch  # type: ignore[attr-defined]
+        cls.name, cls.parallel = name, parallel  # type: ignore[attr-defined]
+        cls.full_batch, cls.augments = full_batch, augments  # type: ignore[attr-defined]
         return cls
 
     return mark
@@ -145,12 +148,14 @@ class StepResult:
 
 
 Step = Generator[Send | Recv, Any, StepResult]
+Talk = Generator[Send | Recv, Any, None]
 
 
 class TrainingMethod(ABC):
     """The interface that the engine drives."""
 
     full_batch = False
+    augments = False
 
     @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -182,6 +187,20 @@ class TrainingMethod(ABC):
     def start(self, stage: Stage, x: torch.Tensor) -> Aux:
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
         return {}
+
+    def settle(self, stage: Stage) -> Talk:
+        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
+        yield from ()
+
+    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
+        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
+        message on its way."""
+        yield from ()
+
+    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """For methods without variables: what the stage has taken for its output on the last mini-batch of a parallel
+        epoch and for the per-sample gradient there, both (B, *out_shape); then forget them."""
+        return None
 
     def close(self, stage: Stage) -> Mapping[str, float]:
         """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""

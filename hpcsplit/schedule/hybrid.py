@@ -73,6 +73,7 @@ def actions(
     have_aux: bool = False,
     missing_aux: bool = False,
     recomputed: bool = False,
+    no_aux: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
     restarts: Callable[[int], bool] = lambda parallel_epoch: False,
     clock: Callable[[], float] = time.monotonic,
@@ -83,17 +84,21 @@ def actions(
         plan: the kind of every epoch.
         have_aux: the auxiliary variables of the last parallel epoch are at hand, with `missing_aux` only some of them.
         recomputed: they had been computed anew in this parallel phase already.
+        no_aux: the method has no auxiliary variables.
         stop_reason: asked after every epoch; a text ends the run after a checkpoint.
         restarts: whether the auxiliary variables start anew before this parallel epoch in any case.
     """
 
+    def keeps(epoch: int) -> bool:
+        return plan[epoch] == "parallel" and not no_aux
+
     def anew(epoch: int) -> bool:
         before = plan[:epoch]
-        return plan[epoch] == "parallel" and (before[-1:] != ("parallel",) or restarts(before.count("parallel")))
+        return keeps(epoch) and (before[-1:] != ("parallel",) or restarts(before.count("parallel")))
 
     saved_at = clock()
     for epoch in range(first_epoch, len(plan)):
-        split = plan[epoch] == "parallel"
+        split = keeps(epoch)
         step = first_step if epoch == first_epoch else 0
         switch = anew(epoch) and not step
         if switch:
@@ -115,7 +120,7 @@ def actions(
                 yield Stop(False, stop_reason() or ELSEWHERE)
                 return
         ended = epoch + 1 == len(plan)
-        aux_needed = split and not ended and plan[epoch + 1] == "parallel" and not anew(epoch + 1)
+        aux_needed = split and not ended and keeps(epoch + 1) and not anew(epoch + 1)
         # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
         aux_referred = aux_needed or (split and (not switch or step > 0))
         reason = None if ended else stop_reason() or (ELSEWHERE if trained.stop else None)

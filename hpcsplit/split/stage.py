@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 Shape = tuple[int, ...]
@@ -36,8 +37,10 @@ class Stage:
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
         carry: what a method keeps of its own from step to step and from epoch to epoch; checkpoints save it.  A name
-            that begins with "<n>." belongs to block n of the whole network, any other is the same on every stage.
+            that begins with "<n>." belongs to block n of the whole network, one that begins with "stage/" to a stage
+            with just these cuts (it is lost with others), any other is the same on every stage.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
+        position: epoch and step, where in the run the next passes stand.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class Stage:
         self.frozen = frozen
         self.carry: dict[str, torch.Tensor] = {}
         self.between_blocks: Callable[[], None] = lambda: None
-        self._seed, self._position, self._passes = seed, (0, 0), 0
+        self.position = (0, 0)
+        self._seed, self._passes = seed, 0
         for number, block in enumerate(self.blocks, first_block):
             if may_draw(block):
                 block.register_forward_pre_hook(lambda block, inputs, number=number: self._seed_block(number))
@@ -104,7 +108,7 @@ class Stage:
     def _seed_block(self, number: int) -> None:
         """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run."""
         if self.blocks.training:
-            torch.manual_seed(hash((self._seed, *self._position, number, self._passes)) & (2**63 - 1))
+            torch.manual_seed(hash((self._seed, *self.position, number, self._passes)) & (2**63 - 1))
 
     def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         self.between_blocks()
@@ -113,16 +117,23 @@ class Stage:
 
     def at(self, epoch: int, step: int) -> None:
         """Say where in the run the next passes stand: random layers draw from (seed, epoch, step, block, pass)."""
-        self._position, self._passes = (epoch, step), 0
+        self.position, self._passes = (epoch, step), 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`."""
+    def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`.
+
+        Args:
+            weights: by name in the whole network, to be used in place of the stage's own.
+        """
         self._passes += 1
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.in_own_format(x)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            y = self.blocks(x)
+            y = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
         return y.to(self.wide if self.last else self.dtype)
+
+    def in_own_format(self, t: torch.Tensor) -> torch.Tensor:
+        """An activation or gradient in the memory format that the stage computes in."""
+        return t.contiguous(memory_format=torch.channels_last) if self.channels_last and t.dim() == 4 else t
 
     def infer(self, x: torch.Tensor) -> torch.Tensor:
         """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
@@ -145,6 +156,11 @@ class Stage:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
 
+    @property
+    def lr(self) -> float:
+        """The learning rate; 0 where there is nothing to train."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
+
     def set_lr(self, lr: float) -> None:
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
@@ -161,12 +177,14 @@ class Stage:
                 buffer.data.copy_(value)
 
     @contextmanager
-    def pass_again(self, number: int) -> Iterator[None]:
-        """The forward pass inside repeats pass `number`: it draws the same numbers and changes no buffer."""
-        latest, self._passes = self._passes, number - 1
+    def pass_again(self, number: int, position: tuple[int, int] | None = None) -> Iterator[None]:
+        """The forward pass inside repeats pass `number` of this or an earlier position: it draws the same numbers and
+        changes no buffer."""
+        latest = self.position, self._passes
+        self.position, self._passes = position or self.position, number - 1
         with self.statistics_kept():
             yield
-        self._passes = latest
+        self.position, self._passes = latest
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers by their names in the whole network."""

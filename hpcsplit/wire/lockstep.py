@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.wire.port import AGREE_LAG, Agree, Meter, Program, Recv, Send, Share, Traffic, describe_mismatch
+from hpcsplit.wire.port import Agree, Meter, Program, Recv, Send, Share, Traffic, agree_lag, describe_mismatch
 
 
 class Deadlock(RuntimeError):
@@ -76,7 +76,7 @@ class _Lockstep:
                 raise WrongMessage(complaint)
             self.answers[rank], self.waiting[rank] = tensor, None
         if isinstance(wanted, Agree):
-            call = len(self.levels[rank]) - 1 - AGREE_LAG
+            call = len(self.levels[rank]) - 1 - agree_lag(len(self.programs))
             if any(len(given) <= call for given in self.levels):
                 return False
             self.answers[rank] = max(given[call] for given in self.levels) if call >= 0 else 0

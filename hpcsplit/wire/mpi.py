@@ -29,7 +29,6 @@ from mpi4py import MPI  # noqa: E402
 
 from hpcsplit.wire.message import body, bytes_of, opened, room, stamp  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
-    AGREE_LAG,
     Agree,
     Meter,
     Program,
@@ -37,6 +36,7 @@ from hpcsplit.wire.port import (  # noqa: E402
     Send,
     Share,
     Traffic,
+    agree_lag,
     describe_mismatch,
 )
 
@@ -231,7 +231,7 @@ class Wire:
         mine, highest = memoryview(bytearray(struct.pack("<q", level))).cast("q"), memoryview(bytearray(8)).cast("q")
         request = self.comm.Iallreduce([mine, 1, MPI.INT64_T], [highest, 1, MPI.INT64_T], MPI.MAX)
         self.agreeing.append((request, mine, highest))
-        return self._agreed() if len(self.agreeing) > AGREE_LAG else 0
+        return self._agreed() if len(self.agreeing) > agree_lag(self.world.size) else 0
 
     def _agreed(self) -> int:
         """The outcome of the oldest agreement that is under way."""

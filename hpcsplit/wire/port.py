@@ -21,7 +21,6 @@ NEXT: Literal[1] = 1
 Side = Literal[-1, 1]
 MAX_NAME_BYTES = 24
 MAX_DIMENSIONS = 6
-AGREE_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,16 @@ class Share:
 class Agree:
     """Tell all ranks a level (0: nothing) without waiting for them.
 
-    The answer is the highest level that any rank gave `AGREE_LAG` calls ago, or 0 before so many calls: the same on
+    The answer is the highest level that any rank gave `agree_lag` calls ago, or 0 before so many calls: the same on
     every rank in the same call, so that a signal that one rank received is obeyed by all at the same step.
     """
 
     level: int = 0
+
+
+def agree_lag(stages: int) -> int:
+    """After how many calls an `Agree` is answered; a first stage may be so many steps ahead of the last one."""
+    return max(2, stages)
 
 
 @dataclass(frozen=True)

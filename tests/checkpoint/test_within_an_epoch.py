@@ -34,6 +34,11 @@ def stopped_all_the_time(run: Run, *overrides: object) -> int:
         ("gsadmm", 3, {"checkpoint__aux": "copy"}),
         ("gsam", 2, {}),
         ("backprop", 2, {"optim__name": "adam", "optim__lr": 1e-3}),
+        ("delayed", 2, {"method__predict": True}),
+        ("delayed", 3, {"method__weights": "replay", "model__name": "tests.engine.tinynet:noisy"}),
+        ("delayed", 3, {"method__weights": "stale", "method__epoch_end": "run", "run__channels_last": True}),
+        ("delayed", 3, {"method__timetable": "step", "method__epoch_end": "run", "method__lr_anneal": 9}),
+        ("delayed", 4, {"run__precision": "bfloat16", "method__compensation": 0.1}),
     ],
 )
 def test_it_ends_with_the_weights_of_one_never_stopped(tmp_path: Path, method: str, stages: int, changes: dict) -> None:

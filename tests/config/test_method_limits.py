@@ -34,7 +34,15 @@ def changed(tree: Tree, **changes: Any) -> Tree:
 
 DLADMM = changed(PDADMM, method__name="dladmm", data__batch_size=0)
 
+DELAYED = changed(PDADMM, method__name="delayed")
+
 REFUSED = [
+    (changed(DELAYED, method__predict=True, method__weights="stale"), r'predict = true: with .*"stale" .* "stash"'),
+    (changed(DELAYED, method__predict=True, optim__name="adam"), r'momentum of sgd; optim\.name = "adam"'),
+    (changed(DELAYED, method__predict=True, optim__momentum=0.0), r"optim\.momentum = 0\. Take sgd with a momentum"),
+    (changed(DELAYED, method__compensation=1.0, method__weights="replay"), r'compensation = 1 .* is "replay"; take'),
+    (changed(DELAYED, method__compensation=-1.0), r"compensation = -1\.0 is below its smallest value 0"),
+    (changed(DELAYED, method__weights="none"), r"weights = 'none' is not one of stash, replay, stale"),
     (changed(PDADMM, model__name="resnet20"), r'model\.name = "resnet20": pdadmm works layer by layer .* "mlp" only'),
     (changed(DLADMM, model__name="cnn"), r'model\.name = "cnn": dladmm works layer by layer .* "mlp" only'),
     (changed(PDADMM, method__rho=0.0), r"method\.rho = 0\.0 must be greater than 0"),

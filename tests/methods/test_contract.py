@@ -12,8 +12,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
-from hpcsplit.methods.contract import StepResult, Tally, TrainingMethod, Variable, own_variables
-from hpcsplit.split.stage import Place
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    own_variables,
+)
+from hpcsplit.split.stage import Place, Stage
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send
@@ -35,6 +44,13 @@ def build(declared: DeclaredMethod) -> TrainingMethod:
     return getattr(importlib.import_module(declared.module), declared.class_name)()
 
 
+def one_step(method: TrainingMethod, stage: Stage, aux: Aux, batch: Batch) -> Step:
+    """A parallel epoch of one mini-batch."""
+    result = yield from method.step(stage, aux, batch)
+    yield from method.drain(stage, goes_on=False)
+    return result
+
+
 @pytest.mark.parametrize("name", [d.name for d in declared_methods().values() if not d.full_batch])
 def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
     method = build(declared_methods()[name])
@@ -45,7 +61,7 @@ def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
     (stage,) = make_stages([net], images, lr=0.05, clip=0.5)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.05, momentum=0.9)
     for _ in range(4):
-        lockstep.run([method.step(stage, {}, batch_for(stage, images, labels))])
+        lockstep.run([one_step(method, stage, {}, batch_for(stage, images, labels))])
         optimizer.zero_grad()
         F.cross_entropy(whole(images), labels).backward()
         nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
@@ -60,7 +76,7 @@ def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: Traini
     rows = random_rows(method, stages, len(images))
     heard: list = []
     results = lockstep.run(
-        [listen(method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)), heard) for s in stages]
+        [listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)), heard) for s in stages]
     )
     assert bool(heard) == (len(stages) > 1)
     assert all(isinstance(verb, Send | Recv) for verb in heard)
@@ -74,7 +90,10 @@ def test_a_step_sends_what_the_method_declares(declared: DeclaredMethod, method:
     rows = random_rows(method, stages, len(images))
     heard: list[list] = [[] for _ in stages]
     lockstep.run(
-        [listen(method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)), heard[s.index]) for s in stages]
+        [
+            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)), heard[s.index])
+            for s in stages
+        ]
     )
     for stage in stages:
         sent = sorted(
@@ -92,7 +111,7 @@ def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
-    programs = [method.step(s, aux_of(s, rows, method), batch_for(s, images, labels)) for s in stages]
+    programs = [one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)) for s in stages]
     for stage, result in zip(stages, lockstep.run(programs), strict=True):
         own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place)}
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
@@ -106,7 +125,7 @@ def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: Tra
     rows = random_rows(method, stages, len(images))
     given = [aux_of(s, rows, method) for s in stages]
     kept = copy.deepcopy((given, images, labels, weights(stages)))
-    lockstep.run([method.step(s, a, batch_for(s, images, labels)) for s, a in zip(stages, given, strict=True)])
+    lockstep.run([one_step(method, s, a, batch_for(s, images, labels)) for s, a in zip(stages, given, strict=True)])
     now = (given, images, labels, weights(stages))
     torch.testing.assert_close(now[:3], kept[:3], rtol=0, atol=0)
     if not declared.full_batch:

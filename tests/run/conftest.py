@@ -15,6 +15,7 @@ METHODS = {
     "penalty": {"method__name": "penalty"},
     "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
     "backprop": {"method__name": "backprop", "schedule__microbatches": 3},
+    "delayed": {"method__name": "delayed", "schedule__ratio": "1:2"},
 }
 
 

@@ -19,10 +19,10 @@ from hpcsplit.records import EpochRecord, StageRecord
 from tools.program import ROOT
 from tools.reproductions import __main__ as reproduce
 from tools.reproductions import running
-from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale
+from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
-from tools.reproductions.measuring import CURVES, MEASURES, Results, Run
+from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, stopping_line
 from tools.reproductions.reporting import Report
 from tools.reproductions.running import Task, run_all, tasks_of
 
@@ -180,6 +180,52 @@ def test_measures(results: Results) -> None:
     assert value("one", "objective_rises") == 0
     assert value("one", "residual_left") == pytest.approx(0.1)
     assert value("one", "rate") == pytest.approx(0.03)
+
+
+def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> None:
+    """Exact training for half as many epochs has 60 % after 1.5 s, so the line is at 80 % after 2.5 s."""
+    short = Row("short", "exact, half of the epochs", exact=True, share=0.5)
+    early = Row("early", "a method that ends before any exact row", stages=2)
+    e = dataclasses.replace(results.experiment, rows=(*results.experiment.rows, short, early), picture=Plane("x"))
+    runs = {
+        **results.runs,
+        "short": {s: (run([0.5, 0.6], 0.75),) for s in range(3)},
+        "early": {0: (run([0.9], 1.0, stages=2, phase="parallel"),)},
+    }
+    found = Results(e, runs)
+    assert stopping_line(found, e.rows[0].group, 1, seed=0) == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
+    leads = found.values(e.row("method"), "lead_over_line")
+    assert leads == pytest.approx({0: 0.0, 1: 0.2 - 0.1 * 2 / 3, 2: 0.4 - 0.2 * 2 / 3})
+    assert not found.values(e.row("early"), "lead_over_line")
+    assert not found.values(e.row("many"), "lead_over_line")  # its times are counted
+    assert not found.values(e.row("exact"), "lead_over_line")
+
+
+def test_a_row_may_have_a_share_of_the_epochs(tmp_path: Path) -> None:
+    found = {
+        task.row.key: task.resolved().schedule.epochs for task in tasks(EXPERIMENTS["plane"], "small", 2, tmp_path)
+    }
+    assert (found["exact"], found["exact-0.6"], found["exact-2-0.4"], found["delayed-2"]) == (15, 9, 6, 15)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("model.name=resnet8", ("model.name", "resnet8")),
+        ("data.pool=false", ("data.pool", False)),
+        ("split.cuts=[1, 2]", ("split.cuts", [1, 2])),
+        ("optim.lr=0.05", ("optim.lr", 0.05)),
+    ],
+)
+def test_a_setting_is_read_as_on_the_command_line_of_a_run(text: str, setting: tuple[str, object]) -> None:
+    assert reproduce._setting(text) == setting
+
+
+@pytest.mark.parametrize("text", ["model.name", "name=3", "="])
+def test_what_is_no_setting_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        reproduce.main(["plane", "--set", text])
+    assert f"{text} must be section.key=VALUE" in capsys.readouterr().err
 
 
 def test_the_verdicts_name_n_difference_and_interval(results: Results) -> None:

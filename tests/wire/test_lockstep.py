@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import AGREE_LAG, NEXT, PREV, Program, Recv, Send, Share
+from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share, agree_lag
 from tests.wire import programs
 
 
@@ -40,7 +40,7 @@ def test_order_holds_within_a_name_only() -> None:
 def test_all_stages_learn_the_highest_level_at_the_same_call(size: int) -> None:
     expected = [0] * 12
     for rank in range(size):
-        expected[2 * rank + AGREE_LAG] = rank + 1
+        expected[2 * rank + agree_lag(size)] = rank + 1
     assert run(programs.agreed_levels, size) == [expected] * size
 
 

@@ -2,20 +2,22 @@
 
     tools/bench serial [--networks resnet56] [--rounds 5] [--steps 4]
 
-The columns are those of `tools/bench step`.  "recompute" runs each micro-batch's forward pass again before its backward
-pass and keeps no activations in between.
+The columns are those of `tools/bench step`.  "one core, M" cuts the mini-batch into the same pieces without a pipeline,
+so it shows what small pieces cost by themselves.  "recompute" runs each micro-batch's forward pass again before its
+backward pass and keeps no activations in between.
 """
 
 from __future__ import annotations
 
 import sys
 
-from tools.timing.race import COPIES, DDP, ONE, command_line, exact, run, torch_pipeline
+from tools.timing.race import COPIES, DDP, ONE, command_line, exact, one_core_in_pieces, run, torch_pipeline
 
 MICROBATCHES = (2, 4, 8)
 WAYS = (
     ONE,
     COPIES,
+    *(one_core_in_pieces(m) for m in MICROBATCHES),
     DDP,
     *(torch_pipeline("1F1B", m) for m in MICROBATCHES),
     *(exact(m) for m in MICROBATCHES),

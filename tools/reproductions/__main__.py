@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.program import INTERRUPTED, ROOT, Parser
 from tools.reproductions.declaring import Row, ScaleName
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--seeds", type=_count, help="runs of each row, with seeds 0, 1, ... (default: the scale's)")
     parser.add_argument("--epochs", type=_count, help="epochs of every row (default: the scale's)")
+    parser.add_argument(
+        "--set", dest="settings", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="of every row"
+    )
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $HPCSPLIT_DATA or ./data)")
     parser.add_argument("--out", type=Path, help="default: runs/reproduce-NAME-SCALE[-EPOCHS]")
     parser.add_argument(
@@ -47,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = tuple(row for row in experiment.rows if row.key in chosen)
 
     extra = {"schedule.epochs": args.epochs} if args.epochs else {}
+    extra |= dict(args.settings)
     where = {"data.root": str(args.data.resolve())} if args.data else {}
     cores = sorted(os.sched_getaffinity(0))
-    default = "-".join(["reproduce", experiment.name, args.scale, *([str(args.epochs)] if args.epochs else [])])
+    changed = [str(args.epochs)] * bool(args.epochs) + [f"{key.rpartition('.')[2]}={v}" for key, v in args.settings]
+    default = "-".join(["reproduce", experiment.name, args.scale, *changed])
     out = (args.out or ROOT / "runs" / default).resolve()
     out.mkdir(parents=True, exist_ok=True)
     seeds = args.seeds or experiment.scale(args.scale).seeds
@@ -100,6 +107,17 @@ def _known(parser: argparse.ArgumentParser, what: str, name: str, names: Iterabl
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         parser.error(f"{name!r} is no {what}; did you mean {close[0]}?")
     return name
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """section.key=VALUE, as on the command line of `hpcsplit train`."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise argparse.ArgumentTypeError(f"{text} must be section.key=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
 
 
 def _count(text: str) -> int:

@@ -21,6 +21,7 @@ class Row:
         copies: so many independent runs at once, one core each: what the machine can do at best.
         serial: the row with one rank that this row's speed-up is over; "" has no speed-up.
         limit: the row of copies that bounds this row's speed-up.
+        share: of the scale's epochs, at least one.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Row:
     copies: int = 1
     serial: str = ""
     limit: str = ""
+    share: float = 1.0
     paper: str = ""
 
 
@@ -78,6 +80,13 @@ class Against:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """A picture of a measure over the training time, the exact rows on so many ranks joined by lines."""
+
+    measure: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One table or figure of a paper.
 
@@ -100,7 +109,7 @@ class Experiment:
     small: Scale
     paper: Scale
     columns: tuple[str, ...]
-    picture: Curves | Against = field(default_factory=Curves)
+    picture: Curves | Against | Plane = field(default_factory=Curves)
     judged_by: str = "train_accuracy"
     in_turn: bool = False
     notes: tuple[str, ...] = ()

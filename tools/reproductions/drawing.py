@@ -1,4 +1,4 @@
-"""The picture of an experiment: curves over the epochs, or the speed-up over a number."""
+"""The picture of an experiment: curves over the epochs, the speed-up over a number, or accuracy over time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tools.reproductions.declaring import Against, Row
-from tools.reproductions.measuring import CURVES, Results
+from tools.reproductions.declaring import Against, Plane, Row
+from tools.reproductions.measuring import CURVES, MEASURES, Results, stopping_line
 
 
 def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
@@ -23,6 +23,9 @@ def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
     if isinstance(results.experiment.picture, Against):
         figure = Figure(figsize=(7, 5), layout="constrained")
         _speed(figure.subplots(), results, shown, results.experiment.picture.axis)
+    elif isinstance(results.experiment.picture, Plane):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        _plane(figure.subplots(), results, shown, results.experiment.picture.measure)
     else:
         groups = list(dict.fromkeys(row.group for row in shown))
         quantities = results.experiment.picture.quantities
@@ -77,3 +80,30 @@ def _speed(panel: Axes, results: Results, rows: Sequence[Row], axis: str) -> Non
     panel.set_ylabel("speed-up over one rank")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
+
+
+def _plane(panel: Axes, results: Results, rows: Sequence[Row], measure: str) -> None:
+    """Every measured row at its median time, with one standard deviation; lines join exact training."""
+    for group, stages in dict.fromkeys((row.group, row.stages) for row in rows if row.exact):
+        points = stopping_line(results, group, stages)
+        ranks = "one core" if stages == 1 else f"{stages} ranks"
+        panel.plot(*zip(*points, strict=True), "--", color="0.5" if stages == 1 else "0.2", label=f"exact, {ranks}")
+    colours = colormaps["tab20"]
+    for number, row in enumerate(row for row in rows if not results.counted(row)):
+        values, seconds = results.values(row, measure), results.values(row, "seconds")
+        if not values:
+            continue
+        found = list(values.values())
+        panel.errorbar(
+            statistics.median(seconds.values()),
+            statistics.mean(found),
+            statistics.stdev(found) if len(found) > 1 else 0.0,
+            fmt="o" if row.exact else "D",
+            color="0.3" if row.exact else colours(number % colours.N),
+            label=None if row.exact else f"{row.label} (n = {len(found)})",
+            capsize=2,
+        )
+    panel.set_xlabel("training and refresh (s)")
+    panel.set_ylabel(MEASURES[measure].heading)
+    panel.grid(alpha=0.3)
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tools.reproductions.declaring import Against, Claim, Curves, Experiment, Row, Scale, Settings
+from tools.reproductions.plane import PLANE
 
 # ------------------------------------------------------------------------------------------------ what is trained
 
@@ -479,5 +480,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         PDADMM_ACCURACY,
         PDADMM_WIDTH,
         PDADMM_LAYERS,
+        PLANE,
     )
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from numpy import interp
+
 from hpcsplit.records import EpochRecord
 from tools.reproductions.declaring import Experiment, Row
 
@@ -182,6 +184,36 @@ def _lead(results: Results, row: Row) -> Values:
     return {seed: own[seed] - value for seed, value in _best_rival(results, row)[1].items() if seed in own}
 
 
+def stopping_line(results: Results, group: str, stages: int, seed: int | None = None) -> list[tuple[float, float]]:
+    """(seconds, accuracy) of the exact rows on so many ranks, for more and more epochs; of one seed, or the means.
+    Seconds are the median of all seeds, since they are the machine's."""
+    points = []
+    for row in results.experiment.rows:
+        accuracies = results.values(row, results.experiment.judged_by)
+        if row.exact and (row.group, row.stages) == (group, stages) and accuracies and not results.counted(row):
+            seconds = statistics.median(results.values(row, "seconds").values())
+            if seed is None:
+                points.append((seconds, statistics.mean(accuracies.values())))
+            elif seed in accuracies:
+                points.append((seconds, accuracies[seed]))
+    return sorted(points)
+
+
+def _lead_over_line(results: Results, row: Row) -> Values:
+    """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: the best
+    line of no more ranks, straight between its points.  None where no line begins so early."""
+    if row.exact or results.counted(row):
+        return {}
+    found = {}
+    for seed, accuracy in results.values(row, results.experiment.judged_by).items():
+        seconds = statistics.median(results.values(row, "seconds").values())
+        lines = [stopping_line(results, row.group, stages, seed) for stages in range(1, row.stages + 1)]
+        rivals = [interp(seconds, *zip(*points, strict=True)) for points in lines if points and points[0][0] <= seconds]
+        if rivals:
+            found[seed] = accuracy - float(max(rivals))
+    return found
+
+
 def _speedup(results: Results, row: Row) -> Values:
     if not row.serial:
         return {}
@@ -219,6 +251,7 @@ MEASURES: dict[str, Measure] = {
         who=lambda results, row: _best_rival(results, row)[0],
     ),
     "lead_in_time": Measure("lead over that", ".2f", _lead, points=True),
+    "lead_over_line": Measure("lead over exact training for as long", ".2f", _lead_over_line, points=True),
     "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
     "violation": Measure("violation", ".3f", _each(_violation)),
     "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1]), median=True),

@@ -125,6 +125,9 @@ def tasks_of(
                 "checkpoint.keep": 1,
                 **({} if measured else {"run.runner": "lockstep", "run.stages": row.stages}),
             }
+            if row.share != 1.0:
+                whole = load(ROOT / experiment.config, [(key, show(value)) for key, value in settings.items()])
+                settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
                 tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured))

@@ -88,7 +88,19 @@ def exact(microbatches: int, *options: str, label: str = "") -> Way:
     return Way(name, text, "ours", "exact", 1, RANKS, microbatches, cut=True, options=options)
 
 
+def one_core_in_pieces(microbatches: int) -> Way:
+    """The exact pipeline's own steps with nobody to share them: what small micro-batches cost alone."""
+    label = f"one core, M = {microbatches}"
+    return Way(f"one-{microbatches}", label, "ours", "exact", 1, 1, microbatches, options=("split.cuts=flops",))
+
+
 PARALLEL = Way("parallel", "hpcsplit, parallel epoch", "ours", "parallel", 1, RANKS, cut=True)
+
+
+def delayed(*options: str, label: str = "") -> Way:
+    name = "-".join(["delayed", *label.strip(", ").split()])
+    options = ("method.name=delayed", "method.epoch_end=run", "schedule.ratio=0:1", "schedule.warmup=0", *options)
+    return Way(name, f"hpcsplit, delayed gradients{label}", "ours", "parallel", 1, RANKS, cut=True, options=options)
 
 
 def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5) -> argparse.ArgumentParser:

@@ -107,8 +107,8 @@ class Player:
 
     def __init__(self, place: str, first: str, rank: int, cores: int = 1) -> None:
         self.place, self.number = Path(place), int(first) + rank
-        mine = sorted(os.sched_getaffinity(0))[self.number * cores : (self.number + 1) * cores]
-        os.sched_setaffinity(0, mine)
+        known = sorted(os.sched_getaffinity(0))  # more processes than cores share them
+        os.sched_setaffinity(0, {known[(self.number * cores + i) % len(known)] for i in range(cores)})
 
     def turns(self) -> Iterator[int]:
         """The number of each turn, when it has come; ends with the play."""

@@ -1,0 +1,232 @@
+"""Delayed gradients: every stage computes at every step, on gradients that are a few steps old.
+
+Stage k of K takes mini-batch b forward as soon as its input is there, passes the output on at once, and goes backward
+when the gradient of b has come back, d steps later.  Nothing waits for a pipeline to run empty, no sample keeps
+variables, so mini-batches are augmented as in exact training.  K = 3 in 1F1B order, time to the right, a backward pass
+twice as long as a forward one:
+
+    stage 0   F0 F1 F2 .. .. .. B0---F3 B1---F4 B2---
+    stage 1   .. F0 F1 .. B0---F2 B1---F3 B2---
+    stage 2   .. .. F0 B0---F1 B1---F2 B2---
+
+    timetable   d            a message has        source
+    "1f1b"      K-1-k        part of a step       PipeDream (Narayanan et al. 2019); DDG's and Features Replay's delays
+    "step"      2 (K-1-k)    a whole step         Zhang and Abdelrahman 2021
+
+With W_b the stage's weights after b updates, x_b its input and g_b the gradient that came back, a step goes along
+
+    "stash"     ∇_W <g_b, f(W_{b-d}, x_b)>, the weights those of the forward pass: DDG (Huo et al., "Decoupled Parallel
+                Backpropagation with Convergence Guarantee", 2018), PipeDream's weight stashing
+    "replay"    ∇_W <g_b, f(W_b, x_b)>, forward once more with today's weights (Huo et al., "Training Neural Networks
+                Using Features Replay", 2018): only inputs are kept, and a step has a third more arithmetic
+    "stale"     today's weights on the activations that the forward pass kept (Zhang and Abdelrahman, "Pipelined
+                Training with Stale Weights of Deep Convolutional Neural Networks", 2021); autocast's bfloat16 copies of
+                the weights stay those of the forward pass
+
+Corrections, each off by default:
+
+    predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018)
+    compensation   g + λ g ⊙ g ⊙ (W_b − W_{b-d}) for the stashed gradient g (DC-ASGD, Zheng et al. 2017, eq. (10))
+    lr_anneal      η / d^p with p from 1 down to 0 over so many steps (PipeMare's T1, Yang et al. 2021)
+
+BatchNorm's running statistics take one step a mini-batch, in its first forward pass.  What is in flight is in the
+stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a resume the graphs are made again.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from hpcsplit.config.option import option
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    Message,
+    Step,
+    StepResult,
+    Talk,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
+from hpcsplit.split.stage import Place, Stage
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+_FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")
+
+
+@method("delayed", augments=True)
+@dataclass(frozen=True)
+class Delayed(TrainingMethod):
+    """Back-propagation with gradients that are a few steps old; all stages compute at every step (DDG, PipeDream)."""
+
+    timetable: str = option("1f1b", "gradients K-1-k steps old, or 2(K-1-k) with slack", choices=("1f1b", "step"))
+    weights: str = option(
+        "stash",
+        "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are",
+        choices=("stash", "replay", "stale"),
+    )
+    predict: bool = option(False, "forward with the weights that sgd's momentum leads to (SpecTrain)")
+    compensation: float = option(0.0, "λ of the delay compensation of stashed gradients (DC-ASGD)", low=0.0)
+    lr_anneal: int = option(0, "steps in which lr / delay becomes lr (PipeMare); 0: lr at once", unit="steps", low=0)
+    epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
+
+    def variables(self, place: Place) -> tuple[Variable, ...]:
+        return ()
+
+    def messages(self) -> tuple[Message, ...]:
+        return (Message(NEXT), Message(PREV))
+
+    def delay(self, stage: int, stages: int) -> int:
+        """d: so many mini-batches a stage takes forward before the gradient of the first one comes back."""
+        return (stages - 1 - stage) * (2 if self.timetable == "step" else 1)
+
+    def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        number, tally = stage.position[1], Tally(batch.size)
+        stage.carry[_STEPS] = stage.carry.get(_STEPS, torch.zeros((), dtype=torch.int64)) + 1
+        x = batch.x
+        if not stage.first:
+            x = (yield Recv(PREV, "x", (batch.size, *stage.in_shape), stage.dtype, number)).requires_grad_()
+        if not stage.last:
+            y = self._forward(stage, x)
+            yield Send(NEXT, "x", y.detach(), number)
+            if len(_flights(stage)) > self.delay(stage.index, stage.count):
+                yield from self._backward(stage)
+            return StepResult(tally)
+        loss = stage.loss(stage.forward(x), batch.y)
+        tally.terms["phi"] = float(loss.detach().sum())
+        stage.zero_grad()
+        if loss.requires_grad:  # a network may have no weights
+            loss.mean().backward()
+        if not stage.first:
+            assert x.grad is not None
+            yield Send(PREV, "g", x.grad, number)
+        stage.update()
+        return StepResult(tally)
+
+    def settle(self, stage: Stage) -> Talk:
+        if stage.last:
+            return
+        flights = _flights(stage)
+        behind = min(len(flights), self.delay(stage.index + 1, stage.count))  # still in flight on the next stage, too
+        for flight in flights[: len(flights) - behind]:
+            key, y = _key(flight, "g"), stage.carry[_key(flight, "y")]
+            if key not in stage.carry:
+                stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
+        # Evaluation writes BatchNorm's statistics, which the graphs have saved, so they are made again afterwards.
+        stage.carry |= {_key(flight, "y"): stage.carry[_key(flight, "y")].detach() for flight in flights}
+
+    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
+        if goes_on and self.epoch_end == "run":
+            yield from self.settle(stage)
+            return
+        while _flights(stage):
+            yield from self._backward(stage)
+
+    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+        x, g = (stage.carry.pop(name, None) for name in _USED)
+        return None if x is None or g is None else (x, g)
+
+    def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
+        """Take a mini-batch into flight; the stage's output."""
+        flight, weights = (*stage.position, stage.passes + 1), self._weights(stage)
+        if self.weights == "replay":
+            with torch.no_grad():
+                y = stage.forward(x, weights)
+        else:
+            y = stage.forward(x, None if self.weights == "stale" else weights)
+        stage.carry[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
+        stage.carry |= {_key(flight, "x"): x, _key(flight, "y"): y}
+        if self.weights != "replay":
+            stage.carry |= {_key(flight, f"w/{name}"): w for name, w in (weights or {}).items()}
+        return y
+
+    def _weights(self, stage: Stage) -> dict[str, torch.Tensor] | None:
+        """The weights of a forward pass, a copy of their own; None where the stage's own ones do."""
+        if self.weights == "replay" and not self.predict:
+            return None
+        weights = {name: p.detach().clone() for name, p in _trained(stage).items()}
+        if self.predict and stage.optimizer:
+            far = stage.lr * self.delay(stage.index, stage.count)
+            for name, p in _trained(stage).items():
+                momentum = stage.optimizer.state.get(p, {}).get("momentum_buffer")
+                if momentum is not None:
+                    weights[name].sub_(momentum, alpha=far)
+        return {name: w.requires_grad_() for name, w in weights.items()}
+
+    def _backward(self, stage: Stage) -> Talk:
+        """Receive the gradient of the mini-batch that has been in flight for longest, pass it on, and update."""
+        flight, *rest = _flights(stage)
+        x, y = (stage.carry.pop(_key(flight, name)) for name in "xy")
+        g = stage.carry.pop(_key(flight, "g"), None)
+        if g is None:
+            g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
+        before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in _trained(stage).items()}
+        stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
+        if not rest:
+            stage.carry |= dict(zip(_USED, (y.detach(), g * len(g)), strict=True))
+
+        stage.zero_grad()
+        if y.grad_fn is None:
+            x = x.detach().requires_grad_(not stage.first)
+            y = self._forward_again(stage, flight, x, before)
+        if y.requires_grad:  # a first stage may have no weights
+            y.backward(stage.in_own_format(g))
+        if not stage.first:
+            assert x.grad is not None
+            yield Send(PREV, "g", x.grad, flight[1])
+        for name, p in _trained(stage).items():
+            if p.grad is None:
+                p.grad = before[name].grad
+            if self.compensation and p.grad is not None:
+                p.grad = p.grad + self.compensation * p.grad.square() * (p.detach() - before[name].detach())
+        self._update(stage)
+
+    def _forward_again(
+        self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The output with its graph, as a replay, or because a checkpoint could not keep it."""
+        epoch, step, number = flight
+        if self.weights != "replay":
+            for name, p in _trained(stage).items():
+                before[name] = torch.empty_like(p).copy_(before[name].detach()).requires_grad_()  # in the format of p
+        with stage.pass_again(number, (epoch, step)):
+            y = stage.forward(x, None if self.weights == "replay" else before)
+        if self.weights == "stale":
+            for name, p in _trained(stage).items():
+                before[name].data.copy_(p)
+        return y
+
+    def _update(self, stage: Stage) -> None:
+        if stage.frozen:
+            return
+        lr, power = stage.lr, 0.0
+        if self.lr_anneal:
+            power = 1.0 - min(int(stage.carry[_STEPS]) / self.lr_anneal, 1.0)
+        stage.set_lr(lr / self.delay(stage.index, stage.count) ** power)
+        with self._graphs_kept(stage):
+            stage.update()
+        stage.set_lr(lr)
+
+    def _graphs_kept(self, stage: Stage) -> AbstractContextManager[None]:
+        """An update inside leaves graphs valid that have saved the weights: "stale" goes backward with the new ones."""
+        if self.weights != "stale":
+            return nullcontext()
+        return torch.autograd._unsafe_preserve_version_counter(tuple(stage.parameters))
+
+
+def _flights(stage: Stage) -> list[tuple[int, ...]]:
+    """(epoch, step, pass) of the mini-batches in flight, the oldest one first."""
+    return [tuple(flight) for flight in stage.carry.get(_FLIGHTS, torch.empty(0, 3)).tolist()]
+
+
+def _key(flight: tuple[int, ...], name: str) -> str:
+    return f"stage/{'.'.join(map(str, flight))}/{name}"
+
+
+def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in stage.blocks.named_parameters() if p.requires_grad}

@@ -1,0 +1,99 @@
+"""Whole runs with delayed gradients: what the engine does around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.records import EpochRecord
+from hpcsplit.wire import lockstep
+from tests.checkpoint.conftest import STOP_AT_ONCE, Run
+from tests.engine.conftest import Make
+from tests.engine.small import CUTS, write_toml
+
+DELAYED: dict[str, Any] = {"method__name": "delayed", "schedule__ratio": "0:1", "schedule__warmup": 0}
+SEVEN_STEPS = {**DELAYED, "data__batch_size": 15, "schedule__epochs": 3}
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.records: list[EpochRecord] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, *_: object) -> None:
+        pass
+
+    def resumed(self, first_epoch: int) -> None:
+        pass
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.records.append(record)
+
+
+def trained(make: Make, stages: int, **changes: Any) -> tuple[dict[str, torch.Tensor], list[EpochRecord]]:
+    listener = Listener()
+    jobs = make(stages, listener, place=str(len(changes)), **changes)
+    lockstep.run([rank_program(job) for job in jobs])
+    return {name: t for job in jobs for name, t in job.stage.state().items()}, listener.records
+
+
+def test_one_stage_is_exact_training_with_its_augmentation(make: Make) -> None:
+    delayed, _ = trained(make, 1, **SEVEN_STEPS)
+    exact, _ = trained(make, 1, **SEVEN_STEPS | {"method__name": "backprop", "data__augment": True})
+    for name, t in delayed.items():
+        torch.testing.assert_close(t, exact[name], rtol=1e-5, atol=1e-7)  # the loss is a mean here, a share there
+
+
+def test_no_row_is_kept_and_no_pass_refreshes_any(make: Make) -> None:
+    jobs = make(3, Listener(), **SEVEN_STEPS)
+    assert all(job.store is None for job in jobs)
+    _, records = trained(make, 3, **SEVEN_STEPS, schedule__order="alternate")
+    assert [(r.phase, r.refresh_s) for r in records] == [("parallel", 0.0)] * 3
+
+
+@pytest.mark.parametrize("end", ["drain", "run"])
+def test_the_record_compares_the_delayed_gradient_with_the_exact_one(make: Make, end: str) -> None:
+    _, records = trained(make, 3, **SEVEN_STEPS, optim__lr=1e-6, method__epoch_end=end)
+    for record in records:
+        signals = [(s.label_signal, s.label_ratio, s.violation) for s in record.stages]
+        if end == "run" and record.epoch < 2:
+            assert signals[0][0] is None
+            continue
+        for k in (0, 1):
+            assert signals[k][0] == pytest.approx(1.0, abs=1e-3)
+            assert signals[k][1] == pytest.approx(1.0, abs=1e-2)
+        assert all(0 <= violation < 1e-3 for _, _, violation in signals)
+
+
+def test_the_signal_falls_with_the_learning_rate(make: Make) -> None:
+    _, slow = trained(make, 3, **SEVEN_STEPS, optim__lr=1e-3)
+    _, fast = trained(make, 3, **SEVEN_STEPS, optim__lr=0.2, run__seed=0)
+    low, high = fast[-1].stages[0].label_signal, slow[-1].stages[0].label_signal
+    assert low is not None
+    assert high is not None
+    assert low < high
+
+
+def test_the_frozen_control_trains_the_last_stage_only(make: Make) -> None:
+    jobs = make(2, Listener(), **SEVEN_STEPS, method__frozen=True)
+    before = [[p.detach().clone() for p in job.stage.parameters] for job in jobs]
+    lockstep.run([rank_program(job) for job in jobs])
+    moved = [
+        any(not torch.equal(p, old) for p, old in zip(job.stage.parameters, olds, strict=True))
+        for job, olds in zip(jobs, before, strict=True)
+    ]
+    assert moved == [False, True]
+
+
+@pytest.mark.parametrize("after", [2, 1, 4])
+def test_with_other_cuts_a_run_goes_on_without_what_was_in_flight(tmp_path: Path, after: int) -> None:
+    run = Run(write_toml(tmp_path / "c.toml", 3, **SEVEN_STEPS), tmp_path / "run")
+    assert run.go(*STOP_AT_ONCE) == 75
+    assert run.go("--split.cuts", CUTS[after], "--run.stages", after) == 0

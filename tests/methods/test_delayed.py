@@ -1,0 +1,301 @@
+"""Delayed gradients against whole-network autograd, and against a transcription of the recursion in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
+from torch import nn
+from torch.nn import functional as F
+
+from hpcsplit.methods.contract import Talk
+from hpcsplit.methods.delayed import Delayed
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire import lockstep
+
+STEPS, LR, MOMENTUM = 9, 0.2, 0.7
+Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+VARIANTS = ["stash", "replay", "stale"]
+
+
+def epoch(method: Delayed, stage: Stage, batches: Batches, *, goes_on: bool = False, number: int = 0) -> Talk:
+    """An epoch of one stage as the engine has it."""
+    for step, (images, labels) in enumerate(batches):
+        stage.at(number, step)
+        yield from method.step(stage, {}, batch_for(stage, images, labels))
+    yield from method.drain(stage, goes_on=goes_on)
+
+
+def run(method: Delayed, stages: Sequence[Stage], batches: Batches, **options: bool | int) -> None:
+    lockstep.run([epoch(method, stage, batches, **options) for stage in stages])
+
+
+def vectors(count: int = STEPS, width: int = 5) -> Batches:
+    """Mini-batches of vectors, the last one smaller."""
+    random = torch.Generator().manual_seed(count)
+    sizes = [4] * (count - 1) + [3]
+    return [
+        (torch.randn(n, width, dtype=torch.float64, generator=random), torch.randint(CLASSES, (n,), generator=random))
+        for n in sizes
+    ]
+
+
+def gradients_noted(stages: Sequence[Stage]) -> list[list[list[torch.Tensor]]]:
+    """For each stage the gradients of every update from now on."""
+    noted: list[list[list[torch.Tensor]]] = [[] for _ in stages]
+
+    def noting(stage: Stage, update: Callable[[], None]) -> Callable[[], None]:
+        def noted_update() -> None:
+            noted[stage.index].append([p.grad.clone() for p in stage.parameters if p.grad is not None])
+            update()
+
+        return noted_update
+
+    for stage in stages:
+        stage.update = noting(stage, stage.update)  # type: ignore[method-assign]
+    return noted
+
+
+@pytest.mark.parametrize("timetable", ["1f1b", "step"])
+@pytest.mark.parametrize("weights", VARIANTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_with_zero_learning_rate_the_gradient_is_the_exact_one(count: int, weights: str, timetable: str) -> None:
+    shape = (1, 6, 6)
+    parts = conv_parts(count, shape)
+    batches = [batch_of(shape, size) for size in (5, 6, 4, 7, 5, 3)]
+    stages = make_stages(parts, batches[0][0], lr=0.0)
+    noted = gradients_noted(stages)
+    run(Delayed(weights=weights, timetable=timetable), stages, batches)
+    whole = nn.Sequential(*parts)
+    for step, (images, labels) in enumerate(batches):
+        exact = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
+        delayed = [g for by_stage in noted for g in by_stage[step]]
+        for mine, theirs in zip(delayed, exact, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    assert [len(by_stage) for by_stage in noted] == [len(batches)] * count
+
+
+@dataclass
+class Layer:
+    """A stage of the transcription: weights and momentum after each of its updates, and what it has in flight."""
+
+    w: list[np.ndarray]
+    b: list[np.ndarray]
+    vw: np.ndarray
+    vb: np.ndarray
+    seen: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+
+
+def transcribed(
+    parts: Sequence[nn.Sequential],
+    batches: Batches,
+    delays: Sequence[int],
+    weights: str,
+    *,
+    predict: bool,
+    compensation: float,
+    anneal: int,
+) -> list[np.ndarray]:
+    """The recursion for tanh layers and a linear one on top, in global order; the final weights.
+
+    Mini-batch b goes through all stages with the weights that they have after max(0, b − d) updates; its gradient comes
+    back through all of them and is update number b of each.
+    """
+    layers = []
+    for part in parts:
+        w, b = (p.detach().numpy().copy() for p in part[0].parameters())
+        layers.append(Layer([w], [b], np.zeros_like(w), np.zeros_like(b)))
+    momenta: list[list[tuple[np.ndarray, np.ndarray]]] = [[(m.vw.copy(), m.vb.copy())] for m in layers]
+    for number, (images, labels) in enumerate(batches):
+        x = images.numpy()
+        kept = []
+        for k, layer in enumerate(layers):
+            version = max(0, number - delays[k])
+            wf, bf = layer.w[version], layer.b[version]
+            if predict:
+                vw, vb = momenta[k][version]
+                wf, bf = wf - delays[k] * LR * vw, bf - delays[k] * LR * vb
+            z = x @ wf.T + bf
+            y = np.tanh(z) if k + 1 < len(layers) else z
+            kept.append((x, y, wf, bf))
+            x = y
+        odds = np.exp(x - x.max(axis=1, keepdims=True))
+        g = (odds / odds.sum(axis=1, keepdims=True) - np.eye(CLASSES)[labels.numpy()]) / len(x)
+        for k in reversed(range(len(layers))):
+            layer, (x, y, wf, bf) = layers[k], kept[k]
+            w, b = layer.w[-1], layer.b[-1]
+            if weights == "replay" and k + 1 < len(layers):
+                y = np.tanh(x @ w.T + b)
+            slope = g * (1 - y**2) if k + 1 < len(layers) else g
+            gw, gb = slope.T @ x, slope.sum(axis=0)
+            g = slope @ (wf if weights == "stash" else w)
+            if compensation:
+                gw, gb = gw + compensation * gw**2 * (w - wf), gb + compensation * gb**2 * (b - bf)
+            done = min(number + 1 + delays[k], len(batches))  # steps that the stage has begun by then
+            power = 1 - min(done / anneal, 1) if anneal and delays[k] else 0
+            rate = LR / max(delays[k], 1) ** power
+            layer.vw, layer.vb = MOMENTUM * layer.vw + gw, MOMENTUM * layer.vb + gb
+            layer.w.append(w - rate * layer.vw)
+            layer.b.append(b - rate * layer.vb)
+            momenta[k].append((layer.vw, layer.vb))
+    return [value for layer in layers for value in (layer.w[-1], layer.b[-1])]
+
+
+@pytest.mark.parametrize(
+    ("weights", "options"),
+    [
+        ("stash", {}),
+        ("replay", {}),
+        ("stale", {}),
+        ("stash", {"predict": True}),
+        ("replay", {"predict": True}),
+        ("stash", {"compensation": 3.0}),
+        ("stash", {"lr_anneal": 6}),
+        ("stale", {"lr_anneal": 20}),
+    ],
+)
+@pytest.mark.parametrize(("count", "timetable"), [(1, "1f1b"), (2, "1f1b"), (3, "1f1b"), (4, "1f1b"), (3, "step")])
+def test_the_weights_are_those_of_the_recursion(count: int, timetable: str, weights: str, options: dict) -> None:
+    parts, batches = linear_parts(count), vectors()
+    delays = [(count - 1 - k) * (2 if timetable == "step" else 1) for k in range(count)]
+    stages = make_stages(parts, batches[0][0], lr=LR, momentum=MOMENTUM)
+    run(Delayed(weights=weights, timetable=timetable, **options), stages, batches)
+    expected = transcribed(
+        parts,
+        batches,
+        delays,
+        weights,
+        predict=options.get("predict", False),
+        compensation=options.get("compensation", 0.0),
+        anneal=options.get("lr_anneal", 0),
+    )
+    for mine, theirs in zip([p for s in stages for p in s.parameters], expected, strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_variants_differ() -> None:
+    ends = []
+    variants: list[dict] = [
+        *({"weights": weights} for weights in VARIANTS),
+        {"timetable": "step"},
+        {"predict": True},
+        {"compensation": 3.0},
+        {"lr_anneal": 6},
+    ]
+    for options in variants:
+        batches = vectors()
+        stages = make_stages(linear_parts(3), batches[0][0], lr=LR, momentum=MOMENTUM)
+        run(Delayed(**options), stages, batches)
+        ends.append(torch.cat([p.detach().flatten() for p in stages[0].parameters]))
+    for i, a in enumerate(ends):
+        assert all(float((a - b).abs().max()) > 1e-6 for b in ends[:i])
+
+
+@pytest.mark.parametrize("weights", VARIANTS)
+def test_batchnorm_takes_one_statistics_step_a_mini_batch(weights: str) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()) for _ in range(1)]
+    parts.append(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, CLASSES)))
+    parts = [part.double() for part in parts]
+    batches = [batch_of((1, 6, 6), size) for size in (5, 6, 7, 4)]
+    stages = make_stages(parts, batches[0][0], lr=0.0)
+    whole = nn.Sequential(*parts).train()
+    for stage in stages:
+        stage.blocks.train()
+    run(Delayed(weights=weights), stages, batches)
+    for images, _ in batches:
+        whole(images)
+    for stage, part in zip(stages, parts, strict=True):
+        for mine, theirs in zip(stage.blocks.buffers(), part.buffers(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+
+
+def test_a_replay_draws_the_same_random_numbers() -> None:
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5)), nn.Sequential(nn.Linear(5, CLASSES))]
+    parts = [part.double() for part in parts]
+    found = []
+    for weights in VARIANTS:
+        stages = make_stages(parts, vectors()[0][0], lr=0.0)
+        noted = gradients_noted(stages)
+        run(Delayed(weights=weights), stages, vectors())
+        found.append(noted[0])
+    assert any(float(g.abs().max()) for by_step in found[0] for g in by_step)
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("timetable", "factor"), [("1f1b", 1), ("step", 2)])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_stage_keeps_as_many_mini_batches_in_flight_as_its_delay(count: int, timetable: str, factor: int) -> None:
+    method, batches = Delayed(timetable=timetable), vectors(14)
+    stages = make_stages(linear_parts(count), batches[0][0])
+    most = [0] * count
+
+    def watched(stage: Stage) -> Talk:
+        for step, (images, labels) in enumerate(batches):
+            stage.at(0, step)
+            yield from method.step(stage, {}, batch_for(stage, images, labels))
+            most[stage.index] = max(most[stage.index], sum(key.endswith("/x") for key in stage.carry))
+        yield from method.drain(stage, goes_on=False)
+
+    lockstep.run([watched(stage) for stage in stages])
+    assert most == [factor * (count - 1 - k) for k in range(count)]
+    assert not [key for s in stages for key in s.carry if "/x" in key and "used" not in key]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_epochs_that_run_through_are_one_long_epoch(count: int) -> None:
+    method, batches = Delayed(epoch_end="run"), vectors()
+    ends = []
+    for pieces in ([batches], [batches[:4], batches[4:5], batches[5:]]):
+        stages = make_stages(linear_parts(count), batches[0][0])
+        for number, piece in enumerate(pieces):
+            run(method, stages, piece, goes_on=number + 1 < len(pieces), number=number)
+        ends.append([p.detach() for s in stages for p in s.parameters])
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weights", VARIANTS)
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_what_is_in_flight_goes_on_from_plain_values(weights: str, stop: int) -> None:
+    """As after a checkpoint: values without graphs, and every message received."""
+    method, batches = Delayed(weights=weights, timetable="step"), vectors()
+    ends = []
+    for pauses in (False, True):
+        stages = make_stages(linear_parts(3), batches[0][0], lr=LR)
+
+        def part(stage: Stage, begin: int, end: int) -> Talk:
+            for step in range(begin, end):
+                stage.at(0, step)
+                yield from method.step(stage, {}, batch_for(stage, *batches[step]))
+            yield from method.drain(stage, goes_on=False) if end == STEPS else method.settle(stage)
+
+        edges = [0, stop, STEPS] if pauses else [0, STEPS]
+        for begin, end in pairwise(edges):
+            lockstep.run([part(stage, begin, end) for stage in stages])
+            for stage in stages:
+                stage.carry = {name: t.detach().clone() for name, t in stage.carry.items()}
+        ends.append([p.detach() for s in stages for p in s.parameters])
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+
+
+def test_what_was_used_is_the_last_mini_batchs() -> None:
+    method, batches = Delayed(), vectors()
+    parts = linear_parts(2)
+    stages = make_stages(parts, batches[0][0], lr=0.0)
+    run(method, stages, batches)
+    images, labels = batches[-1]
+    y = parts[0](images)
+    (g,) = torch.autograd.grad(F.cross_entropy(parts[1](y), labels, reduction="sum"), y)
+    used = method.used(stages[0])
+    assert used is not None
+    torch.testing.assert_close(used, (y.detach(), g))
+    assert method.used(stages[0]) is None
+    assert method.used(stages[1]) is None

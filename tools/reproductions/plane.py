@@ -1,0 +1,132 @@
+"""The plane of accuracy and time (DS-SPH, Figure 5, with the methods that came after), declared.
+
+DS-SPH: Sun et al., "A Practical Layer-Parallel Training Algorithm for Residual Networks".
+"""
+
+from __future__ import annotations
+
+from tools.reproductions.declaring import Claim, Experiment, Plane, Row, Scale, Settings
+
+EXACT: Settings = {"method.name": "backprop"}
+PIPELINED: Settings = {**EXACT, "schedule.microbatches": 4}
+DELAYED: Settings = {"method.name": "delayed", "schedule.ratio": "0:1", "schedule.warmup": 0}
+TAIL: Settings = {"schedule.ratio": "2:13", "schedule.order": "parallel-first"}
+FROZEN: Settings = {"method.frozen": True}
+HYBRID: Settings = {
+    "method.beta": 100.0,
+    "method.downsample": 2,
+    "schedule.ratio": "1:4",
+    "schedule.order": "parallel-first",
+    "schedule.microbatches": 4,
+    "optim.clip": 1.0,
+}
+CUTS: dict[int, Settings] = {1: {}, 2: {"split.cuts": [3]}, 3: {"split.cuts": [2, 4]}}  # balanced by measured time
+SHARES = (0.8, 0.6, 0.4)
+VARIANTS: dict[str, tuple[str, Settings]] = {
+    "replay": ("forward once more", {"method.weights": "replay"}),
+    "stale": ("today's weights, kept activations", {"method.weights": "stale"}),
+    "step": ("2(K-1-k) steps old", {"method.timetable": "step"}),
+    "predict": ("predicted weights", {"method.predict": True}),
+    "compensated": ("compensation 1", {"method.compensation": 1.0}),
+    "annealed": ("learning rate annealed over 300 steps", {"method.lr_anneal": 300}),
+    "through": ("epochs run through", {"method.epoch_end": "run"}),
+}
+
+
+def exact_rows() -> tuple[Row, ...]:
+    rows = [
+        Row("exact", "exact, one core", EXACT, exact=True),
+        Row("exact-2", "exact, pipelined over 2 ranks, M = 4", {**PIPELINED, **CUTS[2]}, 2, exact=True),
+    ]
+    return tuple(
+        Row(f"{row.key}{end}", row.label + text, row.settings, row.stages, exact=True, share=share)
+        for row in rows
+        for end, text, share in (
+            ("", "", 1.0),
+            *((f"-{share:.1f}", f", {share:.0%} of the epochs", share) for share in SHARES),
+        )
+    )
+
+
+def delayed_rows(stages: int) -> tuple[Row, ...]:
+    def row(key: str, label: str, settings: Settings) -> Row:
+        text = f"delayed, {stages} stages{label}"
+        return Row(f"{key}-{stages}", text, {**DELAYED, **CUTS[stages], **settings}, stages)
+
+    return (
+        row("delayed", "", {}),
+        row("tail", ", exact tail of 2 epochs in 15", TAIL),
+        row("frozen", ", frozen control", FROZEN),
+        *(row(key, f", {label}", settings) for key, (label, settings) in VARIANTS.items()),
+    )
+
+
+def claims() -> tuple[Claim, ...]:
+    def gap(stages: int, points: float, key: str = "delayed", text: str = "") -> Claim:
+        return Claim(
+            f"delayed gradients in {stages} stages{text} cost at most {points} points of test accuracy",
+            f"{key}-{stages}",
+            "test_accuracy",
+            "exact",
+            above=-points,
+        )
+
+    measured = [row for row in ROWS if not row.exact and row.stages == 2]
+    return (
+        gap(2, 0.5),
+        gap(3, 1.0),
+        *(gap(stages, 0.3, "tail", " with an exact tail") for stages in (2, 3)),
+        *(
+            Claim(
+                f"delayed gradients teach the stages before the last one: {n} stages are above the frozen control",
+                f"delayed-{n}",
+                "test_accuracy",
+                f"frozen-{n}",
+                above=0.0,
+            )
+            for n in (2, 3)
+        ),
+        *(
+            Claim(f"above the early-stopping line: {row.label}", row.key, "lead_over_line", above=0.0)
+            for row in measured
+        ),
+    )
+
+
+ROWS = (
+    *exact_rows(),
+    *delayed_rows(2),
+    *delayed_rows(3),
+    Row("penalty-2", "1:4 hybrid, penalty, M = 4", {"method.name": "penalty", **HYBRID, **CUTS[2]}, 2),
+    Row("al-2", "1:4 hybrid, augmented Lagrangian, M = 4", {"method.name": "al", **HYBRID, **CUTS[2]}, 2),
+    Row("frozen-hybrid-2", "1:4 hybrid, frozen control", {"method.name": "penalty", **HYBRID, **CUTS[2], **FROZEN}, 2),
+)
+
+PLANE = Experiment(
+    name="plane",
+    title="Test accuracy against training time",
+    source="DS-SPH, Figure 5, with delayed gradients",
+    says="the hybrid's points lie above the line of exact training that is stopped early.",
+    hardware="the paper trains ResNet-110 for 200 epochs on V100 GPUs",
+    rows=ROWS,
+    claims=claims(),
+    small=Scale(
+        {
+            "model.name": "resnet14",
+            "data.pool": True,
+            "data.limit_train": 10_000,
+            "data.eval_train": 500,
+            "schedule.epochs": 15,
+        },
+        seeds=8,
+    ),
+    paper=Scale(seeds=8),
+    columns=("test_accuracy", "label_signal", "violation", "seconds", "lead_over_line"),
+    picture=Plane("test_accuracy"),
+    judged_by="test_accuracy",
+    notes=(
+        "every row is trained to the end of its own learning-rate schedule; the line joins exact training for fewer "
+        "epochs on no more ranks",
+        "a row with M = 4 normalises over 32 samples in its exact epochs",
+    ),
+)
