@@ -178,6 +178,7 @@ def make_source(config: Config, part: Part, data: Dataset, device: torch.device)
         data.std,
         seed=config.run.seed,
         flip=data.flip,
+        padding=2 if config.data.pool else 4,
         channels_last=config.run.channels_last,
         device=device,
     )

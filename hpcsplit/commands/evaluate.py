@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import Prepared, build_network, load_data, make_job, sizes
+from hpcsplit.assemble import Prepared, build_network, load_data, make_job, make_phases, sizes
 from hpcsplit.checkpoint.state import Tensors
 from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import Saved, find
 from hpcsplit.config import Config, Method
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.errors import CheckpointError
 from hpcsplit.records import EpochRecord, Records
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.wire import lockstep
 
 NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
@@ -65,7 +67,15 @@ def score(saved: Saved, weights: Tensors) -> Scores:
     blocks = len(build_network(config, meta=True))
     job = make_job(alone, Prepared((), (1.0,) * blocks, "", None), saved.run, 0, 1, device)
     job.stage.blocks.load_state_dict(weights, strict=True)
-    return lockstep.run([evaluate(job, bn=True)])[0]
+    return lockstep.run([evaluate(job, _phase(saved), bn=True)])[0]
+
+
+def _phase(saved: Saved) -> Phase:
+    """The kind of the checkpoint's last epoch, for a method that has exact ones only."""
+    if declared_methods()[saved.config.method.name].augments:
+        return "serial"
+    begun = make_phases(saved.config)[: saved.epochs_done + bool(saved.step)]
+    return begun[-1]
 
 
 def _record(saved: Saved) -> EpochRecord | None:

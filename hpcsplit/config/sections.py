@@ -25,7 +25,9 @@ class Data:
         unit="samples",
         low=0,
     )
-    augment: bool = option(True, "random crop with padding 4, and flips where the data set allows, in exact epochs")
+    augment: bool = option(
+        True, "random crop with padding 4 (2 with pool) and flips, where data set and method allow it"
+    )
     pool: bool = option(False, "average 2 x 2 pixels first (28 x 28 becomes 14 x 14)")
     eval_train: int = option(
         2000, "training samples for the loss and train_accuracy of each epoch; 0 uses all", unit="samples", low=0

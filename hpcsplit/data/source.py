@@ -13,7 +13,8 @@ class Source:
     """Hands out the samples of one part by id.
 
     The uint8 images stay on `device`; a batch is picked there, augmented if asked, converted once and normalised in
-    place: (pixel / 255 - mean) / std with `mean` and `std` float32 (C,).  `seed` and `flip` steer the augmentation.
+    place: (pixel / 255 - mean) / std with `mean` and `std` float32 (C,).  `seed`, `flip` and `padding` (pixels) steer
+    the augmentation.
     `channels_last` sets the memory format of batches of colour images; with one channel the two formats are the same
     bytes and the plain one is kept.
     """
@@ -26,6 +27,7 @@ class Source:
         *,
         seed: int,
         flip: bool,
+        padding: int = 4,
         channels_last: bool,
         device: torch.device | str,
     ) -> None:
@@ -38,6 +40,7 @@ class Source:
         self._scale = (255 * std).to(self._device, torch.float32).view(1, -1, 1, 1)
         self._seed = seed
         self._flip = flip
+        self._padding = padding
         self._format = torch.channels_last if channels_last and channels > 1 else torch.contiguous_format
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class Source:
         """
         picked = self._images.index_select(0, self._rows(ids))
         if augment:
-            picked = crop_flip(picked, ids, seed=self._seed, epoch=epoch, flip=self._flip)
+            picked = crop_flip(picked, ids, seed=self._seed, epoch=epoch, flip=self._flip, padding=self._padding)
         batch = picked.to(torch.float32, memory_format=self._format)
         return batch.sub_(self._centre).div_(self._scale)
 

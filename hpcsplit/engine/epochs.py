@@ -42,7 +42,7 @@ def _serial(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
     loop = _Loop(job, action, len(order), total, action.first_step)
     for step in range(action.first_step, len(order)):
         loop.enter(step)
-        batch = job.batch(order[step], epoch=action.epoch, augment=job.augment)
+        batch = job.batch(order[step], epoch=action.epoch, augment=job.augments("serial"))
         result = yield from job.exact.step(job.stage, {}, batch)
         loop.leave(step, result.tally)
         if (yield from loop.pauses(step)):
@@ -86,7 +86,7 @@ def _sweep(
         if step + 1 < len(order):
             upcoming = yield from _fetch(job, step + 1)
         copies = yield from receive_copies(job, len(order[step]), step)
-        batch = job.batch(order[step], epoch=action.epoch, augment=job.augment and job.method.augments)
+        batch = job.batch(order[step], epoch=action.epoch, augment=job.augments("parallel"))
         result = yield from method_step(job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if job.store and last:

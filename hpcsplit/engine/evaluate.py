@@ -11,6 +11,7 @@ import torch
 
 from hpcsplit.engine.forward import forward_pass
 from hpcsplit.engine.job import Images, Job
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.split.statistics import FreshStatistics
 from hpcsplit.wire.port import Share, Verb
 
@@ -28,8 +29,13 @@ class Scores:
     test_accuracy_bn: float | None
 
 
-def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
-    """Evaluate on the test set and on the first `eval_train_size` training samples, without augmentation."""
+def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores]:
+    """Evaluate on the test set and on the first `eval_train_size` training samples, without augmentation.
+
+    Args:
+        phase: of the last epoch: BatchNorm statistics are re-estimated on images as they were in it.
+        bn: re-estimate them, too.
+    """
     job.where = "evaluation"
     job.stage.blocks.eval()
     loss, train_accuracy = yield from _score(job, job.train, job.in_order(job.eval_train_size))
@@ -40,7 +46,7 @@ def evaluate(job: Job, *, bn: bool) -> Generator[Verb, Any, Scores]:
         job.stage.blocks.train()
         fresh = FreshStatistics(job.stage.blocks)
         order = job.measured()[:BN_BATCHES]
-        yield from forward_pass(job, order, lambda step, ids, x, y: None)
+        yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
         job.stage.blocks.eval()
         _, accuracy_bn = yield from _score(job, job.test, test)
         fresh.restore()

@@ -16,7 +16,7 @@ Visit = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor], None]
 
 
 def forward_pass(
-    job: Job, order: Sequence[np.ndarray], visit: Visit, *, source: Images | None = None
+    job: Job, order: Sequence[np.ndarray], visit: Visit, *, source: Images | None = None, augment: bool = False
 ) -> Generator[Verb, Any, None]:
     """Run every batch through the whole network in the blocks' present mode, without gradients.
 
@@ -26,7 +26,7 @@ def forward_pass(
     stage = job.stage
     for step, ids in enumerate(order):
         if stage.first:
-            x = (job.train if source is None else source).images(ids)
+            x = (job.train if source is None else source).images(ids, augment=augment)
         else:
             x = yield Recv(PREV, "forward", (len(ids), *stage.in_shape), stage.dtype, step)
         y = stage.infer(x)

@@ -123,6 +123,10 @@ class Job:
             return STOP
         return SAVE if self.rank == 0 and self.save_policy.clock_due(time.monotonic() - self.saved_at) else 0
 
+    def augments(self, phase: Phase) -> bool:
+        """Whether the images of such an epoch are cropped and flipped."""
+        return self.augment and (phase == "serial" or self.method.augments)
+
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> list[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
         if parallel and self.method.full_batch:

@@ -43,7 +43,7 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         batch = job.batch(job.measured()[0])
     else:
         last = job.epoch_batches(action.epoch, parallel=True)[-1]
-        batch = job.batch(last, epoch=action.epoch, augment=job.augment and method.augments)
+        batch = job.batch(last, epoch=action.epoch, augment=job.augments(action.phase))
 
     x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
     x = x.requires_grad_()

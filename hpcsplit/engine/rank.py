@@ -111,7 +111,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     evaluation_began = time.perf_counter()
 
     last_epoch = action.epoch + 1 == len(job.plan)
-    scores = yield from evaluate(job, bn=action.phase == "parallel" or last_epoch)
+    scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or last_epoch)
     if not (math.isfinite(scores.loss) and math.isfinite(scores.test_loss)):
         raise NumericalError(
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "

@@ -62,12 +62,12 @@ def test_the_full_batch_is_plain_gradient_descent(make: Make, stages: int, micro
 
 def test_forward_passes_take_the_full_batch_in_pieces(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = make(2, data__batch_size=0)
-    at_once = lockstep.run([evaluate(job, bn=False) for job in jobs])[0]
+    at_once = lockstep.run([evaluate(job, "serial", bn=False) for job in jobs])[0]
     assert [len(ids) for ids in jobs[0].in_order(2500)] == [100] * 25
     monkeypatch.setattr(job_module, "FORWARD_ROWS", 48)
     assert [len(ids) for ids in jobs[0].in_order(100)] == [48, 48, 4]
     assert [len(ids) for ids in jobs[0].epoch_batches(0)] == [100]
-    in_pieces = lockstep.run([evaluate(job, bn=False) for job in jobs])[0]
+    in_pieces = lockstep.run([evaluate(job, "serial", bn=False) for job in jobs])[0]
     assert (in_pieces.train_accuracy, in_pieces.test_accuracy) == (at_once.train_accuracy, at_once.test_accuracy)
     assert in_pieces.loss == pytest.approx(at_once.loss, rel=1e-5)
 
