@@ -223,7 +223,7 @@ def make_job(
     method = build_method(config)
     stage = make_stage(config, net, index, count, prepared.cuts, device)
     method.prepare(stage)
-    data = load_data(config) if stage.first or stage.last else None
+    data = load_data(config) if stage.first or stage.last or method.images else None
     train_size, test_size = sizes(config)
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     train: Images = make_source(config, data.train, data, device) if data else Nowhere()

@@ -109,6 +109,11 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
             "set data.batch_size = 0"
         )
+    if method.images and config.method.options.get("refresh_every"):
+        raise ConfigError(
+            f"method.refresh_every = {config.method.options['refresh_every']}: {method.name} keeps no variables that "
+            "could be refreshed; leave it out"
+        )
     _check_corrections(config)
     grow = config.method.options.get("grow")
     if grow and (list(grow) != sorted(set(grow)) or grow[-1] != config.model.depth):

@@ -29,6 +29,7 @@ class DeclaredMethod:
     full_batch: bool = False
     one_batch: bool = False
     augments: bool = False
+    images: bool = False
     network: str = ""
     stages: int = 0
 
@@ -37,22 +38,28 @@ class DeclaredMethod:
 def declared_methods() -> dict[str, DeclaredMethod]:
     """Every method in methods/*.py by name."""
     found: dict[str, DeclaredMethod] = {}
-    for path in sorted(METHODS_DIR.glob("*.py")):
-        classes: dict[str, tuple[Option, ...]] = {}
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.ClassDef):
-                continue
-            inherited = [o for base in node.bases if isinstance(base, ast.Name) for o in classes.get(base.id, ())]
-            own = _own_options(node)
-            options = (*(o for o in inherited if o.name not in {p.name for p in own}), *own)
-            classes[node.name] = options
-            for mark in node.decorator_list:
-                if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
-                    name = ast.literal_eval(mark.args[0])
-                    facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
-                    summary = (ast.get_docstring(node) or name).splitlines()[0]
-                    module = f"hpcsplit.methods.{path.stem}"
-                    found[name] = DeclaredMethod(name, module, node.name, summary, options, **facts)
+    classes = {
+        node.name: (node, path.stem)
+        for path in sorted(METHODS_DIR.glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def options_of(name: str) -> tuple[Option, ...]:
+        """Those of the bases, in whatever file, then its own."""
+        node, _ = classes[name]
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+        own = _own_options(node)
+        return (*(o for base in bases for o in options_of(base) if o.name not in {p.name for p in own}), *own)
+
+    for node, stem in classes.values():
+        for mark in node.decorator_list:
+            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
+                name = ast.literal_eval(mark.args[0])
+                facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
+                summary = (ast.get_docstring(node) or name).splitlines()[0]
+                module = f"hpcsplit.methods.{stem}"
+                found[name] = DeclaredMethod(name, module, node.name, summary, options_of(node.name), **facts)
     return found
 
 

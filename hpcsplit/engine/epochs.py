@@ -86,7 +86,7 @@ def _sweep(
         if step + 1 < len(order):
             upcoming = yield from _fetch(job, step + 1)
         copies = yield from receive_copies(job, len(order[step]), step)
-        batch = job.batch(order[step], epoch=action.epoch, augment=job.augments("parallel"))
+        batch = job.batch(order[step], phase="parallel", epoch=action.epoch, augment=job.augments("parallel"))
         result = yield from method_step(job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if job.store and last:

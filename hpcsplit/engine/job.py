@@ -141,14 +141,14 @@ class Job:
         """The first `size` samples in mini-batches for forward passes alone, in their own order."""
         return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS))
 
-    def batch(self, ids: np.ndarray, *, source: Images | None = None, epoch: int = 0, augment: bool = False) -> Batch:
-        """The mini-batch as this stage sees it."""
-        source = self.train if source is None else source
+    def batch(self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False) -> Batch:
+        """The mini-batch of training samples as this stage sees it in such an epoch."""
+        sees = self.stage.first or (phase == "parallel" and self.method.images)
         return Batch(
             ids,
             len(ids),
-            x=source.images(ids, epoch=epoch, augment=augment) if self.stage.first else torch.empty(0),
-            y=source.labels(ids) if self.stage.last else torch.empty(0),
+            x=self.train.images(ids, epoch=epoch, augment=augment) if sees else torch.empty(0),
+            y=self.train.labels(ids) if self.stage.last else torch.empty(0),
             total=self.train_size,
         )
 

@@ -43,7 +43,7 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         batch = job.batch(job.measured()[0])
     else:
         last = job.epoch_batches(action.epoch, parallel=True)[-1]
-        batch = job.batch(last, epoch=action.epoch, augment=job.augments(action.phase))
+        batch = job.batch(last, phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
 
     x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
     x = x.requires_grad_()
@@ -58,19 +58,19 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         result = Signals(1.0, 1.0, None, None)
     else:
         result = Signals(None, None, None, None)
-    if not has_variables:
+    if has_variables and have_aux:
+        rows = job.store.peek(batch.ids) if job.store else {}
+        rows = {name: t.to(stage.device) for name, t in rows.items()}
+        yield from send_copies(job, rows, 0)
+        aux: Aux = rows | (yield from receive_copies(job, batch.size, 0))
+    elif method.images and action.phase == "parallel":
+        aux = yield from method.made(stage, batch)
+    else:
         used = method.used(stage)
         return _compare_used(*used, y.detach(), exact) if used else result
-    if not have_aux:
-        return result
-
-    rows = job.store.peek(batch.ids) if job.store else {}
-    rows = {name: t.to(stage.device) for name, t in rows.items()}
-    yield from send_copies(job, rows, 0)
-    copies = yield from receive_copies(job, batch.size, 0)
     if stage.last:
         return result
-    return _compare(stage, method, rows | copies, x.detach(), y.detach().float(), exact.float())
+    return _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float())
 
 
 def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ def method(
     full_batch: bool = False,
     one_batch: bool = False,
     augments: bool = False,
+    images: bool = False,
     network: str = "",
     stages: int = 0,
 ) -> Callable[[Class], Class]:
@@ -40,13 +41,14 @@ def method(
             variables go on from iteration to iteration, so exact epochs can only come before all of them.
         one_batch: a step needs all samples together.
         augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
+        images: every stage computes with the images in parallel epochs, not only the first one.
         network: the only `model.name` that it trains, or "".
         stages: the largest number of stages; 0 has no limit.
     """
 
     def mark(cls: Class) -> Class:
         cls.name, cls.parallel = name, parallel  # type: ignore[attr-defined]
-        cls.full_batch, cls.augments = full_batch, augments  # type: ignore[attr-defined]
+        cls.full_batch, cls.augments, cls.images = full_batch, augments, images  # type: ignore[attr-defined]
         return cls
 
     return mark
@@ -106,7 +108,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Batch:
-    """A mini-batch as one stage sees it: images `x` on the first stage, labels `y` on the last; empty elsewhere.
+    """A mini-batch as one stage sees it: images `x` on the first stage (on all, where the method asks for that), labels
+    `y` on the last; empty elsewhere.
 
     `total` is the number of training samples that it was taken from.
     """
@@ -156,6 +159,7 @@ class TrainingMethod(ABC):
 
     full_batch = False
     augments = False
+    images = False
 
     @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -196,6 +200,11 @@ class TrainingMethod(ABC):
         """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
         message on its way."""
         yield from ()
+
+    def made(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, Aux]:
+        """For methods whose variables are functions of the images: their values, and the neighbours' copies."""
+        yield from ()
+        return {}
 
     def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
         """For methods without variables: what the stage has taken for its output on the last mini-batch of a parallel

@@ -117,8 +117,6 @@ class Delayed(TrainingMethod):
             key, y = _key(flight, "g"), stage.carry[_key(flight, "y")]
             if key not in stage.carry:
                 stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
-        # Evaluation writes BatchNorm's statistics, which the graphs have saved, so they are made again afterwards.
-        stage.carry |= {_key(flight, "y"): stage.carry[_key(flight, "y")].detach() for flight in flights}
 
     def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
         if goes_on and self.epoch_end == "run":

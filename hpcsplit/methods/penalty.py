@@ -58,6 +58,9 @@ class Penalty(TrainingMethod):
     )
     eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
     downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
+    refresh_every: int = option(
+        0, "parallel epochs after which a forward pass starts the variables anew; 0: at switches only", low=0
+    )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
@@ -72,6 +75,9 @@ class Penalty(TrainingMethod):
         except OverflowError:
             grown = limit
         return dataclasses.replace(self, beta=grown)
+
+    def restarts(self, parallel_epoch: int) -> bool:
+        return bool(self.refresh_every) and parallel_epoch % self.refresh_every == 0
 
     def curvature(
         self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype

@@ -7,12 +7,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FreshStatistics:
-    """From its making until `restore` or `step`, running statistics are the mean over the training passes meanwhile."""
+    """From its making until `restore` or `step`, running statistics are the mean over the training passes meanwhile.
+
+    They are other tensors: graphs that wait for their backward pass have saved the ones before.
+    """
 
     def __init__(self, blocks: nn.Module) -> None:
         norms = [m for m in blocks.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
-        self._before = [(norm, norm.momentum, [b.detach().clone() for b in norm.buffers()]) for norm in norms]
-        for norm in norms:
+        self._before = [(norm, norm.momentum, dict(norm.named_buffers())) for norm in norms]
+        for norm, _, old in self._before:
+            for name, buffer in old.items():
+                setattr(norm, name, buffer.detach().clone())
             norm.momentum = None  # torch's word for the mean over all passes since the reset
             norm.reset_running_stats()
 
@@ -20,18 +25,19 @@ class FreshStatistics:
         """The statistics before, as they were."""
         for norm, momentum, old in self._before:
             norm.momentum = momentum
-            for buffer, value in zip(norm.buffers(), old, strict=True):
-                buffer.copy_(value)
+            for name, buffer in old.items():
+                setattr(norm, name, buffer)
 
     def step(self) -> None:
         """The statistics before, moved once towards the mean of the passes: several passes count as one mini-batch.
 
         A plain loop would move them with every pass, and forget earlier mini-batches so much faster.
         """
-        for norm, momentum, (old_mean, old_var, count) in self._before:
-            norm.momentum = momentum
-            weight = 1.0 / (int(count) + 1) if momentum is None else momentum
+        fresh = [list(norm.buffers()) for norm, _, _ in self._before]
+        self.restore()
+        for (norm, momentum, _), (new_mean, new_var, _) in zip(self._before, fresh, strict=True):
             mean, var, passes = norm.buffers()
-            mean.copy_(old_mean.lerp(mean, weight))
-            var.copy_(old_var.lerp(var, weight))
-            passes.copy_(count + 1)
+            passes += 1
+            weight = 1.0 / int(passes) if momentum is None else momentum
+            mean.lerp_(new_mean, weight)
+            var.lerp_(new_var, weight)

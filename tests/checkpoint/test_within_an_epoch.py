@@ -39,6 +39,7 @@ def stopped_all_the_time(run: Run, *overrides: object) -> int:
         ("delayed", 3, {"method__weights": "stale", "method__epoch_end": "run", "run__channels_last": True}),
         ("delayed", 3, {"method__timetable": "step", "method__epoch_end": "run", "method__lr_anneal": 9}),
         ("delayed", 4, {"run__precision": "bfloat16", "method__compensation": 0.1}),
+        ("auxnet", 3, {"method__multiplier": True, "method__aux_warmup": 5, "method__aux_width": 4}),
     ],
 )
 def test_it_ends_with_the_weights_of_one_never_stopped(tmp_path: Path, method: str, stages: int, changes: dict) -> None:

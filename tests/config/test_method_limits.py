@@ -35,6 +35,7 @@ def changed(tree: Tree, **changes: Any) -> Tree:
 DLADMM = changed(PDADMM, method__name="dladmm", data__batch_size=0)
 
 DELAYED = changed(PDADMM, method__name="delayed")
+AUXNET = changed(PDADMM, method__name="auxnet")
 
 REFUSED = [
     (changed(DELAYED, method__predict=True, method__weights="stale"), r'predict = true: with .*"stale" .* "stash"'),
@@ -42,6 +43,8 @@ REFUSED = [
     (changed(DELAYED, method__predict=True, optim__momentum=0.0), r"optim\.momentum = 0\. Take sgd with a momentum"),
     (changed(DELAYED, method__compensation=1.0, method__weights="replay"), r'compensation = 1 .* is "replay"; take'),
     (changed(DELAYED, method__compensation=-1.0), r"compensation = -1\.0 is below its smallest value 0"),
+    (changed(AUXNET, method__refresh_every=2), r"refresh_every = 2: auxnet keeps no variables .* leave it out"),
+    (changed(AUXNET, method__aux_width=0), r"aux_width = 0 is below its smallest value 1"),
     (changed(DELAYED, method__weights="none"), r"weights = 'none' is not one of stash, replay, stale"),
     (changed(PDADMM, model__name="resnet20"), r'model\.name = "resnet20": pdadmm works layer by layer .* "mlp" only'),
     (changed(DLADMM, model__name="cnn"), r'model\.name = "cnn": dladmm works layer by layer .* "mlp" only'),

@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_whole_network(trained: list[Job]) -> None:
     net = unhooked(whole(trained))
     loss, train_accuracy = loss_and_accuracy(net, trained, "train", 50)
     test_loss, test_accuracy = loss_and_accuracy(net, trained, "test", 60)
-    for scores in everyone(trained, evaluate, bn=False):
+    for scores in everyone(trained, evaluate, "parallel", bn=False):
         assert scores.loss == pytest.approx(loss, rel=1e-5)
         assert scores.test_loss == pytest.approx(test_loss, rel=1e-5)
         assert scores.train_accuracy == pytest.approx(train_accuracy)
@@ -119,14 +119,14 @@ def test_statistics_are_re_estimated_as_a_cumulative_mean(trained: list[Job]) ->
         predicted = net.eval()(samples(trained, "test", torch.arange(60).numpy())[0]).argmax(1)
     assert len(predicted.unique()) > 2, "this case cannot tell one network from another"
     trained[-1].test = Relabelled(predicted)
-    scores: Scores = everyone(trained, evaluate, bn=True)[0]
+    scores: Scores = everyone(trained, evaluate, "parallel", bn=True)[0]
     assert scores.test_accuracy_bn == 1.0
     assert scores.test_accuracy < 0.9
 
 
 def test_evaluation_leaves_no_trace(trained: list[Job]) -> None:
     before = everything(trained)
-    everyone(trained, evaluate, bn=True)
+    everyone(trained, evaluate, "parallel", bn=True)
     assert all(torch.equal(a, b) for a, b in zip(before, everything(trained), strict=True))
     norms = [m for job in trained for m in job.stage.blocks.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.1}
@@ -193,7 +193,7 @@ def exact_gradients(jobs: Sequence[Job], ids: Any) -> list[torch.Tensor]:
 
 
 def probed(jobs: Sequence[Job]) -> list[Signals]:
-    return everyone(jobs, probe, 0, True)
+    return everyone(jobs, probe, Train(0, "parallel", 0), True)
 
 
 @pytest.mark.parametrize(("factor", "signal"), [(1.0, 1.0), (2.0, 1.0), (-0.5, -1.0)])
@@ -245,7 +245,7 @@ def test_the_probe_leaves_no_trace(make: Make) -> None:
 
 
 def test_before_any_parallel_epoch_there_is_nothing_to_compare(make: Make) -> None:
-    found = everyone(make(2, store__kind="memory"), probe, 0, False)
+    found = everyone(make(2, store__kind="memory"), probe, Train(0, "parallel", 0), False)
     assert found[0] == Signals(None, None, None, None)
 
 

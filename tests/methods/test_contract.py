@@ -61,7 +61,7 @@ def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
     (stage,) = make_stages([net], images, lr=0.05, clip=0.5)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.05, momentum=0.9)
     for _ in range(4):
-        lockstep.run([one_step(method, stage, {}, batch_for(stage, images, labels))])
+        lockstep.run([one_step(method, stage, {}, batch_for(stage, images, labels, method))])
         optimizer.zero_grad()
         F.cross_entropy(whole(images), labels).backward()
         nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
@@ -76,7 +76,10 @@ def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: Traini
     rows = random_rows(method, stages, len(images))
     heard: list = []
     results = lockstep.run(
-        [listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)), heard) for s in stages]
+        [
+            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard)
+            for s in stages
+        ]
     )
     assert bool(heard) == (len(stages) > 1)
     assert all(isinstance(verb, Send | Recv) for verb in heard)
@@ -91,7 +94,7 @@ def test_a_step_sends_what_the_method_declares(declared: DeclaredMethod, method:
     heard: list[list] = [[] for _ in stages]
     lockstep.run(
         [
-            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)), heard[s.index])
+            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard[s.index])
             for s in stages
         ]
     )
@@ -111,7 +114,7 @@ def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
-    programs = [one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels)) for s in stages]
+    programs = [one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)) for s in stages]
     for stage, result in zip(stages, lockstep.run(programs), strict=True):
         own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place)}
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
@@ -125,7 +128,9 @@ def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: Tra
     rows = random_rows(method, stages, len(images))
     given = [aux_of(s, rows, method) for s in stages]
     kept = copy.deepcopy((given, images, labels, weights(stages)))
-    lockstep.run([one_step(method, s, a, batch_for(s, images, labels)) for s, a in zip(stages, given, strict=True)])
+    lockstep.run(
+        [one_step(method, s, a, batch_for(s, images, labels, method)) for s, a in zip(stages, given, strict=True)]
+    )
     now = (given, images, labels, weights(stages))
     torch.testing.assert_close(now[:3], kept[:3], rtol=0, atol=0)
     if not declared.full_batch:

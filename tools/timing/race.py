@@ -23,7 +23,8 @@ keep_freed_memory()  # before torch: the cuts are measured here
 import torch  # noqa: E402
 
 from hpcsplit.assemble import build_network  # noqa: E402
-from hpcsplit.config import Config, resolve  # noqa: E402
+from hpcsplit.config import resolve  # noqa: E402
+from hpcsplit.config.option import show  # noqa: E402
 from hpcsplit.prepare import choose_cuts  # noqa: E402
 from hpcsplit.split.cuts import ranges  # noqa: E402
 from tools.program import ROOT  # noqa: E402
@@ -143,10 +144,11 @@ def run(name: str, args: argparse.Namespace, ways: Sequence[Way], split: Turned 
 def _measured(
     args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
 ) -> tuple[dict[str, Any], list[str]]:
-    config, balance = _config_for(args, network)
+    settings, balance = _settings_for(args, network)
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         folder = Path(name)
-        (folder / "bench.toml").write_text(config.to_toml(origins=False), encoding="utf-8")
+        lines = [f"{section}.{key} = {show(v)}\n" for section, keys in settings.items() for key, v in keys.items()]
+        (folder / "bench.toml").write_text("".join(lines), encoding="utf-8")
         players = [way.contender(folder / "bench.toml", args.steps) for way in ways]
         play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
     rows = []
@@ -155,7 +157,7 @@ def _measured(
             rows.append(row(part, players) | {"label": way.label + part.label})
             if "of_the_limit" in rows[-1]:
                 rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
-    cuts = list(config.split.cuts)
+    cuts = settings["split"]["cuts"]
     title = (
         f"{network}, batch {args.batch}, {args.precision}, {args.device}, cut {cuts} (balance {balance:.2f}), "
         f"{args.steps} steps a turn, n = {args.rounds}"
@@ -165,30 +167,21 @@ def _measured(
     return found | {"balance": balance, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
 
 
-def _config_for(args: argparse.Namespace, network: str) -> tuple[Config, float]:
+def _settings_for(args: argparse.Namespace, network: str) -> tuple[dict[str, dict[str, Any]], float]:
     """Two stages, cut where the measured times of the blocks balance best; the speed-up that this balance allows."""
-
-    def make(cuts: str | list[int]) -> Config:
-        raw: dict[str, dict[str, Any]] = {
-            "data": {
-                "name": "fake",
-                "limit_train": args.batch * args.steps,
-                "batch_size": args.batch,
-                "augment": False,
-            },
-            "model": {"name": network},
-            "split": {"cuts": cuts},
-            "method": {"name": "penalty"},
-            "schedule": {"epochs": 1000},
-            "run": {"threads": 1, "device": args.device, "precision": args.precision, "baseline": False},
-        }
-        return resolve(raw, (), stem="bench", source="tools/bench")
-
-    config = make("time")
+    settings: dict[str, dict[str, Any]] = {
+        "data": {"name": "fake", "limit_train": args.batch * args.steps, "batch_size": args.batch, "augment": False},
+        "model": {"name": network},
+        "split": {"cuts": "time"},
+        "method": {"name": "penalty"},
+        "schedule": {"epochs": 1000},
+        "run": {"threads": 1, "device": args.device, "precision": args.precision, "baseline": False},
+    }
+    config = resolve(settings, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
     cuts, costs = choose_cuts(config, build_network(config), RANKS, measure=True)
     slowest = max(sum(costs[i] for i in part) for part in ranges(cuts, len(costs)))
-    return make(list(cuts)), sum(costs) / slowest
+    return settings | {"split": {"cuts": list(cuts)}}, sum(costs) / slowest
 
 
 def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whole runs with delayed gradients: what the engine does around them."""
+"""Whole runs of methods that keep no rows, and of one that refreshes them: what the engine does around them."""
 
 from __future__ import annotations
 
@@ -97,3 +97,23 @@ def test_with_other_cuts_a_run_goes_on_without_what_was_in_flight(tmp_path: Path
     run = Run(write_toml(tmp_path / "c.toml", 3, **SEVEN_STEPS), tmp_path / "run")
     assert run.go(*STOP_AT_ONCE) == 75
     assert run.go("--split.cuts", CUTS[after], "--run.stages", after) == 0
+
+
+def test_auxiliary_networks_are_compared_with_the_exact_network(make: Make) -> None:
+    changes = {"method__name": "auxnet", "method__aux_warmup": 2, "method__aux_width": 4, "schedule__ratio": "1:2"}
+    jobs = make(3, Listener(), **changes)
+    assert all(job.store is None for job in jobs)
+    _, records = trained(make, 3, **changes, data__batch_size=15)
+    for record in records:
+        if record.phase == "parallel":
+            assert record.refresh_s == 0.0
+            assert all(s.label_signal is not None and s.violation is not None for s in record.stages)
+            assert all(s.violation > 0 for s in record.stages[1:] if s.violation is not None)
+
+
+def test_variables_are_refreshed_every_so_many_parallel_epochs(make: Make) -> None:
+    changes = {"method__name": "penalty", "schedule__ratio": "0:1", "schedule__epochs": 6, "schedule__warmup": 1}
+    _, records = trained(make, 2, **changes, method__refresh_every=2, store__kind="memory")
+    assert [bool(record.refresh_s) for record in records] == [False, True, False, True, False, True]
+    _, once = trained(make, 2, **changes, store__kind="memory")
+    assert [bool(record.refresh_s) for record in once] == [False, True, False, False, False, False]
