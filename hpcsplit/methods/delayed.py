@@ -3,11 +3,11 @@
 Stage k of K takes mini-batch b forward as soon as its input is there, passes the output on at once, and goes backward
 when the gradient of b has come back, d steps later.  Nothing waits for a pipeline to run empty, no sample keeps
 variables, so mini-batches are augmented as in exact training.  K = 3 in 1F1B order, time to the right, a backward pass
-twice as long as a forward one:
+twice as long as a forward one; after the beginning no stage ever waits:
 
-    stage 0   F0 F1 F2 .. .. .. B0---F3 B1---F4 B2---
-    stage 1   .. F0 F1 .. B0---F2 B1---F3 B2---
-    stage 2   .. .. F0 B0---F1 B1---F2 B2---
+    stage 0   F0 F1 F2 .  .  .  .  B0 -  F3 B1 -  F4 B2 -  F5 B3 -
+    stage 1   .  F0 F1 .  .  B0 -  F2 B1 -  F3 B2 -  F4 B3 -  F5 B4
+    stage 2   .  .  F0 B0 -  F1 B1 -  F2 B2 -  F3 B3 -  F4 B4 -  F5
 
     timetable   d            a message has        source
     "1f1b"      K-1-k        part of a step       PipeDream (Narayanan et al. 2019); DDG's and Features Replay's delays

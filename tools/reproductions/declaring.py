@@ -39,11 +39,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it is run: settings over those of the rows, seeds 0 … n-1, and the groups (all, if empty)."""
+    """How much of it is run: settings over those of the rows, seeds 0 … n-1, the groups (all, if empty), and cuts by
+    the number of stages where the network is another one than in the file."""
 
     settings: Settings = field(default_factory=dict)
     seeds: int = 1
     groups: tuple[str, ...] = ()
+    cuts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tools.reproductions.declaring import Against, Claim, Curves, Experiment, Row, Scale, Settings
 from tools.reproductions.plane import PLANE
+from tools.reproductions.steps import STEPS
 
 # ------------------------------------------------------------------------------------------------ what is trained
 
@@ -481,5 +482,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         PDADMM_WIDTH,
         PDADMM_LAYERS,
         PLANE,
+        STEPS,
     )
 }

@@ -109,7 +109,7 @@ def tasks_of(
 ) -> list[Task]:
     """All runs, seed by seed.  A row with more stages than cores runs in turn on one core; where timings are the point
     it is left out, as are copies for which there are too few cores."""
-    tasks = []
+    tasks, cuts = [], experiment.scale(scale).cuts
     for seed in range(seeds):
         for row in rows:
             measured = row.stages <= cores
@@ -118,6 +118,7 @@ def tasks_of(
             settings = {
                 **row.settings,
                 **experiment.scale(scale).settings,
+                **({"split.cuts": cuts[row.stages]} if row.stages in cuts else {}),
                 **extra,
                 "run.seed": seed,
                 "run.threads": 1,
