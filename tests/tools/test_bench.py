@@ -11,7 +11,7 @@ import pytest
 from tools.benchmarks import page
 from tools.benchmarks.hybrid import charged_or_not
 from tools.program import marked
-from tools.timing.race import DDP, PARALLEL, exact, row
+from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, exact, row
 from tools.timing.table import write
 from tools.timing.turns import Contender, play
 
@@ -76,6 +76,18 @@ def test_a_pipeline_is_bound_by_its_bubble_and_the_balance() -> None:
     assert exact(4).bound(balance=2.0) == pytest.approx(4 / 5)
     assert PARALLEL.bound(balance=1.8) == pytest.approx(0.9)
     assert DDP.bound(balance=1.8) == 1.0
+
+
+def test_controls_take_part_in_every_group() -> None:
+    ways = [ONE, COPIES, DDP, PARALLEL, exact(2), exact(4), exact(8)]
+    groups = at_once(ways, 2)
+    assert [[way.name for way in group] for group in groups] == [
+        ["one", "copies", "ddp", "parallel"],
+        ["one", "copies", "exact-2", "exact-4"],
+        ["one", "copies", "exact-8"],
+    ]
+    assert at_once([ONE], 2) == [[ONE]]
+    assert at_once([DDP, PARALLEL], 4) == [[DDP, PARALLEL]]
 
 
 def test_the_hybrid_is_shown_with_and_without_its_refresh() -> None:

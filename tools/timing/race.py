@@ -1,7 +1,8 @@
 """A race: one network, one mini-batch, several ways to train it on two cores (or devices), in turns, and the table.
 
-All ways are started first and then take turns, so that a slow minute of the machine strikes all.  Every one has the
-same network, images, mini-batch, precision, memory format, optimizer and memory allocator (hpcsplit/allocator.py).
+A few ways are started, with the controls, and take turns, so that a slow minute of the machine strikes all of them;
+then come the next few with controls of their own.  Every one has the same network, images, mini-batch, precision,
+memory format, optimizer and memory allocator (hpcsplit/allocator.py).
 One that fails or hangs is listed with what it said.
 """
 
@@ -73,6 +74,7 @@ class Way:
 
 ONE = Way("one", "one core, whole network", "whole", "one")
 COPIES = Way("copies", "two copies of it at once: the limit", "whole", "one", starts=RANKS)
+CONTROLS = (ONE, COPIES)
 TWO_THREADS = Way("two", "one process, two threads", "whole", "two")
 DDP = Way("ddp", "DistributedDataParallel, gloo", "torch_distributed", "ddp", starts=RANKS)
 
@@ -114,6 +116,9 @@ def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", default="", help="names of ways, with commas")
+    parser.add_argument(
+        "--at-once", type=int, default=4, help="ways that take turns beside the controls: all are in memory"
+    )
     parser.add_argument("--out", type=Path, help="default: runs/bench-NAME")
     return parser
 
@@ -145,18 +150,21 @@ def _measured(
     args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
 ) -> tuple[dict[str, Any], list[str]]:
     settings, balance = _settings_for(args, network)
-    with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
-        folder = Path(name)
-        lines = [f"{section}.{key} = {show(v)}\n" for section, keys in settings.items() for key, v in keys.items()]
-        (folder / "bench.toml").write_text("".join(lines), encoding="utf-8")
-        players = [way.contender(folder / "bench.toml", args.steps) for way in ways]
-        play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
-    rows = []
-    for way, player in zip(ways, players, strict=True):
-        for part in split(player):
-            rows.append(row(part, players) | {"label": way.label + part.label})
-            if "of_the_limit" in rows[-1]:
-                rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
+    lines = [f"{section}.{key} = {show(v)}\n" for section, keys in settings.items() for key, v in keys.items()]
+    rows: list[dict[str, Any]] = []
+    for ways_at_once in at_once(ways, args.at_once):
+        with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
+            folder = Path(name)
+            (folder / "bench.toml").write_text("".join(lines), encoding="utf-8")
+            players = [way.contender(folder / "bench.toml", args.steps) for way in ways_at_once]
+            play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
+        for way, player in zip(ways_at_once, players, strict=True):
+            if rows and way in CONTROLS:
+                continue
+            for part in split(player):
+                rows.append(row(part, players) | {"label": way.label + part.label})
+                if "of_the_limit" in rows[-1]:
+                    rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
     cuts = settings["split"]["cuts"]
     title = (
         f"{network}, batch {args.batch}, {args.precision}, {args.device}, cut {cuts} (balance {balance:.2f}), "
@@ -165,6 +173,13 @@ def _measured(
     header = f"{'':<50} {'s a step':>9} {'min':>7} {'max':>7} {'x one':>6} {'of limit':>9} {'of bound':>9}"
     found = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
     return found | {"balance": balance, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
+
+
+def at_once(ways: Sequence[Way], most: int) -> list[list[Way]]:
+    """Groups of at most so many ways and, in each of them, the controls that ratios are taken to."""
+    controls = [way for way in ways if way in CONTROLS]
+    others = [way for way in ways if way not in CONTROLS]
+    return [[*controls, *others[first : first + most]] for first in range(0, len(others), most)] or [controls]
 
 
 def _settings_for(args: argparse.Namespace, network: str) -> tuple[dict[str, dict[str, Any]], float]:
