@@ -1,7 +1,8 @@
-"""What the plan says of layer-wise methods, whose variables stand at every block, against numbers by hand and a run."""
+"""What the plan says of layer-wise methods, whose variables stand at every block, and of gradients that come late."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,12 @@ def test_the_plan_counts_what_a_run_sends(tmp_path: Path, exchange: str) -> None
     (record,) = records(tmp_path / "run")
     planned = [s["to_next_bytes"] + s["to_prev_bytes"] for s in stages(method__exchange=exchange)]
     assert [stage["sent_bytes"] for stage in record["stages"]] == planned
+
+
+def test_delayed_gradients_keep_mini_batches_in_flight() -> None:
+    found = plan(config(3, method__name="delayed"), 3)
+    assert found["delays"] == [2, 1, 0]
+    assert plan(config(3, method__name="delayed", method__timetable="step"), 3)["delays"] == [4, 2, 0]
+    assert plan(config(3), 3)["delays"] == [0, 0, 0]
+    assert [s["store_bytes"] for s in found["stages"]] == [0, 0, 0]
+    assert all(s["to_prev_bytes"] == before["to_next_bytes"] > 0 for before, s in pairwise(found["stages"]))

@@ -36,9 +36,10 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
     cuts, costs = choose_cuts(config, net, count, measure=measure)
     edges = planner.boundaries(net, shape, cuts)
     check_boundaries(config, edges)
+    method = build_method(config)
     samples, dtype = sizes(config)[0], getattr(torch, config.store.dtype)
     stages = planner.plan_stages(
-        net, shape, cuts, costs, build_method(config), samples=samples, batch_size=batch_size(config), dtype=dtype
+        net, shape, cuts, costs, method, samples=samples, batch_size=batch_size(config), dtype=dtype
     )
     largest, m = max(s.share for s in stages), config.schedule.microbatches
     halves = [cost / 2 for cost in costs for _ in range(2)]
@@ -57,6 +58,7 @@ def plan(config: Config, count: int, *, measure: bool = False) -> dict[str, Any]
         "dtype": config.store.dtype,
         "batch_size": batch_size(config),
         "stages": [s.as_dict() for s in stages],
+        "delays": [method.delay(k, count) for k in range(count)],
         "aux_float32_gib": planner.auxiliary_gib(edges, samples),
         "pipeline": {
             "order": order,
@@ -98,6 +100,11 @@ def _text(p: dict[str, Any], draw: bool) -> str:
             f"{pipeline['speed_up_bound']:.2f} with stages of one length; activations kept of "
             f"{', '.join(map(str, pipeline['in_flight']))} of them in stages 0 and on"
         )
+        if any(p["delays"]):
+            lines.append(
+                f"parallel step: {', '.join(map(str, p['delays']))} mini-batches in flight in stages 0 and on, with "
+                "their activations; gradients are so many steps old"
+            )
         if draw:
             tables = [timetable(pipeline["order"], k, p["ranks"], pipeline["microbatches"]) for k in range(p["ranks"])]
             lines += [course(tables).drawn(), "(F forward, B backward, which takes twice as long)"]

@@ -192,6 +192,11 @@ class TrainingMethod(ABC):
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
         return {}
 
+    def delay(self, stage: int, stages: int) -> int:
+        """So many mini-batches stage number `stage` takes forward before it goes backward for the first of them; they
+        are in flight between two steps, with their activations."""
+        return 0
+
     def settle(self, stage: Stage) -> Talk:
         """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
         yield from ()

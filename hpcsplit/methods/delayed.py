@@ -82,7 +82,6 @@ class Delayed(TrainingMethod):
         return (Message(NEXT), Message(PREV))
 
     def delay(self, stage: int, stages: int) -> int:
-        """d: so many mini-batches a stage takes forward before the gradient of the first one comes back."""
         return (stages - 1 - stage) * (2 if self.timetable == "step" else 1)
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
