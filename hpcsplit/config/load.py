@@ -194,6 +194,7 @@ def _hint(section: str, key: str, options: Mapping[str, Option]) -> str:
     if section == "method":
         owners = [m.name for m in declared_methods().values() if key in {o.name for o in m.options}]
         if owners:
-            return f"; it belongs to the method {' and '.join(owners)}"
+            listed = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
+            return f"; it belongs to {listed}"
     homes = [f"{name}.{key}" for name in s.SECTIONS if key in {o.name for o in options_of(s.SECTIONS[name])}]
     return f"; did you mean {homes[0]}?" if homes else f"; [{section}] has {', '.join(options)}"

@@ -37,7 +37,7 @@ def test_the_file_gives_values_and_the_stem_of_its_name(toml):
         ({"optim": {"momentun": 0.9}}, r"unknown key optim\.momentun; did you mean optim\.momentum\?"),
         ({"run": {"lr": 0.1}}, r"unknown key run\.lr; did you mean optim\.lr\?"),
         ({"method": {"betta": 1.0}}, r"unknown key method\.betta; did you mean method\.beta\?"),
-        ({"method": {"name": "backprop", "psi": "sum"}}, r"it belongs to the method penalty and al"),
+        ({"method": {"name": "backprop", "psi": "sum"}}, r"it belongs to auxnet, penalty and al$"),
         ({"method": {"name": "penlty"}}, r"method\.name = 'penlty' is not one of .*did you mean penalty\?"),
         ({"data": {"zzzz": 1}}, r"unknown key data\.zzzz; \[data\] has name, root"),
         ({"lr": 0.1}, r"lr = 0\.1 stands outside of a section"),
