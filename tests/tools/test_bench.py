@@ -101,9 +101,11 @@ def test_the_hybrid_is_shown_with_and_without_its_refresh() -> None:
 def test_the_page_has_what_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["wire", "--rounds", "2"])
     write(tmp_path / "bench-wire", "wire", ["bytes  us", "4096  1.5"], [])
+    write(tmp_path / "bench-wire-longer", "wire", ["bytes  us", "8192  2.5"], [])
     monkeypatch.setattr("sys.argv", ["page", "--runs", str(tmp_path), "--out", str(tmp_path / "page.md")])
     assert page.main() == 0
     text = (tmp_path / "page.md").read_text()
     assert "## wire: Messages between two ranks" in text
     assert "tools/bench wire --rounds 2\nbytes  us\n4096  1.5\n\nhardware" in text
+    assert text.count("8192  2.5") == 1
     assert "## step" not in text

@@ -2,7 +2,7 @@
 
     tools/bench page [--runs runs]
 
-Takes runs/bench-NAME/NAME.txt of every benchmark that has been run here.
+Takes runs/bench-NAME/NAME.txt of every benchmark that has been run here, and those of bench-NAME-…, written by --out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args()
-    found = [name for name in NAMES if text_of(args.runs, name).exists()]
+    found = [name for name in NAMES if texts_of(args.runs, name)]
     if not found:
         raise SystemExit(f"tools/bench page: no table in {args.runs}/bench-*; run tools/bench NAME first")
     args.out.write_text("\n".join([HEAD, *(section(args.runs, name) for name in found)]), encoding="utf-8")
@@ -35,16 +35,17 @@ def main() -> int:
     return 0
 
 
-def text_of(runs: Path, name: str) -> Path:
-    return runs / f"bench-{name}" / f"{name}.txt"
+def texts_of(runs: Path, name: str) -> list[Path]:
+    folders = [runs / f"bench-{name}", *sorted(runs.glob(f"bench-{name}-*"))]
+    return [folder / f"{name}.txt" for folder in folders if (folder / f"{name}.txt").exists()]
 
 
 def section(runs: Path, name: str) -> str:
     """A benchmark's first sentence, its explanations, and what it printed."""
     paragraphs = (importlib.import_module(f"tools.benchmarks.{name}").__doc__ or "").strip().split("\n\n")
     explained = [text for text in paragraphs[1:] if not text.startswith("    ")]
-    said = text_of(runs, name).read_text(encoding="utf-8").rstrip()
-    return "\n\n".join([f"## {name}: {paragraphs[0].rstrip('.')}", *explained, f"```\n{said}\n```"]) + "\n"
+    said = [f"```\n{path.read_text(encoding='utf-8').rstrip()}\n```" for path in texts_of(runs, name)]
+    return "\n\n".join([f"## {name}: {paragraphs[0].rstrip('.')}", *explained, *said]) + "\n"
 
 
 if __name__ == "__main__":
