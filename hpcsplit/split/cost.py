@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,15 +62,15 @@ def block_seconds(
     input_shape: Sequence[int],
     batch_size: int,
     *,
-    repeats: int = 5,
+    repeats: int = 9,
     channels_last: bool = True,
     autocast_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> list[float]:
     """Seconds of each block for one mini-batch of `batch_size` samples: forward, then gradients of weights and input.
 
-    The median of `repeats` rounds after a warm-up, in which all blocks take turns as in a step, on random inputs, in
-    training mode. The first block's input are the images, which need no gradient. Blocks that look alike (same modules,
+    The lower quartile of `repeats` rounds after a warm-up, in which all blocks take turns as in a step, on random
+    inputs, in training mode: what else the machine does only ever adds time. The first block's input are the images, which need no gradient. Blocks that look alike (same modules,
     shapes and multiply-adds) are measured once and get the same number, so noise does not favour one of them. Each
     measurement runs on a copy of its block on `device` (random weights for a meta network): weights, buffers,
     gradients, training flags and torch's random state stay as they are.
@@ -90,7 +90,7 @@ def block_seconds(
                     twin, x = twin.to(memory_format=torch.channels_last), _channels_last(x)
                 kinds[look] = twin, x.requires_grad_(index > 0)
         rounds = [{look: _seconds(*kind, autocast_dtype) for look, kind in kinds.items()} for _ in range(1 + repeats)]
-    return [statistics.median(seconds[look] for seconds in rounds[1:]) for look in looks]
+    return [float(np.quantile([seconds[look] for seconds in rounds[1:]], 0.25)) for look in looks]
 
 
 def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> float:

@@ -152,14 +152,14 @@ def _measured(
     settings, balance = _settings_for(args, network)
     lines = [f"{section}.{key} = {show(v)}\n" for section, keys in settings.items() for key, v in keys.items()]
     rows: list[dict[str, Any]] = []
-    for ways_at_once in at_once(ways, args.at_once):
+    for number, ways_at_once in enumerate(at_once(ways, args.at_once)):
         with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
             folder = Path(name)
             (folder / "bench.toml").write_text("".join(lines), encoding="utf-8")
             players = [way.contender(folder / "bench.toml", args.steps) for way in ways_at_once]
             play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
         for way, player in zip(ways_at_once, players, strict=True):
-            if rows and way in CONTROLS:
+            if number and way in CONTROLS:
                 continue
             for part in split(player):
                 rows.append(row(part, players) | {"label": way.label + part.label})
