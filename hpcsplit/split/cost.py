@@ -70,10 +70,11 @@ def block_seconds(
     """Seconds of each block for one mini-batch of `batch_size` samples: forward, then gradients of weights and input.
 
     The lower quartile of `repeats` rounds after a warm-up, in which all blocks take turns as in a step, on random
-    inputs, in training mode: what else the machine does only ever adds time. The first block's input are the images, which need no gradient. Blocks that look alike (same modules,
-    shapes and multiply-adds) are measured once and get the same number, so noise does not favour one of them. Each
-    measurement runs on a copy of its block on `device` (random weights for a meta network): weights, buffers,
-    gradients, training flags and torch's random state stay as they are.
+    inputs, in training mode: what else the machine does only ever adds time. The first block's input are the images,
+    which need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once and get
+    the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on `device`
+    (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state stay as
+    they are.
     """
     assert min(batch_size, repeats) >= 1
     device = torch.device(device)
