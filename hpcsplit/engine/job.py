@@ -152,6 +152,11 @@ class Job:
             total=self.train_size,
         )
 
+    @property
+    def has_variables(self) -> bool:
+        """Whether the method keeps variables for each sample, on this stage or on another."""
+        return bool(self.method.variables(self.stage.place))
+
     def own_variables(self) -> Sequence[Variable]:
         """The method's variables that this stage keeps rows of."""
         return own_variables(self.method, self.stage.place)

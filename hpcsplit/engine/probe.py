@@ -37,9 +37,8 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
     """Measure the signals of this stage after an epoch; weights, statistics and gradients stay as they were."""
     job.where = "probe of the label signal"
     stage, method = job.stage, job.method.at(action.parallel_epochs)
-    has_variables = bool(method.variables(stage.place))
     stage.blocks.train()
-    if has_variables or action.phase == "serial":
+    if job.has_variables or action.phase == "serial":
         batch = job.batch(job.measured()[0])
     else:
         last = job.epoch_batches(action.epoch, parallel=True)[-1]
@@ -58,7 +57,7 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         result = Signals(1.0, 1.0, None, None)
     else:
         result = Signals(None, None, None, None)
-    if has_variables and have_aux:
+    if job.has_variables and have_aux:
         rows = job.store.peek(batch.ids) if job.store else {}
         rows = {name: t.to(stage.device) for name, t in rows.items()}
         yield from send_copies(job, rows, 0)

@@ -78,7 +78,7 @@ def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None
         have_aux=start.have_aux,
         missing_aux=start.missing_anywhere,
         recomputed=start.recomputed,
-        no_aux=not job.method.variables(job.stage.place),
+        no_aux=not job.has_variables,
         stop_reason=job.stop_reason,
         restarts=job.method.restarts,
     )
@@ -188,6 +188,6 @@ def _added_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | None:
     """φ of the last stage on its own λ: the label leaks through λ, so this is not the loss of the network."""
-    if action.phase == "serial" or not job.stage.last or not job.method.variables(job.stage.place):
+    if action.phase == "serial" or not job.stage.last or not job.has_variables:
         return None
     return tally.terms["phi"] / tally.samples if "phi" in tally.terms else None

@@ -74,7 +74,7 @@ def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, Bound | None]
     random number is drawn.
     """
     stage, method = job.stage, job.method.at(parallel_epoch)
-    if stage.count == 1 or not method.variables(stage.place):
+    if stage.count == 1 or not job.has_variables:
         return None
     job.where = "the two sides of Theorem 1"
     modes = [(module, module.training) for module in stage.blocks.modules()]

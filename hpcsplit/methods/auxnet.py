@@ -86,10 +86,8 @@ class AuxNet(AugmentedLagrangian):
         return StepResult(result.tally)
 
     def made(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, Aux]:
-        if stage.first:
-            return (yield from self._passed_on(stage, batch, {}))
         with torch.no_grad():
-            mine = self._make(stage, batch.x)
+            mine = {} if stage.first else self._make(stage, batch.x)
         return (yield from self._passed_on(stage, batch, mine))
 
     def correct(

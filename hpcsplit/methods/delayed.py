@@ -18,7 +18,7 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
     "stash"     ∇_W <g_b, f(W_{b-d}, x_b)>, the weights those of the forward pass: DDG (Huo et al., "Decoupled Parallel
                 Backpropagation with Convergence Guarantee", 2018), PipeDream's weight stashing
     "replay"    ∇_W <g_b, f(W_b, x_b)>, forward once more with today's weights (Huo et al., "Training Neural Networks
-                Using Features Replay", 2018): only inputs are kept, and a step has a third more arithmetic
+                Using Features Replay", 2018): no graph is kept, and a step has a third more arithmetic
     "stale"     today's weights on the activations that the forward pass kept (Zhang and Abdelrahman, "Pipelined
                 Training with Stale Weights of Deep Convolutional Neural Networks", 2021); autocast's bfloat16 copies of
                 the weights stay those of the forward pass
@@ -146,10 +146,11 @@ class Delayed(TrainingMethod):
         """The weights of a forward pass, a copy of their own; None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
             return None
-        weights = {name: p.detach().clone() for name, p in _trained(stage).items()}
+        trained = _trained(stage)
+        weights = {name: p.detach().clone() for name, p in trained.items()}
         if self.predict and stage.optimizer:
             far = stage.lr * self.delay(stage.index, stage.count)
-            for name, p in _trained(stage).items():
+            for name, p in trained.items():
                 momentum = stage.optimizer.state.get(p, {}).get("momentum_buffer")
                 if momentum is not None:
                     weights[name].sub_(momentum, alpha=far)
@@ -162,7 +163,8 @@ class Delayed(TrainingMethod):
         g = stage.carry.pop(_key(flight, "g"), None)
         if g is None:
             g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
-        before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in _trained(stage).items()}
+        trained = _trained(stage)
+        before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in trained.items()}
         stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
             stage.carry |= dict(zip(_USED, (y.detach(), g * len(g)), strict=True))
@@ -176,7 +178,7 @@ class Delayed(TrainingMethod):
         if not stage.first:
             assert x.grad is not None
             yield Send(PREV, "g", x.grad, flight[1])
-        for name, p in _trained(stage).items():
+        for name, p in trained.items():
             if p.grad is None:
                 p.grad = before[name].grad
             if self.compensation and p.grad is not None:

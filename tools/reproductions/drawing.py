@@ -85,7 +85,8 @@ def _speed(panel: Axes, results: Results, rows: Sequence[Row], axis: str) -> Non
 def _plane(panel: Axes, results: Results, rows: Sequence[Row], measure: str) -> None:
     """Every measured row at its median time, with one standard deviation; lines join exact training."""
     for group, stages in dict.fromkeys((row.group, row.stages) for row in rows if row.exact):
-        points = stopping_line(results, group, stages)
+        if not (points := stopping_line(results, group, stages)):
+            continue  # all counted: there are too few cores
         ranks = "one core" if stages == 1 else f"{stages} ranks"
         panel.plot(*zip(*points, strict=True), "--", color="0.5" if stages == 1 else "0.2", label=f"exact, {ranks}")
     colours = colormaps["tab20"]

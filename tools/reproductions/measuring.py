@@ -204,9 +204,9 @@ def _lead_over_line(results: Results, row: Row) -> Values:
     line of no more ranks, straight between its points.  None where no line begins so early."""
     if row.exact or results.counted(row):
         return {}
-    found = {}
+    found, times = {}, results.values(row, "seconds")
+    seconds = statistics.median(times.values()) if times else 0.0
     for seed, accuracy in results.values(row, results.experiment.judged_by).items():
-        seconds = statistics.median(results.values(row, "seconds").values())
         lines = [stopping_line(results, row.group, stages, seed) for stages in range(1, row.stages + 1)]
         rivals = [interp(seconds, *zip(*points, strict=True)) for points in lines if points and points[0][0] <= seconds]
         if rivals:

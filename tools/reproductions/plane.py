@@ -13,14 +13,14 @@ DELAYED: Settings = {"method.name": "delayed", "schedule.ratio": "0:1", "schedul
 CORRECTED: Settings = {"method.predict": True, "method.lr_anneal": 300}
 TAIL: Settings = {**CORRECTED, "schedule.ratio": "2:13", "schedule.order": "parallel-first"}
 FROZEN: Settings = {"method.frozen": True}
-HYBRID: Settings = {
+ONE_TO_FOUR: Settings = {
     "method.beta": 100.0,
     "method.downsample": 2,
     "schedule.ratio": "1:4",
     "schedule.order": "parallel-first",
-    "schedule.microbatches": 4,
     "optim.clip": 1.0,
 }
+HYBRID: Settings = {**ONE_TO_FOUR, "schedule.microbatches": 4}
 CUTS = {2: (3,), 3: (2, 4)}  # of ResNet-14, balanced by measured time
 SHARES = (0.8, 0.6, 0.4)
 VARIANTS: dict[str, tuple[str, Settings]] = {

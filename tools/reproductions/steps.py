@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
-from tools.reproductions.plane import CUTS, EXACT, PLANE
+from tools.reproductions.plane import CUTS, EXACT, FROZEN, ONE_TO_FOUR, PLANE
 
-CENTRE: Settings = {
-    "method.name": "al",
-    "method.beta": 100.0,
-    "method.eta_lambda": 1.0,
-    "method.eta_kappa": 0.02,
-    "method.downsample": 2,
-    "schedule.ratio": "1:4",
-    "schedule.order": "parallel-first",
-    "optim.clip": 1.0,
-}
+CENTRE: Settings = {"method.name": "al", "method.eta_lambda": 1.0, "method.eta_kappa": 0.02, **ONE_TO_FOUR}
 CHANGES: dict[str, tuple[str, Settings]] = {
     "beta-10": ("β = 10", {"method.beta": 10.0}),
     "beta-1000": ("β = 1000", {"method.beta": 1000.0}),
@@ -39,7 +30,7 @@ STEPS = Experiment(
     rows=(
         Row("exact", "exact, one core", EXACT, exact=True),
         Row("centre", "β = 100, η_λ = 1, η_κ = 0.02, clipped at 1", CENTRE, 2),
-        Row("frozen", "the same, frozen control", {**CENTRE, "method.frozen": True}, 2),
+        Row("frozen", "the same, frozen control", {**CENTRE, **FROZEN}, 2),
         *(Row(key, label, {**CENTRE, **settings}, 2) for key, (label, settings) in CHANGES.items()),
         Row("slow", "three times as long with a tenth of the learning rate", {**CENTRE, **SLOW}, 2, share=3.0),
         Row("exact-slow", "exact, the same, one core", {**EXACT, **SLOW}, exact=True, share=3.0),

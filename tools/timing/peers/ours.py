@@ -56,7 +56,7 @@ def main() -> None:
 
 def program(job: Job, player: Player, kind: str) -> Generator[Verb, Any, None]:
     """Warm up; then one cycle a turn, which begins on all ranks at once."""
-    if kind == "parallel" and job.method.variables(job.stage.place):
+    if kind == "parallel" and job.has_variables:
         yield from refresh(job, Refresh(0), None)
     epochs = count()
     yield from cycle(job, kind, epochs)
