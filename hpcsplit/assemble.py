@@ -247,6 +247,7 @@ def make_job(
         train_size=train_size,
         test_size=sizes(config)[1],
         eval_train_size=min(sizes(config)[0], config.data.eval_train or train_size),
+        evaluate_every=config.run.evaluate_every,
         batch_size=batch_size(config),
         seed=config.run.seed,
         augment=config.data.augment,

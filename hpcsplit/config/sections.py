@@ -147,6 +147,9 @@ class Run:
     baseline: bool = option(
         True, "time exact steps of the whole network on one rank alone first, for the closing table"
     )
+    evaluate_every: int = option(
+        1, "epochs from one evaluation of the whole network to the next; the last epoch has one", unit="epochs", low=1
+    )
     tensorboard: bool = option(
         False, "write every number to tensorboard/ in the run directory, too; needs that package"
     )

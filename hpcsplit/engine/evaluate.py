@@ -21,13 +21,17 @@ BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics ar
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean loss and accuracy (fractions 0-1, None for tasks without) of the whole network; the same on every rank."""
+    """Mean loss and accuracy (fractions 0-1, None for tasks without) of the whole network; the same on every rank.
+    All are None after an epoch without an evaluation."""
 
-    loss: float
+    loss: float | None
     train_accuracy: float | None
-    test_loss: float
+    test_loss: float | None
     test_accuracy: float | None
     test_accuracy_bn: float | None
+
+
+NOT_EVALUATED = Scores(None, None, None, None, None)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class Job:
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
+    evaluate_every: int = 1
     batch_norm: bool = True  # whether any stage has BatchNorm statistics
     observer: Observer = field(default_factory=Silent)
     stop_reason: Callable[[], str | None] = lambda: None
@@ -115,6 +116,10 @@ class Job:
         if self.stop_reason():
             return STOP
         return SAVE if self.rank == 0 and self.save_policy.clock_due(time.monotonic() - self.saved_at) else 0
+
+    def evaluated(self, epoch: int) -> bool:
+        """Whether the whole network is evaluated after this epoch."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == len(self.plan)
 
     def augments(self, phase: Phase) -> bool:
         """Whether the images of such an epoch are cropped and flipped."""

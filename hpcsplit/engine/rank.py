@@ -12,7 +12,7 @@ from typing import Any
 from hpcsplit.allocator import peak_resident_bytes
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.engine.epochs import train_epoch
-from hpcsplit.engine.evaluate import evaluate
+from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
@@ -112,8 +112,10 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     evaluation_began = time.perf_counter()
 
     last_epoch = action.epoch + 1 == len(job.plan)
-    scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or last_epoch)
-    if not (math.isfinite(scores.loss) and math.isfinite(scores.test_loss)):
+    scores = NOT_EVALUATED
+    if job.evaluated(action.epoch):
+        scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or last_epoch)
+    if not all(loss is None or math.isfinite(loss) for loss in (scores.loss, scores.test_loss)):
         raise NumericalError(
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
             "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"

@@ -122,11 +122,12 @@ def _shape(style: str) -> dict[str, Any]:
 
 
 def _line(panel: Any, records: Sequence[EpochRecord], values: list[Any], colour: Any, style: str) -> bool:
-    """Draw a curve with gaps where there is no value; whether there was any."""
+    """Draw a curve with gaps where there is no value, but for epochs without an evaluation; whether there was any."""
     if all(value is None for value in values):
         return False
-    numbers = [float("nan") if value is None else value for value in values]
-    epochs = [record.epoch + 1 for record in records]
+    pairs = [(r, v) for r, v in zip(records, values, strict=True) if v is not None or r.loss is not None]
+    numbers = [float("nan") if value is None else value for _, value in pairs]
+    epochs = [record.epoch + 1 for record, _ in pairs]
     look: dict[str, Any] = {"marker": "o", "markersize": 3 if len(records) < MANY_EPOCHS else 1, "linewidth": 1.5}
     panel.plot(epochs, numbers, color=colour, **look | _shape(style))
     return True

@@ -37,7 +37,7 @@ class Watch:
         self.console.say(text)
 
     def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None:
-        loss = self.past[-1].loss if self.past else None
+        loss = next((record.loss for record in reversed(self.past) if record.loss is not None), None)
         self.console.progress(epoch, phase, step, steps, loss, samples_per_s)
 
     def resumed(self, first_epoch: int) -> None:

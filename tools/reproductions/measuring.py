@@ -150,7 +150,8 @@ def _rate(run: Run) -> float | None:
 
 def _at_time(exact: Run, seconds: float, quantity: str) -> float | None:
     """The accuracy after the last epoch that ends in time; None where the first one does not."""
-    done = [value for value, end in zip(CURVES[quantity].of(exact), exact.clock(), strict=True) if end <= seconds]
+    both = zip(CURVES[quantity].of(exact), exact.clock(), strict=True)
+    done = [value for value, end in both if value is not None and end <= seconds]
     return done[-1] if done else None
 
 

@@ -124,6 +124,7 @@ PLANE = Experiment(
             "data.pool": True,
             "data.limit_train": 10_000,
             "data.eval_train": 500,
+            "run.evaluate_every": 5,
             "schedule.epochs": 15,
         },
         seeds=8,

@@ -51,7 +51,7 @@ STEPS = Experiment(
         Claim("the centre is above its frozen control", "centre", "test_accuracy", "frozen", above=0.0),
         Claim("long and slow costs at most a point", "slow", "test_accuracy", "exact-slow", above=-1.0),
     ),
-    small=Scale({**PLANE.small.settings, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
+    small=Scale({**PLANE.small.settings, "run.evaluate_every": 1, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
     paper=Scale(seeds=3),
     columns=("test_accuracy", "exact_in_time", "label_signal", "violation", "seconds"),
     picture=Curves(("test_accuracy",)),
