@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -23,10 +24,10 @@ from tools.reproductions import running
 from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
-from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, stopping_line
+from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
 from tools.reproductions.page import write_page
 from tools.reproductions.reporting import Report
-from tools.reproductions.running import Task, run_all, tasks_of
+from tools.reproductions.running import Task, may_join, run_all, tasks_of
 
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.sbatch") if path.with_suffix(".toml").exists())
 SMALL = EXPERIMENTS["tssm-figure-1"]
@@ -203,12 +204,31 @@ def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> Non
         "early": {0: (run([0.9], 1.0, stages=2, phase="parallel"),)},
     }
     found = Results(e, runs)
-    assert stopping_line(found, e.rows[0].group, 1, seed=0) == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
+    assert stopping_line(found, line_of(e.rows[0]), seed=0) == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
     leads = found.values(e.row("method"), "lead_over_line")
     assert leads == pytest.approx({0: 0.0, 1: 0.2 - 0.1 * 2 / 3, 2: 0.4 - 0.2 * 2 / 3})
     assert not found.values(e.row("early"), "lead_over_line")
     assert not found.values(e.row("many"), "lead_over_line")  # its times are counted
     assert not found.values(e.row("exact"), "lead_over_line")
+
+
+def test_times_are_of_the_seeds_that_ran_alone(results: Results) -> None:
+    e = dataclasses.replace(results.experiment, timed=2)
+    assert set(Results(e, results.runs).values(e.row("method"), "seconds")) == {0, 1}
+    assert set(Results(e, results.runs).values(e.row("method"), "test_accuracy")) == {0, 1, 2}
+
+
+def test_a_run_whose_time_counts_is_alone(tmp_path: Path) -> None:
+    plan = tasks(EXPERIMENTS["plane"], "small", 2, tmp_path, seeds=4)
+    alone, other = plan[0], plan[-1]
+    assert alone.alone
+    assert not other.alone
+    assert [task.alone for task in plan] == sorted((task.alone for task in plan), reverse=True)
+    assert {task.row.stages for task in plan if task.alone} == {1, 2}  # three stages in turn are not timed
+    assert may_join(alone, [], in_turn=False)
+    assert not may_join(alone, [other], in_turn=False)
+    assert not may_join(other, [alone], in_turn=False)
+    assert may_join(other, [other], in_turn=False)
 
 
 def test_a_row_may_have_a_share_of_the_epochs(tmp_path: Path) -> None:
@@ -297,7 +317,7 @@ class Pretended(Task):
 
 def pretended(folder: Path, program: str, *, cores: int = 1, key: str = "", seed: int = 0) -> Pretended:
     row = Row(key or folder.name, folder.name, stages=cores)
-    return Pretended(row, seed, ROOT / SMALL.config, {}, folder, True, program)
+    return Pretended(row, seed, ROOT / SMALL.config, {}, folder, measured=True, program=program)
 
 
 @pytest.fixture(autouse=True)
@@ -460,3 +480,36 @@ def test_mistakes_of_usage(words: list[str], sentence: str, capsys: pytest.Captu
         reproduce.main(words)
     assert left.value.code == 64
     assert sentence in capsys.readouterr().err
+
+
+def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> None:
+    """Two ranks with halves of the mini-batches, the last one odd, end with the losses of one rank."""
+    options = {
+        "data.name": "digits",
+        "data.limit_train": 150,
+        "data.limit_test": 50,
+        "data.batch_size": 32,
+        "data.augment": True,
+        "model.name": "mlp",
+        "model.depth": 2,
+        "model.width": 16,
+        "schedule.epochs": 3,
+        "method.name": "backprop",
+        "run.baseline": False,
+        "run.device": "cpu",
+    }
+    (tmp_path / "empty.toml").write_text("", encoding="utf-8")
+    losses = {}
+    for program, ranks in (("hpcsplit train", 1), ("tools.reproductions.data_parallel", 2)):
+        task = Task(
+            Row("row", "", program=program, stages=ranks),
+            0,
+            tmp_path / "empty.toml",
+            options,
+            tmp_path / f"{ranks}",
+            measured=True,
+        )
+        assert not run_all([task], sorted(os.sched_getaffinity(0))[:ranks], in_turn=False, say=print)
+        losses[ranks] = [record.loss for record in task.result().records]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[1][-1] < losses[1][0]

@@ -22,6 +22,7 @@ class Row:
         serial: the row with one rank that this row's speed-up is over; "" has no speed-up.
         limit: the row of copies that bounds this row's speed-up.
         share: of the scale's epochs, at least one.
+        program: the module that trains it, with the command line of `hpcsplit train`.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Row:
     limit: str = ""
     share: float = 1.0
     paper: str = ""
+    program: str = "hpcsplit train"
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Experiment:
         columns: measures (see measuring.MEASURES) in the table.
         judged_by: the accuracy at which exact training stopped at the same time is compared.
         in_turn: one row at a time, all rows once before any again: for timings.
+        timed: seeds 0 … n-1 have the machine to themselves, and their times count; 0: all count, whatever ran beside.
         notes: what differs from the paper at every scale.
     """
 
@@ -114,6 +117,7 @@ class Experiment:
     picture: Curves | Against | Plane = field(default_factory=Curves)
     judged_by: str = "train_accuracy"
     in_turn: bool = False
+    timed: int = 0
     notes: tuple[str, ...] = ()
 
     @property

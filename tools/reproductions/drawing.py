@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tools.reproductions.declaring import Against, Plane, Row
-from tools.reproductions.measuring import CURVES, MEASURES, Results, stopping_line
+from tools.reproductions.measuring import CURVES, MEASURES, Results, line_of, stopping_line
 
 
 def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
@@ -84,11 +85,12 @@ def _speed(panel: Axes, results: Results, rows: Sequence[Row], axis: str) -> Non
 
 def _plane(panel: Axes, results: Results, rows: Sequence[Row], measure: str) -> None:
     """Every measured row at its median time, with one standard deviation; lines join exact training."""
-    for group, stages in dict.fromkeys((row.group, row.stages) for row in rows if row.exact):
-        if not (points := stopping_line(results, group, stages)):
+    lines = dict.fromkeys(line_of(row) for row in rows if row.exact)
+    for line, style in zip(lines, cycle(("--", "-.", ":")), strict=False):
+        if not (points := stopping_line(results, line)):
             continue  # all counted: there are too few cores
-        ranks = "one core" if stages == 1 else f"{stages} ranks"
-        panel.plot(*zip(*points, strict=True), "--", color="0.5" if stages == 1 else "0.2", label=f"exact, {ranks}")
+        longest = max((row for row in rows if row.exact and line_of(row) == line), key=lambda row: row.share)
+        panel.plot(*zip(*points, strict=True), style, color="0.3", label=longest.label)
     colours = colormaps["tab20"]
     for number, row in enumerate(row for row in rows if not results.counted(row)):
         values, seconds = results.values(row, measure), results.values(row, "seconds")

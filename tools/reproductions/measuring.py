@@ -185,14 +185,19 @@ def _lead(results: Results, row: Row) -> Values:
     return {seed: own[seed] - value for seed, value in _best_rival(results, row)[1].items() if seed in own}
 
 
-def stopping_line(results: Results, group: str, stages: int, seed: int | None = None) -> list[tuple[float, float]]:
-    """(seconds, accuracy) of the exact rows on so many ranks, for more and more epochs; of one seed, or the means.
-    Seconds are the median of all seeds, since they are the machine's."""
+def line_of(row: Row) -> tuple[str, int, str]:
+    """What the exact rows of one early-stopping line have in common: group, ranks and program."""
+    return row.group, row.stages, row.program
+
+
+def stopping_line(results: Results, line: tuple[str, int, str], seed: int | None = None) -> list[tuple[float, float]]:
+    """(seconds, accuracy) of the exact rows of a line, for more and more epochs; of one seed, or the means.
+    Seconds are the median over seeds, since they are the machine's."""
     points = []
     for row in results.experiment.rows:
-        accuracies = results.values(row, results.experiment.judged_by)
-        if row.exact and (row.group, row.stages) == (group, stages) and accuracies and not results.counted(row):
-            seconds = statistics.median(results.values(row, "seconds").values())
+        accuracies, times = (results.values(row, name) for name in (results.experiment.judged_by, "seconds"))
+        if row.exact and line_of(row) == line and accuracies and times and not results.counted(row):
+            seconds = statistics.median(times.values())
             if seed is None:
                 points.append((seconds, statistics.mean(accuracies.values())))
             elif seed in accuracies:
@@ -200,15 +205,22 @@ def stopping_line(results: Results, group: str, stages: int, seed: int | None = 
     return sorted(points)
 
 
+def _seconds(results: Results, row: Row) -> Values:
+    """Training and refresh, of the seeds whose times count."""
+    found, timed = _each(lambda run: run.clock()[-1])(results, row), results.experiment.timed
+    return {seed: value for seed, value in found.items() if not timed or seed < timed}
+
+
 def _lead_over_line(results: Results, row: Row) -> Values:
     """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: the best
     line of no more ranks, straight between its points.  None where no line begins so early."""
-    if row.exact or results.counted(row):
-        return {}
     found, times = {}, results.values(row, "seconds")
-    seconds = statistics.median(times.values()) if times else 0.0
+    if row.exact or results.counted(row) or not times:
+        return {}
+    seconds = statistics.median(times.values())
+    exact = [r for r in results.experiment.rows if r.exact and r.group == row.group and r.stages <= row.stages]
     for seed, accuracy in results.values(row, results.experiment.judged_by).items():
-        lines = [stopping_line(results, row.group, stages, seed) for stages in range(1, row.stages + 1)]
+        lines = [stopping_line(results, line, seed) for line in dict.fromkeys(map(line_of, exact))]
         rivals = [interp(seconds, *zip(*points, strict=True)) for points in lines if points and points[0][0] <= seconds]
         if rivals:
             found[seed] = accuracy - float(max(rivals))
@@ -264,7 +276,7 @@ MEASURES: dict[str, Measure] = {
     "lead_over_line": Measure("lead over exact training for as long", ".2f", _lead_over_line, points=True),
     "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
     "violation": Measure("violation", ".3f", _each(_violation)),
-    "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1]), median=True),
+    "seconds": Measure("training and refresh s", ".1f", _seconds, median=True),
     "epoch_seconds": Measure("s an epoch", ".3g", _each(_median_epoch_seconds), median=True),
     "objective": Measure("augmented Lagrangian", ".4g", _each(_last("objective"))),
     "objective_rises": Measure("rises", ".1f", _each(_rises)),

@@ -5,6 +5,8 @@ DS-SPH: Sun et al., "A Practical Layer-Parallel Training Algorithm for Residual 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tools.reproductions.declaring import Claim, Experiment, Plane, Row, Scale, Settings
 
 EXACT: Settings = {"method.name": "backprop"}
@@ -22,7 +24,9 @@ ONE_TO_FOUR: Settings = {
 }
 HYBRID: Settings = {**ONE_TO_FOUR, "schedule.microbatches": 4}
 CHUNKED: Settings = {"method.name": "chunked", **HYBRID, "method.chunk": 8, "method.visits": 2}
+DATA_PARALLEL = "tools.reproductions.data_parallel"
 CUTS = {2: (3,), 3: (2, 4)}  # of ResNet-14, balanced by measured time
+SMALL: Settings = {"model.name": "resnet14", "data.pool": True, "data.eval_train": 500}
 SHARES = (0.8, 0.6, 0.4)
 VARIANTS: dict[str, tuple[str, Settings]] = {
     "replay": ("forward once more", {"method.weights": "replay"}),
@@ -40,9 +44,10 @@ def exact_rows() -> tuple[Row, ...]:
     rows = [
         Row("exact", "exact, one core", EXACT, exact=True),
         Row("exact-2", "exact, pipelined over 2 ranks, M = 4", PIPELINED, 2, exact=True),
+        Row("ddp-2", "exact, data parallel on 2 ranks", EXACT, 2, exact=True, program=DATA_PARALLEL),
     ]
     return tuple(
-        Row(f"{row.key}{end}", row.label + text, row.settings, row.stages, exact=True, share=share)
+        replace(row, key=f"{row.key}{end}", label=row.label + text, share=share)
         for row in rows
         for end, text, share in (
             ("", "", 1.0),
@@ -120,12 +125,10 @@ PLANE = Experiment(
     claims=claims(),
     small=Scale(
         {
-            "model.name": "resnet14",
-            "data.pool": True,
+            **SMALL,
             "data.limit_train": 10_000,
-            "data.eval_train": 500,
-            "run.evaluate_every": 5,
             "schedule.epochs": 15,
+            "run.evaluate_every": 5,
         },
         seeds=8,
         cuts=CUTS,
@@ -134,9 +137,11 @@ PLANE = Experiment(
     columns=("test_accuracy", "label_signal", "violation", "seconds", "lead_over_line"),
     picture=Plane("test_accuracy"),
     judged_by="test_accuracy",
+    timed=3,
     notes=(
         "every row is trained to the end of its own learning-rate schedule; the line joins exact training for fewer "
         "epochs on no more ranks",
-        "a row with M = 4 normalises over 32 samples in its exact epochs",
+        "a row with M = 4 normalises over 32 samples in its exact epochs, data parallel over 64",
+        "data parallel is torch's DistributedDataParallel over gloo with the same mini-batches and augmentation",
     ),
 )

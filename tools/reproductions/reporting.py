@@ -119,7 +119,10 @@ class Report:
         groups = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
         found = [f"hardware: {e.hardware}; here {self.cores} x {cpu_name()}, one thread a rank"]
         found += [f"versions: {', '.join(self._versions())}"]
-        found += ["several runs share the machine while they are timed"] if not e.in_turn else []
+        if e.timed:
+            found += [f"times are of seeds 0 to {e.timed - 1}, whose runs had the machine to themselves"]
+        elif not e.in_turn:
+            found += ["several runs share the machine while they are timed"]
         found += [f"scale: {', '.join(f'{k} = {show(v)}' for k, v in changed.items())}"] if changed else []
         found += [f"not run: {', '.join(groups)}"] if groups else []
         return [*found, *e.notes]

@@ -34,6 +34,7 @@ class Task:
     settings: Settings
     folder: Path
     measured: bool
+    alone: bool = False  # nothing else may run meanwhile
 
     @property
     def name(self) -> str:
@@ -61,8 +62,8 @@ class Task:
     def command(self) -> list[str]:
         launcher = ["mpirun", "-n", str(self.row.stages)] if self.measured and self.row.stages > 1 else []
         words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
-        train = [sys.executable, "-m", "hpcsplit", "train", str(self.config), *words, "--run-dir", str(self.folder)]
-        return launcher + train
+        train = [sys.executable, "-m", *self.row.program.split(), str(self.config), *words]
+        return [*launcher, *train, "--run-dir", str(self.folder)]
 
     def finished(self) -> bool:
         """Whether all epochs of a run with these settings are there."""
@@ -131,12 +132,14 @@ def tasks_of(
                 settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
-                tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured))
-    return tasks
+                alone = measured and seed < experiment.timed
+                tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured, alone))
+    return sorted(tasks, key=lambda task: not task.alone)
 
 
 def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: Callable[[str], None]) -> list[Failure]:
-    """Start every task that is not finished as soon as its cores are free, first come first; the failures.
+    """Start every task that is not finished as soon as its cores are free, first come first; the failures.  One that
+    is to be alone waits for all others to end, and they for it.
 
     `in_turn` starts a turn when the one before has ended.  Each run is bound to cores of its own.
     """
@@ -149,11 +152,11 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
     try:
         while waiting or running:
             for task in list(waiting):
-                if task.cores <= len(free) and (not in_turn or all(task.turn == other.task.turn for other in running)):
+                if task.cores <= len(free) and may_join(task, [other.task for other in running], in_turn=in_turn):
                     waiting.remove(task)
                     mine, free = free[: task.cores], free[task.cores :]
                     running.append(_Started(task, start(task, mine), mine, time.monotonic()))
-                elif in_turn:
+                elif in_turn or task.alone:
                     break
             time.sleep(POLL_S)
             for ended in [each for each in running if each.process.poll() is not None]:
@@ -174,6 +177,13 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
         for left in running:
             left.process.wait()
     return failures
+
+
+def may_join(task: Task, running: Sequence[Task], *, in_turn: bool) -> bool:
+    """Whether it may run beside these."""
+    if task.alone or any(other.alone for other in running):
+        return not running
+    return not in_turn or all(task.turn == other.turn for other in running)
 
 
 def start(task: Task, cores: Sequence[int]) -> subprocess.Popen[bytes]:

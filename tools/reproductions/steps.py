@@ -4,9 +4,15 @@ pay?  And what do younger ones bring, refreshed or in a chunked sample order?"""
 from __future__ import annotations
 
 from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
-from tools.reproductions.plane import CUTS, EXACT, FROZEN, ONE_TO_FOUR, PLANE
+from tools.reproductions.plane import CUTS, EXACT, FROZEN, ONE_TO_FOUR, PLANE, SMALL
 
-CENTRE: Settings = {"method.name": "al", "method.eta_lambda": 1.0, "method.eta_kappa": 0.02, **ONE_TO_FOUR}
+CENTRE: Settings = {
+    "method.name": "al",
+    "method.eta_lambda": 1.0,
+    "method.eta_kappa": 0.02,
+    "run.evaluate_every": 5,  # what is stopped early, exact training, has an accuracy for every epoch
+    **ONE_TO_FOUR,
+}
 CHANGES: dict[str, tuple[str, Settings]] = {
     "beta-10": ("β = 10", {"method.beta": 10.0}),
     "beta-1000": ("β = 1000", {"method.beta": 1000.0}),
@@ -51,7 +57,7 @@ STEPS = Experiment(
         Claim("the centre is above its frozen control", "centre", "test_accuracy", "frozen", above=0.0),
         Claim("long and slow costs at most a point", "slow", "test_accuracy", "exact-slow", above=-1.0),
     ),
-    small=Scale({**PLANE.small.settings, "run.evaluate_every": 1, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
+    small=Scale({**SMALL, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
     paper=Scale(seeds=3),
     columns=("test_accuracy", "exact_in_time", "label_signal", "violation", "seconds"),
     picture=Curves(("test_accuracy",)),
