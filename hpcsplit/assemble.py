@@ -14,18 +14,19 @@ from torch import nn
 from hpcsplit.boundary.hdf5 import HdfStore
 from hpcsplit.boundary.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.config import Config
-from hpcsplit.config.checks import parse_ratio
+from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, load
 from hpcsplit.data.part import Part
 from hpcsplit.data.source import Source
-from hpcsplit.engine.job import Identity, Job, Observer, Silent
+from hpcsplit.engine.job import Choose, Identity, Job, Observer, Silent, seen
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.nets import block_shapes, build
 from hpcsplit.rundir import RunDir
+from hpcsplit.schedule import auto
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
 from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
@@ -48,12 +49,17 @@ _FUSED = ("sgd", "adam", "adamw")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What rank 0 found out before the run and told the others; JSON by `as_dict`."""
+    """What rank 0 found out before the run and told the others; JSON by `as_dict`.
+
+    Attributes:
+        rehearse: rank 0 has written a forecast, which wants the times of stages that compute at once.
+    """
 
     cuts: tuple[int, ...]
     costs: tuple[float, ...]
     data_fingerprint: str
     baseline_samples_per_s: float | None
+    rehearse: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "cuts": list(self.cuts), "costs": list(self.costs)}
@@ -99,17 +105,50 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.
     return _OPTIMIZERS[o.name](parameters, **options)
 
 
+def decides(config: Config) -> bool:
+    """Whether the kind of an epoch is decided while the run trains."""
+    return config.schedule.ratio == AUTO and declared_methods()[config.method.name].parallel
+
+
 def make_phases(config: Config) -> tuple[Phase, ...]:
-    """The kind of every epoch."""
+    """The kind of every epoch; where that is decided while the run trains, as if every parallel epoch paid."""
     s = config.schedule
+    if decides(config):
+        return auto.expected(s.epochs, s.warmup)
     if not declared_methods()[config.method.name].parallel:
         return phases(s.epochs, 1, 0, s.order, s.warmup)
     return phases(s.epochs, *parse_ratio(s.ratio), s.order, s.warmup)
 
 
+def make_choice(config: Config, observer: Observer) -> Choose | None:
+    """What decides the kind of an epoch from the records of those before, and says why; None where nothing has to."""
+    s, in_turn = config.schedule, config.run.runner == "lockstep"
+    if not decides(config):
+        return None
+
+    def choose(decided: Sequence[Phase]) -> Phase:
+        whole = [record.epoch for record in observer.past] == list(range(len(observer.past)))  # nobody removed some
+        past = [seen(record, in_turn=in_turn) for record in observer.past] if whole else []
+        phase, why = auto.choose(decided, past, s.epochs, s.warmup)
+        if why:
+            observer.say(f"epoch {len(decided) + 1} will be {phase}: {why}")
+        return phase
+
+    return choose
+
+
 def load_data(config: Config) -> Dataset:
     d = config.data
-    return load(d.name, d.root, download=d.download, limit_train=d.limit_train, limit_test=d.limit_test, pool=d.pool)
+    sizes(config)
+    return load(
+        d.name,
+        d.root,
+        download=d.download,
+        limit_train=d.limit_train,
+        limit_test=d.limit_test,
+        pool=d.pool,
+        validation=d.validation,
+    )
 
 
 def aux_policy(config: Config) -> str:
@@ -119,9 +158,15 @@ def aux_policy(config: Config) -> str:
 
 
 def sizes(config: Config) -> tuple[int, int]:
-    """Training and test samples, without reading them."""
+    """Training and test samples, without reading them; those held out are in neither.
+
+    Raises ConfigError where none are left to train on.
+    """
     spec, d = lookup(config.data.name), config.data
-    return d.limit_train or spec.train, d.limit_test or spec.test
+    train = d.limit_train or spec.train
+    if d.validation >= train:
+        raise ConfigError(f"data.validation = {d.validation} leaves none of {train} training samples; hold out fewer")
+    return train - d.validation, d.limit_test or spec.test
 
 
 def epoch_samples(config: Config) -> int:
@@ -233,9 +278,14 @@ def make_job(
     method.prepare(stage)
     data = load_data(config) if stage.first or stage.last or method.images else None
     train_size = epoch_samples(config)
+    observer = observer or Silent()
+    choose = make_choice(config, observer)
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     train: Samples = make_source(config, data.train, data, device) if data else Nowhere()
     test: Samples = make_source(config, data.test, data, device) if data else Nowhere()
+    held_out: Samples | None = None
+    if config.data.validation:
+        held_out = make_source(config, data.validation, data, device) if data and data.validation else Nowhere()
     return Job(
         stage=stage,
         method=method,
@@ -246,12 +296,16 @@ def make_job(
         test=test,
         train_size=train_size,
         test_size=sizes(config)[1],
+        validation=held_out,
+        validation_size=config.data.validation,
         eval_train_size=min(sizes(config)[0], config.data.eval_train or train_size),
         evaluate_every=config.run.evaluate_every,
         batch_size=batch_size(config),
         seed=config.run.seed,
         augment=config.data.augment,
-        plan=make_phases(config),
+        epochs=schedule.epochs,
+        plan=() if choose else make_phases(config),
+        choose=choose,
         learning_rate=lambda epoch: learning_rate(
             epoch,
             schedule.epochs,
@@ -266,7 +320,7 @@ def make_job(
         keep_checkpoints=save.keep,
         identity=identity,
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()),
-        observer=observer or Silent(),
+        observer=observer,
         provenance=run_dir.provenance_text() if index == 0 else "",
         still_ours=run_dir.check_held,
     )

@@ -26,7 +26,7 @@ def footprints(config: Config, kept: Sequence[int], stages: Sequence[StagePlan])
     """The memory of each stage; `kept` are the bytes that autograd keeps of each block, a sample."""
     method, blocks = build_method(config), iter(kept)
     states = optimizer_states(lambda parameters: make_optimizer(config, parameters))
-    images = sum(sizes(config)) * math.prod(stages[0].in_shape)
+    images = (sum(sizes(config)) + config.data.validation) * math.prod(stages[0].in_shape)
     parallel = "parallel" in make_phases(config)
     return [
         footprint(

@@ -13,6 +13,9 @@ epochs on one device; where they are a pipeline that is ρ_E times as fast, γ_H
 The formulas know equal stages.  The forecast of a step takes those of the cuts: a parallel step is as long as its
 slowest stage, a pipelined one with M micro-batches takes Σ (f_k + b_k) + (M − 1) max (f_k + b_k), for equal stages the
 bubble's (K + M − 1) of them.  Messages on their way, refreshes and evaluations are in neither.
+
+A run's own forecast scales the sum of the parts to a whole step on one device, and each stage to what its blocks take
+while all ranks compute at once: cores of a node share memory, caches and power.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from hpcsplit.joins import join_times
 from hpcsplit.nets import block_shapes
 from hpcsplit.split.cost import BlockTime, block_params, block_times
 from hpcsplit.split.profile import Profile
+from hpcsplit.split.stage import Stage
 from hpcsplit.wire.message import body
 
 ROUNDS, FEW_ROUNDS = 9, 3
@@ -62,6 +63,40 @@ def time_blocks(config: Config, net: nn.Sequential, size: int, repeats: int, dev
         autocast_dtype=torch.bfloat16 if config.run.precision == "bfloat16" else None,
         device=device,
     )
+
+
+def rehearse(stage: Stage, size: int) -> float | None:
+    """Seconds of this stage's blocks for `size` samples, forward and backward: for all ranks at once, who then take
+    memory, caches and power from each other.  Weights, statistics and gradients stay as they were.
+
+    None where so many samples do not fit, as with a stage that takes them in micro-batches only.
+    """
+    try:
+        return _rehearsed(stage, size)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        stage.zero_grad()
+
+
+def _rehearsed(stage: Stage, size: int) -> float:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(size, *stage.in_shape, generator=random).to(stage.device, stage.dtype)
+    x.requires_grad_(not stage.first)
+    stage.blocks.train()
+    times = []
+    with stage.statistics_kept():
+        for _ in range(1 + REPEATS):
+            began = time.perf_counter()
+            y = stage.forward(x)
+            if y.requires_grad:
+                y.backward(torch.ones_like(y))
+            if stage.device.type == "cuda":
+                torch.cuda.synchronize(stage.device)
+            times.append(time.perf_counter() - began)
+            stage.zero_grad()
+            x.grad = None
+    return statistics.median(times[1:])
 
 
 def _update_seconds(config: Config) -> float:

@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -84,9 +85,10 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
     check_method_stages(declared_methods()[config.method.name], stages)
     net = build_network(config)
     data = load_data(config)
-    if config.data.batch_size > len(data.train):
+    if config.data.batch_size > epoch_samples(config):
         raise ConfigError(
-            f"data.batch_size = {config.data.batch_size} is more than the {len(data.train)} training samples; lower it"
+            f"data.batch_size = {config.data.batch_size} is more than the {epoch_samples(config)} training samples; "
+            "lower it"
         )
     key = json.dumps([config.fingerprint()["model"], config.fingerprint()["data"], config.split.cuts, stages])
     known = run_dir.load_split(key)
@@ -95,7 +97,8 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
     blocks, by_time = block_costs(net, data.input_shape), config.split.cuts == "time"
     measured = None
     expected = run_dir.load_forecast() or {}
-    if (by_time and not known) or (_times_itself(config) and expected.get("key") != key):
+    whole = expected.get("key") == key and (stages == 1 or "profile_together" in expected)
+    if (by_time and not known) or (_times_itself(config) and not whole):
         choose_cuts(config, blocks, stages)  # what cannot be cut is refused before anything is timed
         measured = profile(config, net, device, joins=stages > 1, repeats=ROUNDS if by_time else FEW_ROUNDS)
     cuts, costs = (
@@ -108,19 +111,43 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
     newest(run_dir.checkpoints, make_identity(config, net, cuts, images))  # refused before anything is touched
     run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
     baseline = baseline_of(config, net, data, device)
-    if measured and _times_itself(config):
+    rehearse = measured is not None and _times_itself(config)
+    if measured and rehearse:
+        size = batch_size(config, most=FORWARD_ROWS)
+        if baseline:  # with what is around the blocks
+            measured = measured.slowed((), (size / baseline / measured.serial_s,))
         edges = [plan.edge_bytes for plan in plans[:-1]]
         run_dir.save_forecast(
             {
                 "key": key,
-                "batch_size": batch_size(config, most=FORWARD_ROWS),
+                "batch_size": size,
                 "forecast": forecast(measured, cuts, gamma_of(make_phases(config)), edges).as_dict(),
                 "one_rank_samples_per_s": baseline,
                 "cuts": list(cuts),
+                "edge_bytes": edges,
                 "profile": measured.as_dict(),
             }
         )
-    return Prepared(cuts, costs, images, baseline)
+    return Prepared(cuts, costs, images, baseline, rehearse)
+
+
+def expect_together(run_dir: RunDir, seconds: Sequence[float | None]) -> None:
+    """Make the forecast one of stages that compute at once; "profile" stays that of a rank alone.
+
+    Args:
+        seconds: of each stage's blocks while the others computed theirs (measure.rehearse).
+    """
+    values = run_dir.load_forecast()
+    assert values is not None, "prepare has written it"
+    alone, cuts = Profile.from_dict(values["profile"]), values["cuts"]
+    known = [now for now in seconds if now is not None]
+    together = alone
+    if len(known) == len(seconds):
+        factors = [now / before for now, before in zip(known, alone.blocks_s(cuts), strict=True)]
+        together = alone.slowed(cuts, factors)
+    found = forecast(together, cuts, values["forecast"]["gamma"], values["edge_bytes"])
+    found = replace(found, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
+    run_dir.save_forecast(values | {"forecast": found.as_dict(), "profile_together": together.as_dict()})
 
 
 def stage_plans(

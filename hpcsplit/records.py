@@ -43,6 +43,8 @@ class EpochRecord:
     train_accuracy: float | None = None
     test_accuracy: float | None = None
     test_accuracy_bn: float | None = None
+    validation_loss: float | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
+    validation_accuracy: float | None = None
     wall_s: float | None = None
     train_s: float | None = None
     refresh_s: float | None = None

@@ -1,4 +1,5 @@
-"""One thread: the networks here are tiny, and on a shared machine more threads wait for each other."""
+"""One thread: the networks here are tiny, and on a shared machine more threads wait for each other.  No example of
+hypothesis has a deadline there, either."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)

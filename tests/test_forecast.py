@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from hpcsplit.forecast import forecast, gamma_of, hybrid
+from hpcsplit.prepare import expect_together
+from hpcsplit.rundir import RunDir
 from hpcsplit.split.cost import BlockTime
 from hpcsplit.split.profile import JoinTime, Profile
 
@@ -86,3 +89,44 @@ def test_a_deeper_network_has_each_inner_block_several_times() -> None:
     assert [block.forward_s for block in deep.blocks] == [1.0, 4.0, 4.0, 3.0, 3.0, 2.0]
     # a cut before the second of two alike stands at what the first of them returns
     assert deep.joins == tuple(PROFILE.joins[i] for i in (0, 1, 2, 2, 3, 3))
+
+
+def test_stages_may_take_longer_each_by_its_own_factor() -> None:
+    slow = PROFILE.slowed((2,), (1.0, 3.0))
+    assert slow.blocks_s((2,)) == pytest.approx([15.0, 45.0])
+    assert [piece.forward_s for piece in slow.pieces] == [0.5, 2.0, 4.5, 3.0]
+    assert (slow.update_s, slow.data_s) == (0.02, 3.0)  # the mean of both
+    assert slow.joins[2] == JoinTime(1.0, 2.0, 0.5, 1.0)
+    assert PROFILE.slowed((), (1.0,)) == PROFILE
+
+
+def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
+    run.save_forecast(
+        {
+            "key": "",
+            "batch_size": 128,
+            "forecast": before.as_dict(),
+            "one_rank_samples_per_s": 4.0,
+            "cuts": [2],
+            "edge_bytes": [0],
+            "profile": PROFILE.as_dict(),
+        }
+    )
+    expect_together(run, [1.5 * 15, 1.5 * 15])
+    found = run.load_forecast()
+    assert found
+    assert Profile.from_dict(found["profile"]) == PROFILE  # of a rank alone, for simulations of other machines
+    assert Profile.from_dict(found["profile_together"]).blocks_s((2,)) == pytest.approx([22.5, 22.5])
+    assert found["forecast"]["parallel_s"] == pytest.approx(1.5 * before.parallel_s)
+    assert found["forecast"]["exact_s"] == pytest.approx(1.5 * before.exact_s)
+    assert found["forecast"]["t_s"] == before.t_s  # one device has nobody beside it
+    assert found["forecast"]["parallel_speed_up"] == pytest.approx(before.parallel_speed_up / 1.5)
+
+
+def test_stages_that_could_not_be_timed_at_once_leave_the_forecast(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
+    values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": PROFILE.as_dict()}
+    run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
+    expect_together(run, [15.0, None])
+    assert (run.load_forecast() or {})["forecast"] == before.as_dict()

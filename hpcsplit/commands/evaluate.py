@@ -22,10 +22,12 @@ from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
 from hpcsplit.records import EpochRecord, Records
 from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.wire import lockstep
 
 NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
 NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, BatchNorm re-estimated"}
+NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
 
 
 def evaluate_command(folder: Path, name: str, config_path: Path | None, *, as_json: bool) -> int:
@@ -80,8 +82,8 @@ def _phase(saved: Saved) -> Phase:
     """The kind of the checkpoint's last epoch, for a method that has exact ones only."""
     if declared_methods()[saved.config.method.name].augments:
         return "serial"
-    begun = make_phases(saved.config)[: saved.epochs_done + bool(saved.step)]
-    return begun[-1]
+    phases = of_initials(saved.phases) or make_phases(saved.config)
+    return phases[: saved.epochs_done + bool(saved.step)][-1]
 
 
 def _record(saved: Saved) -> EpochRecord | None:
@@ -108,6 +110,8 @@ def _text(saved: Saved, found: dict[str, Any]) -> str:
         f"{'':<40} {'here':>10} {'recorded':>10}",
     ]
     for key, title in NAMES.items():
+        if key.startswith("validation") and found[key] is None:
+            continue
         lines.append(f"{title:<40} {shown(key, found[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
     lines.append(f"weights_sha256 {found['weights_sha256']}")
     if recorded is None:

@@ -46,9 +46,11 @@ def report_command(folders: Sequence[Path], out: Path | None, *, mistakes: bool 
         table.add_row(escape(name), *cells)
     Console(width=160).print(table)
     print(EXPLAINED)
-    for name, folder in found.items():
-        if expected := RunDir(folder).load_forecast():
-            print("\n".join(["", f"{name}:", *beside(expected, records[name])]))
+    forecasts = {name: RunDir(folder).load_forecast() for name, folder in found.items()}
+    several = len(found) > 1
+    known = {name if several else "": (expected, records[name]) for name, expected in forecasts.items() if expected}
+    if lines := beside(known):
+        print("\n".join(["", *lines]))
     if out is None:
         return 0
     kind = out.suffix[1:]

@@ -23,7 +23,11 @@ from hpcsplit.wire.launcher import claimed_size
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint: after `epochs_done` whole epochs and `step` steps of the next one."""
+    """A complete checkpoint: after `epochs_done` whole epochs and `step` steps of the next one.
+
+    Attributes:
+        phases: initials of the kinds of epochs that had been decided, where that happens during the run.
+    """
 
     run: RunDir
     folder: Path
@@ -31,6 +35,7 @@ class Saved:
     step: int
     config: Config
     fingerprints: dict[str, str]
+    phases: str = ""
 
     @property
     def name(self) -> str:
@@ -75,7 +80,8 @@ def find(folder: Path, name: str, config_path: Path | None) -> Saved:
     manifest = read_attributes(chosen / ckpt.MANIFEST)
     try:
         prints: dict[str, Any] = json.loads(manifest["fingerprints"])
-        return Saved(run, chosen, int(manifest["epochs_done"]), int(manifest["step"]), config, dict(prints))
+        done, step = int(manifest["epochs_done"]), int(manifest["step"])
+        return Saved(run, chosen, done, step, config, dict(prints), manifest.get("phases", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {chosen} is of another version of this program: its {ckpt.MANIFEST} cannot be understood "

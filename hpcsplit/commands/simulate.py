@@ -162,7 +162,7 @@ def cuts_of(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
 def _timelines(problem: Problem, cuts: Sequence[int], machine: Machine) -> dict[str, list[Span]]:
     """What the ranks do in a few steps of each kind."""
     kinds: dict[str, tuple[Action, Phase]] = {
-        f"{DRAWN_STEPS} parallel steps": (Train(0, "parallel", 0), "parallel"),
+        f"{DRAWN_STEPS} parallel steps": (Train(0, "parallel", 0, goes_on=True), "parallel"),
         f"{DRAWN_STEPS} exact steps, {problem.microbatches} micro-batches": (Train(0, "serial", 0), "serial"),
         f"refresh of {DRAWN_STEPS} mini-batches": (Refresh(0), "parallel"),
     }

@@ -15,7 +15,9 @@ from hpcsplit.allocator import give_back
 from hpcsplit.assemble import (
     Prepared,
     aux_policy,
+    batch_size,
     build_network,
+    decides,
     device_of,
     make_job,
     make_phases,
@@ -25,10 +27,11 @@ from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
-from hpcsplit.engine.job import Job
+from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
-from hpcsplit.prepare import prepare, stage_plans
+from hpcsplit.measure import rehearse
+from hpcsplit.prepare import expect_together, prepare, stage_plans
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.expected import beside
@@ -36,7 +39,8 @@ from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
 from hpcsplit.rundir.provenance import place
-from hpcsplit.schedule.actions import Stop
+from hpcsplit.schedule.actions import Phase, Stop
+from hpcsplit.schedule.hybrid import initials
 from hpcsplit.split.cost import block_costs
 from hpcsplit.stopping import StopRequest
 from hpcsplit.watchdog import Pulse, Watchdog, read_sign, start_limit
@@ -131,6 +135,8 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
             jobs[0].store.alarm = failure.fail
         jobs[0].stage.between_blocks = wire.progress
         jobs[0].stop_reason = request.reason
+        if prepared.rehearse and world.size > 1:
+            _rehearse(config, run_dir, wire, jobs[0])
         give_back()
         stop = wire.run(rank_program(jobs[0]))
         _close_stores(jobs)
@@ -167,6 +173,14 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
         raise kinds.get(answer["kind"], ConfigError)(answer["error"]).on_all_ranks()
     return Prepared.from_dict(answer["prepared"])
+
+
+def _rehearse(config: Config, run_dir: RunDir, wire: Any, job: Job) -> None:
+    """All ranks compute at once, and rank 0 writes down what that says of the run."""
+    wire.share(None)  # nobody begins before all are there
+    seconds = wire.share(rehearse(job.stage, batch_size(config, most=FORWARD_ROWS)))
+    if job.rank == 0:
+        expect_together(run_dir, seconds)
 
 
 def _check_launch(config: Config, wire: Any) -> None:
@@ -219,13 +233,13 @@ def _start(
     run_dir.note_start(config, places, library, prepared.cuts)
     train_size, test_size = sizes(config)
     copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
+    held_out = f", {config.data.validation} held out" if config.data.validation else ""
     lines = [
         f"hpcsplit: {config.model.name} on {config.data.name} "
-        f"({train_size} training{copies}, {test_size} test samples), "
+        f"({train_size} training{copies}{held_out}, {test_size} test samples), "
         f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, "
         f"{stages} stage{'s' * (stages > 1)}",
-        f"{len(phases)} epochs, {phases.count('serial')} serial and {phases.count('parallel')} parallel: "
-        + "".join(p[0].upper() for p in phases),
+        _course(config, phases),
         f"run directory {run_dir.path}",
     ]
     if "parallel" not in phases and declared_methods()[config.method.name].parallel:
@@ -247,6 +261,14 @@ def _start(
     cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
     board = Board(run_dir.tensorboard) if config.run.tensorboard else None
     return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts, board)
+
+
+def _course(config: Config, phases: Sequence[Phase]) -> str:
+    """Which epochs are of which kind."""
+    epochs, parallel = len(phases), phases.count("parallel")
+    if decides(config):
+        return f"{epochs} epochs; exact or parallel is decided on the way, at most {parallel} parallel"
+    return f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(phases)}"
 
 
 def _equipment(host: str) -> str:
@@ -296,7 +318,7 @@ def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch
         return REQUEUE
     table = watch.closing(_plans(config, prepared), prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
-        table += "\n\n" + "\n".join(beside(expected, watch.past))
+        table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)
     run_dir.summary.write_text(table + "\n", encoding="utf-8")
     watch.draw(run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {stages} stages")

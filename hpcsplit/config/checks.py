@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from hpcsplit.config.load import Config
 
 
+AUTO = "auto"
+
+
 def parse_ratio(text: str) -> tuple[int, int]:
     """'1:4' -> (1, 4): serial and parallel epochs of one cycle."""
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
     if not found or int(found[1]) + int(found[2]) == 0:
-        raise ConfigError(f'schedule.ratio = "{text}" must be serial:parallel, two whole numbers such as "1:4"')
+        raise ConfigError(
+            f'schedule.ratio = "{text}" must be serial:parallel, two whole numbers such as "1:4", or "auto"'
+        )
     return int(found[1]), int(found[2])
 
 
@@ -60,15 +65,8 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     check_model_name(config.model.name)
     _check_task(config)
     check_cuts(config.split.cuts, config.run.stages)
-    serial, parallel = parse_ratio(config.schedule.ratio)
     schedule = config.schedule
-    if method.parallel and serial:
-        cycles, rest = divmod(schedule.epochs, serial + parallel)
-        if schedule.warmup > cycles * serial + rest:
-            raise ConfigError(
-                f"schedule.warmup = {schedule.warmup} is more than the {cycles * serial + rest} serial epochs that "
-                f'ratio "{schedule.ratio}" leaves of {schedule.epochs}; lower warmup or raise epochs'
-            )
+    _check_ratio(config, method)
     if schedule.warmup > schedule.epochs:
         raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
     if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
@@ -87,6 +85,33 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
             "method.downsample = 2 halves height and width of feature maps; the mlp passes vectors. Use downsample = 1"
         )
     _check_method(config, method)
+
+
+def _check_ratio(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError for a ratio that leaves no room for the warm-up, or that nothing can decide."""
+    schedule = config.schedule
+    if schedule.ratio == AUTO:
+        if not method.parallel:
+            return
+        if not config.data.validation:
+            raise ConfigError(
+                'schedule.ratio = "auto" judges epochs by samples that are not trained on: set data.validation, such '
+                "as to a tenth of the training samples"
+            )
+        if config.run.evaluate_every > 1:
+            raise ConfigError(
+                f'schedule.ratio = "auto" looks at every epoch, run.evaluate_every = {config.run.evaluate_every}; '
+                "set it to 1"
+            )
+        return
+    serial, parallel = parse_ratio(schedule.ratio)
+    if method.parallel and serial:
+        cycles, rest = divmod(schedule.epochs, serial + parallel)
+        if schedule.warmup > cycles * serial + rest:
+            raise ConfigError(
+                f"schedule.warmup = {schedule.warmup} is more than the {cycles * serial + rest} serial epochs that "
+                f'ratio "{schedule.ratio}" leaves of {schedule.epochs}; lower warmup or raise epochs'
+            )
 
 
 def _check_task(config: Config) -> None:
@@ -108,16 +133,16 @@ def check_method_stages(method: DeclaredMethod, stages: int) -> None:
 
 def _check_method(config: Config, method: DeclaredMethod) -> None:
     """Raise ConfigError for what this method cannot train, or cannot train in this way."""
-    serial, _ = parse_ratio(config.schedule.ratio)
+    ratio = config.schedule.ratio
     check_method_stages(method, config.split.stages or config.run.stages)
     if method.network and config.model.name != method.network:
         raise ConfigError(
             f'model.name = "{config.model.name}": {method.name} works layer by layer and trains the '
             f'"{method.network}" only; choose that, or another method'
         )
-    if method.full_batch and serial:
+    if method.full_batch and (ratio == AUTO or parse_ratio(ratio)[0]):
         raise ConfigError(
-            f'schedule.ratio = "{config.schedule.ratio}": {method.name} goes on from iteration to iteration, and an '
+            f'schedule.ratio = "{ratio}": {method.name} goes on from iteration to iteration, and an '
             'exact epoch between them would throw its variables away; set schedule.ratio = "0:1", with exact epochs '
             "at the start only (schedule.warmup)"
         )

@@ -72,7 +72,8 @@ class Config:
     def fingerprint(self) -> dict[str, str]:
         """A short hash of each section that must not change over the life of a run."""
         tree = self.as_dict()
-        tree["data"] = {k: v for k, v in tree["data"].items() if k not in ("root", "download", "eval_train")}
+        aside = ["root", "download", "eval_train"] + ["validation"] * (not self.data.validation)
+        tree["data"] = {k: v for k, v in tree["data"].items() if k not in aside}
         hashed = ("data", "model", "method", "optim", "schedule")
         prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}
         prints["seed"] = str(self.run.seed)

@@ -36,6 +36,9 @@ class Data:
         low=1,
         high=10_000,
     )
+    validation: int = option(
+        0, "training samples, the last ones, that are held out and evaluated beside the test set", unit="samples", low=0
+    )
     eval_train: int = option(
         2000, "training samples for the loss and train_accuracy of each epoch; 0 uses all", unit="samples", low=0
     )
@@ -76,7 +79,9 @@ class Schedule:
     """Which epochs are exact back-propagation (serial) and which train all stages at once (parallel)."""
 
     epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=1, high=1_000_000)
-    ratio: str = option("1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up')
+    ratio: str = option(
+        "1:4", 'serial:parallel; "0:1" has no serial epoch but the warm-up; "auto" decides while it trains'
+    )
     order: str = option("alternate", "how the two kinds follow each other", choices=("alternate", "parallel-first"))
     warmup: int = option(
         1, "serial epochs at the start; they count as serial epochs of the total", unit="epochs", low=0

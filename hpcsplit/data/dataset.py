@@ -21,6 +21,7 @@ class Dataset:
 
     `mean` and `std` are float32 (C,) of the training images, pixels scaled to [0, 1]; a channel that never changes has
     std 1.  `classes` counts labels 0 .. classes-1; `flip` says whether a mirrored image keeps its label.
+    `validation` are training samples that were held out; no other part has them.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dataset:
     std: torch.Tensor
     classes: int
     flip: bool
+    validation: Part | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -46,13 +48,15 @@ def load(
     limit_train: int = 0,
     limit_test: int = 0,
     pool: bool = False,
+    validation: int = 0,
 ) -> Dataset:
     """Read the data set `name` (a key of catalog.SPECS).
 
     `root` is a folder in torchvision's layout; when empty see vision.folder_of.  `download` lets torchvision fetch what
-    is absent.  The limits keep the first so many samples, 0 keeps all.  `pool` averages 2 x 2 pixels.  Mean and std are
-    those of the training samples that are left.  DataError: unknown, absent or damaged data, a label that is no class,
-    or a limit above the size.
+    is absent.  The limits keep the first so many samples, 0 keeps all.  `pool` averages 2 x 2 pixels.  The last
+    `validation` of the training samples are held out.  Mean and std are those of the samples that are left.
+
+    DataError: unknown, absent or damaged data, a label that is no class, or a limit above the size.
     """
     spec = lookup(name)
     if spec.endless:
@@ -66,14 +70,18 @@ def load(
     train, test = train.first(limit_train), test.first(limit_test)
     if pool:
         train, test = train.pooled(), test.pooled()
+    held_out = None
+    if validation:
+        train, held_out = train.parted(len(train) - validation)
     mean, std = channel_moments(train.images)
-    return Dataset(name, train, test, mean, std, spec.classes, spec.flip)
+    return Dataset(name, train, test, mean, std, spec.classes, spec.flip, held_out)
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that change with any pixel, label or shape of either part."""
+    """16 hexadecimal digits that change with any pixel, label or shape of any part."""
     digest = hashlib.sha256()
-    for part in (dataset.train, dataset.test):
+    parts = [dataset.train, dataset.test] + ([dataset.validation] if dataset.validation is not None else [])
+    for part in parts:
         for tensor in (part.images, part.labels):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.numpy().data)

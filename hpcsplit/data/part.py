@@ -37,6 +37,10 @@ class Part:
         """The first `limit` samples in memory of their own, so that the rest can be freed; 0 keeps all."""
         return Part(self.images[:limit].clone(), self.labels[:limit].clone()) if limit else self
 
+    def parted(self, size: int) -> tuple[Part, Part]:
+        """The first `size` samples, and the others."""
+        return Part(self.images[:size], self.labels[:size]), Part(self.images[size:], self.labels[size:])
+
     def pooled(self) -> Part:
         """Each 2 x 2 square of pixels replaced by its mean, halves rounded up: (N, C, H/2, W/2)."""
         images = self.images

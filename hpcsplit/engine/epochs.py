@@ -60,7 +60,7 @@ def _parallel(job: Job, action: Train, method: TrainingMethod, total: Tally) -> 
         if paused := (yield from _sweep(job, action, order, sweeps[number], total, first, last=last)):
             return number * len(order) + paused
         first = 0
-    yield from method.drain(job.stage, goes_on=job.plan[action.epoch + 1 : action.epoch + 2] == ("parallel",))
+    yield from method.drain(job.stage, goes_on=action.goes_on)
     total.terms |= method.close(job.stage)
     return 0
 

@@ -22,13 +22,20 @@ BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics ar
 @dataclass(frozen=True)
 class Scores:
     """Mean loss and accuracy (fractions 0-1, None for tasks without) of the whole network; the same on every rank.
-    All are None after an epoch without an evaluation."""
+    All are None after an epoch without an evaluation.  After a parallel one, samples held out are scored with BatchNorm
+    statistics re-estimated, as `test_accuracy_bn` is, so that they compare with those after an exact one."""
 
     loss: float | None
     train_accuracy: float | None
     test_loss: float | None
     test_accuracy: float | None
     test_accuracy_bn: float | None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+    @property
+    def losses(self) -> tuple[float | None, ...]:
+        return self.loss, self.test_loss, self.validation_loss
 
 
 NOT_EVALUATED = Scores(None, None, None, None, None)
@@ -48,7 +55,8 @@ class Outcomes:
 
 
 def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores]:
-    """Evaluate on the test set and on the first `eval_train_size` training samples, without augmentation.
+    """Evaluate on the test set, on the samples held out, and on the first `eval_train_size` training samples, without
+    augmentation.
 
     Args:
         phase: of the last epoch: BatchNorm statistics are re-estimated on images as they were in it.
@@ -60,6 +68,8 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     test = job.in_order(job.test_size)
     test_loss, test_accuracy = yield from _score(job, job.test, test)
     accuracy_bn = test_accuracy if bn else None
+    fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
+    held_out = (None, None) if fair else (yield from _held_out(job))
     if bn and job.batch_norm:
         job.stage.blocks.train()
         fresh = FreshStatistics(job.stage.blocks)
@@ -67,9 +77,18 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
         yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
         job.stage.blocks.eval()
         _, accuracy_bn = yield from _score(job, job.test, test)
+        if fair:
+            held_out = yield from _held_out(job)
         fresh.restore()
-    mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn] if job.stage.last else None
+    mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *held_out] if job.stage.last else None
     return Scores(*(yield Share(mine))[-1])
+
+
+def _held_out(job: Job) -> Generator[Verb, Any, tuple[float | None, float | None]]:
+    """Loss and accuracy of the samples that are held out, where some are."""
+    if job.validation is None:
+        return None, None
+    return (yield from _score(job, job.validation, job.in_order(job.validation_size)))
 
 
 def outputs(job: Job, order: Sequence[np.ndarray]) -> Generator[Verb, Any, torch.Tensor]:

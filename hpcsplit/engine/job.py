@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables
 from hpcsplit.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.auto import Seen
 from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.split.stage import Stage
 from hpcsplit.tasks import Samples
@@ -26,8 +29,41 @@ SAVE, STOP = 1, 2  # wishes of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
 
 
+Choose = Callable[[Sequence[Phase]], Phase]  # the kind of the epoch behind those that are decided
+
+
+def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
+    """An epoch as the schedule looks at it.  A refresh that only a restart has made necessary costs nothing, and what
+    is no number counts as what records.jsonl has for it, nothing.
+
+    Args:
+        in_turn: the stages take turns in one process, where a parallel epoch counts as long as its slowest stage.
+    """
+    seconds = [s.compute_s or 0.0 for s in record.stages] if in_turn else [record.train_s or 0.0]
+    refresh_s = 0.0 if record.recomputed else record.refresh_s or 0.0
+    known = [s.label_signal for s in record.stages if s.label_signal is not None]
+    signals = [max(0.0, signal) for signal in known if math.isfinite(signal)]
+    score = record.validation_accuracy
+    if score is None and record.validation_loss is not None:
+        score = -record.validation_loss
+    return Seen(
+        record.phase,
+        (max(seconds) if record.phase == "parallel" else sum(seconds)) + refresh_s,
+        score if score is not None and math.isfinite(score) else -math.inf,
+        statistics.mean(signals or [1.0]),
+        max((s.violation or 0.0 for s in record.stages), default=0.0),
+    )
+
+
 class Observer(Protocol):
-    """What a rank tells the outside world; all but rank 0 use the silent one below."""
+    """What a rank tells the outside world; all but rank 0 use the silent one below.
+
+    Attributes:
+        past: the records of the finished epochs.
+    """
+
+    @property
+    def past(self) -> Sequence[EpochRecord]: ...
 
     def say(self, text: str) -> None: ...
 
@@ -40,6 +76,8 @@ class Observer(Protocol):
 
 class Silent:
     """An observer that keeps everything to itself."""
+
+    past: Sequence[EpochRecord] = ()
 
     def say(self, text: str) -> None:
         pass
@@ -75,8 +113,9 @@ class Identity:
 class Job:
     """One rank's share of a run.
 
-    `provenance` is what a checkpoint says of this start; `where` follows the program, so that a failure can
-    say where it happened.
+    `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
+    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start; `where` follows the
+    program, so that a failure can say where it happened.
     """
 
     stage: Stage
@@ -92,17 +131,21 @@ class Job:
     batch_size: int
     seed: int
     augment: bool
-    plan: tuple[Phase, ...]
+    epochs: int
+    plan: Sequence[Phase]
     learning_rate: Callable[[int], float]
     save_policy: SavePolicy
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
     evaluate_every: int = 1
+    validation: Samples | None = None
+    validation_size: int = 0
     batch_norm: bool = True  # whether any stage has BatchNorm statistics
     observer: Observer = field(default_factory=Silent)
     stop_reason: Callable[[], str | None] = lambda: None
     saved_at: float = field(default_factory=time.monotonic)
+    choose: Choose | None = None
     provenance: str = ""
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
     where: str = "start"
@@ -119,7 +162,7 @@ class Job:
 
     def evaluated(self, epoch: int) -> bool:
         """Whether the whole network is evaluated after this epoch."""
-        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == len(self.plan)
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def augments(self, phase: Phase) -> bool:
         """Whether the images of such an epoch are cropped and flipped."""

@@ -92,6 +92,7 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
             "aux_needed": int(action.need_aux),
             "aux": json.dumps([part["aux"] for part in parts]),
             "recomputed": int(action.recomputed),
+            "phases": action.phases,
         }
         write_tensors(folder / ckpt.MANIFEST, {}, manifest)
         everything = {ckpt.MANIFEST: sha256_file(folder / ckpt.MANIFEST)}

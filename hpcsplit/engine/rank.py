@@ -72,8 +72,10 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
 
 def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None]:
     return actions(
-        job.plan,
+        start.phases or job.plan,
         job.save_policy,
+        epochs=job.epochs,
+        choose=job.choose,
         first_epoch=start.first_epoch,
         first_step=start.first_step,
         have_aux=start.have_aux,
@@ -111,18 +113,17 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     tally, seconds = sums.tally, sums.seconds
     evaluation_began = time.perf_counter()
 
-    last_epoch = action.epoch + 1 == len(job.plan)
     scores = NOT_EVALUATED
     if job.evaluated(action.epoch):
-        scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or last_epoch)
-    if not all(loss is None or math.isfinite(loss) for loss in (scores.loss, scores.test_loss)):
+        scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or action.last)
+    if not all(loss is None or math.isfinite(loss) for loss in scores.losses):
         raise NumericalError(
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
             "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
         ).on_all_ranks()
     signals = yield from probe(job, action, state.have_aux)
     bound = None
-    if action.phase == "parallel" and job.plan[action.epoch + 1 : action.epoch + 2] != ("parallel",):
+    if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)
     violation_next = signals.violation_next
     if action.phase == "parallel" and tally.aux_sq:
@@ -149,8 +150,14 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         "aux_loss": _loss_through_variables(job, action, tally),
         "terms": {name: value / tally.samples for name, value in tally.terms.items()},
         "digests": tensor_digests(job.stage.state()),
+        "finite": job.stage.finite(),
     }
     reports = yield Share(report)
+    if broken := [str(r["stage"]["stage"]) for r in reports if not r["finite"]]:
+        raise NumericalError(
+            f"weights of stage {', '.join(broken)} are not finite after epoch {action.epoch + 1} ({action.phase}): "
+            "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
+        ).on_all_ranks()
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
     terms = _added_up([r["terms"] for r in reports])
     if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
@@ -169,6 +176,8 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
             train_accuracy=scores.train_accuracy,
             test_accuracy=scores.test_accuracy,
             test_accuracy_bn=scores.test_accuracy_bn,
+            validation_loss=scores.validation_loss,
+            validation_accuracy=scores.validation_accuracy,
             wall_s=wall_s,
             train_s=train_s,
             refresh_s=max(r["refresh_s"] for r in reports),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import FORMAT, EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError
 from hpcsplit.files.hdf5 import read_attributes, read_tensors
+from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import Share, Verb
@@ -40,6 +42,7 @@ class Start:
         missing: this stage's auxiliary variables that the checkpoint does not have, while it has others.
         missing_anywhere: whether any stage misses some.
         epoch: sums of the epoch under way.
+        phases: the kinds of epochs that had been decided, where that happens during the run.
     """
 
     first_epoch: int = 0
@@ -49,6 +52,7 @@ class Start:
     missing_anywhere: bool = False
     recomputed: bool = False
     epoch: EpochSums = field(default_factory=EpochSums)
+    phases: Sequence[Phase] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Found:
     aux_needed: bool
     recomputed: bool
     aux: list[dict[str, Any] | None]
+    phases: str = ""
 
     @property
     def name(self) -> str:
@@ -96,7 +101,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         if any(verdict["value"] for verdict in loaded):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
     aux = yield from _auxiliary(job, found, recut)
-    return Start(found.epochs_done, found.step, *aux, found.recomputed, sums[0])
+    return Start(found.epochs_done, found.step, *aux, found.recomputed, sums[0], of_initials(found.phases))
 
 
 def _plain(found: Found | None) -> dict[str, Any] | None:
@@ -158,6 +163,7 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
         aux_needed=bool(manifest["aux_needed"]),
         recomputed=bool(manifest["recomputed"]),
         aux=json.loads(manifest["aux"]),
+        phases=manifest.get("phases", ""),
     )
 
 

@@ -15,7 +15,7 @@ from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report import bars
 from hpcsplit.report import curves as c
 from hpcsplit.report.curves import Quantity, Runs, StageQuantity
-from hpcsplit.report.lines import bn_differs, shortened
+from hpcsplit.report.lines import shortened
 from hpcsplit.report.plane import plane
 from hpcsplit.report.times import balance
 
@@ -109,9 +109,7 @@ def _log(panel: Any) -> None:
 
 def _accuracy(runs: Runs) -> list[Panel]:
     train: Quantity = ("train", lambda record: record.train_accuracy, ":")
-    differs = any(bn_differs(record) for records in runs.values() for record in records)
-    quantities = (c.ACCURACY, c.RE_ESTIMATED, train) if differs else (c.ACCURACY, train)
-    return _curves(runs, "accuracy (%)", quantities, scale=100)
+    return _curves(runs, "accuracy (%)", (*c.accuracies(runs), train), scale=100)
 
 
 def _side(key: str) -> Callable[[EpochRecord], float | None]:

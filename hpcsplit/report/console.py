@@ -192,7 +192,8 @@ class _Live:
             self._rich.show_cursor(True)  # a run that MPI aborts could not bring it back
 
     def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
-        self._accuracy = record.test_accuracy
+        if record.test_accuracy is not None:
+            self._accuracy = record.test_accuracy
         for task in self._progress.tasks:
             self._progress.update(task.id, completed=task.total)
         self.say(epoch_line(record, self._total_epochs, eta_s))

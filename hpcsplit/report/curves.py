@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from hpcsplit.records import EpochRecord, StageRecord
-from hpcsplit.report.lines import term
+from hpcsplit.report.lines import bn_differs, term
 
 Quantity = tuple[str, Callable[[EpochRecord], float | None], str]  # its label, its value in an epoch, its line
 StageQuantity = Callable[[StageRecord], float | None]
@@ -21,6 +21,8 @@ LOSSES: tuple[Quantity, ...] = (
 )
 ACCURACY: Quantity = ("test", lambda record: record.test_accuracy, "-")
 RE_ESTIMATED: Quantity = ("BatchNorm re-estimated", lambda record: record.test_accuracy_bn, "--")
+HELD_OUT: Quantity = ("held out", lambda record: record.validation_accuracy, "-.")
+OF_EVALUATIONS = ("train", "test", RE_ESTIMATED[0], HELD_OUT[0])  # no gap where an epoch has no evaluation
 OBJECTIVE: tuple[Quantity, ...] = (
     ("objective", lambda record: term(record, "objective"), "-"),
     ("residual", lambda record: _root(term(record, "residual_sq")), "--"),
@@ -46,6 +48,17 @@ def shade_of(place: int, count: int) -> Any:
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.9 * place / max(1, count - 1))
+
+
+def accuracies(runs: Runs) -> tuple[Quantity, ...]:
+    """That of the test set, and what some run has beside it."""
+    everything = [record for records in runs.values() for record in records]
+    found = [ACCURACY]
+    if any(map(bn_differs, everything)):
+        found.append(RE_ESTIMATED)
+    if any(record.validation_accuracy is not None for record in everything):
+        found.append(HELD_OUT)
+    return tuple(found)
 
 
 def stage_numbers(runs: Runs) -> list[int]:
@@ -80,10 +93,11 @@ def by_run(panel: Any, runs: Runs, quantities: Sequence[Quantity], scale: float 
     several, legend = len(runs) > 1, {}
     for place, (name, records) in enumerate(runs.items()):
         for order, (label, value_of, style) in enumerate(quantities):
-            values = [value_of(record) for record in records]
+            shown = [r for r in records if r.loss is not None] if label in OF_EVALUATIONS else records
+            values = [value_of(record) for record in shown]
             scaled = [None if value is None else scale * value for value in values]
             colour = colour_of(place, len(runs)) if several else colour_of(order, len(quantities))
-            if not _line(panel, records, scaled, colour, style):
+            if not _line(panel, shown, scaled, colour, style):
                 continue
             if several:
                 legend[name] = sample(name, colour, "-")
@@ -122,12 +136,11 @@ def _shape(style: str) -> dict[str, Any]:
 
 
 def _line(panel: Any, records: Sequence[EpochRecord], values: list[Any], colour: Any, style: str) -> bool:
-    """Draw a curve with gaps where there is no value, but for epochs without an evaluation; whether there was any."""
+    """Draw a curve with gaps where there is no value; whether there was any."""
     if all(value is None for value in values):
         return False
-    pairs = [(r, v) for r, v in zip(records, values, strict=True) if v is not None or r.loss is not None]
-    numbers = [float("nan") if value is None else value for _, value in pairs]
-    epochs = [record.epoch + 1 for record, _ in pairs]
+    numbers = [float("nan") if value is None else value for value in values]
+    epochs = [record.epoch + 1 for record in records]
     look: dict[str, Any] = {"marker": "o", "markersize": 3 if len(records) < MANY_EPOCHS else 1, "linewidth": 1.5}
     panel.plot(epochs, numbers, color=colour, **look | _shape(style))
     return True

@@ -1,33 +1,57 @@
-"""What was expected of a run before it began, beside what it did."""
+"""What was expected of runs before they began, beside what they did."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpcsplit.records import EpochRecord
 
+Expected = tuple[Mapping[str, Any], Sequence[EpochRecord]]  # forecast.json of a run, and its records
 
-def beside(expected: Mapping[str, Any], records: Sequence[EpochRecord]) -> list[str]:
-    """A small table of forecast.json's values and those of the epochs; what was not measured is left out."""
-    size, found = expected["batch_size"], expected["forecast"]
-    alone = expected["one_rank_samples_per_s"]
-    steps = {"one rank alone": (found["t_s"], size / alone if alone else None)}
-    for phase, key in (("exact", "exact_s"), ("parallel", "parallel_s")):
-        kind = "serial" if phase == "exact" else phase
-        rates = [r.samples_per_s for r in records if r.phase == kind and r.samples_per_s]
-        steps[f"{phase} epochs"] = found[key], size / statistics.median(rates) if rates else None
+
+class Beside(NamedTuple):
+    """One kind of epoch: seconds of a step with `batch` samples; `alone` is an exact one of one rank by itself."""
+
+    name: str
+    batch: int
+    alone: float | None
+    predicted: float
+    measured: float
+
+
+def beside(runs: Mapping[str, Expected]) -> list[str]:
+    """A table of what was forecast and what was measured, a line for each run and kind of epoch that has both.
+
+    Args:
+        runs: by the names that stand before the lines.
+    """
+    found = [each for name, run in runs.items() for each in _kinds(name, *run)]
+    if not found:
+        return []
+    width = max(len(each.name) for each in found)
     lines = [
-        f"forecast from a profile before the run, beside the run (mini-batches of {size})",
-        f"{'':<18} {'step s':>9} {'measured':>9} {'ratio':>6}   {'speed-up':>8} {'measured':>9} {'ratio':>6}",
+        "forecast from a profile before the run, beside the run",
+        f"{'':<{width}} {'batch':>6} {'step s':>9} {'measured':>9} {'ratio':>6}   "
+        f"{'speed-up':>8} {'measured':>9} {'ratio':>6}",
     ]
-    for name, (predicted, measured) in steps.items():
-        if measured is None:
-            continue
-        line = f"{name:<18} {predicted:>9.4f} {measured:>9.4f} {predicted / measured:>6.2f}"
-        if alone and name != "one rank alone":
-            gains = found["t_s"] / predicted, size / alone / measured
+    for each in found:
+        predicted, measured = each.predicted, each.measured
+        line = f"{each.name:<{width}} {each.batch:>6} {predicted:>9.4f} {measured:>9.4f} {predicted / measured:>6.2f}"
+        if each.alone:
+            gains = each.alone / predicted, each.alone / measured
             line += f"   {gains[0]:>8.2f} {gains[1]:>9.2f} {gains[0] / gains[1]:>6.2f}"
         lines.append(line)
-    return lines if len(lines) > 2 else []
+    return lines
+
+
+def _kinds(name: str, expected: Mapping[str, Any], records: Sequence[EpochRecord]) -> list[Beside]:
+    size, found = expected["batch_size"], expected["forecast"]
+    rate = expected["one_rank_samples_per_s"]
+    alone, rows = size / rate if rate else None, []
+    for kind, phase, key in (("exact epochs", "serial", "exact_s"), ("parallel epochs", "parallel", "parallel_s")):
+        rates = [r.samples_per_s for r in records if r.phase == phase and r.samples_per_s]
+        if rates:
+            rows.append(Beside(f"{name} {kind}".strip(), size, alone, found[key], size / statistics.median(rates)))
+    return rows

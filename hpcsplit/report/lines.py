@@ -68,6 +68,8 @@ def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> s
     words = [position(record.epoch, total_epochs, record.phase), loss_text(record.loss)]
     if (objective := term(record, "objective")) is not None:
         words.append(f"L {objective:9.4g}")
+    if record.validation_accuracy is not None:
+        words.append(f"held out {record.validation_accuracy * 100:5.2f} %")
     if record.test_accuracy is not None:
         words.append(f"test {record.test_accuracy * 100:5.2f} %")
     elif record.test_loss is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcsplit.report import curves
 from hpcsplit.report.curves import Runs
-from hpcsplit.report.lines import bn_differs, term
+from hpcsplit.report.lines import term
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -28,10 +28,9 @@ def draw(records_by_name: Runs, path: Path | str, title: str) -> None:
     figure.suptitle(title, fontsize=14, parse_math=False)
     panels = figure.subplot_mosaic(mosaic)
     loss, accuracy, violation, signal = (panels[name] for name in ("loss", "accuracy", "violation", "signal"))
-    accuracies = (curves.ACCURACY, curves.RE_ESTIMATED) if any(map(bn_differs, everything)) else (curves.ACCURACY,)
     legends = {
         loss: curves.by_run(loss, records_by_name, curves.LOSSES),
-        accuracy: curves.by_run(accuracy, records_by_name, accuracies, scale=100),
+        accuracy: curves.by_run(accuracy, records_by_name, curves.accuracies(records_by_name), scale=100),
         violation: curves.by_stage(violation, records_by_name, curves.positive_violation),
         signal: curves.by_stage(signal, records_by_name, lambda stage: stage.label_signal),
     }

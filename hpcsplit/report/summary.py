@@ -52,6 +52,7 @@ def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
     lines, kinds = [], [("test accuracy", "test_accuracy")]
     if any(map(bn_differs, records)):
         kinds.append(("  with BatchNorm re-estimated", "test_accuracy_bn"))
+    kinds.append(("  of the samples held out", "validation_accuracy"))
     for name, key in kinds:
         known = [(getattr(record, key), record.epoch) for record in records if getattr(record, key) is not None]
         if known:

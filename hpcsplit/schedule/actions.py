@@ -30,13 +30,21 @@ class Refresh:
 
 @dataclass(frozen=True)
 class Train:
-    """One epoch over all training samples, or the rest of one after `first_step` steps."""
+    """One epoch over all training samples, or the rest of one after `first_step` steps.
+
+    Attributes:
+        parallel_epochs: parallel epochs before this one.
+        goes_on: the next epoch is parallel, too, if this one is.
+        last: there is no next epoch.
+    """
 
     epoch: int
     phase: Phase
-    parallel_epochs: int  # parallel epochs before this one
+    parallel_epochs: int
     recomputed: bool = False
     first_step: int = 0
+    goes_on: bool = False
+    last: bool = False
 
     def __str__(self) -> str:
         rest = f", after step {self.first_step}" if self.first_step else ""
@@ -54,12 +62,17 @@ class Trained:
 
 @dataclass(frozen=True)
 class Save:
-    """Write a checkpoint after an epoch, or within it after `step` steps."""
+    """Write a checkpoint after an epoch, or within it after `step` steps.
+
+    Attributes:
+        phases: initials of the phases that are decided, where that happens during the run.
+    """
 
     epoch: int
     need_aux: bool
     step: int = 0
     recomputed: bool = False
+    phases: str = ""
 
     @property
     def epochs_done(self) -> int:

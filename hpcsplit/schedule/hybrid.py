@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train, Trained
@@ -44,6 +44,16 @@ def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> 
     return tuple(plan + exact * s_left)  # some are left where the epochs fill no cycle at all
 
 
+def initials(plan: Sequence[Phase]) -> str:
+    """Two exact and three parallel epochs are SSPPP."""
+    return "".join(phase[0].upper() for phase in plan)
+
+
+def of_initials(text: str) -> list[Phase]:
+    """What `initials` wrote."""
+    return ["parallel" if letter == "P" else "serial" for letter in text]
+
+
 @dataclass(frozen=True)
 class SavePolicy:
     """When a checkpoint is due."""
@@ -65,9 +75,11 @@ class SavePolicy:
 
 
 def actions(
-    plan: tuple[Phase, ...],
+    plan: Sequence[Phase],
     save: SavePolicy,
     *,
+    epochs: int = 0,
+    choose: Callable[[Sequence[Phase]], Phase] | None = None,
     first_epoch: int = 0,
     first_step: int = 0,
     have_aux: bool = False,
@@ -81,7 +93,9 @@ def actions(
     """Everything that is left to do from step `first_step` of `first_epoch` on.  Send it how each `Train` ended.
 
     Args:
-        plan: the kind of every epoch.
+        plan: the kind of every epoch, or of the first ones of `epochs`.
+        choose: the kind of the epoch behind these.  It is asked when the epoch before that begins, so the records that
+            it may look at end with the one before that.
         have_aux: the auxiliary variables of the last parallel epoch are at hand, with `missing_aux` only some of them.
         recomputed: they had been computed anew in this parallel phase already.
         no_aux: the method has no auxiliary variables.
@@ -89,15 +103,23 @@ def actions(
         restarts: whether the auxiliary variables start anew before this parallel epoch in any case.
     """
 
+    kinds = list(plan)
+    epochs = epochs or len(kinds)
+
     def keeps(epoch: int) -> bool:
-        return plan[epoch] == "parallel" and not no_aux
+        return kinds[epoch] == "parallel" and not no_aux
 
     def anew(epoch: int) -> bool:
-        before = plan[:epoch]
-        return keeps(epoch) and (before[-1:] != ("parallel",) or restarts(before.count("parallel")))
+        before = kinds[:epoch]
+        return keeps(epoch) and (before[-1:] != ["parallel"] or restarts(before.count("parallel")))
 
     saved_at = clock()
-    for epoch in range(first_epoch, len(plan)):
+    for epoch in range(first_epoch, epochs):
+        while choose and len(kinds) < min(epoch + 2, epochs):
+            kinds.append(choose(kinds))
+        decided = initials(kinds) if choose else ""
+        ended = epoch + 1 == epochs
+        goes_on = kinds[epoch : epoch + 2] == ["parallel", "parallel"]
         split = keeps(epoch)
         step = first_step if epoch == first_epoch else 0
         switch = anew(epoch) and not step
@@ -109,23 +131,22 @@ def actions(
             have_aux, missing_aux = True, False
         marked = recomputed and split
         while True:
-            trained = yield Train(epoch, plan[epoch], plan[:epoch].count("parallel"), marked, step)
+            trained = yield Train(epoch, kinds[epoch], kinds[:epoch].count("parallel"), marked, step, goes_on, ended)
             assert trained is not None
             if not trained.step:
                 break
             step = trained.step
-            yield Save(epoch, split, step, marked)
+            yield Save(epoch, split, step, marked, decided)
             saved_at = clock()
             if trained.stop:
                 yield Stop(False, stop_reason() or ELSEWHERE)
                 return
-        ended = epoch + 1 == len(plan)
         aux_needed = split and not ended and keeps(epoch + 1) and not anew(epoch + 1)
         # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
         aux_referred = aux_needed or (split and (not switch or step > 0))
         reason = None if ended else stop_reason() or (ELSEWHERE if trained.stop else None)
         if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_referred):
-            yield Save(epoch, aux_needed, 0, marked and aux_needed)
+            yield Save(epoch, aux_needed, 0, marked and aux_needed, decided)
             saved_at = clock()
         if reason:
             yield Stop(False, reason)

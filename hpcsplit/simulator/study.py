@@ -141,7 +141,7 @@ def row(
         deeper: how many times as deep the network is as the one that was asked for.
     """
     ranks = len(cuts) + 1
-    parallel = epoch(problem, cuts, machine, Train(0, "parallel", 0), "parallel")
+    parallel = epoch(problem, cuts, machine, Train(0, "parallel", 0, goes_on=True), "parallel")
     exact = epoch(problem, cuts, machine, Train(0, "serial", 0), "serial")
     refreshes = sum(isinstance(action, Refresh) for action in schedule)
     fresh = epoch(problem, cuts, machine, Refresh(0), "parallel") if refreshes else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -74,6 +75,10 @@ class Profile:
         """What a cut before this block costs."""
         return self.joins[cut] if self.joins else JoinTime()
 
+    def blocks_s(self, cuts: Sequence[int]) -> list[float]:
+        """Seconds of each stage's blocks, forward and backward."""
+        return [sum(self.blocks[i].seconds for i in part) for part in ranges(cuts, len(self.blocks))]
+
     def parallel_stage_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of a parallel step on each stage, if it never waited."""
         inner = [self.join(cut) for cut in cuts]
@@ -95,6 +100,26 @@ class Profile:
             )
             for part in parts
         ]
+
+    def slowed(self, cuts: Sequence[int], factors: Sequence[float]) -> Profile:
+        """That of stages whose blocks take so many times as long, as when all of them compute at once; what is beside
+        the blocks takes their mean."""
+        mean = statistics.mean(factors)
+        of_block = [factor for part, factor in zip(ranges(cuts, len(self.blocks)), factors, strict=True) for _ in part]
+
+        def slower(times: Sequence[BlockTime]) -> tuple[BlockTime, ...]:
+            pairs = zip(times, of_block, strict=True)
+            return tuple(BlockTime(time.forward_s * factor, time.backward_s * factor) for time, factor in pairs)
+
+        return replace(
+            self,
+            blocks=slower(self.blocks),
+            pieces=slower(self.pieces),
+            joins=tuple(JoinTime(**{name: mean * s for name, s in asdict(join).items()}) for join in self.joins),
+            update_s=mean * self.update_s,
+            data_s=mean * self.data_s,
+            packing_s=mean * self.packing_s,
+        )
 
     def deeper(self, times: int) -> Profile:
         """That of a network with every block but the first and the last so many times in a row."""

@@ -191,6 +191,10 @@ class Stage:
             yield
         self.position, self._passes = latest
 
+    def finite(self) -> bool:
+        """Whether every weight and every buffer is a number."""
+        return all(bool(t.isfinite().all()) for t in self.state().values())
+
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers by their names in the whole network."""
         return {name: t.detach() for name, t in self.blocks.state_dict().items()}

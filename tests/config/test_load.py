@@ -81,6 +81,11 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path, name: str):
         ({"schedule": {"ratio": "0:0"}}, r"schedule\.ratio"),
         ({"schedule": {"ratio": "1-4"}}, r"schedule\.ratio"),
         ({"schedule": {"ratio": "1:4:2"}}, r"schedule\.ratio"),
+        ({"schedule": {"ratio": "auto"}}, r"set data\.validation"),
+        (
+            {"schedule": {"ratio": "auto"}, "data": {"validation": 10}, "run": {"evaluate_every": 2}},
+            r"run\.evaluate_every = 2; set it to 1",
+        ),
         ({"schedule": {"ratio": "-1:4"}}, r"schedule\.ratio"),
         ({"schedule": {"epochs": 10, "warmup": 3}}, r"warmup = 3 is more than the 2 serial epochs"),
         ({"schedule": {"epochs": 3, "warmup": 4, "ratio": "0:1"}}, r"warmup = 4 is more than schedule\.epochs = 3"),

@@ -12,21 +12,35 @@ from hpcsplit.report.expected import beside
 EXPECTED: dict[str, Any] = {
     "batch_size": 100,
     "one_rank_samples_per_s": 50.0,  # 2 s a step
-    "forecast": {"t_s": 1.9, "exact_s": 1.5, "parallel_s": 1.0},
+    "forecast": {"exact_s": 1.6, "parallel_s": 1.0},
 }
 
 
+def records(*rates: tuple[str, float | None]) -> list[EpochRecord]:
+    return [EpochRecord(i, phase, samples_per_s=rate) for i, (phase, rate) in enumerate(rates)]  # type: ignore[arg-type]
+
+
 def test_steps_and_speed_ups_are_those_of_the_median_epoch() -> None:
-    rates = [("serial", 80.0), ("parallel", 99.0), ("parallel", 80.0), ("parallel", 1.0)]
-    records = [EpochRecord(i, phase, samples_per_s=rate) for i, (phase, rate) in enumerate(rates)]  # type: ignore[arg-type]
-    *_, alone, exact, parallel = (line.split() for line in beside(EXPECTED, records))
-    assert alone == ["one", "rank", "alone", "1.9000", "2.0000", "0.95"]
-    assert exact == ["exact", "epochs", "1.5000", "1.2500", "1.20", "1.27", "1.60", "0.79"]
-    assert parallel == ["parallel", "epochs", "1.0000", "1.2500", "0.80", "1.90", "1.60", "1.19"]
+    found = records(("serial", 80.0), ("parallel", 99.0), ("parallel", 80.0), ("parallel", 1.0))
+    *_, exact, parallel = (line.split() for line in beside({"": (EXPECTED, found)}))
+    assert exact == ["exact", "epochs", "100", "1.6000", "1.2500", "1.28", "1.25", "1.60", "0.78"]
+    assert parallel == ["parallel", "epochs", "100", "1.0000", "1.2500", "0.80", "2.00", "1.60", "1.25"]
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])
 def test_what_was_not_measured_is_left_out(rate: float | None) -> None:
-    lines = beside(EXPECTED | {"one_rank_samples_per_s": None}, [EpochRecord(0, "parallel", samples_per_s=rate)])
-    assert [line.split()[:2] for line in lines[2:]] == ([["parallel", "epochs"]] if rate else [])
+    lines = beside({"": (EXPECTED | {"one_rank_samples_per_s": None}, records(("parallel", rate)))})
+    assert [line.split() for line in lines[2:]] == (
+        [["parallel", "epochs", "100", "1.0000", "1.0000", "1.00"]] if rate else []
+    )
     assert bool(lines) == bool(rate)
+
+
+def test_several_runs_are_one_table() -> None:
+    found = records(("parallel", 100.0))
+    lines = beside({"one": (EXPECTED, found), "another": (EXPECTED, found)})
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["one", "parallel", "epochs"],
+        ["another", "parallel", "epochs"],
+    ]
+    assert len({len(line) for line in lines[1:]}) == 1

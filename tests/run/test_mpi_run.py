@@ -119,6 +119,16 @@ def test_two_ranks_compute_what_one_process_computes(mpi_run: Finished, uninterr
     assert weights(mpi_run.folder) == uninterrupted("penalty", 2)
 
 
+def test_a_run_that_times_its_stages_first_ends_with_the_same_weights(tmp_path: Path, uninterrupted) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, **METHODS["penalty"], run__baseline=True)
+    ended = python("-m", "hpcsplit", "train", toml, "--run-dir", tmp_path / "run", ranks=2)
+    assert ended.code == 0, ended.err
+    assert weights(tmp_path / "run") == uninterrupted("penalty", 2)
+    expected = json.loads((tmp_path / "run" / "forecast.json").read_text())
+    assert expected["profile_together"]["blocks"] != expected["profile"]["blocks"]
+    assert "forecast from a profile before the run" in ended.out
+
+
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_ranks_compute_what_one_process_computes(ranks: int, tmp_path: Path, uninterrupted) -> None:
     """Every method over MPI with rows in files, against all stages in one process with rows in memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from hpcsplit.boundary.store import Field, MemoryStore
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
-from hpcsplit.schedule.hybrid import SavePolicy, actions
+from hpcsplit.schedule.hybrid import SavePolicy, actions, initials, of_initials
 
 SELDOM = SavePolicy(every_epochs=0, every_minutes=0.0, aux="recompute")
 PLANS = st.text("SP", max_size=14)
@@ -173,12 +174,12 @@ def test_a_run_resumed_within_an_epoch_does_what_an_unbroken_one_would(letters, 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_without_its_variables_it_computes_them_anew_and_says_so(epoch):
     found = all_actions("SPPS", first_epoch=epoch, first_step=3, have_aux=False)
-    assert found[:2] == [Refresh(epoch, True), Train(epoch, "parallel", epoch - 1, True, 3)]
+    assert found[:2] == [Refresh(epoch, True), Train(epoch, "parallel", epoch - 1, True, 3, epoch == 1)]
 
 
 def test_with_a_part_of_them_only_the_others_are_computed():
     found = all_actions("PPP", first_epoch=1, have_aux=True, missing_aux=True)
-    assert found[:2] == [Refresh(1, True, True), Train(1, "parallel", 1, True)]
+    assert found[:2] == [Refresh(1, True, True), Train(1, "parallel", 1, True, goes_on=True)]
     assert len(epochs_of(Refresh, found)) == 1
 
 
@@ -287,7 +288,7 @@ def test_keep_lets_go_of_a_generation_before_a_restart_overwrites_it(letters, re
 @pytest.mark.parametrize("have_aux", [False, True])
 def test_a_run_resumed_right_before_a_restart_refreshes_once(have_aux):
     found = all_actions("PPPP", first_epoch=2, have_aux=have_aux, restarts={2}.__contains__)
-    assert found[:2] == [Refresh(2, False), Train(2, "parallel", 2, False)]
+    assert found[:2] == [Refresh(2, False), Train(2, "parallel", 2, False, goes_on=True)]
     assert epochs_of(Refresh, found) == [2]
 
 
@@ -312,6 +313,65 @@ def test_a_run_with_restarts_resumes_as_if_unbroken(letters, restarts, data):
     assert all_actions(letters, policy, first_epoch=first, have_aux=True, restarts=restarts) == whole
 
 
+# ------------------------------------------------------------------------------------------------ decided on the way
+
+
+@given(PLANS)
+def test_an_epoch_knows_what_follows(letters):
+    for a in all_actions(letters):
+        if isinstance(a, Train):
+            assert a.goes_on == (letters[a.epoch : a.epoch + 2] == "PP")
+            assert a.last == (a.epoch + 1 == len(letters))
+
+
+def undated(found: list) -> list:
+    """The actions without what a checkpoint keeps of decisions."""
+    return [replace(a, phases="") if isinstance(a, Save) else a for a in found]
+
+
+@given(PLANS.filter(bool), st.integers(0, 3))
+def test_phases_decided_one_epoch_ahead_make_the_same_run(letters, known):
+    asked = []
+
+    def choose(kinds):
+        asked.append((len(kinds), trained[-1] if trained else -1))
+        return plan_of(letters)[len(kinds)]
+
+    trained: list[int] = []
+    found = []
+    for a in obeyed(letters[:known], SavePolicy(1, 0.0, "keep"), epochs=len(letters), choose=choose):
+        found.append(a)
+        if isinstance(a, Train):
+            trained.append(a.epoch)
+    assert undated(found) == all_actions(letters, SavePolicy(1, 0.0, "keep"))
+    assert [epoch for epoch, _ in asked] == list(range(min(known, len(letters)), len(letters)))
+    assert all(epoch - 2 == last for epoch, last in asked if epoch >= max(known, 2))  # the epoch before is under way
+
+
+@given(PLANS.filter(lambda letters: len(letters) > 1), st.data())
+def test_what_was_decided_is_in_the_checkpoint(letters, data):
+    policy = SavePolicy(1, 0.0, "keep")
+
+    def choose(kinds):
+        return plan_of(letters)[len(kinds)]
+
+    whole = list(obeyed("", policy, epochs=len(letters), choose=choose))
+    saves = [a for a in whole if isinstance(a, Save)]
+    for a in saves:
+        assert a.phases == letters[: a.epoch + 2]
+    saved = data.draw(st.sampled_from(saves[:-1]))
+    rest = list(
+        obeyed(saved.phases, policy, epochs=len(letters), choose=choose, first_epoch=saved.epochs_done, have_aux=True)
+    )
+    assert rest == whole[whole.index(saved) + 1 :]
+
+
+@given(PLANS)
+def test_initials_can_be_read_back(letters):
+    assert tuple(of_initials(letters)) == plan_of(letters)
+    assert initials(of_initials(letters)) == letters
+
+
 # ------------------------------------------------------------------------------------------------ messages
 
 
@@ -323,7 +383,8 @@ EVERY_KIND = [
     Save(2, True),
     Save(3, False),
     Save(3, True, 17, True),
-    Train(7, "parallel", 4, True, 17),
+    Train(7, "parallel", 4, True, 17, True, False),
+    Save(3, True, 17, True, "SPPP"),
     Refresh(4, True, True),
     Stop(True, "all epochs are done"),
     Stop(False, "SIGTERM"),
@@ -345,6 +406,7 @@ def test_actions_print_themselves():
         "save a checkpoint after epoch 4",
         "save a checkpoint after step 17 of epoch 4",
         "train epoch 8, parallel, after step 17",
+        "save a checkpoint after step 17 of epoch 4",
         "refresh the missing auxiliary variables before epoch 5",
         "stop: all epochs are done",
         "stop: SIGTERM",

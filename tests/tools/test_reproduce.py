@@ -225,6 +225,8 @@ def test_a_run_whose_time_counts_is_alone(tmp_path: Path) -> None:
     assert not other.alone
     assert [task.alone for task in plan] == sorted((task.alone for task in plan), reverse=True)
     assert {task.row.stages for task in plan if task.alone} == {1, 2}  # three stages in turn are not timed
+    assert {task.seed for task in plan if task.alone} == {0, 1, 2}
+    assert {task.row.key.partition("-")[0] for task in plan if task.measured and task.seed == 3} == {"exact", "ddp"}
     assert may_join(alone, [], in_turn=False)
     assert not may_join(alone, [other], in_turn=False)
     assert not may_join(other, [alone], in_turn=False)
@@ -482,6 +484,8 @@ def test_mistakes_of_usage(words: list[str], sentence: str, capsys: pytest.Captu
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.mpi
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks want two cores")
 def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> None:
     """Two ranks with halves of the mini-batches, the last one odd, end with the losses of one rank."""
     options = {

@@ -1,21 +1,23 @@
-"""How good the forecast is: what `plan` predicts and `simulate` replays beside real runs with 1 and 2 ranks.
+"""How good the forecast is: what a run writes down before it begins, and what `simulate` makes of that, beside what the
+run then does with 1 and 2 ranks.
 
-    tools/bench forecast [--networks resnet20] [--rounds 5] [--steps 8] [--microbatches 4]
+    tools/bench forecast [--networks resnet20,resnet56] [--rounds 3] [--steps 8] [--microbatches 4]
 
-The profile is taken first, by itself; then the runs take turns, whole epochs of `--steps` steps over MPI with their
-store, a thread a rank.  Simulated: the same epochs, with the profile's costs and links without latency inside one node.
-Ratios are of the median.  With 3 and 4 ranks, more than two cores have room for, messages and bytes are compared with
-those of a run in lockstep instead.
+Each run is `hpcsplit train` from the command line over MPI with its store, a thread a rank; its seconds are those of
+the median epoch of each kind.  Simulated: the same epochs, with the run's profile and links without latency inside one
+node.  A ratio is the median of the runs', with the smallest and the largest.  With 3 and 4 ranks, more than two cores
+have room for, messages and bytes are compared with those of a run in lockstep instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,85 +28,93 @@ keep_freed_memory()  # before torch
 import torch  # noqa: E402
 
 from hpcsplit.assemble import make_job  # noqa: E402
-from hpcsplit.commands.simulate import cuts_of, problem_of  # noqa: E402
+from hpcsplit.commands.simulate import problem_of  # noqa: E402
 from hpcsplit.config import Config, resolve  # noqa: E402
 from hpcsplit.engine.epochs import train_epoch  # noqa: E402
 from hpcsplit.engine.forward import refresh  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
-from hpcsplit.forecast import forecast  # noqa: E402
 from hpcsplit.methods.contract import Tally  # noqa: E402
 from hpcsplit.prepare import prepare  # noqa: E402
+from hpcsplit.records import Records  # noqa: E402
 from hpcsplit.rundir import RunDir  # noqa: E402
 from hpcsplit.schedule.actions import Phase, Refresh, Train  # noqa: E402
 from hpcsplit.simulator.machine import Machine  # noqa: E402
 from hpcsplit.simulator.study import replay  # noqa: E402
 from hpcsplit.wire import lockstep  # noqa: E402
 from hpcsplit.wire.port import Meter, Verb  # noqa: E402
-from tools.program import ROOT  # noqa: E402
-from tools.timing.race import LIMIT_S, Way, raced  # noqa: E402
+from tools.program import ROOT, last_line, launch  # noqa: E402
+from tools.timing.race import raced  # noqa: E402
 from tools.timing.table import publish  # noqa: E402
-from tools.timing.turns import play  # noqa: E402
 
 HERE = Machine(node=8, latency_s=0.0, inside_latency_s=0.0)
 COUNTED_RANKS, COUNTED_STEPS, COUNTED_BATCH = (3, 4), 6, 16
 PHASES: tuple[Phase, ...] = ("serial", "parallel")
+LABELS = {"serial": "exact", "parallel": "penalty"}
+RANKS, EPOCHS = (1, 2), 6
+SECONDS = ("predicted_s", "simulated_s", "measured_s")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of a step of one kind in one run."""
+
+    predicted_s: float
+    simulated_s: float
+    measured_s: float
 
 
 def timed(args: argparse.Namespace, network: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Predicted, simulated and measured seconds of a step."""
+    """Predicted, simulated and measured seconds of a step, of runs that take turns."""
     raw = raced(network, args.batch, args.steps, device="cpu")
-    raw["schedule"]["microbatches"] = args.microbatches
-    torch.set_num_threads(1)
+    raw["data"] |= {"limit_test": args.batch, "eval_train": args.batch}
+    raw["schedule"] |= {"microbatches": args.microbatches, "epochs": EPOCHS, "ratio": "1:1"}
+    raw["run"] |= {"baseline": True, "evaluate_every": EPOCHS, "threads": 1, "runner": "mpi"}
     config = resolve(raw, (), stem="bench", source="tools/bench")
-    problem = problem_of(config)
-    cuts = {1: (), 2: cuts_of(config, problem, 2)}
-    rows, ways = [], {}
-    for ranks, at in cuts.items():
-        edges = [args.batch * 4 * math.prod(problem.shapes[cut]) for cut in at]
-        expected = forecast(problem.profile, at, 0.25, edges)
-        for phase, predicted in zip(PHASES, (expected.exact_s, expected.parallel_s), strict=True):
-            course = replay(problem, at, HERE, [Train(0, phase, 0)], phase, args.steps)
-            name = f"{phase}-{ranks}"
-            kind = "exact" if phase == "serial" else "parallel"
-            options = (f"split.cuts={list(at)}",)
-            ways[name] = Way(name, name, "ours", kind, 1, ranks, cut=True, options=options)
-            rows.append({"name": name, "predicted_s": predicted, "simulated_s": course.length_s / args.steps})
-    with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
-        toml = Path(place) / "bench.toml"
-        toml.write_text(config.to_toml(origins=False), encoding="utf-8")
-        players = [ways[row["name"]].contender(toml, args.steps) for row in rows]
-        play(players, args.rounds, Path(place) / "play", limit_s=LIMIT_S)
+    torch.set_num_threads(1)
+    found: dict[tuple[str, int], list[Compared]] = {}
+    for _ in range(args.rounds):
+        for ranks in RANKS:
+            with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
+                for phase, compared in one_run(config, ranks, Path(place), args.steps).items():
+                    found.setdefault((phase, ranks), []).append(compared)
     lines = [
-        f"{network}, batch {args.batch}, float32, cut {list(cuts[2])}, {args.microbatches} micro-batches in exact "
-        f"steps, {args.steps} steps a turn, n = {args.rounds}",
-        f"{'s a step':<30} {'predicted':>9} {'simulated':>9} {'measured':>9} {'min':>7} {'max':>7} "
-        f"{'predicted/m':>11} {'simulated/m':>11}",
+        f"{network}, batch {args.batch}, float32, {args.microbatches} micro-batches in exact steps, {EPOCHS // 2} "
+        f"epochs of {args.steps} steps of each kind in a run, n = {args.rounds} runs",
+        f"{'s a step':<26} {'predicted':>9} {'simulated':>9} {'measured':>9} {'predicted/measured':>24} "
+        f"{'simulated/measured':>24}",
     ]
-    labels = {"serial": "exact", "parallel": "penalty"}
-    for row, player in zip(rows, players, strict=True):
-        phase, ranks = row["name"].split("-")
-        label = f"{labels[phase]}, {ranks} rank{'s' * (ranks != '1')}"
-        if player.failure:
-            lines.append(f"{label:<30} FAILED {player.failure}")
-            continue
-        seconds = player.seconds()
-        measured = statistics.median(seconds)
-        row |= {"measured_s": measured, "min_s": min(seconds), "max_s": max(seconds)}
-        lines.append(
-            f"{label:<30} {row['predicted_s']:>9.4f} {row['simulated_s']:>9.4f} {measured:>9.4f} {min(seconds):>7.4f} "
-            f"{max(seconds):>7.4f} {row['predicted_s'] / measured:>11.3f} {row['simulated_s'] / measured:>11.3f}"
-        )
-    by_name = {row["name"]: row for row in rows if "measured_s" in row}
-    if {"parallel-1", "parallel-2", "serial-2"} <= by_name.keys():
-        for name in ("serial-2", "parallel-2"):
-            gains = [
-                by_name["parallel-1"][key] / by_name[name][key] for key in ("predicted_s", "simulated_s", "measured_s")
-            ]
-            lines.append(
-                f"{'speed-up of ' + labels[name.split('-')[0]] + ', 2 ranks':<30} {gains[0]:>9.3f} {gains[1]:>9.3f} "
-                f"{gains[2]:>9.3f} {'':>15} {gains[0] / gains[2]:>11.3f} {gains[1] / gains[2]:>11.3f}"
-            )
+    rows = []
+    for (phase, ranks), runs in found.items():
+        label = f"{LABELS[phase]}, {ranks} rank{'s' * (ranks != 1)}"
+        seconds = [statistics.median(getattr(run, name) for run in runs) for name in SECONDS]
+        shares = [spread([getattr(run, name) / run.measured_s for run in runs]) for name in SECONDS[:2]]
+        lines.append(f"{label:<26} " + " ".join(f"{s:>9.4f}" for s in seconds) + "".join(f" {s:>24}" for s in shares))
+        rows.append({"network": network, "phase": phase, "ranks": ranks, "runs": [vars(run) for run in runs]})
     return lines, rows
+
+
+def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Compared]:
+    """`hpcsplit train`: what it wrote down before it began, the same simulated, and what it did."""
+    toml, run_dir = place / "bench.toml", place / "run"
+    toml.write_text(config.to_toml(origins=False), encoding="utf-8")
+    words = ["-m", "hpcsplit", "train", str(toml), "--run-dir", str(run_dir)]
+    with (place / "out").open("wb") as out:
+        program = launch(words, ranks, "bench-forecast", out, out, {})
+        if program.wait():
+            raise SystemExit(f"a run of {ranks} ranks failed: {last_line((place / 'out').read_text(errors='replace'))}")
+    expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
+    problem, records = problem_of(config, run_dir / "forecast.json"), Records(run_dir / "records.jsonl").load()
+    found = {}
+    for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
+        course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]
+        seconds = [record.train_s or 0.0 for record in records if record.phase == phase]
+        measured = statistics.median(seconds) / steps
+        found[phase] = Compared(expected["forecast"][key], course.length_s / steps, measured)
+    return found
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, Any]]]:
@@ -153,10 +163,10 @@ def epoch_sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="resnet20")
+    parser.add_argument("--networks", default="resnet20,resnet56")
     parser.add_argument("--batch", type=int, default=128, help="samples of a mini-batch")
-    parser.add_argument("--steps", type=int, default=8, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=3, help="runs with each number of ranks")
     parser.add_argument("--microbatches", type=int, default=4, help="of an exact step")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-forecast")
     args = parser.parse_args()

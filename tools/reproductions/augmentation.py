@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from tools.reproductions.declaring import Claim, Experiment, Row, Scale, Settings
-from tools.reproductions.plane import CUTS, EXACT, ONE_TO_FOUR, PLANE
+from tools.reproductions.plane import CUTS, EXACT, ONE_TO_FOUR, PLANE, SMALL
 
 PENALTY: Settings = {"method.name": "penalty", **ONE_TO_FOUR, "schedule.order": "alternate"}
 COPIES = (1, 2, 4, 8)
@@ -43,7 +43,7 @@ FIGURE_4 = Experiment(
         Claim("ρ_DA = 7 is not a point below exact training", "penalty-8", "test_accuracy", "exact", above=-1.0),
     ),
     small=Scale(
-        {**PLANE.small.settings, "data.limit_train": 2_000, "data.limit_test": 5_000, "schedule.epochs": 40},
+        {**SMALL, "data.limit_train": 2_000, "data.limit_test": 5_000, "schedule.epochs": 40},
         seeds=3,
         cuts=CUTS,
     ),

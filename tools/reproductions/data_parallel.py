@@ -16,6 +16,7 @@ from hpcsplit.allocator import keep_freed_memory
 keep_freed_memory()  # before torch
 
 import torch  # noqa: E402
+from mpi4py import MPI  # noqa: E402  # to learn who is who; gradients go by torch.distributed
 from torch import distributed  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
@@ -23,6 +24,7 @@ from hpcsplit.assemble import Prepared, device_of, make_job  # noqa: E402
 from hpcsplit.config import Config, load  # noqa: E402
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
+from hpcsplit.errors import ConfigError  # noqa: E402
 from hpcsplit.records import EpochRecord, Records  # noqa: E402
 from hpcsplit.rundir import RunDir  # noqa: E402
 from hpcsplit.rundir.provenance import place  # noqa: E402
@@ -38,7 +40,7 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
     if rank == 0:
         run_dir.create(config)
         records.truncate(0)
-        run_dir.note_start(config, [place(gethostname(), device)] * ranks, "none", ())
+        run_dir.note_start(config, [place(gethostname(), device)] * ranks, MPI.Get_library_version(), ())
     for epoch in range(config.schedule.epochs):
         distributed.barrier()
         began = time.perf_counter()
@@ -59,6 +61,9 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
                     lr=job.learning_rate(epoch),
                 )
             )
+    if rank == 0:
+        run_dir.note_end("done")
+        run_dir.release()
 
 
 def _epoch(job: Job, model: DistributedDataParallel, epoch: int, rank: int, ranks: int) -> None:
@@ -75,12 +80,12 @@ def _epoch(job: Job, model: DistributedDataParallel, epoch: int, rank: int, rank
 
 
 def main(words: list[str]) -> None:
-    from mpi4py import MPI  # only to learn who is who
-
     config_file, *options = words
     pairs = {name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=True)}
     folder = Path(pairs.pop("run-dir"))
     config = load(config_file, list(pairs.items()))
+    if config.run.precision != "float32":
+        raise ConfigError(f'run.precision = "{config.run.precision}": this program computes in float32; leave it out')
     torch.set_num_threads(config.run.threads or 1)
     rank, ranks = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ class Row:
         limit: the row of copies that bounds this row's speed-up.
         share: of the scale's epochs, at least one.
         program: the module that trains it, with the command line of `hpcsplit train`.
+        real: it runs as many processes as stages or not at all: it cannot take turns, or seconds decide what it does.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Row:
     share: float = 1.0
     paper: str = ""
     program: str = "hpcsplit train"
+    real: bool = False
 
 
 @dataclass(frozen=True)

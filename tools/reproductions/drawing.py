@@ -94,7 +94,7 @@ def _plane(panel: Axes, results: Results, rows: Sequence[Row], measure: str) -> 
     colours = colormaps["tab20"]
     for number, row in enumerate(row for row in rows if not results.counted(row)):
         values, seconds = results.values(row, measure), results.values(row, "seconds")
-        if not values:
+        if not values or not seconds:
             continue
         found = list(values.values())
         panel.errorbar(

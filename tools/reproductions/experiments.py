@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tools.reproductions.augmentation import FIGURE_4
+from tools.reproductions.auto import AUTO
 from tools.reproductions.declaring import Against, Claim, Curves, Experiment, Row, Scale, Settings
 from tools.reproductions.plane import PLANE
 from tools.reproductions.sph import SPH
@@ -487,5 +488,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         FIGURE_4,
         PLANE,
         STEPS,
+        AUTO,
     )
 }

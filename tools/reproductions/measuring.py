@@ -14,6 +14,7 @@ from hpcsplit.records import EpochRecord
 from tools.reproductions.declaring import Experiment, Row
 
 Values = Mapping[int, float]  # by seed
+ABOUT = 1.02  # times as long is no longer
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ class Results:
     def of(self, key: str) -> Mapping[int, Sequence[Run]]:
         return self.runs.get(key, {})
 
+    def timed(self, seed: int) -> bool:
+        """Whether the times of runs with this seed count."""
+        return not self.experiment.timed or seed < self.experiment.timed
+
     def counted(self, row: Row) -> bool:
-        return any(run.counted for copies in self.of(row.key).values() for run in copies)
+        return any(run.counted for seed, copies in self.of(row.key).items() if self.timed(seed) for run in copies)
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,18 @@ class Measure:
 # ------------------------------------------------------------------------------------------------ of one run
 
 
-def _each(of: Callable[[Run], float | None]) -> Callable[[Results, Row], Values]:
-    """A measure of a single run; copies of one seed are averaged."""
+def _each(of: Callable[[Run], float | None], *, timed: bool = False) -> Callable[[Results, Row], Values]:
+    """A measure of a single run; copies of one seed are averaged.
+
+    Args:
+        timed: only of seeds whose times count.
+    """
 
     def over(results: Results, row: Row) -> Values:
         found = {}
         for seed, copies in results.of(row.key).items():
+            if timed and not results.timed(seed):
+                continue
             known = [value for run in copies if (value := of(run)) is not None]
             if len(known) == len(copies):
                 found[seed] = statistics.mean(known)
@@ -111,6 +122,10 @@ def _label_signal(run: Run) -> float | None:
     if len(run.records[-1].stages) < 2:
         return None
     return _late([record.stages[0].label_signal for record in run.records if record.phase == "parallel"])
+
+
+def _parallel_epochs(run: Run) -> float:
+    return sum(record.phase == "parallel" for record in run.records)
 
 
 def _violation(run: Run) -> float | None:
@@ -149,9 +164,8 @@ def _rate(run: Run) -> float | None:
 
 
 def _at_time(exact: Run, seconds: float, quantity: str) -> float | None:
-    """The accuracy after the last epoch that ends in time; None where the first one does not."""
-    both = zip(CURVES[quantity].of(exact), exact.clock(), strict=True)
-    done = [value for value, end in both if value is not None and end <= seconds]
+    """The accuracy after the last epoch that ends in time; None where the first one does not, or was not evaluated."""
+    done = [value for value, end in zip(CURVES[quantity].of(exact), exact.clock(), strict=True) if end <= seconds]
     return done[-1] if done else None
 
 
@@ -167,7 +181,7 @@ def _rivals_in_time(results: Results, row: Row) -> dict[str, Values]:
         values = {
             seed: _at_time(exact[seed][0], runs[0].clock()[-1], results.experiment.judged_by)
             for seed, runs in results.of(row.key).items()
-            if seed in exact
+            if seed in exact and results.timed(seed)
         }
         known = {seed: value for seed, value in values.items() if value is not None}
         if known:
@@ -205,12 +219,6 @@ def stopping_line(results: Results, line: tuple[str, int, str], seed: int | None
     return sorted(points)
 
 
-def _seconds(results: Results, row: Row) -> Values:
-    """Training and refresh, of the seeds whose times count."""
-    found, timed = _each(lambda run: run.clock()[-1])(results, row), results.experiment.timed
-    return {seed: value for seed, value in found.items() if not timed or seed < timed}
-
-
 def _lead_over_line(results: Results, row: Row) -> Values:
     """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: the best
     line of no more ranks, straight between its points.  None where no line begins so early."""
@@ -227,11 +235,30 @@ def _lead_over_line(results: Results, row: Row) -> Values:
     return found
 
 
+def _lead_over_ratios(results: Results, row: Row) -> Values:
+    """Of a schedule that decides on the way: over the best of those that are fixed, of its method or exact, and take no
+    longer."""
+    times = results.values(row, "seconds")
+    if row.settings.get("schedule.ratio") != "auto" or results.counted(row) or not times:
+        return {}
+    limit, own = ABOUT * statistics.median(times.values()), results.values(row, results.experiment.judged_by)
+    fixed = []
+    for rival in results.experiment.rows:
+        related = rival.exact or rival.settings.get("method.name") == row.settings["method.name"]
+        found, seconds = (results.values(rival, name) for name in (results.experiment.judged_by, "seconds"))
+        if rival is row or not related or results.counted(rival) or not seconds:
+            continue
+        if statistics.median(seconds.values()) <= limit:
+            fixed.append(found)
+    best = max(fixed, key=lambda values: statistics.mean(values.values()), default={})
+    return {seed: own[seed] - best[seed] for seed in own if seed in best}
+
+
 def _speedup(results: Results, row: Row) -> Values:
     if not row.serial:
         return {}
-    alone = _each(_median_epoch_seconds)(results, results.experiment.row(row.serial))
-    own = _each(_median_epoch_seconds)(results, row)
+    alone = _each(_median_epoch_seconds, timed=True)(results, results.experiment.row(row.serial))
+    own = _each(_median_epoch_seconds, timed=True)(results, row)
     return {seed: alone[seed] / seconds for seed, seconds in own.items() if seed in alone and seconds > 0}
 
 
@@ -248,8 +275,8 @@ def _limit(results: Results, row: Row) -> Values:
     if not row.limit:
         return {}
     copies = results.experiment.row(row.limit)
-    alone = _each(_median_epoch_seconds)(results, results.experiment.row(row.serial))
-    at_once = _each(_median_epoch_seconds)(results, copies)
+    alone = _each(_median_epoch_seconds, timed=True)(results, results.experiment.row(row.serial))
+    at_once = _each(_median_epoch_seconds, timed=True)(results, copies)
     return {s: copies.copies * alone[s] / seconds for s, seconds in at_once.items() if s in alone and seconds > 0}
 
 
@@ -274,10 +301,12 @@ MEASURES: dict[str, Measure] = {
     ),
     "lead_in_time": Measure("lead over that", ".2f", _lead, points=True),
     "lead_over_line": Measure("lead over exact training for as long", ".2f", _lead_over_line, points=True),
+    "lead_over_ratios": Measure("lead over the best fixed ratio", ".2f", _lead_over_ratios, points=True),
+    "parallel_epochs": Measure("parallel epochs", ".1f", _each(_parallel_epochs)),
     "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
     "violation": Measure("violation", ".3f", _each(_violation)),
-    "seconds": Measure("training and refresh s", ".1f", _seconds, median=True),
-    "epoch_seconds": Measure("s an epoch", ".3g", _each(_median_epoch_seconds), median=True),
+    "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1], timed=True), median=True),
+    "epoch_seconds": Measure("s an epoch", ".3g", _each(_median_epoch_seconds, timed=True), median=True),
     "objective": Measure("augmented Lagrangian", ".4g", _each(_last("objective"))),
     "objective_rises": Measure("rises", ".1f", _each(_rises)),
     "residual": Measure("residual", ".3g", _each(_last("residual"))),

@@ -44,7 +44,7 @@ def exact_rows() -> tuple[Row, ...]:
     rows = [
         Row("exact", "exact, one core", EXACT, exact=True),
         Row("exact-2", "exact, pipelined over 2 ranks, M = 4", PIPELINED, 2, exact=True),
-        Row("ddp-2", "exact, data parallel on 2 ranks", EXACT, 2, exact=True, program=DATA_PARALLEL),
+        Row("ddp-2", "exact, data parallel on 2 ranks", EXACT, 2, exact=True, program=DATA_PARALLEL, real=True),
     ]
     return tuple(
         replace(row, key=f"{row.key}{end}", label=row.label + text, share=share)

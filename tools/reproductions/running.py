@@ -26,7 +26,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", "PYTHONUNBUF
 
 @dataclass(frozen=True)
 class Task:
-    """One start of `hpcsplit train`: a row with a seed (and one of its copies)."""
+    """One start of a row's program: with a seed (and one of its copies)."""
 
     row: Row
     seed: int
@@ -43,6 +43,11 @@ class Task:
     @property
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
+
+    @property
+    def mark(self) -> Path:
+        """A file that says that nothing else ran meanwhile."""
+        return self.folder / "alone"
 
     @property
     def cores(self) -> int:
@@ -69,7 +74,9 @@ class Task:
         """Whether all epochs of a run with these settings are there."""
         try:
             wanted, found = self.resolved(), load(self.folder / "config.toml")
-            same = wanted.fingerprint() == found.fingerprint()
+            same = wanted.fingerprint() == found.fingerprint() and wanted.run.runner == found.run.runner
+            if self.alone and not self.mark.exists():
+                return False
             return same and len(Records(self.folder / "records.jsonl").load()) == wanted.schedule.epochs
         except HpcsplitError:
             return False
@@ -108,13 +115,15 @@ def tasks_of(
     out: Path,
     cores: int,
 ) -> list[Task]:
-    """All runs, seed by seed.  A row with more stages than cores runs in turn on one core; where timings are the point
-    it is left out, as are copies for which there are too few cores."""
+    """All runs, those that are to be alone first, seed by seed.  A row with more stages than cores runs in turn on one
+    core, to the same weights, and so does a seed whose times do not count; where timings are the point it is left out,
+    as are copies for which there are too few cores."""
     tasks, cuts = [], experiment.scale(scale).cuts
     for seed in range(seeds):
         for row in rows:
-            measured = row.stages <= cores
-            if (experiment.in_turn and not measured) or row.copies > cores:
+            timed = not experiment.timed or seed < experiment.timed
+            measured = row.stages <= cores and (timed or row.stages == 1 or row.real)
+            if ((experiment.in_turn or row.real) and not measured) or row.copies > cores:
                 continue
             settings = {
                 **row.settings,
@@ -132,7 +141,7 @@ def tasks_of(
                 settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
-                alone = measured and seed < experiment.timed
+                alone = measured and timed and experiment.timed > 0
                 tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured, alone))
     return sorted(tasks, key=lambda task: not task.alone)
 
@@ -164,6 +173,8 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
                 free += ended.cores
                 done += 1
                 task = ended.task
+                if task.alone and task.folder.is_dir():
+                    task.mark.touch()
                 if task.finished():
                     shutil.rmtree(task.folder / "aux", ignore_errors=True)  # rows that its checkpoint needs no more
                     outcome = summary(task.result())

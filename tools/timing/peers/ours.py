@@ -29,9 +29,9 @@ from tools.soaking.watching import sample
 from tools.timing.turns import Player
 
 CYCLE = {
-    "parallel": (Train(0, "parallel", 0),),
+    "parallel": (Train(0, "parallel", 0, goes_on=True),),
     "exact": (Train(0, "serial", 0),),
-    "hybrid": (Train(0, "serial", 0), Refresh(0), *(Train(0, "parallel", 0) for _ in range(4))),
+    "hybrid": (Train(0, "serial", 0), Refresh(0), *(Train(0, "parallel", 0, goes_on=True) for _ in range(4))),
 }
 
 

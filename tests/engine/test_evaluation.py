@@ -1,0 +1,136 @@
+"""When the whole network is evaluated, and on what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpcsplit.assemble import load_data
+from hpcsplit.data.dataset import fingerprint
+from hpcsplit.engine.job import Silent, seen
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.errors import ConfigError, NumericalError
+from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire import lockstep
+from tests.engine.conftest import Make
+from tests.engine.small import config
+
+
+class Kept(Silent):
+    """Keeps all records."""
+
+    def __init__(self) -> None:
+        self.past: list[EpochRecord] = []
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.past.append(record)
+
+
+def records(make: Make, stages: int, place: str, **changes: Any) -> list[EpochRecord]:
+    kept = Kept()
+    lockstep.run([rank_program(job) for job in make(stages, kept, place, **changes)])
+    return kept.past
+
+
+def test_only_every_so_many_epochs_and_the_last_one_are_evaluated(make: Make) -> None:
+    every, second = (records(make, 2, str(n), run__evaluate_every=n) for n in (1, 2))
+    assert [r.loss is not None for r in second] == [False, True, False, True, True]
+    assert [r.test_accuracy is not None for r in second] == [False, True, False, True, True]
+    assert [r.weights_sha256 for r in second] == [r.weights_sha256 for r in every]  # looking changes nothing
+    for looked, other in zip(every, second, strict=True):
+        if other.loss is not None:
+            assert (other.loss, other.test_accuracy) == (looked.loss, looked.test_accuracy)
+
+
+def test_weights_that_are_no_numbers_are_noticed_without_an_evaluation(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stage, "finite", lambda stage: stage.index != 1)
+    with pytest.raises(NumericalError, match=r"weights of stage 1 are not finite after epoch 1 \(serial\)"):
+        records(make, 3, "run", run__evaluate_every=5)
+
+
+def test_a_stage_knows_whether_its_weights_are_numbers(make: Make) -> None:
+    (job,) = make(1)
+    assert job.stage.finite()
+    torch.nn.init.constant_(job.stage.parameters[0], math.inf)
+    assert not job.stage.finite()
+
+
+def test_what_is_held_out_is_the_end_of_the_training_samples() -> None:
+    whole, parted = load_data(config()), load_data(config(data__validation=30))
+    assert parted.validation
+    assert (len(parted.train), len(parted.validation)) == (70, 30)
+    assert torch.equal(parted.train.images, whole.train.images[:70])
+    assert torch.equal(parted.validation.labels, whole.train.labels[70:])
+    assert whole.validation is None
+
+
+def test_the_fingerprint_of_the_images_has_those_held_out() -> None:
+    one, other = load_data(config(data__validation=30)), load_data(config(data__validation=30))
+    assert other.validation
+    assert fingerprint(one) == fingerprint(other)
+    other.validation.labels[0] = (other.validation.labels[0] + 1) % other.classes
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_what_is_held_out_is_evaluated_and_never_trained_on(make: Make, stages: int) -> None:
+    """Training with 30 of 100 samples held out is training on the first 70, normalisation included."""
+    held = records(make, stages, "held", data__validation=30)
+    short = records(make, stages, "short", data__limit_train=70)
+    assert [r.weights_sha256 for r in held] == [r.weights_sha256 for r in short]
+    assert all(r.validation_loss is not None and math.isfinite(r.validation_loss) for r in held)
+    assert all(0 <= (r.validation_accuracy or 0.0) <= 1 for r in held)
+    assert all(r.validation_accuracy is None for r in short)
+
+
+def test_after_a_parallel_epoch_what_is_held_out_has_batch_norm_re_estimated(make: Make) -> None:
+    """With the test set's own samples held out it is the accuracy that is known from there."""
+    kept = Kept()
+    jobs = make(2, kept, data__validation=30)
+    for job in jobs:
+        job.validation, job.validation_size = job.test, job.test_size
+    lockstep.run([rank_program(job) for job in jobs])
+    for record in kept.past:
+        same = record.test_accuracy_bn if record.phase == "parallel" else record.test_accuracy
+        assert record.validation_accuracy == same
+    assert any(r.test_accuracy_bn != r.test_accuracy for r in kept.past if r.phase == "parallel")
+
+
+@pytest.mark.parametrize("size", [100, 101])
+def test_some_must_be_left_to_train_on(size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"data.validation = {size} leaves none of 100 training samples"):
+        load_data(config(data__validation=size))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        EpochRecord(0, "serial", validation_loss=math.nan, train_s=2.0, stages=(StageRecord(0, label_signal=1.0),)),
+        EpochRecord(
+            3,
+            "parallel",
+            validation_accuracy=0.5,
+            train_s=2.0,
+            refresh_s=1.0,
+            recomputed=True,
+            stages=(StageRecord(0, label_signal=math.nan, violation=0.0), StageRecord(1, 0.25, 0.5)),
+        ),
+    ],
+)
+def test_the_schedule_sees_the_same_in_memory_and_in_the_file(record: EpochRecord) -> None:
+    assert seen(record) == seen(EpochRecord.from_json(record.to_json()))
+
+
+def test_where_stages_take_turns_a_parallel_epoch_is_as_long_as_the_slowest() -> None:
+    stages = tuple(StageRecord(k, compute_s=seconds) for k, seconds in enumerate((1.0, 3.0)))
+    exact, parallel = (EpochRecord(0, phase, train_s=9.0, stages=stages) for phase in ("serial", "parallel"))
+    assert [seen(r, in_turn=True).seconds for r in (exact, parallel)] == [4.0, 3.0]
+    assert [seen(r).seconds for r in (exact, parallel)] == [9.0, 9.0]
+    assert np.isclose(seen(parallel).work, 1.0)
