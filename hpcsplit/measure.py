@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -39,10 +40,11 @@ def profile(
     """
     shape = lookup(config.data.name).input_shape(config.data.pool)
     size, pieces = batch_size(config, most=FORWARD_ROWS), config.schedule.microbatches
-    blocks = time_blocks(config, net, size, repeats, device)
+    sizes = (size, max(1, size // pieces)) if pieces > 1 else (size,)
+    times = time_blocks(config, net, sizes, repeats, device)
     return Profile(
-        blocks=tuple(blocks),
-        pieces=tuple(time_blocks(config, net, max(1, size // pieces), repeats, device) if pieces > 1 else blocks),
+        blocks=tuple(times[0]),
+        pieces=tuple(times[-1]),
         microbatches=pieces,
         joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]]) if joins else (),
         params=tuple(block_params(net)),
@@ -52,12 +54,14 @@ def profile(
     )
 
 
-def time_blocks(config: Config, net: nn.Sequential, size: int, repeats: int, device: torch.device) -> list[BlockTime]:
-    """The passes of each block with `size` samples, as this configuration computes them."""
+def time_blocks(
+    config: Config, net: nn.Sequential, sizes: Sequence[int], repeats: int, device: torch.device
+) -> list[list[BlockTime]]:
+    """The passes of each block with so many samples, for each of the sizes, as this configuration computes them."""
     return block_times(
         net,
         lookup(config.data.name).input_shape(config.data.pool),
-        size,
+        sizes,
         repeats=repeats,
         channels_last=config.run.channels_last,
         autocast_dtype=torch.bfloat16 if config.run.precision == "bfloat16" else None,

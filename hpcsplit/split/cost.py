@@ -72,25 +72,25 @@ class BlockTime:
 def block_times(
     net: nn.Sequential,
     input_shape: Sequence[int],
-    batch_size: int,
+    sizes: Sequence[int],
     *,
     repeats: int = 9,
     channels_last: bool = True,
     autocast_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-) -> list[BlockTime]:
-    """Seconds of each block for one mini-batch of `batch_size` samples: forward, then gradients of weights and input.
+) -> list[list[BlockTime]]:
+    """Seconds of each block for one mini-batch of each of these sizes: forward, then gradients of weights and input.
 
-    The lower quartile of `repeats` rounds after a warm-up, in which all blocks take turns as in a step, on random
-    inputs, in training mode: what else the machine does only ever adds time. The first block's input are the images,
-    which need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once and get
+    The lower quartile of `repeats` rounds after a warm-up, in which all sizes and blocks take turns as in a step, on
+    random inputs, in training mode: what else the machine does only ever adds time. The images, the first block's
+    input, need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once and get
     the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on `device`
     (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state stay as
     they are.
     """
-    assert min(batch_size, repeats) >= 1
+    assert min(*sizes, repeats) >= 1
     device = torch.device(device)
-    kinds: dict[tuple[object, ...], tuple[nn.Module, Tensor]] = {}
+    kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor]]] = {}
     looks = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         for index, (block, cost) in enumerate(zip(net, block_costs(net, input_shape), strict=True)):
@@ -98,16 +98,25 @@ def block_times(
             looks.append(look)
             if look not in kinds:
                 twin = _twin(block, device)
-                x = torch.randn(batch_size, *cost.in_shape, device=device, dtype=_dtype(block))
+                xs = [torch.randn(size, *cost.in_shape, device=device, dtype=_dtype(block)) for size in sizes]
                 if channels_last:
-                    twin, x = twin.to(memory_format=torch.channels_last), _channels_last(x)
-                kinds[look] = twin, x.requires_grad_(index > 0)
-        rounds = [{look: _seconds(*kind, autocast_dtype) for look, kind in kinds.items()} for _ in range(1 + repeats)]
-    times = {}
-    for kind in kinds:
-        both, forward = np.quantile([seconds[kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
-        times[kind] = BlockTime(min(forward, both), max(both - forward, 0.0))
-    return [times[look] for look in looks]
+                    twin, xs = twin.to(memory_format=torch.channels_last), [_channels_last(x) for x in xs]
+                kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs]
+        rounds = [
+            [
+                {look: _seconds(twin, xs[n], autocast_dtype) for look, (twin, xs) in kinds.items()}
+                for n in range(len(sizes))
+            ]
+            for _ in range(1 + repeats)
+        ]
+    found = []
+    for n in range(len(sizes)):
+        times = {}
+        for kind in kinds:
+            both, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
+            times[kind] = BlockTime(min(forward, both), max(both - forward, 0.0))
+        found.append([times[look] for look in looks])
+    return found
 
 
 def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def test_block_costs_tell_the_same_as_the_single_functions() -> None:
 def test_a_meta_network_is_measured_and_stays_on_meta() -> None:
     with torch.device("meta"):
         net = build("resnet8", (1, 8, 8), 3, block="pre")
-    assert all(block.seconds > 0 for block in block_times(net, (1, 8, 8), 2, repeats=1))
+    assert all(block.seconds > 0 for block in block_times(net, (1, 8, 8), (2,), repeats=1)[0])
     assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
 
 
@@ -54,12 +54,12 @@ def test_measuring_inside_no_grad_still_measures_the_backward_pass(monkeypatch: 
     original = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda y, seed: (backward.append(y), original(y, seed)))
     with torch.no_grad():
-        block_times(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), 2, repeats=3)
+        block_times(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), (2,), repeats=3)
     assert len(backward) == 4  # warm-up and repeats of the linear layer; images need no gradient
 
 
 def test_more_work_takes_longer() -> None:
-    small, large = block_times(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 16384)), (64,), 64, repeats=5)
+    small, large = block_times(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 16384)), (64,), (64,), repeats=5)[0]
     assert large.seconds > 3 * small.seconds
 
 
@@ -67,11 +67,25 @@ def test_the_lower_quartile_ignores_the_warm_up_and_slow_repeats(monkeypatch: py
     ends = list(accumulate([100, 2, 60, 1, 50, 2]))  # the warm-up first
     clock = iter([0, *(moment for end in ends for moment in (end - 1, end, end))])  # a second of it backward
     monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
-    assert block_times(nn.Sequential(nn.Linear(2, 2)), (2,), 1, repeats=5) == [BlockTime(1, 1)]
+    assert block_times(nn.Sequential(nn.Linear(2, 2)), (2,), (1,), repeats=5) == [[BlockTime(1, 1)]]
 
 
 def test_blocks_that_look_alike_get_the_same_number() -> None:
     net = build("mlp", (1, 4, 4), 3, depth=5, width=8)
-    seconds = [block.seconds for block in block_times(net, (1, 4, 4), 4, repeats=1)]
+    seconds = [block.seconds for block in block_times(net, (1, 4, 4), (4,), repeats=1)[0]]
     assert len(set(seconds[1:5])) == 1
     assert seconds[0] != seconds[1] != seconds[5]
+
+
+def test_all_sizes_are_timed_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What disturbs one of them for a while disturbs the other, too."""
+    timed: list[int] = []
+
+    def seconds(block: nn.Module, x: torch.Tensor, _: object) -> tuple[float, float]:
+        timed.append(len(x))
+        return 2.0 * len(x), 1.0 * len(x)
+
+    monkeypatch.setattr(cost, "_seconds", seconds)
+    whole, piece = block_times(nn.Sequential(nn.Linear(2, 2)), (2,), (8, 2), repeats=2)
+    assert timed == [8, 2] * 3
+    assert (whole, piece) == ([BlockTime(8.0, 8.0)], [BlockTime(2.0, 2.0)])
