@@ -25,7 +25,7 @@ def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
         figure = Figure(figsize=(7, 5), layout="constrained")
         _speed(figure.subplots(), results, shown, results.experiment.picture.axis)
     elif isinstance(results.experiment.picture, Plane):
-        figure = Figure(figsize=(10, 6), layout="constrained")
+        figure = Figure(figsize=(14, 6), layout="constrained")
         _plane(figure.subplots(), results, shown, results.experiment.picture.measure)
     else:
         groups = list(dict.fromkeys(row.group for row in shown))
