@@ -139,7 +139,7 @@ def make_choice(config: Config, observer: Observer) -> Choose | None:
 
 def load_data(config: Config) -> Dataset:
     d = config.data
-    sizes(config)
+    sizes(config)  # refuses a set that leaves nothing to train on
     return load(
         d.name,
         d.root,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tools.reproductions.declaring import Claim, Experiment, Plane, Row, Scale, Settings
-from tools.reproductions.plane import CORRECTED, CUTS, HYBRID, PIPELINED, PLANE, SMALL
+from tools.reproductions.plane import CORRECTED, CUTS, HYBRID, PIPELINED, PLANE, SMALL, shortened
 
 METHODS: dict[str, tuple[str, Settings]] = {
     "delayed": (
@@ -19,15 +17,12 @@ RATIOS = ("1:1", "1:4", "0:1")
 
 def rows() -> tuple[Row, ...]:
     exact = Row("exact", "exact, pipelined, M = 4", PIPELINED, 2, exact=True)
-    found = [exact]
-    found += [
-        replace(exact, key=f"exact-{s}", label=f"{exact.label}, {s:.0%} of the epochs", share=s) for s in (0.8, 0.6)
-    ]
+    found = [exact, *shortened(exact, (0.8, 0.6))]
     for method, (name, settings) in METHODS.items():
         for ratio in (*RATIOS, "auto"):
             label = f"{name}, {'decided on the way' if ratio == 'auto' else f'{ratio} fixed'}"
-            key, settings = f"{method}-{ratio.replace(':', '-')}", {**settings, "schedule.ratio": ratio}
-            found.append(Row(key, label, settings, 2, real=ratio == "auto"))
+            key, own = f"{method}-{ratio.replace(':', '-')}", {**settings, "schedule.ratio": ratio}
+            found.append(Row(key, label, own, 2, real=ratio == "auto"))
     return tuple(found)
 
 

@@ -126,6 +126,10 @@ class Experiment:
     def config(self) -> str:
         return f"jobs/{self.name}.toml"
 
+    def times(self, seed: int) -> bool:
+        """Whether the times of runs with this seed count."""
+        return not self.timed or seed < self.timed
+
     def scale(self, name: ScaleName) -> Scale:
         return self.small if name == "small" else self.paper
 

@@ -52,12 +52,9 @@ class Results:
     def of(self, key: str) -> Mapping[int, Sequence[Run]]:
         return self.runs.get(key, {})
 
-    def timed(self, seed: int) -> bool:
-        """Whether the times of runs with this seed count."""
-        return not self.experiment.timed or seed < self.experiment.timed
-
     def counted(self, row: Row) -> bool:
-        return any(run.counted for seed, copies in self.of(row.key).items() if self.timed(seed) for run in copies)
+        timed = (copies for seed, copies in self.of(row.key).items() if self.experiment.times(seed))
+        return any(run.counted for copies in timed for run in copies)
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def _each(of: Callable[[Run], float | None], *, timed: bool = False) -> Callable
     def over(results: Results, row: Row) -> Values:
         found = {}
         for seed, copies in results.of(row.key).items():
-            if timed and not results.timed(seed):
+            if timed and not results.experiment.times(seed):
                 continue
             known = [value for run in copies if (value := of(run)) is not None]
             if len(known) == len(copies):
@@ -139,6 +136,9 @@ def _median_epoch_seconds(run: Run) -> float:
     return statistics.median(run.epoch_seconds()[1:] or run.epoch_seconds())
 
 
+_epoch_seconds = _each(_median_epoch_seconds, timed=True)
+
+
 def _known(run: Run, quantity: str) -> list[float]:
     return [value for value in CURVES[quantity].of(run) if value is not None]
 
@@ -181,7 +181,7 @@ def _rivals_in_time(results: Results, row: Row) -> dict[str, Values]:
         values = {
             seed: _at_time(exact[seed][0], runs[0].clock()[-1], results.experiment.judged_by)
             for seed, runs in results.of(row.key).items()
-            if seed in exact and results.timed(seed)
+            if seed in exact and results.experiment.times(seed)
         }
         known = {seed: value for seed, value in values.items() if value is not None}
         if known:
@@ -257,8 +257,8 @@ def _lead_over_ratios(results: Results, row: Row) -> Values:
 def _speedup(results: Results, row: Row) -> Values:
     if not row.serial:
         return {}
-    alone = _each(_median_epoch_seconds, timed=True)(results, results.experiment.row(row.serial))
-    own = _each(_median_epoch_seconds, timed=True)(results, row)
+    alone = _epoch_seconds(results, results.experiment.row(row.serial))
+    own = _epoch_seconds(results, row)
     return {seed: alone[seed] / seconds for seed, seconds in own.items() if seed in alone and seconds > 0}
 
 
@@ -275,8 +275,8 @@ def _limit(results: Results, row: Row) -> Values:
     if not row.limit:
         return {}
     copies = results.experiment.row(row.limit)
-    alone = _each(_median_epoch_seconds, timed=True)(results, results.experiment.row(row.serial))
-    at_once = _each(_median_epoch_seconds, timed=True)(results, copies)
+    alone = _epoch_seconds(results, results.experiment.row(row.serial))
+    at_once = _epoch_seconds(results, copies)
     return {s: copies.copies * alone[s] / seconds for s, seconds in at_once.items() if s in alone and seconds > 0}
 
 
@@ -306,7 +306,7 @@ MEASURES: dict[str, Measure] = {
     "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
     "violation": Measure("violation", ".3f", _each(_violation)),
     "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1], timed=True), median=True),
-    "epoch_seconds": Measure("s an epoch", ".3g", _each(_median_epoch_seconds, timed=True), median=True),
+    "epoch_seconds": Measure("s an epoch", ".3g", _epoch_seconds, median=True),
     "objective": Measure("augmented Lagrangian", ".4g", _each(_last("objective"))),
     "objective_rises": Measure("rises", ".1f", _each(_rises)),
     "residual": Measure("residual", ".3g", _each(_last("residual"))),

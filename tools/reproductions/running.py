@@ -121,8 +121,7 @@ def tasks_of(
     tasks, cuts = [], experiment.scale(scale).cuts
     for seed in range(seeds):
         for row in rows:
-            timed = not experiment.timed or seed < experiment.timed
-            measured = row.stages <= cores and (timed or row.stages == 1 or row.real)
+            measured = row.stages <= cores and (experiment.times(seed) or row.stages == 1 or row.real)
             if ((experiment.in_turn or row.real) and not measured) or row.copies > cores:
                 continue
             settings = {
@@ -141,7 +140,7 @@ def tasks_of(
                 settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
-                alone = measured and timed and experiment.timed > 0
+                alone = measured and seed < experiment.timed
                 tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured, alone))
     return sorted(tasks, key=lambda task: not task.alone)
 
