@@ -30,7 +30,7 @@ _GIT_S = 10.0  # a checkout on a slow file system
 
 
 def place(host: str, device: torch.device) -> dict[str, Any]:
-    """Where this rank is: host, device, GPU, cores ("0-3,8") and process."""
+    """Where this rank is: host, device, GPU, CPU, cores ("0-3,8") and process."""
     gpu = None
     if device.type == "cuda":
         import torch
@@ -41,9 +41,21 @@ def place(host: str, device: torch.device) -> dict[str, Any]:
         "host": host,
         "device": str(device),
         "gpu": gpu,
+        "cpu": processor(),
         "cores": spans(sorted(os.sched_getaffinity(0))),
         "process": vars(Process.this()),
     }
+
+
+@cache
+def processor() -> str:
+    """The name of this machine's CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]) -> dict[str, Any]:

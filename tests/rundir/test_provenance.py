@@ -53,6 +53,7 @@ def test_a_start_is_described(facts: dict) -> None:
     assert f"uid {os.geteuid()}" in facts["user"]
     assert facts["ranks"][3]["host"] == "n2"
     assert facts["ranks"][0]["process"] == vars(Process.this())
+    assert facts["ranks"][0]["cpu"] in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     cores = facts["ranks"][0]["cores"]
     spans = [[int(n) for n in span.split("-")] for span in cores.split(",")]
     assert {c for span in spans for c in range(span[0], span[-1] + 1)} == os.sched_getaffinity(0)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -24,10 +25,11 @@ from tools.reproductions import running
 from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
+from tools.reproductions.keeping import archive_of, pack, unpack
 from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
 from tools.reproductions.page import write_page
 from tools.reproductions.reporting import Report
-from tools.reproductions.running import Task, may_join, run_all, tasks_of
+from tools.reproductions.running import ALONE, Task, may_join, run_all, tasks_of
 
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.sbatch") if path.with_suffix(".toml").exists())
 SMALL = EXPERIMENTS["tssm-figure-1"]
@@ -207,6 +209,8 @@ def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> Non
     assert stopping_line(found, line_of(e.rows[0]), seed=0) == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
     leads = found.values(e.row("method"), "lead_over_line")
     assert leads == pytest.approx({0: 0.0, 1: 0.2 - 0.1 * 2 / 3, 2: 0.4 - 0.2 * 2 / 3})
+    lacking = Results(e, {**runs, "short": {s: runs["short"][s] for s in (0, 2)}})
+    assert lacking.values(e.row("method"), "lead_over_line") == pytest.approx({s: leads[s] for s in (0, 2)})
     assert not found.values(e.row("early"), "lead_over_line")
     assert not found.values(e.row("many"), "lead_over_line")  # its times are counted
     assert not found.values(e.row("exact"), "lead_over_line")
@@ -296,7 +300,14 @@ def write_finished(task: Task, accuracy: float = 0.9) -> None:
     found = run([accuracy] * config.schedule.epochs, 1.0, stages=task.row.stages, phase="parallel")
     lines = "".join(record.to_json() + "\n" for record in found.records)
     (task.folder / "records.jsonl").write_text(lines, encoding="utf-8")
-    start = {"packages": {"torch": "9.9"}, "mpi": "MPICH Version:   5\nMPICH date"}
+    start = {
+        "time": "2026-01-31T10:00:00+0000",
+        "python": "3.99",
+        "packages": {"torch": "9.9"},
+        "mpi": "MPICH Version:   5\nMPICH date",
+        "cwd": "/home/somebody",
+        "ranks": [{"cpu": "Fast Core 9", "host": "a-node"}],
+    }
     (task.folder / "provenance.json").write_text(json.dumps({"starts": [start]}), encoding="utf-8")
 
 
@@ -429,7 +440,8 @@ def test_the_whole_command_on_finished_runs(
     out, err = capsys.readouterr()
     assert "4 of 4 runs are there already" in err
     assert "90.00 ± 0.00 (2)" in out
-    assert "MPICH Version: 5" in out
+    assert "x Fast Core 9, one thread a rank" in out
+    assert "versions: torch 9.9, MPICH Version: 5, python 3.99" in out
     assert (tmp_path / f"{SMALL.name}.md").read_text(encoding="utf-8").strip() == out.strip()
     assert json.loads((tmp_path / f"{SMALL.name}.json").read_text(encoding="utf-8"))["failed"] == []
     assert (tmp_path / f"{SMALL.name}.png").read_bytes().startswith(b"\x89PNG")
@@ -449,6 +461,76 @@ def test_the_page_has_every_table_with_its_picture(tmp_path: Path) -> None:
     assert "\n## Title\n\n| a |\n\n### Claims\n" in text
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", text)
     assert (page.parent / picture).read_bytes() == b"picture"
+
+
+def test_the_page_keeps_what_was_not_run_here(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    for name, text in (("plane-small", "of yesterday"), ("steps-small", "of today"), ("plane-small", "new")):
+        folder = tmp_path / name / f"reproduce-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = folder / name.removesuffix("-small")
+        stem.with_suffix(".md").write_text(f"# The {stem.name}\n\n## Claims\n\n{text}\n", encoding="utf-8")
+        stem.with_suffix(".png").write_bytes(b"picture")
+        assert write_page(tmp_path / name, page, [*EXPERIMENTS.values()]) == [name]
+    text = page.read_text(encoding="utf-8")
+    assert [text.count(word) for word in ("# Results", "\n## ", "of yesterday", "new", "of today")] == [1, 2, 0, 1, 1]
+    names = list(EXPERIMENTS)
+    assert (text.index("The plane") < text.index("The steps")) == (names.index("plane") < names.index("steps"))
+
+
+def test_a_study_goes_on_from_the_kept_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "PAGE", tmp_path / "docs" / "results.md")
+    name, rows = f"{SMALL.name}-small-3", [SMALL.row(f"{GROUP}-adam")]
+    there, here = tmp_path / "runs" / f"reproduce-{name}", tmp_path / "here"
+    extra = {"schedule.epochs": 3, "data.root": "/home/somebody/images"}
+    done, half = tasks_of(SMALL, "small", rows=rows, seeds=2, extra=extra, out=there, cores=1)
+    write_finished(done, 0.9)
+    write_finished(half, 0.1)
+    lines = (half.folder / "records.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (half.folder / "records.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    (done.folder / "checkpoints").mkdir()
+    (done.folder / ALONE).touch()
+    words = [SMALL.name, "--epochs", "3", "--show", "--out"]
+    assert reproduce.main([*words, str(there)]) == 0
+    table = capsys.readouterr().out
+    assert "90.00 (1)" in table
+    write_page(there.parent, reproduce.PAGE, [SMALL])
+    archive = archive_of(reproduce.PAGE, name)
+    with tarfile.open(archive) as tar:
+        assert {Path(entry.name).parent.name for entry in tar} == {done.name}
+        assert not any(b"somebody" in tar.extractfile(entry).read() for entry in tar)  # type: ignore[union-attr]
+    before = archive.read_bytes()
+    pack(there, archive)
+    assert archive.read_bytes() == before
+
+    assert reproduce.main([*words, str(here), "--kept"]) == 0
+    out, err = capsys.readouterr()
+    assert out == table
+    assert "1 runs of docs/results.md are put back" in err
+    assert (here / done.name / ALONE).exists()
+    (here / done.name / "records.jsonl").write_text("", encoding="utf-8")  # begun anew here: it is not replaced
+    assert unpack(archive, here) == []
+    with pytest.raises(SystemExit):
+        reproduce.main([*words, str(tmp_path / "nowhere")])
+    assert "no finished run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce.main([SMALL.name, "--epochs", "4", "--kept", "--out", str(here)])
+    assert f"docs/results.md has no {SMALL.name}-small-4" in capsys.readouterr().err
+
+
+def test_the_table_shows_what_was_run_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [SMALL.row(f"{GROUP}-adam"), SMALL.row(f"{GROUP}-sgd")]
+    for task in tasks_of(SMALL, "small", rows=rows, seeds=1, extra={"schedule.epochs": 3}, out=tmp_path, cores=1):
+        write_finished(task)
+    assert (
+        reproduce.main([SMALL.name, "--epochs", "3", "--seeds", "1", "--only", rows[0].key, "--out", str(tmp_path)])
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert "1 of 1 runs are there already" in err
+    assert all(row.label in out for row in rows)
 
 
 def test_other_settings_are_not_the_finished_run(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 from tools.program import INTERRUPTED, ROOT, Parser
 from tools.reproductions.declaring import Row, ScaleName
 from tools.reproductions.experiments import EXPERIMENTS
+from tools.reproductions.keeping import archive_of, unpack
 from tools.reproductions.page import write_page
-from tools.reproductions.running import results_of, run_all, tasks_of
+from tools.reproductions.running import Task, results_of, run_all, tasks_of
 
 SCALES: tuple[ScaleName, ...] = ("small", "paper")
+PAGE = ROOT / "docs" / "results.md"
 FAILED = 70
 
 
@@ -38,14 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $HPCSPLIT_DATA or ./data)")
     parser.add_argument("--out", type=Path, help="default: runs/reproduce-NAME-SCALE[-EPOCHS]")
     parser.add_argument(
-        "--only", default="", metavar="ROW,...", help="only these rows; also rows that the scale leaves"
+        "--only", default="", metavar="ROW,...", help="run only these rows; also rows that the scale leaves"
     )
+    parser.add_argument("--kept", action="store_true", help="go on from the runs behind docs/results.md")
+    parser.add_argument("--show", action="store_true", help="run nothing; the table of what is there")
     args = parser.parse_args(argv)
     if args.list:
         print(listing())
         return 0
     if args.page:
-        named = write_page(ROOT / "runs", ROOT / "docs" / "results.md", list(EXPERIMENTS.values()))
+        named = write_page(ROOT / "runs", PAGE, list(EXPERIMENTS.values()))
         if not named:
             parser.error("no experiment has been run here (runs/reproduce-*); run one first")
         print(f"docs/results.md: {', '.join(named)}")
@@ -64,13 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = {"data.root": str(args.data.resolve())} if args.data else {}
     cores = sorted(os.sched_getaffinity(0))
     changed = [str(args.epochs)] * bool(args.epochs) + [f"{key.rpartition('.')[2]}={v}" for key, v in args.settings]
-    default = "-".join(["reproduce", experiment.name, args.scale, *changed])
-    out = (args.out or ROOT / "runs" / default).resolve()
+    name = "-".join([experiment.name, args.scale, *changed])
+    out = (args.out or ROOT / "runs" / f"reproduce-{name}").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    seeds = args.seeds or experiment.scale(args.scale).seeds
-    tasks = tasks_of(
-        experiment, args.scale, rows=rows, seeds=seeds, extra={**extra, **where}, out=out, cores=len(cores)
-    )
+    if args.kept:
+        if not (archive := archive_of(PAGE, name)).exists():
+            parser.error(f"docs/results.md has no {name}; leave --kept out")
+        print(f"{len(unpack(archive, out))} runs of docs/results.md are put back", file=sys.stderr)
+
+    def planned(rows: Sequence[Row], seeds: int) -> list[Task]:
+        settings = {**extra, **where}
+        return tasks_of(experiment, args.scale, rows=rows, seeds=seeds, extra=settings, out=out, cores=len(cores))
+
+    most = experiment.scale(args.scale).seeds
+    tasks = [] if args.show else planned(rows, args.seeds or most)
     if any(task.command()[0] == "mpirun" for task in tasks) and not shutil.which("mpirun"):
         parser.error("mpirun is not on PATH; start this by tools/reproduce, which makes the environment")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -83,10 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tools.reproductions.drawing import draw
     from tools.reproductions.reporting import Report
 
+    results = results_of(experiment, planned(experiment.rows, max(args.seeds or 0, most)))  # also of earlier starts
     started = {task.row.key for task in tasks}
-    left_out = [row for row in rows if row.key not in started]
-    shown = [row for row in rows if row.key in started]
-    report = Report(results_of(experiment, tasks), args.scale, shown, extra, failures, left_out, len(cores))
+    left_out = [row for row in rows if row.key not in started and not args.show]
+    shown = [row for row in experiment.rows if row.key in started or results.of(row.key)]
+    if args.show and not shown:
+        parser.error(f"there is no finished run of {experiment.name} in {out}; leave --show out, or add --kept")
+    report = Report(results, args.scale, shown, extra, failures, left_out, len(cores))
     text = report.markdown()
     (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
     (out / f"{experiment.name}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")

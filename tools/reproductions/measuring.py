@@ -221,17 +221,21 @@ def stopping_line(results: Results, line: tuple[str, int, str], seed: int | None
 
 def _lead_over_line(results: Results, row: Row) -> Values:
     """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: the best
-    line of no more ranks, straight between its points.  None where no line begins so early."""
+    line of no more ranks, straight between its points.  None where no line begins so early, and of seeds that a point
+    of a line lacks."""
     found, times = {}, results.values(row, "seconds")
     if row.exact or results.counted(row) or not times:
         return {}
     seconds = statistics.median(times.values())
     exact = [r for r in results.experiment.rows if r.exact and r.group == row.group and r.stages <= row.stages]
+    whole = {line: stopping_line(results, line) for line in map(line_of, exact)}
+    lengths = {line: len(points) for line, points in whole.items() if points and points[0][0] <= seconds}
     for seed, accuracy in results.values(row, results.experiment.judged_by).items():
-        lines = [stopping_line(results, line, seed) for line in dict.fromkeys(map(line_of, exact))]
-        rivals = [interp(seconds, *zip(*points, strict=True)) for points in lines if points and points[0][0] <= seconds]
-        if rivals:
-            found[seed] = accuracy - float(max(rivals))
+        lines = {line: stopping_line(results, line, seed) for line in lengths}
+        if lines and all(len(points) == lengths[line] for line, points in lines.items()):
+            found[seed] = accuracy - max(
+                float(interp(seconds, *zip(*points, strict=True))) for points in lines.values()
+            )
     return found
 
 

@@ -1,33 +1,54 @@
-"""docs/results.md: every table that tools/reproduce has printed last on this machine, with its picture."""
+"""docs/results.md: every table that tools/reproduce has printed, with its picture and the runs behind it."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from tools.reproductions.declaring import Experiment
+from tools.reproductions.keeping import archive_of, pack
 
 HEAD = """# Results
 
 Printed by `tools/reproduce NAME --data DIR` and put together by `tools/reproduce --page`; every section says on what
 hardware, with which versions and how many runs.  A difference under one percent point is claimed only from 8 seeds on,
-by its 95 % interval; what has failed stands beside what holds.  Earlier tables are in [reproduced](reproduced).
+by its 95 % interval; what has failed stands beside what holds.  The runs behind a section, without their weights, are
+beside its picture: `tools/reproduce NAME --kept --show` prints it again, and without `--show` runs what is missing.
+Earlier tables are in [reproduced](reproduced).
 """
+PICTURE = re.compile(r"\((?:[^()]*/)?([^()/]+)\.png\)\s*\Z")  # the last line of a section
 
 
 def write_page(runs: Path, page: Path, experiments: list[Experiment]) -> list[str]:
-    """Write the page from runs/reproduce-*; the names of the folders that are in it."""
-    sections, pictures = [HEAD], page.parent / page.stem
-    found = []
+    """Write the page with the sections of runs/reproduce-* in place of those of the same names; the names of these."""
+    sections, found = _sections(page), []
+    pictures = page.parent / page.stem
     for experiment in experiments:
         for table in sorted(runs.glob(f"reproduce-{experiment.name}-*/{experiment.name}.md")):
             name = table.parent.name.removeprefix("reproduce-")
             pictures.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(table.with_suffix(".png"), pictures / f"{name}.png")
+            pack(table.parent, archive_of(page, name))
             text = table.read_text(encoding="utf-8")
             demoted = "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
-            sections.append(f"{demoted}\n\n![{experiment.title}]({page.stem}/{name}.png)\n")
+            sections[name] = f"{demoted}\n\n![{experiment.title}]({page.stem}/{name}.png)\n"
             found.append(name)
     if found:
-        page.write_text("\n".join(sections), encoding="utf-8")
+        names = [experiment.name for experiment in experiments]
+        order = sorted(sections, key=lambda name: (_place(name, names), name))
+        page.write_text("\n".join([HEAD, *(sections[name] for name in order)]), encoding="utf-8")
     return found
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """What the page has already, by the names of the pictures at the sections' ends."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = [f"## {part.rstrip()}\n" for part in text.split("\n## ")[1:]]
+    return {picture[1]: part for part in parts if (picture := PICTURE.search(part))}
+
+
+def _place(name: str, experiments: list[str]) -> int:
+    """The number of the experiment that a section is of: the longest name that it begins with."""
+    of = max((one for one in experiments if name.startswith(f"{one}-")), key=len, default="")
+    return experiments.index(of) if of else len(experiments)

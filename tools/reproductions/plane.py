@@ -112,8 +112,10 @@ ROWS = (
     *delayed_rows(2),
     *delayed_rows(3),
     Row("penalty-2", "1:4 hybrid, penalty, M = 4", {"method.name": "penalty", **HYBRID}, 2),
+    Row("penalty-1-1", "1:1 hybrid, penalty, M = 4", {"method.name": "penalty", **HYBRID, "schedule.ratio": "1:1"}, 2),
     Row("al-2", "1:4 hybrid, augmented Lagrangian, M = 4", {"method.name": "al", **HYBRID}, 2),
     Row("chunked-2", "1:4 hybrid, penalty on chunks of 8 mini-batches, visited twice, M = 4", CHUNKED, 2),
+    Row("auxnet-2", "1:4 hybrid, auxiliary networks, M = 4", {"method.name": "auxnet", **HYBRID}, 2),
     Row("frozen-hybrid-2", "1:4 hybrid, frozen control", {"method.name": "penalty", **HYBRID, **FROZEN}, 2),
 )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from hpcsplit.config.option import show
+from hpcsplit.rundir.provenance import processor
 from tools.reproductions.declaring import Row, ScaleName, Settings
 from tools.reproductions.judging import Verdict, judge
 from tools.reproductions.measuring import MEASURES, Results, Values
@@ -117,10 +116,11 @@ class Report:
         changed = {**scale.settings, **self.extra}
         shown = {row.group for row in self.rows}
         groups = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
-        found = [f"hardware: {e.hardware}; here {self.cores} x {cpu_name()}, one thread a rank"]
+        found = [f"hardware: {e.hardware}; here {self.cores} x {' and '.join(self._processors())}, one thread a rank"]
         found += [f"versions: {', '.join(self._versions())}"]
         if e.timed:
-            found += [f"times are of seeds 0 to {e.timed - 1}, whose runs had the machine to themselves"]
+            days = " and ".join(self._days())
+            found += [f"times are of seeds 0 to {e.timed - 1}, whose runs had the machine to themselves, on {days}"]
         elif not e.in_turn:
             found += ["several runs share the machine while they are timed"]
         found += [f"scale: {', '.join(f'{k} = {show(v)}' for k, v in changed.items())}"] if changed else []
@@ -129,15 +129,28 @@ class Report:
 
     def _versions(self) -> list[str]:
         """Of every start that is in the table."""
-        runs = [run for by_seed in self.results.runs.values() for copies in by_seed.values() for run in copies]
-        starts = [run.provenance for run in runs if run.provenance]
+        starts = self._starts()
         found = {f"torch {start['packages']['torch']}": None for start in starts}
         found |= {
             " ".join(start["mpi"].splitlines()[0].split()): None
             for start in starts
             if start.get("mpi", "none") != "none"
         }
-        return [*found, f"python {platform.python_version()}"]
+        return [*found, *{f"python {start['python']}": None for start in starts}]
+
+    def _processors(self) -> list[str]:
+        ranks = [rank for start in self._starts() for rank in start["ranks"]]
+        return list(dict.fromkeys(rank.get("cpu", "a processor that was not noted") for rank in ranks)) or [processor()]
+
+    def _days(self) -> list[str]:
+        """When the runs began whose times count: one machine is not equally fast every day."""
+        return sorted({start["time"].partition("T")[0] for start in self._starts(self.results.experiment.times)})
+
+    def _starts(self, counts: Callable[[int], bool] = lambda seed: True) -> list[Mapping[str, Any]]:
+        """How the runs of these seeds began."""
+        by_seed = [item for runs in self.results.runs.values() for item in runs.items()]
+        runs = [run for seed, copies in by_seed if counts(seed) for run in copies]
+        return [run.provenance for run in runs if run.provenance]
 
 
 def written(values: Values, form: str, *, median: bool = False) -> str:
@@ -149,14 +162,6 @@ def written(values: Values, form: str, *, median: bool = False) -> str:
         return f"{statistics.median(known):{form}} ({len(known)})"
     spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
     return f"{statistics.mean(known):{form}}{spread} ({len(known)})"
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _bullets(sentences: Any) -> str:

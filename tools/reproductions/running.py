@@ -21,6 +21,7 @@ from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
 from tools.reproductions.measuring import Results, Run
 
 POLL_S = 0.2
+ALONE = "alone"  # a file in the folder of a run beside which nothing else ran
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", "PYTHONUNBUFFERED": "1"}
 
 
@@ -46,8 +47,7 @@ class Task:
 
     @property
     def mark(self) -> Path:
-        """A file that says that nothing else ran meanwhile."""
-        return self.folder / "alone"
+        return self.folder / ALONE
 
     @property
     def cores(self) -> int:
@@ -73,7 +73,7 @@ class Task:
     def finished(self) -> bool:
         """Whether all epochs of a run with these settings are there."""
         try:
-            wanted, found = self.resolved(), load(self.folder / "config.toml")
+            found, wanted = load(self.folder / "config.toml"), self.resolved()
             same = wanted.fingerprint() == found.fingerprint() and wanted.run.runner == found.run.runner
             if self.alone and not self.mark.exists():
                 return False

@@ -12,22 +12,16 @@ from typing import Any
 
 import torch
 
+from hpcsplit.rundir.provenance import processor
+
 
 def facts() -> dict[str, Any]:
     """Hardware and versions."""
     return {
-        "hardware": f"{os.cpu_count()} x {cpu_name()}",
+        "hardware": f"{os.cpu_count()} x {processor()}",
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def publish(folder: Path, name: str, lines: Sequence[str], values: Any, **about: Any) -> None:
