@@ -14,6 +14,7 @@ EXACT: Settings = {"method.name": "backprop"}
 PIPELINED: Settings = {**EXACT, "schedule.microbatches": 4}
 DELAYED: Settings = {"method.name": "delayed", "schedule.ratio": "0:1", "schedule.warmup": 0}
 CORRECTED: Settings = {"method.predict": True, "method.spike": True, "method.lr_anneal": 300}
+START: Settings = {**CORRECTED, "schedule.warmup": 2}
 TAIL: Settings = {**CORRECTED, "schedule.ratio": "2:13", "schedule.order": "parallel-first"}
 FROZEN: Settings = {"method.frozen": True}
 ONE_TO_FOUR: Settings = {
@@ -66,6 +67,7 @@ def delayed_rows(stages: int) -> tuple[Row, ...]:
     return (
         row("delayed", "", {}),
         row("corrected", ", predicted weights, spike compensation and annealed learning rate", CORRECTED),
+        row("start", ", the same and an exact start of 2 epochs in 15", START),
         row("tail", ", the same and an exact tail of 2 epochs in 15", TAIL),
         row("frozen", ", frozen control", FROZEN),
         *(row(key, f", {label}", settings) for key, (label, settings) in VARIANTS.items()),
@@ -89,7 +91,11 @@ def claims() -> tuple[Claim, ...]:
             for key, text in (("delayed", "delayed gradients"), ("corrected", "corrected delayed gradients"))
             for stages, points in ((2, 0.5), (3, 1.0))
         ),
-        *(gap(stages, 0.3, "tail", "corrected delayed gradients with an exact tail") for stages in (2, 3)),
+        *(
+            gap(stages, 0.3, key, f"corrected delayed gradients with an exact {key}")
+            for key in ("start", "tail")
+            for stages in (2, 3)
+        ),
         *(
             Claim(
                 f"delayed gradients teach the stages before the last one: {n} stages are above the frozen control",
