@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tomllib
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,23 @@ FAILED = 70
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list:
+        print(listing())
+        return 0
+    if args.page:
+        named = write_page(ROOT / "runs", PAGE, list(EXPERIMENTS.values()))
+        if not named:
+            parser.error("no experiment has been run here (runs/reproduce-*); run one first")
+        print(f"docs/results.md: {', '.join(named)}")
+        return 0
+    if not args.name:
+        parser.error("say which experiment, or --list")
+    return _reproduce(parser, args)
+
+
+def _parser() -> Parser:
     parser = Parser(prog="tools/reproduce", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment of --list")
     parser.add_argument("--list", action="store_true", help="the experiments, and their rows at each scale")
@@ -44,18 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kept", action="store_true", help="go on from the runs behind docs/results.md")
     parser.add_argument("--show", action="store_true", help="run nothing; the table of what is there")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(listing())
-        return 0
-    if args.page:
-        named = write_page(ROOT / "runs", PAGE, list(EXPERIMENTS.values()))
-        if not named:
-            parser.error("no experiment has been run here (runs/reproduce-*); run one first")
-        print(f"docs/results.md: {', '.join(named)}")
-        return 0
-    if not args.name:
-        parser.error("say which experiment, or --list")
+    return parser
+
+
+def _reproduce(parser: Parser, args: Namespace) -> int:
+    """Run what is missing, print the table of all that is there, and write it into the folder of the runs."""
     experiment = EXPERIMENTS[_known(parser, "experiment", args.name, EXPERIMENTS)]
     rows: tuple[Row, ...] = experiment.rows_at(args.scale)
     if args.only:
@@ -65,8 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     extra = {"schedule.epochs": args.epochs} if args.epochs else {}
     extra |= dict(args.settings)
-    where = {"data.root": str(args.data.resolve())} if args.data else {}
-    cores = sorted(os.sched_getaffinity(0))
     changed = [str(args.epochs)] * bool(args.epochs) + [f"{key.rpartition('.')[2]}={v}" for key, v in args.settings]
     name = "-".join([experiment.name, args.scale, *changed])
     out = (args.out or ROOT / "runs" / f"reproduce-{name}").resolve()
@@ -75,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (archive := archive_of(PAGE, name)).exists():
             parser.error(f"docs/results.md has no {name}; leave --kept out")
         print(f"{len(unpack(archive, out))} runs of docs/results.md are put back", file=sys.stderr)
+    where = {"data.root": str(args.data.resolve())} if args.data else {}
+    cores = sorted(os.sched_getaffinity(0))
 
     def planned(rows: Sequence[Row], seeds: int) -> list[Task]:
         settings = {**extra, **where}
