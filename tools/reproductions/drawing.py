@@ -89,8 +89,8 @@ def _plane(panel: Axes, results: Results, rows: Sequence[Row], measure: str) -> 
     for line, style in zip(lines, cycle(("--", "-.", ":")), strict=False):
         if not (points := stopping_line(results, line)):
             continue  # all counted: there are too few cores
-        longest = max((row for row in rows if row.exact and line_of(row) == line), key=lambda row: row.share)
-        panel.plot(*zip(*points, strict=True), style, color="0.3", label=longest.label)
+        first = next(row for row in rows if row.exact and line_of(row) == line)
+        panel.plot(*zip(*points, strict=True), style, color="0.3", label=first.label)
     colours = colormaps["tab20"]
     for number, row in enumerate(row for row in rows if not results.counted(row)):
         values, seconds = results.values(row, measure), results.values(row, "seconds")

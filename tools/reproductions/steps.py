@@ -3,7 +3,7 @@ pay?  And what do younger ones bring, refreshed or in a chunked sample order?"""
 
 from __future__ import annotations
 
-from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
+from tools.reproductions.declaring import Claim, Experiment, Plane, Row, Scale, Settings
 from tools.reproductions.plane import CUTS, EXACT, FROZEN, ONE_TO_FOUR, PLANE, SMALL
 
 CENTRE: Settings = {
@@ -60,6 +60,6 @@ STEPS = Experiment(
     small=Scale({**SMALL, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
     paper=Scale(seeds=3),
     columns=("test_accuracy", "exact_in_time", "label_signal", "violation", "seconds"),
-    picture=Curves(("test_accuracy",)),
+    picture=Plane("test_accuracy"),
     judged_by="test_accuracy",
 )
