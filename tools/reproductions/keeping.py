@@ -47,10 +47,17 @@ def unpack(archive: Path, runs: Path) -> list[str]:
     Returns:
         Their names.
     """
+    before, put_back = {folder.name for folder in runs.glob("*")}, {}
     with tarfile.open(archive) as tar:
-        missing = [entry for entry in tar if not (runs / entry.name).parent.exists()]
-        tar.extractall(runs, members=missing, filter="data")
-    return list(dict.fromkeys(Path(entry.name).parent.name for entry in missing))
+        for entry in tar:
+            folder, name = entry.name.split("/")
+            content = tar.extractfile(entry)
+            if folder in before or content is None:
+                continue
+            (runs / folder).mkdir(parents=True, exist_ok=True)
+            (runs / folder / name).write_bytes(content.read())
+            put_back[folder] = None
+    return list(put_back)
 
 
 def _finished(folder: Path) -> bool:
