@@ -47,7 +47,8 @@ def unpack(archive: Path, runs: Path) -> list[str]:
     Returns:
         Their names.
     """
-    before, put_back = {folder.name for folder in runs.glob("*")}, {}
+    before = {folder.name for folder in runs.glob("*")}
+    put_back: dict[str, None] = {}
     with tarfile.open(archive) as tar:
         for entry in tar:
             folder, name = entry.name.split("/")
