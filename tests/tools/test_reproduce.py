@@ -220,6 +220,8 @@ def test_times_are_of_the_seeds_that_ran_alone(results: Results) -> None:
     e = dataclasses.replace(results.experiment, timed=2)
     assert set(Results(e, results.runs).values(e.row("method"), "seconds")) == {0, 1}
     assert set(Results(e, results.runs).values(e.row("method"), "test_accuracy")) == {0, 1, 2}
+    assert not Results(e, results.runs).values(e.row("many"), "seconds")  # it ran in turns, beside others
+    assert results.values(e.row("many"), "seconds")
 
 
 def test_a_run_whose_time_counts_is_alone(tmp_path: Path) -> None:

@@ -82,13 +82,14 @@ def _each(of: Callable[[Run], float | None], *, timed: bool = False) -> Callable
     """A measure of a single run; copies of one seed are averaged.
 
     Args:
-        timed: only of seeds whose times count.
+        timed: only of seeds whose times count, and, where these had the machine to themselves, of no run in turns.
     """
 
     def over(results: Results, row: Row) -> Values:
         found = {}
         for seed, copies in results.of(row.key).items():
-            if timed and not results.experiment.times(seed):
+            shared = results.experiment.timed and any(run.counted for run in copies)
+            if timed and (shared or not results.experiment.times(seed)):
                 continue
             known = [value for run in copies if (value := of(run)) is not None]
             if len(known) == len(copies):

@@ -105,10 +105,9 @@ class Report:
         if "limit" in self.results.experiment.columns:
             legend += "Limit: as many independent one-rank runs at once, over one alone. "
         if any(self.results.counted(row) for row in self.rows):
-            legend += (
-                "*: more stages than cores, all in turn on one core; times are counted, the slowest stage's own "
-                "without messages and waiting, a lower bound. "
-            )
+            counted = "times are counted, the slowest stage's own without messages and waiting, a lower bound"
+            times = "no times" if self.results.experiment.timed else counted
+            legend += f"*: more stages than cores, all in turn on one core; {times}. "
         return legend.strip()
 
     def _differences(self) -> list[str]:
