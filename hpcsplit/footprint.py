@@ -113,7 +113,7 @@ def footprint(
     pieces = in_flight(cast(Order, schedule.pipeline), stage.stage, ranks, schedule.microbatches)
     waiting = ends[0] if schedule.recompute else sample
     exact = -(-batch_size // schedule.microbatches) * (sample + (pieces - 1) * waiting)
-    at_once = batch_size * sample * (1 + method.delay(stage.stage, ranks)) if parallel else 0
+    at_once = math.ceil(batch_size * method.at_once(stage.stage, ranks)) * sample if parallel else 0
     rows = stage.row_bytes * batch_size
     return Footprint(
         weights=_WIDE_BYTES * (2 + states) * stage.params,

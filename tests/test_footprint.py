@@ -71,6 +71,8 @@ def test_delayed_gradients_keep_more_mini_batches_on_earlier_stages() -> None:
     assert delayed[2]["activations"] == penalty[2]["activations"]
     assert delayed[0]["activations"] > 2.5 * penalty[0]["activations"]
     assert delayed[1]["rows"] < penalty[1]["rows"]
+    pieces = memory(3, method__name="delayed", method__microbatches=4, schedule__microbatches=8)
+    assert pieces[0]["activations"] == pytest.approx(penalty[0]["activations"] * 3 / 4, rel=0.01)
 
 
 def test_images_are_where_they_are_seen_and_a_store_in_memory_counts() -> None:

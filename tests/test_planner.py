@@ -71,6 +71,7 @@ def test_delayed_gradients_keep_mini_batches_in_flight() -> None:
     found = planned(config(3, method__name="delayed"), 3)
     assert found["delays"] == [2, 1, 0]
     assert planned(config(3, method__name="delayed", method__timetable="step"), 3)["delays"] == [4, 2, 0]
+    assert planned(config(3, method__name="delayed", method__microbatches=4), 3)["delays"] == [0.5, 0.25, 0]
     assert planned(config(3), 3)["delays"] == [0, 0, 0]
     assert [s["store_bytes"] for s in found["stages"]] == [0, 0, 0]
     assert all(s["to_prev_bytes"] == before["to_next_bytes"] > 0 for before, s in pairwise(found["stages"]))

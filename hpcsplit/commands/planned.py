@@ -98,8 +98,8 @@ def _several(p: Plan, draw: bool) -> list[str]:
     lines.append(f"exact step: activations sent on by stages 0 and on, and as many bytes of gradients back: {sent}")
     if any(p["delays"]):
         lines.append(
-            f"parallel step: {', '.join(map(str, p['delays']))} mini-batches in flight in stages 0 and on, with "
-            "their activations; gradients are so many steps old"
+            f"parallel step: {', '.join(f'{d:g}' for d in p['delays'])} mini-batches in flight in stages 0 and on, "
+            "with their activations; gradients are so many steps old"
         )
     if draw:
         tables = [timetable(pipeline["order"], k, p["ranks"], pipeline["microbatches"]) for k in range(p["ranks"])]

@@ -71,7 +71,7 @@ def simulate_command(
         here = problem.deeper(times) if times > 1 else problem
         lead = here.method.delay(0, count)
         if count * lead > MOST_STEPS:
-            notes.append(f"{count} ranks: left out, with {lead} mini-batches in flight it would take too long")
+            notes.append(f"{count} ranks: left out, with {lead:g} mini-batches in flight it would take too long")
             continue
         rows.append(row(here, cuts_of(config, here, count), machine, schedule, steps, times))
     if as_json:

@@ -69,10 +69,12 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     _check_ratio(config, method)
     if schedule.warmup > schedule.epochs:
         raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
-    if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
-        raise ConfigError(
-            f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
-        )
+    pieces = {"schedule": schedule.microbatches, "method": config.method.options.get("microbatches", 1)}
+    for section, number in pieces.items():
+        if 0 < config.data.batch_size < number:  # 0: all training samples
+            raise ConfigError(
+                f"{section}.microbatches = {number} is more than data.batch_size = {config.data.batch_size}"
+            )
     if config.data.copies > 1 and not config.data.augment:
         raise ConfigError(
             f"data.copies = {config.data.copies}: copies are crops and flips, and data.augment = false allows none; "

@@ -4,7 +4,8 @@ At a stage's output the exact per-sample gradient is g*; the method puts a = c (
 at its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over
 the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.  A method
 that keeps no variables from epoch to epoch is asked for those of the epoch's last mini-batch, or, where it has none at
-all, what it has used there: the output that it passed on takes the place of λ, the gradient that came back that of a.
+all, what it has used there (on the last micro-batch, if there are several): the output that it passed on takes the
+place of λ, the gradient that came back that of a.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, TrainingMethod
 from hpcsplit.schedule.actions import Train
 from hpcsplit.split.stage import Stage
+from hpcsplit.split.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 
 
@@ -42,7 +44,8 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         batch = job.batch(job.measured()[0])
     else:
         last = job.epoch_batches(action.epoch, parallel=True)[-1]
-        batch = job.batch(last, phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
+        piece = slices(len(last), method.microbatches)[-1]  # BatchNorm normalises over it
+        batch = job.batch(last[piece], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
 
     x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
     x = x.requires_grad_()

@@ -16,7 +16,7 @@ memory cost", 2016), for a third more arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ from hpcsplit.methods.contract import (
 )
 from hpcsplit.split.stage import Place, Stage
 from hpcsplit.split.statistics import FreshStatistics
-from hpcsplit.split.timetable import Order, Work, timetable
+from hpcsplit.split.timetable import Order, Work, slices, timetable
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
@@ -56,8 +56,7 @@ class Backprop(TrainingMethod):
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()
         tally = Tally(batch.size)
-        edges = [m * batch.size // self.microbatches for m in range(self.microbatches + 1)]
-        pieces = [slice(a, b) for a, b in pairwise(edges) if b > a]
+        pieces = slices(batch.size, self.microbatches)
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         fresh = FreshStatistics(stage.blocks) if len(pieces) > 1 else None

@@ -156,11 +156,12 @@ Talk = Generator[Send | Recv, Any, None]
 
 
 class TrainingMethod(ABC):
-    """The interface that the engine drives."""
+    """The interface that the engine drives.  A step takes a mini-batch in `microbatches` pieces, one after another."""
 
     full_batch = False
     augments = False
     images = False
+    microbatches = 1
 
     @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -197,10 +198,14 @@ class TrainingMethod(ABC):
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
         return {}
 
-    def delay(self, stage: int, stages: int) -> int:
-        """So many mini-batches stage number `stage` takes forward before it goes backward for the first of them; they
-        are in flight between two steps, with their activations."""
+    def delay(self, stage: int, stages: int) -> float:
+        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`; so
+        many mini-batches are in flight there between two steps."""
         return 0
+
+    def at_once(self, stage: int, stages: int) -> float:
+        """The mini-batches whose activations stage number `stage` holds at most."""
+        return 1.0
 
     def settle(self, stage: Stage) -> Talk:
         """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
@@ -218,8 +223,8 @@ class TrainingMethod(ABC):
         return {}
 
     def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """For methods without variables: what the stage has taken for its output on the last mini-batch of a parallel
-        epoch and for the per-sample gradient there, both (B, *out_shape); then forget them."""
+        """For methods without variables: what the stage has taken for its output on the last piece of a parallel
+        epoch's last mini-batch and for the per-sample gradient there, both (n, *out_shape); then forget them."""
         return None
 
     def close(self, stage: Stage) -> Mapping[str, float]:

@@ -31,6 +31,12 @@ Corrections, each off by default:
                    compensation, Kosson et al., "Pipelined Backpropagation at Scale", 2021)
     lr_anneal      η / (1 + d)^p with p from 1 down to 0 over so many steps (PipeMare's T1, Yang et al. 2021)
 
+With M = `microbatches` a mini-batch is cut, and its pieces go through the stages in place of the mini-batches above; a
+stage adds up their gradients and updates behind the last one.  d counts pieces then: the gradient of piece m is
+ceil((d - m) / M) updates old, which `predict` looks ahead, and d / M in the mean, which `spike` and `lr_anneal` take
+for d.  BatchNorm normalises over a piece.  (PipeDream-2BW, Narayanan et al. 2021, adds up gradients likewise, with one
+update of delay for every piece.)
+
 BatchNorm's running statistics take one step a mini-batch, in its first forward pass.  What is in flight is in the
 stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a resume the graphs are made again.
 """
@@ -56,9 +62,12 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.split.stage import Place, Stage
+from hpcsplit.split.statistics import FreshStatistics
+from hpcsplit.split.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
-_FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")
+_FLIGHTS, _STEPS, _SIZE = "stage/flights", "delayed_steps", "stage/batch_size"
+_USED = ("stage/used/x", "stage/used/g")
 
 
 @method("delayed", augments=True)
@@ -78,6 +87,11 @@ class Delayed(TrainingMethod):
     lr_anneal: int = option(
         0, "steps in which lr / (1 + delay) becomes lr (PipeMare); 0: lr at once", unit="steps", low=0
     )
+    microbatches: int = option(
+        1,
+        "micro-batches of a mini-batch, one update for all of them: a gradient is delayed by so many times less",
+        low=1,
+    )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -86,41 +100,58 @@ class Delayed(TrainingMethod):
     def messages(self) -> tuple[Message, ...]:
         return (Message(NEXT), Message(PREV))
 
-    def delay(self, stage: int, stages: int) -> int:
+    def delay(self, stage: int, stages: int) -> float:
+        return self._behind(stage, stages) / self.microbatches
+
+    def at_once(self, stage: int, stages: int) -> float:
+        return (1 + self._behind(stage, stages)) / self.microbatches
+
+    def _behind(self, stage: int, stages: int) -> int:
+        """So many micro-batches a stage takes forward before it goes backward for the first of them."""
         return (stages - 1 - stage) * (2 if self.timetable == "step" else 1)
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        number, tally = stage.position[1], Tally(batch.size)
+        tally = Tally(batch.size)
         stage.carry[_STEPS] = stage.carry.get(_STEPS, torch.zeros((), dtype=torch.int64)) + 1
-        x = batch.x
-        if not stage.first:
-            x = (yield Recv(PREV, "x", (batch.size, *stage.in_shape), stage.dtype, number)).requires_grad_()
-        if not stage.last:
-            y = self._forward(stage, x)
-            yield Send(NEXT, "x", y.detach(), number)
-            if len(_flights(stage)) > self.delay(stage.index, stage.count):
-                yield from self._backward(stage)
-            return StepResult(tally)
-        loss = stage.loss(stage.forward(x), batch.y)
-        tally.terms["phi"] = float(loss.detach().sum())
-        stage.zero_grad()
-        if loss.requires_grad:  # a network may have no weights
-            loss.mean().backward()
-        if not stage.first:
-            assert x.grad is not None
-            yield Send(PREV, "g", x.grad, number)
-        stage.update()
+        pieces = slices(batch.size, self.microbatches)
+        fresh = FreshStatistics(stage.blocks) if len(pieces) > 1 else None
+        if stage.last:
+            stage.zero_grad()
+        else:
+            stage.carry[_SIZE] = torch.tensor(batch.size)
+        for m, piece in enumerate(pieces):
+            number, size = stage.position[1] * self.microbatches + m, piece.stop - piece.start
+            x = batch.x[piece]
+            if not stage.first:
+                x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, number)).requires_grad_()
+            if not stage.last:
+                y = self._forward(stage, x, m)
+                yield Send(NEXT, "x", y.detach(), number)
+                if len(_flights(stage)) > self._behind(stage.index, stage.count):
+                    yield from self._backward(stage)
+                continue
+            loss = stage.loss(stage.forward(x), batch.y[piece]).sum()
+            tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
+            if loss.requires_grad:  # a network may have no weights
+                (loss / batch.size).backward()
+            if not stage.first:
+                assert x.grad is not None
+                yield Send(PREV, "g", x.grad, number)
+        if fresh:
+            fresh.step()
+        if stage.last:
+            stage.update()
         return StepResult(tally)
 
     def settle(self, stage: Stage) -> Talk:
         if stage.last:
             return
         flights = _flights(stage)
-        behind = min(len(flights), self.delay(stage.index + 1, stage.count))  # still in flight on the next stage, too
+        behind = min(len(flights), self._behind(stage.index + 1, stage.count))  # still in flight on the next stage, too
         for flight in flights[: len(flights) - behind]:
             key, y = _key(flight, "g"), stage.carry[_key(flight, "y")]
             if key not in stage.carry:
-                stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
+                stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
 
     def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
         if goes_on and self.epoch_end == "run":
@@ -133,9 +164,14 @@ class Delayed(TrainingMethod):
         x, g = (stage.carry.pop(name, None) for name in _USED)
         return None if x is None or g is None else (x, g)
 
-    def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        """Take a mini-batch into flight; the stage's output."""
-        flight, weights = (*stage.position, stage.passes + 1), self._weights(stage)
+    def _number(self, flight: tuple[int, ...]) -> int:
+        """Of a micro-batch's messages."""
+        _, step, number = flight
+        return step * self.microbatches + number - 1
+
+    def _forward(self, stage: Stage, x: torch.Tensor, m: int) -> torch.Tensor:
+        """Take micro-batch m of a mini-batch into flight; the stage's output."""
+        flight, weights = (*stage.position, stage.passes + 1), self._weights(stage, m)
         if self.weights == "replay":
             with torch.no_grad():
                 y = stage.forward(x, weights)
@@ -147,32 +183,34 @@ class Delayed(TrainingMethod):
             stage.carry |= {_key(flight, f"w/{name}"): w for name, w in (weights or {}).items()}
         return y
 
-    def _weights(self, stage: Stage) -> dict[str, torch.Tensor] | None:
+    def _weights(self, stage: Stage, m: int) -> dict[str, torch.Tensor] | None:
         """The weights of a forward pass, a copy of their own; None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
             return None
         trained = _trained(stage)
         weights = {name: p.detach().clone() for name, p in trained.items()}
         if self.predict and stage.optimizer:
-            far = stage.lr * self.delay(stage.index, stage.count)
+            behind = max(self._behind(stage.index, stage.count) - m, 0)
+            updates = -(-behind // self.microbatches)  # until the one that this micro-batch belongs to
             for name, p in trained.items():
                 momentum = stage.optimizer.state.get(p, {}).get("momentum_buffer")
                 if momentum is not None:
-                    weights[name].sub_(momentum, alpha=far)
+                    weights[name].sub_(momentum, alpha=stage.lr * updates)
         return {name: w.requires_grad_() for name, w in weights.items()}
 
     def _backward(self, stage: Stage) -> Talk:
-        """Receive the gradient of the mini-batch that has been in flight for longest, pass it on, and update."""
+        """Receive the gradient of the micro-batch that has been in flight for longest and pass it on; update behind
+        the last one of a mini-batch."""
         flight, *rest = _flights(stage)
         x, y = (stage.carry.pop(_key(flight, name)) for name in "xy")
         g = stage.carry.pop(_key(flight, "g"), None)
         if g is None:
-            g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, flight[1])
+            g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
         trained = _trained(stage)
         before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in trained.items()}
         stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
-            stage.carry |= dict(zip(_USED, (y.detach(), g * len(g)), strict=True))
+            stage.carry |= dict(zip(_USED, (y.detach(), g * stage.carry[_SIZE]), strict=True))
 
         stage.zero_grad()
         if y.grad_fn is None:
@@ -182,13 +220,20 @@ class Delayed(TrainingMethod):
             y.backward(stage.in_own_format(g))
         if not stage.first:
             assert x.grad is not None
-            yield Send(PREV, "g", x.grad, flight[1])
+            yield Send(PREV, "g", x.grad, self._number(flight))
+        ends = not rest or rest[0][:2] != flight[:2]
         for name, p in trained.items():
-            if p.grad is None:
-                p.grad = before[name].grad
-            if self.compensation and p.grad is not None:
-                p.grad = p.grad + self.compensation * p.grad.square() * (p.detach() - before[name].detach())
-        self._update(stage)
+            g = before[name].grad if p.grad is None else p.grad
+            if g is None:
+                continue
+            if self.compensation:
+                g = g + self.compensation * g.square() * (p.detach() - before[name].detach())
+            total = stage.carry.pop(_sum(name), None)
+            p.grad = g if total is None else g + total  # in the format of g, which is that of p
+            if not ends:
+                stage.carry[_sum(name)] = p.grad
+        if ends:
+            self._update(stage)
 
     def _forward_again(
         self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
@@ -220,7 +265,7 @@ class Delayed(TrainingMethod):
                 stage.update()
         stage.set_lr(lr)
 
-    def _spiked(self, stage: Stage, rate: float, delay: int) -> None:
+    def _spiked(self, stage: Stage, rate: float, delay: float) -> None:
         """The optimizer's step as long as momentum m still has it after the delay, and the rest along the gradient."""
         assert stage.optimizer
         group = stage.optimizer.param_groups[0]
@@ -246,6 +291,11 @@ def _flights(stage: Stage) -> list[tuple[int, ...]]:
 
 def _key(flight: tuple[int, ...], name: str) -> str:
     return f"stage/{'.'.join(map(str, flight))}/{name}"
+
+
+def _sum(name: str) -> str:
+    """Where the gradients of a mini-batch's micro-batches are added up."""
+    return f"stage/sum/{name}"
 
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:

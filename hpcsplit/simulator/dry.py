@@ -1,9 +1,9 @@
 """What a rank's program is run with in a simulation: blocks, rows and images that take time and compute nothing.
 
-A sample here stands for a whole mini-batch, or for a micro-batch of an exact step, so that shapes of rows and messages
-are the real ones and only their number is not.  A stage's passes take what the profile says of its blocks; what the
-cuts beside it cost it, t_ψ at its output, t_λ and t_κ at its input, is charged once a step, behind the first backward
-pass.
+A sample here stands for a whole mini-batch, or for a micro-batch where a step has several, so that shapes of rows and
+messages are the real ones and only their number is not.  A stage's passes take what the profile says of its blocks;
+what the cuts beside it cost it, t_ψ at its output, t_λ and t_κ at its input, is charged once a step, behind the first
+backward pass.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Problem:
 
     def samples(self, phase: Phase) -> int:
         """Of a mini-batch here."""
-        return self.microbatches if phase == "serial" else 1
+        return self.microbatches if phase == "serial" else self.method.microbatches
 
     def samples_of_one(self, phase: Phase) -> float:
         """How many samples one here stands for."""
@@ -121,9 +121,9 @@ class DryStage(Stage):
         phase: Phase,
     ) -> None:
         profile, shapes = problem.profile, (problem.shapes[part.start], problem.shapes[part.stop])
-        times = profile.blocks if phase == "parallel" else profile.pieces
+        times, of = (profile.blocks, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
         block = DryBlock(
-            clock, shapes[1], sum(times[i].forward_s for i in part), sum(times[i].backward_s for i in part)
+            clock, shapes[1], sum(times[i].forward_s for i in part) / of, sum(times[i].backward_s for i in part) / of
         )
         update_s = profile.update_s * sum(profile.params[i] for i in part)
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def _program(job: Job, actions: Sequence[Action]) -> Generator[Verb, Any, None]:
 def epoch(problem: Problem, cuts: Sequence[int], machine: Machine, action: Action, phase: Phase) -> Epoch:
     """An epoch of this action, from two short ones: behind its first steps each takes as long as the one before."""
     delays = (problem.method.delay(k, len(cuts) + 1) for k in range(len(cuts) + 1))
-    lead = max(delays) if phase == "parallel" else 0
+    lead = math.ceil(max(delays)) if phase == "parallel" else 0
     few, more = (lead + steps for steps in (FLUSHED if phase == "serial" else (FEW, MORE)))
     begun, done = (replay(problem, cuts, machine, [action], phase, steps) for steps in (few, more))
     return Epoch(more, done.length_s, (done.length_s - begun.length_s) / (more - few), done.shares)

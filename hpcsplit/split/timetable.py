@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 Order = Literal["1f1b", "gpipe"]
@@ -24,6 +25,12 @@ class Work(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}{self.microbatch}"
+
+
+def slices(size: int, microbatches: int) -> list[slice]:
+    """The micro-batches of a mini-batch of `size` samples, none of them empty."""
+    edges = [m * size // microbatches for m in range(microbatches + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def in_flight(order: Order, stage: int, stages: int, microbatches: int) -> int:

@@ -39,6 +39,7 @@ def stopped_all_the_time(run: Run, *overrides: object) -> int:
         ("delayed", 3, {"method__weights": "replay", "model__name": "tests.engine.tinynet:noisy"}),
         ("delayed", 3, {"method__weights": "stale", "method__epoch_end": "run", "run__channels_last": True}),
         ("delayed", 3, {"method__timetable": "step", "method__epoch_end": "run", "method__lr_anneal": 9}),
+        ("delayed", 3, {"method__microbatches": 3, "method__predict": True, "method__epoch_end": "run"}),
         ("delayed", 4, {"run__precision": "bfloat16", "method__compensation": 0.1}),
         ("chunked", 3, {"method__multiplier": True, "method__chunk": 2, "method__visits": 2}),
         ("auxnet", 3, {"method__multiplier": True, "method__aux_warmup": 5, "method__aux_width": 4}),

@@ -89,7 +89,11 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path, name: str):
         ({"schedule": {"ratio": "-1:4"}}, r"schedule\.ratio"),
         ({"schedule": {"epochs": 10, "warmup": 3}}, r"warmup = 3 is more than the 2 serial epochs"),
         ({"schedule": {"epochs": 3, "warmup": 4, "ratio": "0:1"}}, r"warmup = 4 is more than schedule\.epochs = 3"),
-        ({"schedule": {"microbatches": 200}}, r"microbatches = 200 is more than data\.batch_size = 128"),
+        ({"schedule": {"microbatches": 200}}, r"schedule\.microbatches = 200 is more than data\.batch_size = 128"),
+        (
+            {"method": {"name": "delayed", "microbatches": 129}},
+            r"method\.microbatches = 129 is more than data\.batch_size = 128",
+        ),
         ({"data": {"batch_size": -1}}, r"data\.batch_size = -1 is below its smallest value 0"),
         ({"method": {"name": "backprop", "frozen": True}}, r"method\.frozen"),
         ({"method": {"downsample": 2}, "model": {"name": "mlp"}}, r"downsample = 2 .* vectors"),

@@ -58,9 +58,10 @@ def test_no_row_is_kept_and_no_pass_refreshes_any(make: Make) -> None:
     assert [(r.phase, r.refresh_s) for r in records] == [("parallel", 0.0)] * 3
 
 
-@pytest.mark.parametrize("end", ["drain", "run"])
-def test_the_record_compares_the_delayed_gradient_with_the_exact_one(make: Make, end: str) -> None:
-    _, records = trained(make, 3, **SEVEN_STEPS, optim__lr=1e-6, method__epoch_end=end)
+@pytest.mark.parametrize(("end", "pieces"), [("drain", 1), ("run", 1), ("drain", 2)])
+def test_the_record_compares_the_delayed_gradient_with_the_exact_one(make: Make, end: str, pieces: int) -> None:
+    changes = {"method__epoch_end": end, "method__microbatches": pieces}
+    _, records = trained(make, 3, **SEVEN_STEPS, optim__lr=1e-6, **changes)
     for record in records:
         signals = [(s.label_signal, s.label_ratio, s.violation) for s in record.stages]
         if end == "run" and record.epoch < 2:

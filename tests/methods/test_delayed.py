@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -61,16 +62,18 @@ def gradients_noted(stages: Sequence[Stage]) -> list[list[list[torch.Tensor]]]:
     return noted
 
 
-@pytest.mark.parametrize("timetable", ["1f1b", "step"])
+@pytest.mark.parametrize(("timetable", "pieces"), [("1f1b", 1), ("step", 1), ("1f1b", 2), ("1f1b", 4), ("step", 5)])
 @pytest.mark.parametrize("weights", VARIANTS)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_with_zero_learning_rate_the_gradient_is_the_exact_one(count: int, weights: str, timetable: str) -> None:
+def test_with_zero_learning_rate_the_gradient_is_the_exact_one(
+    count: int, weights: str, timetable: str, pieces: int
+) -> None:
     shape = (1, 6, 6)
     parts = conv_parts(count, shape)
     batches = [batch_of(shape, size) for size in (5, 6, 4, 7, 5, 3)]
     stages = make_stages(parts, batches[0][0], lr=0.0)
     noted = gradients_noted(stages)
-    run(Delayed(weights=weights, timetable=timetable), stages, batches)
+    run(Delayed(weights=weights, timetable=timetable, microbatches=pieces), stages, batches)
     whole = nn.Sequential(*parts)
     for step, (images, labels) in enumerate(batches):
         exact = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
@@ -97,15 +100,16 @@ def transcribed(
     delays: Sequence[int],
     weights: str,
     *,
-    predict: bool,
-    compensation: float,
-    anneal: int,
-    spike: bool,
+    predict: bool = False,
+    compensation: float = 0.0,
+    lr_anneal: int = 0,
+    spike: bool = False,
+    microbatches: int = 1,
 ) -> list[np.ndarray]:
     """The recursion for tanh layers and a linear one on top, in global order; the final weights.
 
-    Mini-batch b goes through all stages with the weights that they have after max(0, b − d) updates; its gradient comes
-    back through all of them and is update number b of each.
+    Piece m of mini-batch b goes through all stages with the weights that they have after max(0, b − ceil((d − m) / M))
+    updates; its gradient comes back through all of them, and the sum over the pieces is update number b of each.
     """
     layers = []
     for part in parts:
@@ -113,41 +117,53 @@ def transcribed(
         layers.append(Layer([w], [b], np.zeros_like(w), np.zeros_like(b)))
     momenta: list[list[tuple[np.ndarray, np.ndarray]]] = [[(m.vw.copy(), m.vb.copy())] for m in layers]
     for number, (images, labels) in enumerate(batches):
-        x = images.numpy()
-        kept = []
-        for k, layer in enumerate(layers):
-            version = max(0, number - delays[k])
-            wf, bf = layer.w[version], layer.b[version]
-            if predict:
-                vw, vb = momenta[k][version]
-                wf, bf = wf - delays[k] * LR * vw, bf - delays[k] * LR * vb
-            z = x @ wf.T + bf
-            y = np.tanh(z) if k + 1 < len(layers) else z
-            kept.append((x, y, wf, bf))
-            x = y
-        odds = np.exp(x - x.max(axis=1, keepdims=True))
-        g = (odds / odds.sum(axis=1, keepdims=True) - np.eye(CLASSES)[labels.numpy()]) / len(x)
-        for k in reversed(range(len(layers))):
-            layer, (x, y, wf, bf) = layers[k], kept[k]
-            w, b = layer.w[-1], layer.b[-1]
-            if weights == "replay" and k + 1 < len(layers):
-                y = np.tanh(x @ w.T + b)
-            slope = g * (1 - y**2) if k + 1 < len(layers) else g
-            gw, gb = slope.T @ x, slope.sum(axis=0)
-            g = slope @ (wf if weights == "stash" else w)
-            if compensation:
-                gw, gb = gw + compensation * gw**2 * (w - wf), gb + compensation * gb**2 * (b - bf)
-            done = min(number + 1 + delays[k], len(batches))  # steps that the stage has begun by then
-            power = 1 - min(done / anneal, 1) if anneal and delays[k] else 0
-            rate = LR / (1 + delays[k]) ** power
+        sums = [(np.zeros_like(layer.vw), np.zeros_like(layer.vb)) for layer in layers]
+        pieces = zip(*(t.tensor_split(cuts_of(len(images), microbatches)) for t in (images, labels)), strict=True)
+        for m, (some, targets) in enumerate(pieces):
+            x = some.numpy()
+            kept = []
+            for k, layer in enumerate(layers):
+                age = math.ceil(max(delays[k] - m, 0) / microbatches)
+                version = max(0, number - age)
+                wf, bf = layer.w[version], layer.b[version]
+                if predict:
+                    vw, vb = momenta[k][version]
+                    wf, bf = wf - age * LR * vw, bf - age * LR * vb
+                z = x @ wf.T + bf
+                y = np.tanh(z) if k + 1 < len(layers) else z
+                kept.append((x, y, wf, bf))
+                x = y
+            odds = np.exp(x - x.max(axis=1, keepdims=True))
+            g = (odds / odds.sum(axis=1, keepdims=True) - np.eye(CLASSES)[targets.numpy()]) / len(images)
+            for k in reversed(range(len(layers))):
+                layer, (x, y, wf, bf) = layers[k], kept[k]
+                w, b = layer.w[-1], layer.b[-1]
+                if weights == "replay" and k + 1 < len(layers):
+                    y = np.tanh(x @ w.T + b)
+                slope = g * (1 - y**2) if k + 1 < len(layers) else g
+                gw, gb = slope.T @ x, slope.sum(axis=0)
+                g = slope @ (wf if weights == "stash" else w)
+                if compensation:
+                    gw, gb = gw + compensation * gw**2 * (w - wf), gb + compensation * gb**2 * (b - bf)
+                sums[k] = sums[k][0] + gw, sums[k][1] + gb
+        for k, (layer, (gw, gb)) in enumerate(zip(layers, sums, strict=True)):
+            w, b, d = layer.w[-1], layer.b[-1], delays[k] / microbatches
+            done = min(number + 1 + math.ceil(d), len(batches))  # steps that the stage has begun by then
+            power = 1 - min(done / lr_anneal, 1) if lr_anneal and d else 0
+            rate = LR / (1 + d) ** power
             gw, gb = gw + DECAY * w, gb + DECAY * b
             layer.vw, layer.vb = MOMENTUM * layer.vw + gw, MOMENTUM * layer.vb + gb
-            late = sum(MOMENTUM**i for i in range(delays[k])) if spike else 0.0
-            share = MOMENTUM ** delays[k] if spike else 1.0
+            share = MOMENTUM**d if spike else 1.0
+            late = (1 - share) / (1 - MOMENTUM)
             layer.w.append(w - rate * (share * layer.vw + late * gw))
             layer.b.append(b - rate * (share * layer.vb + late * gb))
             momenta[k].append((layer.vw, layer.vb))
     return [value for layer in layers for value in (layer.w[-1], layer.b[-1])]
+
+
+def cuts_of(size: int, pieces: int) -> list[int]:
+    """Where a mini-batch is cut; a small one has fewer pieces."""
+    return sorted({size * m // pieces for m in range(1, pieces)} - {0})
 
 
 @pytest.mark.parametrize(
@@ -164,6 +180,11 @@ def transcribed(
         ("stash", {"spike": True}),
         ("replay", {"spike": True, "predict": True, "lr_anneal": 20}),
         ("stale", {"spike": True}),
+        ("stash", {"microbatches": 2}),
+        ("replay", {"microbatches": 3, "predict": True}),
+        ("stale", {"microbatches": 4}),
+        ("stash", {"microbatches": 2, "compensation": 3.0}),
+        ("stash", {"microbatches": 4, "spike": True, "predict": True, "lr_anneal": 20}),
     ],
 )
 @pytest.mark.parametrize(("count", "timetable"), [(1, "1f1b"), (2, "1f1b"), (3, "1f1b"), (4, "1f1b"), (3, "step")])
@@ -172,16 +193,7 @@ def test_the_weights_are_those_of_the_recursion(count: int, timetable: str, weig
     delays = [(count - 1 - k) * (2 if timetable == "step" else 1) for k in range(count)]
     stages = make_stages(parts, batches[0][0], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     run(Delayed(weights=weights, timetable=timetable, **options), stages, batches)
-    expected = transcribed(
-        parts,
-        batches,
-        delays,
-        weights,
-        predict=options.get("predict", False),
-        compensation=options.get("compensation", 0.0),
-        anneal=options.get("lr_anneal", 0),
-        spike=options.get("spike", False),
-    )
+    expected = transcribed(parts, batches, delays, weights, **options)
     for mine, theirs in zip([p for s in stages for p in s.parameters], expected, strict=True):
         np.testing.assert_allclose(mine.detach().numpy(), theirs, rtol=1e-10, atol=1e-12)
 
@@ -195,6 +207,7 @@ def test_the_variants_differ() -> None:
         {"compensation": 3.0},
         {"lr_anneal": 6},
         {"spike": True},
+        {"microbatches": 2},
     ]
     for options in variants:
         batches = vectors()
@@ -205,23 +218,25 @@ def test_the_variants_differ() -> None:
         assert all(float((a - b).abs().max()) > 1e-6 for b in ends[:i])
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("weights", VARIANTS)
-def test_batchnorm_takes_one_statistics_step_a_mini_batch(weights: str) -> None:
+def test_batchnorm_takes_one_statistics_step_a_mini_batch(weights: str, pieces: int) -> None:
     torch.manual_seed(0)
-    parts = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()) for _ in range(1)]
-    parts.append(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, CLASSES)))
-    parts = [part.double() for part in parts]
+    part = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()).double()
     batches = [batch_of((1, 6, 6), size) for size in (5, 6, 7, 4)]
-    stages = make_stages(parts, batches[0][0], lr=0.0)
-    whole = nn.Sequential(*parts).train()
+    stages = make_stages([part, nn.Sequential(nn.Linear(32, CLASSES)).double()], batches[0][0], lr=0.0)
     for stage in stages:
         stage.blocks.train()
-    run(Delayed(weights=weights), stages, batches)
+    run(Delayed(weights=weights, microbatches=pieces), stages, batches)
+    mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     for images, _ in batches:
-        whole(images)
-    for stage, part in zip(stages, parts, strict=True):
-        for mine, theirs in zip(stage.blocks.buffers(), part.buffers(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+        seen = [part[0](some).detach() for some in images.tensor_split(cuts_of(len(images), pieces))]
+        mean = 0.9 * mean + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+        var = 0.9 * var + 0.1 * torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen]).mean(0)
+    norm = stages[0].blocks[1]
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(norm.running_var, var, rtol=1e-12, atol=1e-14)
+    assert int(norm.num_batches_tracked) == len(batches)
 
 
 def test_a_replay_draws_the_same_random_numbers() -> None:
@@ -241,9 +256,10 @@ def test_a_replay_draws_the_same_random_numbers() -> None:
 
 
 @pytest.mark.parametrize(("timetable", "factor"), [("1f1b", 1), ("step", 2)])
+@pytest.mark.parametrize("pieces", [1, 4])
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_stage_keeps_as_many_mini_batches_in_flight_as_its_delay(count: int, timetable: str, factor: int) -> None:
-    method, batches = Delayed(timetable=timetable), vectors(14)
+def test_a_stage_keeps_as_much_in_flight_as_its_delay(count: int, pieces: int, timetable: str, factor: int) -> None:
+    method, batches = Delayed(timetable=timetable, microbatches=pieces), vectors(14)
     stages = make_stages(linear_parts(count), batches[0][0])
     most = [0] * count
 
@@ -256,12 +272,14 @@ def test_a_stage_keeps_as_many_mini_batches_in_flight_as_its_delay(count: int, t
 
     lockstep.run([watched(stage) for stage in stages])
     assert most == [factor * (count - 1 - k) for k in range(count)]
+    assert [method.delay(k, count) * pieces for k in range(count)] == most
     assert not [key for s in stages for key in s.carry if "/x" in key and "used" not in key]
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("count", [2, 3])
-def test_epochs_that_run_through_are_one_long_epoch(count: int) -> None:
-    method, batches = Delayed(epoch_end="run"), vectors()
+def test_epochs_that_run_through_are_one_long_epoch(count: int, pieces: int) -> None:
+    method, batches = Delayed(epoch_end="run", microbatches=pieces), vectors()
     ends = []
     for pieces in ([batches], [batches[:4], batches[4:5], batches[5:]]):
         stages = make_stages(linear_parts(count), batches[0][0])
@@ -272,10 +290,11 @@ def test_epochs_that_run_through_are_one_long_epoch(count: int) -> None:
 
 
 @pytest.mark.parametrize("weights", VARIANTS)
+@pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("stop", range(1, 7))
-def test_what_is_in_flight_goes_on_from_plain_values(weights: str, stop: int) -> None:
+def test_what_is_in_flight_goes_on_from_plain_values(weights: str, stop: int, pieces: int) -> None:
     """As after a checkpoint: values without graphs, and every message received."""
-    method, batches = Delayed(weights=weights, timetable="step"), vectors()
+    method, batches = Delayed(weights=weights, timetable="step", microbatches=pieces), vectors()
     ends = []
     for pauses in (False, True):
         stages = make_stages(linear_parts(3), batches[0][0], lr=LR)
@@ -295,8 +314,9 @@ def test_what_is_in_flight_goes_on_from_plain_values(weights: str, stop: int) ->
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
 
 
-def test_what_was_used_is_the_last_mini_batchs() -> None:
-    method, batches = Delayed(), vectors()
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_what_was_used_is_the_last_mini_batchs(pieces: int) -> None:
+    method, batches = Delayed(microbatches=pieces), vectors()
     parts = linear_parts(2)
     stages = make_stages(parts, batches[0][0], lr=0.0)
     run(method, stages, batches)
@@ -305,6 +325,7 @@ def test_what_was_used_is_the_last_mini_batchs() -> None:
     (g,) = torch.autograd.grad(F.cross_entropy(parts[1](y), labels, reduction="sum"), y)
     used = method.used(stages[0])
     assert used is not None
-    torch.testing.assert_close(used, (y.detach(), g))
+    rows = len(y) // pieces + 1 if pieces > 1 else len(y)  # of three, the last piece has two
+    torch.testing.assert_close(used, (y.detach()[-rows:], g[-rows:]))
     assert method.used(stages[0]) is None
     assert method.used(stages[1]) is None

@@ -16,6 +16,7 @@ METHODS = {
     "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
     "backprop": {"method__name": "backprop", "schedule__microbatches": 3},
     "delayed": {"method__name": "delayed", "schedule__ratio": "1:2"},
+    "delayed-pieces": {"method__name": "delayed", "schedule__ratio": "1:2", "method__microbatches": 3},
     "chunked": {"method__name": "chunked", "method__chunk": 2, "method__visits": 2, "method__downsample": 2},
     "auxnet": {"method__name": "auxnet", "method__aux_warmup": 3, "method__downsample": 2},
 }

@@ -104,8 +104,9 @@ def test_a_straggler_holds_up_all_others() -> None:
     assert found.binds == "other ranks"
 
 
-def test_delayed_gradients_keep_all_stages_busy() -> None:
-    p = problem(EVEN, method=Delayed(), join=JoinTime())
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_delayed_gradients_keep_all_stages_busy(pieces: int) -> None:
+    p = problem(EVEN, method=Delayed(microbatches=pieces), join=JoinTime())
     assert step_s(p, (1, 2, 3)) == pytest.approx(3.0)
     assert epoch(p, (2,), FREE, EXACT, "serial").step_s == pytest.approx(12.0)
 

@@ -31,6 +31,7 @@ METHODS: list[dict[str, Any]] = [
     {"method__name": "gsadmm"},
     {"method__name": "gsam"},
     {"method__name": "delayed"},
+    {"method__name": "delayed", "method__microbatches": 4},
     {"method__name": "auxnet"},
 ]
 

@@ -15,7 +15,10 @@ PIPELINED: Settings = {**EXACT, "schedule.microbatches": 4}
 DELAYED: Settings = {"method.name": "delayed", "schedule.ratio": "0:1", "schedule.warmup": 0}
 CORRECTED: Settings = {"method.predict": True, "method.spike": True, "method.lr_anneal": 300}
 START: Settings = {**CORRECTED, "schedule.warmup": 2}
-TAIL: Settings = {**CORRECTED, "schedule.ratio": "2:13", "schedule.order": "parallel-first"}
+LAST: Settings = {"schedule.ratio": "2:13", "schedule.order": "parallel-first"}
+TAIL: Settings = {**CORRECTED, **LAST}
+PIECES: Settings = {**CORRECTED, "method.microbatches": 4}
+PIECES_TAIL: Settings = {**PIECES, **LAST, "schedule.microbatches": 4}
 FROZEN: Settings = {"method.frozen": True}
 ONE_TO_FOUR: Settings = {
     "method.beta": 100.0,
@@ -69,6 +72,8 @@ def delayed_rows(stages: int) -> tuple[Row, ...]:
         row("corrected", ", predicted weights, spike compensation and annealed learning rate", CORRECTED),
         row("start", ", the same and an exact start of 2 epochs in 15", START),
         row("tail", ", the same and an exact tail of 2 epochs in 15", TAIL),
+        row("pieces", ", corrected, M = 4", PIECES),
+        row("pieces-tail", ", corrected, M = 4, and an exact tail of 2 epochs in 15", PIECES_TAIL),
         row("frozen", ", frozen control", FROZEN),
         *(row(key, f", {label}", settings) for key, (label, settings) in VARIANTS.items()),
     )
@@ -88,12 +93,20 @@ def claims() -> tuple[Claim, ...]:
     return (
         *(
             gap(stages, points, key, text)
-            for key, text in (("delayed", "delayed gradients"), ("corrected", "corrected delayed gradients"))
+            for key, text in (
+                ("delayed", "delayed gradients"),
+                ("corrected", "corrected delayed gradients"),
+                ("pieces", "corrected delayed gradients, M = 4,"),
+            )
             for stages, points in ((2, 0.5), (3, 1.0))
         ),
         *(
-            gap(stages, 0.3, key, f"corrected delayed gradients with an exact {key}")
-            for key in ("start", "tail")
+            gap(stages, 0.3, key, text)
+            for key, text in (
+                ("start", "corrected delayed gradients with an exact start"),
+                ("tail", "corrected delayed gradients with an exact tail"),
+                ("pieces-tail", "corrected delayed gradients, M = 4, with an exact tail"),
+            )
             for stages in (2, 3)
         ),
         *(
@@ -151,7 +164,9 @@ PLANE = Experiment(
     notes=(
         "every row is trained to the end of its own learning-rate schedule; the line joins exact training for fewer "
         "epochs on no more ranks",
-        "a row with M = 4 normalises over 32 samples in its exact epochs, data parallel over 64",
+        "with M = 4 a mini-batch goes through the stages in four micro-batches: in the exact epochs of exact training "
+        "and of hybrids, in all epochs of delayed gradients; BatchNorm normalises over 32 samples then, in data "
+        "parallel over 64",
         "data parallel is torch's DistributedDataParallel over gloo with the same mini-batches and augmentation",
     ),
 )
