@@ -17,8 +17,8 @@ CORRECTED: Settings = {"method.predict": True, "method.spike": True, "method.lr_
 START: Settings = {**CORRECTED, "schedule.warmup": 2}
 LAST: Settings = {"schedule.ratio": "2:13", "schedule.order": "parallel-first"}
 TAIL: Settings = {**CORRECTED, **LAST}
-PIECES: Settings = {**CORRECTED, "method.microbatches": 4}
-PIECES_TAIL: Settings = {**PIECES, **LAST, "schedule.microbatches": 4}
+PIECES: Settings = {**CORRECTED, "method.microbatches": 2}
+PIECES_TAIL: Settings = {**PIECES, **LAST, "schedule.microbatches": 2}
 FROZEN: Settings = {"method.frozen": True}
 ONE_TO_FOUR: Settings = {
     "method.beta": 100.0,
@@ -72,8 +72,8 @@ def delayed_rows(stages: int) -> tuple[Row, ...]:
         row("corrected", ", predicted weights, spike compensation and annealed learning rate", CORRECTED),
         row("start", ", the same and an exact start of 2 epochs in 15", START),
         row("tail", ", the same and an exact tail of 2 epochs in 15", TAIL),
-        row("pieces", ", corrected, M = 4", PIECES),
-        row("pieces-tail", ", corrected, M = 4, and an exact tail of 2 epochs in 15", PIECES_TAIL),
+        row("pieces", ", corrected, M = 2", PIECES),
+        row("pieces-tail", ", corrected, M = 2, and an exact tail of 2 epochs in 15", PIECES_TAIL),
         row("frozen", ", frozen control", FROZEN),
         *(row(key, f", {label}", settings) for key, (label, settings) in VARIANTS.items()),
     )
@@ -96,7 +96,7 @@ def claims() -> tuple[Claim, ...]:
             for key, text in (
                 ("delayed", "delayed gradients"),
                 ("corrected", "corrected delayed gradients"),
-                ("pieces", "corrected delayed gradients, M = 4,"),
+                ("pieces", "corrected delayed gradients, M = 2,"),
             )
             for stages, points in ((2, 0.5), (3, 1.0))
         ),
@@ -105,7 +105,7 @@ def claims() -> tuple[Claim, ...]:
             for key, text in (
                 ("start", "corrected delayed gradients with an exact start"),
                 ("tail", "corrected delayed gradients with an exact tail"),
-                ("pieces-tail", "corrected delayed gradients, M = 4, with an exact tail"),
+                ("pieces-tail", "corrected delayed gradients, M = 2, with an exact tail"),
             )
             for stages in (2, 3)
         ),
@@ -164,9 +164,9 @@ PLANE = Experiment(
     notes=(
         "every row is trained to the end of its own learning-rate schedule; the line joins exact training for fewer "
         "epochs on no more ranks",
-        "with M = 4 a mini-batch goes through the stages in four micro-batches: in the exact epochs of exact training "
-        "and of hybrids, in all epochs of delayed gradients; BatchNorm normalises over 32 samples then, in data "
-        "parallel over 64",
+        "with M = 4 a mini-batch of 128 goes through the stages in four micro-batches: in the exact epochs of exact "
+        "training and of hybrids, in all epochs of delayed gradients; BatchNorm normalises over 32 samples then, over "
+        "64 with M = 2 and in data parallel",
         "data parallel is torch's DistributedDataParallel over gloo with the same mini-batches and augmentation",
     ),
 )
