@@ -20,14 +20,10 @@ TAIL: Settings = {**CORRECTED, **LAST}
 PIECES: Settings = {**CORRECTED, "method.microbatches": 2}
 PIECES_TAIL: Settings = {**PIECES, **LAST, "schedule.microbatches": 2}
 FROZEN: Settings = {"method.frozen": True}
-ONE_TO_FOUR: Settings = {
-    "method.beta": 100.0,
-    "method.downsample": 2,
-    "schedule.ratio": "1:4",
-    "schedule.order": "parallel-first",
-    "optim.clip": 1.0,
-}
+SCHEDULE: Settings = {"schedule.ratio": "1:4", "schedule.order": "parallel-first", "optim.clip": 1.0}
+ONE_TO_FOUR: Settings = {"method.beta": 100.0, "method.downsample": 2, **SCHEDULE}
 HYBRID: Settings = {**ONE_TO_FOUR, "schedule.microbatches": 4}
+SPLITTING: Settings = {**SCHEDULE, "schedule.microbatches": 4}
 CHUNKED: Settings = {"method.name": "chunked", **HYBRID, "method.chunk": 8, "method.visits": 2}
 DATA_PARALLEL = "tools.reproductions.data_parallel"
 CUTS = {2: (3,), 3: (2, 4)}  # of ResNet-14, balanced by measured time
@@ -133,6 +129,8 @@ ROWS = (
     Row("penalty-2", "1:4 hybrid, penalty, M = 4", {"method.name": "penalty", **HYBRID}, 2),
     Row("penalty-1-1", "1:1 hybrid, penalty, M = 4", {"method.name": "penalty", **HYBRID, "schedule.ratio": "1:1"}, 2),
     Row("al-2", "1:4 hybrid, augmented Lagrangian, M = 4", {"method.name": "al", **HYBRID}, 2),
+    Row("gsadmm-2", "1:4 hybrid, gsADMM, M = 4", {"method.name": "gsadmm", **SPLITTING}, 2),
+    Row("gsam-2", "1:4 hybrid, gsAM, M = 4", {"method.name": "gsam", **SPLITTING}, 2),
     Row("chunked-2", "1:4 hybrid, penalty on chunks of 8 mini-batches, visited twice, M = 4", CHUNKED, 2),
     Row("auxnet-2", "1:4 hybrid, auxiliary networks, M = 4", {"method.name": "auxnet", **HYBRID}, 2),
     Row("frozen-hybrid-2", "1:4 hybrid, frozen control", {"method.name": "penalty", **HYBRID, **FROZEN}, 2),
@@ -167,6 +165,7 @@ PLANE = Experiment(
         "with M = 4 a mini-batch of 128 goes through the stages in four micro-batches: in the exact epochs of exact "
         "training and of hybrids, in all epochs of delayed gradients; BatchNorm normalises over 32 samples then, over "
         "64 with M = 2 and in data parallel",
+        "pdADMM and dlADMM train layer by layer, on the multilayer perceptron only: their own tables have them",
         "data parallel is torch's DistributedDataParallel over gloo with the same mini-batches and augmentation",
     ),
 )
