@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.assemble import batch_size, make_optimizer, make_source
+from hpcsplit.assemble import batch_size, build_method, make_optimizer, make_source
 from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset
@@ -40,11 +40,14 @@ def profile(
     """
     shape = lookup(config.data.name).input_shape(config.data.pool)
     size, pieces = batch_size(config, most=FORWARD_ROWS), config.schedule.microbatches
-    sizes = (size, max(1, size // pieces)) if pieces > 1 else (size,)
-    times = time_blocks(config, net, sizes, repeats, device)
+    own = build_method(config).microbatches
+    sizes = sorted({size, *(max(1, size // m) for m in (pieces, own))})
+    times = dict(zip(sizes, time_blocks(config, net, sizes, repeats, device), strict=True))
+    of_own = times[max(1, size // own)]
     return Profile(
-        blocks=tuple(times[0]),
-        pieces=tuple(times[-1]),
+        blocks=tuple(times[size]),
+        pieces=tuple(times[max(1, size // pieces)]),
+        cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         microbatches=pieces,
         joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]]) if joins else (),
         params=tuple(block_params(net)),

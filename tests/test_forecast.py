@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,18 @@ def test_a_schedule_without_parallel_epochs_is_as_fast_as_its_pipeline() -> None
     assert forecast(PROFILE, (2,), None).as_dict()["hybrid_speed_up"] == forecast(PROFILE, (2,), None).exact_speed_up
 
 
-def test_a_profile_comes_back_from_json() -> None:
-    assert Profile.from_dict(json.loads(json.dumps(PROFILE.as_dict()))) == PROFILE
+def test_a_parallel_step_in_micro_batches_takes_their_time() -> None:
+    cut = replace(PROFILE, cut=tuple(BlockTime(2 * f, 3 * b) for f, b in TIMES))
+    f = forecast(cut, (2,), gamma=0.25)
+    assert f.parallel_s == pytest.approx(2 * 5.0 + 3 * 10.0 + 0.3 + 1.5 + 0.5 + 0.25)
+    assert f.t_s == forecast(PROFILE, (2,), gamma=0.25).t_s
+    assert [block.forward_s for block in cut.deeper(2).parallel] == [2.0, 8.0, 8.0, 6.0, 6.0, 4.0]
+    assert [block.backward_s for block in cut.slowed((2,), (1.0, 3.0)).parallel] == [6.0, 24.0, 54.0, 36.0]
+
+
+@pytest.mark.parametrize("profile", [PROFILE, replace(PROFILE, cut=PROFILE.blocks[::-1])])
+def test_a_profile_comes_back_from_json(profile: Profile) -> None:
+    assert Profile.from_dict(json.loads(json.dumps(profile.as_dict()))) == profile
 
 
 def test_a_deeper_network_has_each_inner_block_several_times() -> None:

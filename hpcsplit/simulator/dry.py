@@ -121,7 +121,7 @@ class DryStage(Stage):
         phase: Phase,
     ) -> None:
         profile, shapes = problem.profile, (problem.shapes[part.start], problem.shapes[part.stop])
-        times, of = (profile.blocks, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
+        times, of = (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
         block = DryBlock(
             clock, shapes[1], sum(times[i].forward_s for i in part) / of, sum(times[i].backward_s for i in part) / of
         )

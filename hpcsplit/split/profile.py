@@ -45,6 +45,8 @@ class Profile:
         params: of each block.
         data_s: making a mini-batch from the images, t_d.
         packing_s: putting a byte into a message.
+        cut: each block's passes with a whole mini-batch that the method takes in micro-batches of its own; () where a
+            parallel step takes it whole.
     """
 
     blocks: tuple[BlockTime, ...]
@@ -55,6 +57,12 @@ class Profile:
     update_s: float
     data_s: float
     packing_s: float = 0.0
+    cut: tuple[BlockTime, ...] = ()
+
+    @property
+    def parallel(self) -> tuple[BlockTime, ...]:
+        """Each block's passes in a parallel step, those with all its micro-batches together."""
+        return self.cut or self.blocks
 
     @property
     def forward_s(self) -> float:
@@ -85,7 +93,7 @@ class Profile:
         after = [join.psi_s + join.packing_s / 2 for join in inner] + [0.0]
         before = [self.data_s] + [join.lam_s + join.kappa_s + join.packing_s / 2 for join in inner]
         return [
-            sum(self.blocks[i].seconds + self.update_s * self.params[i] for i in part) + b + a
+            sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part) + b + a
             for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
         ]
 
@@ -115,6 +123,7 @@ class Profile:
             self,
             blocks=slower(self.blocks),
             pieces=slower(self.pieces),
+            cut=slower(self.cut) if self.cut else (),
             joins=tuple(JoinTime(**{name: mean * s for name, s in asdict(join).items()}) for join in self.joins),
             update_s=mean * self.update_s,
             data_s=mean * self.data_s,
@@ -130,6 +139,7 @@ class Profile:
             self,
             blocks=tuple(self.blocks[i] for i in order),
             pieces=tuple(self.pieces[i] for i in order),
+            cut=tuple(self.cut[i] for i in order) if self.cut else (),
             joins=tuple(self.joins[i] for i in behind) if self.joins else (),
             params=tuple(self.params[i] for i in order),
         )
@@ -139,6 +149,6 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        lists = {"blocks": BlockTime, "pieces": BlockTime, "joins": JoinTime}
-        parsed = {name: tuple(kind(**each) for each in values[name]) for name, kind in lists.items()}
+        lists = {"blocks": BlockTime, "pieces": BlockTime, "joins": JoinTime, "cut": BlockTime}
+        parsed = {name: tuple(kind(**each) for each in values[name]) for name, kind in lists.items() if name in values}
         return cls(**{**values, **parsed, "params": tuple(values["params"])})
