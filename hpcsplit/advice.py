@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
         return found
     if declared_methods()[config.method.name].augments:
         why = f"{gain:.2f} x in every epoch; its parallel epochs augment as exact ones do and keep no variables"
-        return [*found, ("schedule.ratio", "0:1", why)]
+        return [*found, ("schedule.ratio", "0:1", why), *_younger(config, best)]
     return [*found, _ratio(best), *_rows(config, best)]
 
 
@@ -58,6 +59,21 @@ def _ratio(p: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{gains[serial, parallel]:.2f} x with exact epochs of {p['pipeline']['microbatches']} micro-batches, at most "
         f"{fastest:.2f} with another; the paper's gap to exact training was {GAPS[serial, parallel]} points there",
     )
+
+
+def _younger(config: Config, p: Mapping[str, Any]) -> Advice:
+    """Of gradients that are some updates old: fewer updates, and what makes up for the rest."""
+    options, optim, oldest = config.method.options, config.optim, max(p["delays"])
+    found: Advice = []
+    if oldest > 1:
+        times = 2 ** math.ceil(math.log2(oldest))
+        why = f"gradients of stage 0 are {oldest / times:g} updates old then, {oldest:g} now"
+        found.append(("method.microbatches", str(times * options["microbatches"]), why))
+    follows = optim.name == "sgd" and 0 < optim.momentum < 1 and options.get("weights") != "stale"
+    if oldest and follows and not (options["predict"] and options["spike"]):
+        why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
+        found.append(("method.predict, method.spike", "true", why))
+    return found
 
 
 def _rows(config: Config, p: Mapping[str, Any]) -> Advice:

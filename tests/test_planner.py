@@ -77,6 +77,17 @@ def test_delayed_gradients_keep_mini_batches_in_flight() -> None:
     assert all(s["to_prev_bytes"] == before["to_next_bytes"] > 0 for before, s in pairwise(found["stages"]))
 
 
+def test_old_gradients_are_advised_to_be_younger_and_corrected() -> None:
+    def advised(**changes: Any) -> dict[str, str]:
+        c = config(3, method__name="delayed", run__baseline=False, **changes)
+        return {item: choice for item, choice, _ in advice(c, [planned(c, 3)]) if item.startswith("method")}
+
+    assert advised() == {"method.microbatches": "2", "method.predict, method.spike": "true"}
+    assert advised(method__timetable="step", method__microbatches=2, optim__name="adam") == {"method.microbatches": "4"}
+    assert advised(method__microbatches=2, method__predict=True, method__spike=True) == {}
+    assert advised(method__microbatches=4, method__weights="stale") == {}
+
+
 def test_only_methods_that_keep_variables_are_advised_to_have_exact_epochs() -> None:
     delayed, penalty = (config(3, method__name=name, run__baseline=False) for name in ("delayed", "penalty"))
     choices = [{item: choice for item, choice, _ in advice(c, [planned(c, 3)])} for c in (delayed, penalty)]
