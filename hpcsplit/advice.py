@@ -66,9 +66,10 @@ def _younger(config: Config, p: Mapping[str, Any]) -> Advice:
     options, optim, oldest = config.method.options, config.optim, max(p["delays"])
     found: Advice = []
     if oldest > 1:
-        times = 2 ** math.ceil(math.log2(oldest))
-        why = f"gradients of stage 0 are {oldest / times:g} updates old then, {oldest:g} now"
-        found.append(("method.microbatches", str(times * options["microbatches"]), why))
+        pieces = min(options["microbatches"] * 2 ** math.ceil(math.log2(oldest)), p["batch_size"])
+        then = oldest * options["microbatches"] / pieces
+        why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
+        found.append(("method.microbatches", str(pieces), why))
     follows = optim.name == "sgd" and 0 < optim.momentum < 1 and options.get("weights") != "stale"
     if oldest and follows and not (options["predict"] and options["spike"]):
         why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"

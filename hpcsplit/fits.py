@@ -64,10 +64,12 @@ def _check_memory(config: Config, needs: Sequence[Footprint]) -> None:
         needed = sharing * max(need.weights + need.activations + need.images for need in needs)
         limit, there = torch.cuda.get_device_properties(device).total_memory, "a GPU here has"
     if needed > limit:
+        own = " raise method.microbatches," * ("microbatches" in config.method.options)
         raise ConfigError(
             f"{len(needs)} stage{'s' * (len(needs) > 1)} would need {needed / _GB:.1f} GB of memory at the peak, "
             f"{there} {limit / _GB:.1f} GB; lower data.batch_size, raise schedule.microbatches or set "
-            'schedule.recompute in exact epochs, keep the store on disk (store.kind = "hdf5"), or use more nodes'
+            f"schedule.recompute in exact epochs,{own} keep the store on disk "
+            '(store.kind = "hdf5"), or use more nodes'
         )
 
 

@@ -48,6 +48,7 @@ def profile(
         blocks=tuple(times[size]),
         pieces=tuple(times[max(1, size // pieces)]),
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
+        own=own,
         microbatches=pieces,
         joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]]) if joins else (),
         params=tuple(block_params(net)),

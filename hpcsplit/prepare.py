@@ -62,7 +62,7 @@ def choose_cuts(
     if wish == "params":
         costs = tuple(float(block.params) for block in blocks)
     elif wish == "time" and measured:
-        costs = tuple(block.seconds for block in measured.blocks)
+        costs = tuple(block.seconds for block in measured.parallel)
         joins = tuple(join.seconds / 2 for join in measured.joins)
     else:
         costs = tuple(float(block.flops) for block in blocks)

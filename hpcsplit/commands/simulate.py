@@ -70,7 +70,7 @@ def simulate_command(
         times = deeper or _times(len(problem.shapes) - 1, count)
         here = problem.deeper(times) if times > 1 else problem
         lead = here.method.delay(0, count)
-        if count * lead > MOST_STEPS:
+        if count * lead * here.method.microbatches > MOST_STEPS:
             notes.append(f"{count} ranks: left out, with {lead:g} mini-batches in flight it would take too long")
             continue
         rows.append(row(here, cuts_of(config, here, count), machine, schedule, steps, times))
@@ -104,14 +104,18 @@ def problem_of(config: Config, source: Path | None = None) -> Problem:
     schedule = config.schedule
     shape, net = lookup(config.data.name).input_shape(config.data.pool), build_network(config, meta=True)
     measured = load_profile(source) if source else profile(config, net, device_of(config, 0))
-    if len(measured.blocks) != len(net) or measured.microbatches != schedule.microbatches:
+    method = build_method(config).at(0)
+    found = len(measured.blocks), measured.microbatches, measured.own
+    wanted = len(net), schedule.microbatches, method.microbatches
+    if found != wanted:
         raise DataError(
-            f"{source} has the times of {len(measured.blocks)} blocks and {measured.microbatches} micro-batches, this "
-            f"network has {len(net)} blocks, in {schedule.microbatches}; take the run's own configuration, or leave "
-            "--profile out"
+            "{} has the times of {} blocks, with {} micro-batches in exact and {} in parallel steps, this network has "
+            "{} blocks, with {} and {}; take the run's own configuration, or leave --profile out".format(
+                source, *found, *wanted
+            )
         )
     return Problem(
-        method=build_method(config).at(0),
+        method=method,
         exact=Backprop(schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute),
         shapes=[shape, *block_shapes(net, shape)],
         profile=measured,
@@ -153,7 +157,7 @@ def cuts_of(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
     measured = problem.profile
     if not isinstance(config.split.cuts, str) and len(config.split.cuts) + 1 == ranks:
         return config.split.cuts
-    costs = [block.seconds for block in measured.blocks]
+    costs = [block.seconds for block in measured.parallel]
     joins = [join.seconds / 2 for join in measured.joins]
     cut = balanced_cuts if len(costs) <= EXACT_CUTS else quick_cuts
     return cut(costs, ranks, joins)

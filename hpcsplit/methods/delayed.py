@@ -34,8 +34,8 @@ Corrections, each off by default:
 With M = `microbatches` a mini-batch is cut, and its pieces go through the stages in place of the mini-batches above; a
 stage adds up their gradients and updates behind the last one.  d counts pieces then: the gradient of piece m is
 ceil((d - m) / M) updates old, which `predict` looks ahead, and d / M in the mean, which `spike` and `lr_anneal` take
-for d.  BatchNorm normalises over a piece.  (PipeDream-2BW, Narayanan et al. 2021, adds up gradients likewise, with one
-update of delay for every piece.)
+for d; `compensation` squares the mean gradient of a piece.  BatchNorm normalises over a piece.  (PipeDream-2BW,
+Narayanan et al. 2021, adds up gradients likewise, with one update of delay for every piece.)
 
 BatchNorm's running statistics take one step a mini-batch, in its first forward pass.  What is in flight is in the
 stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a resume the graphs are made again.
@@ -66,8 +66,7 @@ from hpcsplit.split.statistics import FreshStatistics
 from hpcsplit.split.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
-_FLIGHTS, _STEPS, _SIZE = "stage/flights", "delayed_steps", "stage/batch_size"
-_USED = ("stage/used/x", "stage/used/g")
+_FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")
 
 
 @method("delayed", augments=True)
@@ -114,18 +113,16 @@ class Delayed(TrainingMethod):
         tally = Tally(batch.size)
         stage.carry[_STEPS] = stage.carry.get(_STEPS, torch.zeros((), dtype=torch.int64)) + 1
         pieces = slices(batch.size, self.microbatches)
-        fresh = FreshStatistics(stage.blocks) if len(pieces) > 1 else None
+        fresh = FreshStatistics(stage.blocks) if self.microbatches > 1 else None
         if stage.last:
             stage.zero_grad()
-        else:
-            stage.carry[_SIZE] = torch.tensor(batch.size)
         for m, piece in enumerate(pieces):
             number, size = stage.position[1] * self.microbatches + m, piece.stop - piece.start
             x = batch.x[piece]
             if not stage.first:
                 x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, number)).requires_grad_()
             if not stage.last:
-                y = self._forward(stage, x, m)
+                y = self._forward(stage, x, m, batch.size)
                 yield Send(NEXT, "x", y.detach(), number)
                 if len(_flights(stage)) > self._behind(stage.index, stage.count):
                     yield from self._backward(stage)
@@ -166,12 +163,12 @@ class Delayed(TrainingMethod):
 
     def _number(self, flight: tuple[int, ...]) -> int:
         """Of a micro-batch's messages."""
-        _, step, number = flight
+        _, step, number, _ = flight
         return step * self.microbatches + number - 1
 
-    def _forward(self, stage: Stage, x: torch.Tensor, m: int) -> torch.Tensor:
-        """Take micro-batch m of a mini-batch into flight; the stage's output."""
-        flight, weights = (*stage.position, stage.passes + 1), self._weights(stage, m)
+    def _forward(self, stage: Stage, x: torch.Tensor, m: int, of: int) -> torch.Tensor:
+        """Take micro-batch m of a mini-batch of so many samples into flight; the stage's output."""
+        flight, weights = (*stage.position, stage.passes + 1, of), self._weights(stage, m)
         if self.weights == "replay":
             with torch.no_grad():
                 y = stage.forward(x, weights)
@@ -210,7 +207,7 @@ class Delayed(TrainingMethod):
         before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in trained.items()}
         stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
-            stage.carry |= dict(zip(_USED, (y.detach(), g * stage.carry[_SIZE]), strict=True))
+            stage.carry |= dict(zip(_USED, (y.detach(), g * flight[3]), strict=True))
 
         stage.zero_grad()
         if y.grad_fn is None:
@@ -223,15 +220,16 @@ class Delayed(TrainingMethod):
             yield Send(PREV, "g", x.grad, self._number(flight))
         ends = not rest or rest[0][:2] != flight[:2]
         for name, p in trained.items():
-            g = before[name].grad if p.grad is None else p.grad
-            if g is None:
-                continue
-            if self.compensation:
-                g = g + self.compensation * g.square() * (p.detach() - before[name].detach())
-            total = stage.carry.pop(_sum(name), None)
-            p.grad = g if total is None else g + total  # in the format of g, which is that of p
-            if not ends:
-                stage.carry[_sum(name)] = p.grad
+            mine, others = before[name].grad if p.grad is None else p.grad, stage.carry.pop(_sum(name), None)
+            if self.compensation and mine is not None:
+                share = len(y) / flight[3]
+                mine = mine + self.compensation / share * mine.square() * (p.detach() - before[name].detach())
+            if others is not None:
+                others = torch.empty_like(p).copy_(others)  # in the format of p, also after a resume
+                mine = others if mine is None else others.add_(mine)
+            p.grad = mine
+            if mine is not None and not ends:
+                stage.carry[_sum(name)] = mine
         if ends:
             self._update(stage)
 
@@ -239,7 +237,7 @@ class Delayed(TrainingMethod):
         self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """The output with its graph, as a replay, or because a checkpoint could not keep it."""
-        epoch, step, number = flight
+        epoch, step, number, _ = flight
         if self.weights != "replay":
             for name, p in _trained(stage).items():
                 before[name] = torch.empty_like(p).copy_(before[name].detach()).requires_grad_()  # in the format of p
@@ -285,8 +283,8 @@ class Delayed(TrainingMethod):
 
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:
-    """(epoch, step, pass) of the mini-batches in flight, the oldest one first."""
-    return [tuple(flight) for flight in stage.carry.get(_FLIGHTS, torch.empty(0, 3)).tolist()]
+    """(epoch, step, pass, samples of its mini-batch) of what is in flight, the oldest first."""
+    return [tuple(flight) for flight in stage.carry.get(_FLIGHTS, torch.empty(0, 4)).tolist()]
 
 
 def _key(flight: tuple[int, ...], name: str) -> str:

@@ -45,8 +45,8 @@ class Profile:
         params: of each block.
         data_s: making a mini-batch from the images, t_d.
         packing_s: putting a byte into a message.
-        cut: each block's passes with a whole mini-batch that the method takes in micro-batches of its own; () where a
-            parallel step takes it whole.
+        own: the micro-batches that a parallel step has.
+        cut: each block's passes with all of these; () where there is one.
     """
 
     blocks: tuple[BlockTime, ...]
@@ -57,11 +57,12 @@ class Profile:
     update_s: float
     data_s: float
     packing_s: float = 0.0
+    own: int = 1
     cut: tuple[BlockTime, ...] = ()
 
     @property
     def parallel(self) -> tuple[BlockTime, ...]:
-        """Each block's passes in a parallel step, those with all its micro-batches together."""
+        """Each block's passes in a parallel step."""
         return self.cut or self.blocks
 
     @property

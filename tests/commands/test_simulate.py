@@ -103,7 +103,8 @@ def test_delayed_gradients_of_very_many_ranks_are_left_out(hpcsplit: Command, to
         (("--bandwidth-gb", "1,2,3"), 64, "--bandwidth-gb"),
         (("--latency-us", "fast"), 64, "--latency-us"),
         (("--profile", "absent.json"), 65, "absent.json has no profile of a run"),
-        (("--schedule.microbatches", "4"), 65, "and 2 micro-batches, this network has 6 blocks, in 4"),
+        (("--schedule.microbatches", "4"), 65, "2 micro-batches in exact and 1 in parallel steps, this network has 6"),
+        (("--method.name", "delayed", "--method.microbatches", "2"), 65, "this network has 6 blocks, with 2 and 2"),
     ],
     ids=lambda value: str(value),
 )

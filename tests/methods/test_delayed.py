@@ -143,8 +143,9 @@ def transcribed(
                 slope = g * (1 - y**2) if k + 1 < len(layers) else g
                 gw, gb = slope.T @ x, slope.sum(axis=0)
                 g = slope @ (wf if weights == "stash" else w)
-                if compensation:
-                    gw, gb = gw + compensation * gw**2 * (w - wf), gb + compensation * gb**2 * (b - bf)
+                if compensation:  # of the mean over the piece, which has so many of the mini-batch's samples
+                    by = compensation * len(images) / len(some)
+                    gw, gb = gw + by * gw**2 * (w - wf), gb + by * gb**2 * (b - bf)
                 sums[k] = sums[k][0] + gw, sums[k][1] + gb
         for k, (layer, (gw, gb)) in enumerate(zip(layers, sums, strict=True)):
             w, b, d = layer.w[-1], layer.b[-1], delays[k] / microbatches
@@ -222,21 +223,60 @@ def test_the_variants_differ() -> None:
 @pytest.mark.parametrize("weights", VARIANTS)
 def test_batchnorm_takes_one_statistics_step_a_mini_batch(weights: str, pieces: int) -> None:
     torch.manual_seed(0)
-    part = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()).double()
+    first = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).double()
+    second = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, CLASSES)).double()
     batches = [batch_of((1, 6, 6), size) for size in (5, 6, 7, 4)]
-    stages = make_stages([part, nn.Sequential(nn.Linear(32, CLASSES)).double()], batches[0][0], lr=0.0)
+    stages = make_stages([first, second], batches[0][0], lr=0.0)
     for stage in stages:
         stage.blocks.train()
     run(Delayed(weights=weights, microbatches=pieces), stages, batches)
-    mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    for images, _ in batches:
-        seen = [part[0](some).detach() for some in images.tensor_split(cuts_of(len(images), pieces))]
-        mean = 0.9 * mean + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
-        var = 0.9 * var + 0.1 * torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen]).mean(0)
-    norm = stages[0].blocks[1]
-    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(norm.running_var, var, rtol=1e-12, atol=1e-14)
-    assert int(norm.num_batches_tracked) == len(batches)
+    cut = [images.tensor_split(cuts_of(len(images), pieces)) for images, _ in batches]
+    inputs = [[first[0](some).detach() for some in images] for images in cut]
+    outputs = [[F.relu(F.batch_norm(x, None, None, training=True)) for x in xs] for xs in inputs]
+    for norm, seen in ((stages[0].blocks[1], inputs), (stages[1].blocks[0], outputs)):
+        mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        for xs in seen:
+            mean = 0.9 * mean + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in xs]).mean(0)
+            var = 0.9 * var + 0.1 * torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in xs]).mean(0)
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(norm.running_var, var, rtol=1e-12, atol=1e-14)
+        assert int(norm.num_batches_tracked) == len(batches)
+
+
+@pytest.mark.parametrize("weights", VARIANTS)
+def test_a_mini_batch_of_one_sample_leaves_waiting_graphs_whole(weights: str) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)) for _ in range(3)]
+    parts.append(nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES)))
+    batches = [batch_of((1, 6, 6), size) for size in (4, 4, 1, 4, 4)]
+    stages = make_stages([part.double() for part in parts], batches[0][0])
+    for stage in stages:
+        stage.blocks.train()
+    run(Delayed(weights=weights, microbatches=2, epoch_end="run"), stages, batches)
+    assert all(stage.finite() for stage in stages)
+
+
+def test_a_layer_that_is_left_out_of_a_piece_keeps_the_others_gradients() -> None:
+    class Sometimes(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x) if self.calls % 2 else x
+
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Linear(5, 5), Sometimes(5, 5)), nn.Sequential(nn.Linear(5, CLASSES))]
+    parts = [part.double() for part in parts]
+    batches = vectors(3)
+    stages = make_stages(parts, batches[0][0], lr=0.0)
+    noted = gradients_noted(stages)
+    run(Delayed(microbatches=2), stages, batches)
+    weights = list(parts[0][1].parameters())
+    for (images, labels), found in zip(batches, noted[0], strict=True):
+        n = len(images) // 2
+        logits = parts[1](F.linear(parts[0][0](images[:n]), *weights))
+        exact = torch.autograd.grad(F.cross_entropy(logits, labels[:n], reduction="sum") / len(images), weights)
+        torch.testing.assert_close(found[2:], list(exact), rtol=1e-12, atol=1e-14)
 
 
 def test_a_replay_draws_the_same_random_numbers() -> None:
@@ -273,6 +313,7 @@ def test_a_stage_keeps_as_much_in_flight_as_its_delay(count: int, pieces: int, t
     lockstep.run([watched(stage) for stage in stages])
     assert most == [factor * (count - 1 - k) for k in range(count)]
     assert [method.delay(k, count) * pieces for k in range(count)] == most
+    assert [method.at_once(k, count) * pieces for k in range(count)] == [1 + n for n in most]
     assert not [key for s in stages for key in s.carry if "/x" in key and "used" not in key]
 
 
@@ -281,10 +322,10 @@ def test_a_stage_keeps_as_much_in_flight_as_its_delay(count: int, pieces: int, t
 def test_epochs_that_run_through_are_one_long_epoch(count: int, pieces: int) -> None:
     method, batches = Delayed(epoch_end="run", microbatches=pieces), vectors()
     ends = []
-    for pieces in ([batches], [batches[:4], batches[4:5], batches[5:]]):
+    for epochs in ([batches], [batches[:4], batches[4:5], batches[5:]]):
         stages = make_stages(linear_parts(count), batches[0][0])
-        for number, piece in enumerate(pieces):
-            run(method, stages, piece, goes_on=number + 1 < len(pieces), number=number)
+        for number, few in enumerate(epochs):
+            run(method, stages, few, goes_on=number + 1 < len(epochs), number=number)
         ends.append([p.detach() for s in stages for p in s.parameters])
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
 
