@@ -211,6 +211,10 @@ def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> Non
     assert leads == pytest.approx({0: 0.0, 1: 0.2 - 0.1 * 2 / 3, 2: 0.4 - 0.2 * 2 / 3})
     lacking = Results(e, {**runs, "short": {s: runs["short"][s] for s in (0, 2)}})
     assert lacking.values(e.row("method"), "lead_over_line") == pytest.approx({s: leads[s] for s in (0, 2)})
+    tiny = Row("tiny", "exact, a tenth of the epochs", exact=True, share=0.1)  # left of both points beside the method
+    more = dataclasses.replace(e, rows=(*e.rows, tiny))
+    beside = Results(more, {**runs, "tiny": {0: (run([0.3], 0.5),)}})
+    assert beside.values(e.row("method"), "lead_over_line") == leads
     assert not found.values(e.row("early"), "lead_over_line")
     assert not found.values(e.row("many"), "lead_over_line")  # its times are counted
     assert not found.values(e.row("exact"), "lead_over_line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -221,22 +222,26 @@ def stopping_line(results: Results, line: tuple[str, int, str], seed: int | None
 
 
 def _lead_over_line(results: Results, row: Row) -> Values:
-    """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: the best
-    line of no more ranks, straight between its points.  None where no line begins so early, and of seeds that a point
-    of a line lacks."""
+    """Over exact training for as many epochs as take the same time, with a learning-rate schedule of its own: on the
+    line of no more ranks whose means are best there, straight between the points on both sides.  None where no line
+    begins so early, and of seeds that one of these points lacks."""
     found, times = {}, results.values(row, "seconds")
     if row.exact or results.counted(row) or not times:
         return {}
     seconds = statistics.median(times.values())
     exact = [r for r in results.experiment.rows if r.exact and r.group == row.group and r.stages <= row.stages]
     whole = {line: stopping_line(results, line) for line in map(line_of, exact)}
-    lengths = {line: len(points) for line, points in whole.items() if points and points[0][0] <= seconds}
+    lines = {line: points for line, points in whole.items() if points and points[0][0] <= seconds}
+    if not lines:
+        return {}
+    best = max(lines, key=lambda line: interp(seconds, *zip(*lines[line], strict=True)))
+    moments = [moment for moment, _ in lines[best]]
+    behind = bisect_right(moments, seconds)
+    beside = moments[behind - 1 : behind + 1]
     for seed, accuracy in results.values(row, results.experiment.judged_by).items():
-        lines = {line: stopping_line(results, line, seed) for line in lengths}
-        if lines and all(len(points) == lengths[line] for line, points in lines.items()):
-            found[seed] = accuracy - max(
-                float(interp(seconds, *zip(*points, strict=True))) for points in lines.values()
-            )
+        points = [point for point in stopping_line(results, best, seed) if point[0] in beside]
+        if len(points) == len(beside):
+            found[seed] = accuracy - float(interp(seconds, *zip(*points, strict=True)))
     return found
 
 
