@@ -37,11 +37,10 @@ def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
             for quantity, panel in zip(quantities, line, strict=True):
                 _curves(panel, results, members, quantity)
                 panel.set_title(group)
-            rows = dict(  # not every row has every quantity
-                reversed(pair) for panel in line for pair in zip(*panel.get_legend_handles_labels(), strict=True)
-            )
+            drawn = [panel.get_legend_handles_labels() for panel in line]
+            named = {label: handle for pairs in drawn for handle, label in zip(*pairs, strict=True)}  # on any panel
             line[-1].legend(
-                rows.values(), rows.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False
+                named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False
             )
     figure.suptitle(results.experiment.title)
     figure.savefig(path, format="png", dpi=110)
