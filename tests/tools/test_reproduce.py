@@ -70,6 +70,13 @@ def test_names_in_a_declaration_exist(experiment: Experiment) -> None:
         assert set(experiment.scale(scale).groups) <= {row.group for row in experiment.rows}
 
 
+@pytest.mark.parametrize("scale", reproduce.SCALES)
+def test_copies_are_compared_after_as_many_samples(scale: str) -> None:
+    configs = [task.resolved() for task in tasks(EXPERIMENTS["sph-figure-4"], scale, 2)]
+    assert len({config.data.copies * config.schedule.epochs for config in configs}) == 1
+    assert len({config.data.copies for config in configs}) > 1
+
+
 @pytest.mark.parametrize("path", [*JOBS, ROOT / "jobs" / "run.sh"], ids=lambda path: path.name)
 def test_a_job_is_sound(path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)

@@ -7,6 +7,7 @@ accuracy @ speed-up"; its memory is what `hpcsplit plan` prints.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
 from tools.reproductions.plane import EXACT, FROZEN
@@ -39,6 +40,7 @@ SMALL: Settings = {
 }
 SMALL_RESNET = Scale({**SMALL, "model.name": "resnet8"}, seeds=3, cuts={1: (), 2: (2,), 3: (2, 3)})
 SMALL_WRN = Scale({**SMALL, "model.name": "wrn-10-2"}, seeds=3, cuts={1: (), 3: (2, 3)})
+SHORT_WRN = replace(SMALL_WRN, settings={**SMALL_WRN.settings, "schedule.epochs": 10})
 
 
 def serial(augment: bool, paper: str) -> Row:
@@ -189,7 +191,7 @@ TABLE_2 = experiment(
         frozen(3),
     ],
     table_claims((3,)),
-    SMALL_WRN,
+    SHORT_WRN,
     WRN_CUTS,
 )
 
@@ -283,7 +285,7 @@ TABLE_4 = experiment(
         ),
     ],
     ratio_claims(),
-    SMALL_WRN,
+    SHORT_WRN,
     WRN_CUTS,
 )
 
@@ -360,8 +362,8 @@ TABLE_5 = experiment(
     Scale(
         {
             "model.name": "resnet8-vae",
-            "data.limit_train": 5_000,
-            "data.limit_test": 2_000,
+            "data.limit_train": 3_000,
+            "data.limit_test": 1_000,
             "data.eval_train": 500,
             "schedule.epochs": 10,
             "optim.clip": 1.0,
