@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tools.reproductions.declaring import Claim, Experiment, Row, Scale, Settings
+from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
 from tools.reproductions.plane import CUTS, EXACT, ONE_TO_FOUR, PLANE, SMALL
 
 PENALTY: Settings = {"method.name": "penalty", **ONE_TO_FOUR, "schedule.order": "alternate"}
@@ -54,6 +54,7 @@ FIGURE_4 = Experiment(
     ),
     paper=Scale({"schedule.epochs": 200}, seeds=3),
     columns=("train_accuracy", "test_accuracy", "label_signal", "violation", "seconds"),
+    picture=Curves(("test_accuracy",)),
     judged_by="test_accuracy",
     notes=(
         "an epoch visits all copies: with c of them λ is c times as many steps old, and there are 1/c as many epochs",
