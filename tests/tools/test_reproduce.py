@@ -300,6 +300,15 @@ def test_the_table(results: Results) -> None:
     assert "counted" in text
     assert "schedule.epochs = 3" in text
     assert json.loads(json.dumps(report.as_json()))["rows"][0]["measures"]["train_accuracy"]["0"] == pytest.approx(90)
+    assert "not run" not in text
+
+
+def test_the_table_names_the_rows_that_were_not_run(results: Results) -> None:
+    rows = [row for row in results.experiment.rows if row.key in ("exact", "method")]
+    left_out = [results.experiment.row("many")]
+    text = Report(results, "small", rows, {}, [], left_out, cores=2).markdown()
+    assert "- not run: one, copies, two\n" in text
+    assert "- many: needs more than 2 cores\n" in text
 
 
 # ------------------------------------------------------------------------------------------------ running

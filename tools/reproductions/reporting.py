@@ -114,7 +114,9 @@ class Report:
         e, scale = self.results.experiment, self.results.experiment.scale(self.scale)
         changed = {**scale.settings, **self.extra}
         shown = {row.group for row in self.rows}
-        groups = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
+        missing = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
+        here = {row.key for row in [*self.rows, *self.left_out]}
+        missing += [row.key for row in e.rows if row.group in shown and row.key not in here]
         found = [f"hardware: {e.hardware}; here {self.cores} x {' and '.join(self._processors())}, one thread a rank"]
         found += [f"versions: {', '.join(self._versions())}"]
         if e.timed:
@@ -123,7 +125,7 @@ class Report:
         elif not e.in_turn:
             found += ["several runs share the machine while they are timed"]
         found += [f"scale: {', '.join(f'{k} = {show(v)}' for k, v in changed.items())}"] if changed else []
-        found += [f"not run: {', '.join(groups)}"] if groups else []
+        found += [f"not run: {', '.join(missing)}"] if missing else []
         return [*found, *e.notes]
 
     def _versions(self) -> list[str]:
