@@ -306,7 +306,8 @@ def test_the_table(results: Results) -> None:
 def test_the_table_names_the_rows_that_were_not_run(results: Results) -> None:
     rows = [row for row in results.experiment.rows if row.key in ("exact", "method")]
     left_out = [results.experiment.row("many")]
-    text = Report(results, "small", rows, {}, [], left_out, cores=2).markdown()
+    text = Report(results, "small", rows, {"model.name": "resnet8"}, [], left_out, cores=2).markdown()
+    assert text.startswith(f"# {results.experiment.title} (here: resnet8)\n")
     assert "- not run: one, copies, two\n" in text
     assert "- many: needs more than 2 cores\n" in text
 

@@ -115,7 +115,7 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
     text = report.markdown()
     (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
     (out / f"{experiment.name}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
-    draw(report.results, shown, out / f"{experiment.name}.png")
+    draw(results, shown, out / f"{experiment.name}.png", report.title)
     print(text)
     print(f"table, values and curves: {out / experiment.name}.md, .json, .png", file=sys.stderr)
     return FAILED if failures else 0

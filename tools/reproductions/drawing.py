@@ -16,7 +16,7 @@ from tools.reproductions.declaring import Against, Plane, Row
 from tools.reproductions.measuring import CURVES, MEASURES, Results, line_of, stopping_line
 
 
-def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
+def draw(results: Results, rows: Sequence[Row], path: Path, title: str) -> None:
     """Write the PNG; rows without a finished run are left out."""
     shown = [row for row in rows if results.of(row.key)]
     if not shown:
@@ -42,7 +42,7 @@ def draw(results: Results, rows: Sequence[Row], path: Path) -> None:
             line[-1].legend(
                 named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False
             )
-    figure.suptitle(results.experiment.title)
+    figure.suptitle(title)
     figure.savefig(path, format="png", dpi=110)
 
 

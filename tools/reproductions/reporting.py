@@ -27,6 +27,12 @@ class Report:
     left_out: Sequence[Row]
     cores: int
 
+    @property
+    def title(self) -> str:
+        """The experiment's, with the network that stands in for the paper's."""
+        network = self._changed().get("model.name")
+        return self.results.experiment.title + (f" (here: {network})" if network else "")
+
     def verdicts(self) -> list[Verdict]:
         shown = {row.key for row in self.rows}
         claims = [c for c in self.results.experiment.claims if {c.row, c.rival or c.row} <= shown]
@@ -35,7 +41,7 @@ class Report:
     def markdown(self) -> str:
         e = self.results.experiment
         parts = [
-            f"# {e.title}",
+            f"# {self.title}",
             f"{e.source}; `tools/reproduce {e.name} --scale {self.scale}`.",
             f"The paper: {e.says}",
         ]
@@ -111,8 +117,7 @@ class Report:
         return legend.strip()
 
     def _differences(self) -> list[str]:
-        e, scale = self.results.experiment, self.results.experiment.scale(self.scale)
-        changed = {**scale.settings, **self.extra}
+        e, changed = self.results.experiment, self._changed()
         shown = {row.group for row in self.rows}
         missing = [group for group in dict.fromkeys(row.group for row in e.rows) if group not in shown]
         here = {row.key for row in [*self.rows, *self.left_out]}
@@ -127,6 +132,9 @@ class Report:
         found += [f"scale: {', '.join(f'{k} = {show(v)}' for k, v in changed.items())}"] if changed else []
         found += [f"not run: {', '.join(missing)}"] if missing else []
         return [*found, *e.notes]
+
+    def _changed(self) -> Settings:
+        return {**self.results.experiment.scale(self.scale).settings, **self.extra}
 
     def _versions(self) -> list[str]:
         """Of every start that is in the table."""
