@@ -14,8 +14,9 @@ The formulas know equal stages.  The forecast of a step takes those of the cuts:
 slowest stage, a pipelined one with M micro-batches takes Σ (f_k + b_k) + (M − 1) max (f_k + b_k), for equal stages the
 bubble's (K + M − 1) of them.  Messages on their way, refreshes and evaluations are in neither.
 
-A run's own forecast scales the sum of the parts to a whole step on one device, and each stage to what its blocks take
-while all ranks compute at once: cores of a node share memory, caches and power.
+A run's own forecast scales the sum of the parts to a whole step on one device.  With several ranks it scales each stage
+to what its blocks take while all compute at once, since cores of a node share memory, caches and power, and then all of
+it to what a few exact steps have taken that nothing has learnt from: messages, waking up, what is around the blocks.
 """
 
 from __future__ import annotations

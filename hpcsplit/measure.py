@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +16,18 @@ from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset
 from hpcsplit.data.part import Part
-from hpcsplit.engine.job import FORWARD_ROWS
+from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.joins import join_times
 from hpcsplit.nets import block_shapes
 from hpcsplit.split.cost import BlockTime, block_params, block_times
 from hpcsplit.split.profile import Profile
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.message import body
+from hpcsplit.wire.port import Verb
 
 ROUNDS, FEW_ROUNDS = 9, 3
 REPEATS = 5
+REHEARSAL_S = 1.0  # long enough that ranks that do not begin together mostly compute together
 _ENOUGH = 1_000_000  # numbers in what is timed to know what one of them takes
 
 
@@ -52,7 +55,7 @@ def profile(
         microbatches=pieces,
         joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]]) if joins else (),
         params=tuple(block_params(net)),
-        update_s=_update_seconds(config),
+        update_s=_update_seconds(config, net),
         data_s=_data_seconds(config, size),
         packing_s=_packing_seconds(),
     )
@@ -92,32 +95,57 @@ def _rehearsed(stage: Stage, size: int) -> float:
     x = torch.randn(size, *stage.in_shape, generator=random).to(stage.device, stage.dtype)
     x.requires_grad_(not stage.first)
     stage.blocks.train()
-    times = []
+    times: list[float] = []
     with stage.statistics_kept():
-        for _ in range(1 + REPEATS):
+        while len(times) < 1 + REPEATS or sum(times) < REHEARSAL_S:
             began = time.perf_counter()
             y = stage.forward(x)
             if y.requires_grad:
                 y.backward(torch.ones_like(y))
-            if stage.device.type == "cuda":
-                torch.cuda.synchronize(stage.device)
+            _wait(stage.device)
             times.append(time.perf_counter() - began)
             stage.zero_grad()
             x.grad = None
     return statistics.median(times[1:])
 
 
-def _update_seconds(config: Config) -> float:
-    """The optimizer's step of one of many parameters."""
-    weights = [nn.Parameter(torch.zeros(_ENOUGH // 4)) for _ in range(4)]
+def rehearse_exact(job: Job, steps: int) -> Generator[Verb, Any, float]:
+    """Seconds of an exact step of all stages together, their messages included, the optimizer's step apart: the median
+    of so many after the first.  Weights, statistics and gradients stay as they were."""
+    stage, ids, times = job.stage, job.measured()[0], []
+    kept = [(buffer, buffer.clone()) for buffer in stage.blocks.buffers()]
+    optimizer, stage.optimizer = stage.optimizer, None
+    stage.blocks.train()
+    for _ in range(1 + steps):
+        began = time.perf_counter()
+        yield from job.exact.step(stage, {}, job.batch(ids, augment=job.augments("serial")))
+        _wait(stage.device)
+        times.append(time.perf_counter() - began)
+    stage.optimizer = optimizer
+    stage.zero_grad()
+    for buffer, value in kept:
+        buffer.copy_(value)
+    return statistics.median(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _update_seconds(config: Config, net: nn.Module) -> float:
+    """The optimizer's step by parameter of this network, gradients clipped where a run's are."""
+    weights = [nn.Parameter(torch.zeros(weight.shape)) for weight in net.parameters()]
     optimizer, times = make_optimizer(config, weights), []
     for _ in range(1 + REPEATS):
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         began = time.perf_counter()
+        if config.optim.clip:
+            nn.utils.clip_grad_norm_(weights, config.optim.clip)
         optimizer.step()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:]) / _ENOUGH
+    return statistics.median(times[1:]) / sum(weight.numel() for weight in weights)
 
 
 def _packing_seconds() -> float:

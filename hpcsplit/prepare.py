@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -131,11 +132,12 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
     return Prepared(cuts, costs, images, baseline, rehearse)
 
 
-def expect_together(run_dir: RunDir, seconds: Sequence[float | None]) -> None:
+def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: float) -> None:
     """Make the forecast one of stages that compute at once; "profile" stays that of a rank alone.
 
     Args:
         seconds: of each stage's blocks while the others computed theirs (measure.rehearse).
+        exact_s: of an exact step without the optimizer's (measure.rehearse_exact).
     """
     values = run_dir.load_forecast()
     assert values is not None, "prepare has written it"
@@ -145,7 +147,10 @@ def expect_together(run_dir: RunDir, seconds: Sequence[float | None]) -> None:
     if len(known) == len(seconds):
         factors = [now / before for now, before in zip(known, alone.blocks_s(cuts), strict=True)]
         together = alone.slowed(cuts, factors)
-    found = forecast(together, cuts, values["forecast"]["gamma"], values["edge_bytes"])
+    expect = partial(forecast, cuts=cuts, gamma=values["forecast"]["gamma"], edge_bytes=values["edge_bytes"])
+    update_s = max(update for *_, update in together.exact_stages(cuts))
+    together = together.slowed((), (exact_s / (expect(together).exact_s - update_s),))
+    found = expect(together)
     found = replace(found, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
     run_dir.save_forecast(values | {"forecast": found.as_dict(), "profile_together": together.as_dict()})
 
