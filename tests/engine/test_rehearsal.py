@@ -34,7 +34,7 @@ def test_a_rehearsal_leaves_every_stage_as_it_was(make: Make, microbatches: int)
         assert not job.stage.optimizer.state
 
 
-def test_a_rehearsed_step_takes_as_long_as_what_it_waits_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsed_step_takes_as_long_as_what_it_waits_for(make: Make) -> None:
     jobs = make(2)
     jobs[1].stage.between_blocks = lambda: time.sleep(0.02)  # after each block
     least = 0.02 * len(jobs[1].stage.blocks)

@@ -117,3 +117,16 @@ def test_the_page_has_what_was_printed(tmp_path: Path, monkeypatch: pytest.Monke
     assert "tools/bench wire --rounds 2\nbytes  us\n4096  1.5\n\nhardware" in text
     assert text.count("8192  2.5") == 1
     assert "## step" not in text
+
+
+def test_the_page_keeps_what_has_not_been_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, old = tmp_path / "page.md", ["## wire: old", "```\n1\n```", "## step: kept", "text\n\n```\n2\n```"]
+    out.write_text("\n\n".join(["# Performance", *old]) + "\n")
+    write(tmp_path / "bench-wire", "wire", ["bytes  us", "4096  1.5"], [])
+    monkeypatch.setattr("sys.argv", ["page", "--runs", str(tmp_path), "--out", str(out)])
+    for _ in range(2):  # the second time nothing changes
+        assert page.main() == 0
+        text = out.read_text()
+        assert text.index("## step: kept\n\ntext\n\n```\n2\n```\n\n## wire: Messages between two ranks") > 0
+        assert "4096  1.5" in text
+        assert "old" not in text

@@ -1,12 +1,11 @@
-"""How good the forecast is: what a run writes down before it begins, and what `simulate` makes of that, beside what the
-run then does with 1 and 2 ranks.
+"""Seconds of a step that a run has written down before it began, and `simulate` has made of that, beside its own.
 
     tools/bench forecast [--networks resnet20,resnet56] [--rounds 3] [--steps 8] [--microbatches 4]
 
-Each run is `hpcsplit train` from the command line over MPI with its store, a thread a rank; its seconds are those of
-the median epoch of each kind.  Simulated: the same epochs, with the run's profile and links without latency inside one
-node.  A ratio is the median of the runs', with the smallest and the largest.  With 3 and 4 ranks, more than two cores
-have room for, messages and bytes are compared with those of a run in lockstep instead.
+Each run is `hpcsplit train` from the command line over MPI with its store, 1 or 2 ranks with a thread each; its
+seconds are those of the median epoch of each kind.  Simulated: the same epochs, with the run's profile and links
+without latency inside one node.  A ratio is the median of the runs', with the smallest and the largest.  With 3 and 4
+ranks, more than two cores have room for, messages and bytes are compared with those of a run in lockstep instead.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     tools/bench page [--runs runs]
 
-Takes runs/bench-NAME/NAME.txt of every benchmark that has been run here, and those of bench-NAME-…, written by --out.
+Takes runs/bench-NAME/NAME.txt of every benchmark that has been run here, and those of bench-NAME-…, written by --out;
+what the page has of the others stays.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def main() -> int:
     found = [name for name in NAMES if texts_of(args.runs, name)]
     if not found:
         raise SystemExit(f"tools/bench page: no table in {args.runs}/bench-*; run tools/bench NAME first")
-    args.out.write_text("\n".join([HEAD, *(section(args.runs, name) for name in found)]), encoding="utf-8")
+    sections = sections_of(args.out) | {name: section(args.runs, name) for name in found}
+    args.out.write_text("\n".join([HEAD, *(sections[name] for name in NAMES if name in sections)]), encoding="utf-8")
     print(f"{args.out}: {', '.join(found)}")
     return 0
 
@@ -38,6 +40,12 @@ def main() -> int:
 def texts_of(runs: Path, name: str) -> list[Path]:
     folders = [runs / f"bench-{name}", *sorted(runs.glob(f"bench-{name}-*"))]
     return [folder / f"{name}.txt" for folder in folders if (folder / f"{name}.txt").exists()]
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """What the page has already, by benchmark."""
+    parts = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
+    return {part.partition(":")[0]: f"## {part.rstrip()}\n" for part in parts}
 
 
 def section(runs: Path, name: str) -> str:
