@@ -19,7 +19,7 @@ from hpcsplit.data.part import Part
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.joins import join_times
 from hpcsplit.nets import block_shapes
-from hpcsplit.split.cost import BlockTime, block_params, block_times
+from hpcsplit.split.cost import BlockTime, block_params, block_times, wait_for
 from hpcsplit.split.profile import Profile
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.message import body
@@ -102,35 +102,33 @@ def _rehearsed(stage: Stage, size: int) -> float:
             y = stage.forward(x)
             if y.requires_grad:
                 y.backward(torch.ones_like(y))
-            _wait(stage.device)
+            wait_for(stage.device)
             times.append(time.perf_counter() - began)
             stage.zero_grad()
             x.grad = None
     return statistics.median(times[1:])
 
 
+def enough_steps(seconds: Sequence[float | None]) -> int:
+    """How many exact steps to rehearse, the same on every rank, where the stages' blocks take so long (`rehearse`)."""
+    return min(max(round(REHEARSAL_S / sum(s or REHEARSAL_S for s in seconds)), 2), 20)
+
+
 def rehearse_exact(job: Job, steps: int) -> Generator[Verb, Any, float]:
     """Seconds of an exact step of all stages together, their messages included, the optimizer's step apart: the median
     of so many after the first.  Weights, statistics and gradients stay as they were."""
     stage, ids, times = job.stage, job.measured()[0], []
-    kept = [(buffer, buffer.clone()) for buffer in stage.blocks.buffers()]
     optimizer, stage.optimizer = stage.optimizer, None
     stage.blocks.train()
-    for _ in range(1 + steps):
-        began = time.perf_counter()
-        yield from job.exact.step(stage, {}, job.batch(ids, augment=job.augments("serial")))
-        _wait(stage.device)
-        times.append(time.perf_counter() - began)
+    with stage.statistics_kept():
+        for _ in range(1 + steps):
+            began = time.perf_counter()
+            yield from job.exact.step(stage, {}, job.batch(ids, augment=job.augments("serial")))
+            wait_for(stage.device)
+            times.append(time.perf_counter() - began)
     stage.optimizer = optimizer
     stage.zero_grad()
-    for buffer, value in kept:
-        buffer.copy_(value)
     return statistics.median(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _update_seconds(config: Config, net: nn.Module) -> float:

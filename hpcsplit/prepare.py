@@ -42,7 +42,7 @@ from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
 from hpcsplit.planner import StagePlan, plan_stages
 from hpcsplit.rundir import RunDir
-from hpcsplit.split.cost import BlockCost, block_costs
+from hpcsplit.split.cost import BlockCost, block_costs, wait_for
 from hpcsplit.split.cuts import balanced_cuts, charged, ranges
 from hpcsplit.split.profile import Profile
 
@@ -211,7 +211,6 @@ def _one_rank_alone(config: Config, net: nn.Sequential, data: Dataset, device: t
         batch = Batch(ids, size, source.images(ids, **view), whole.task.targets(source, ids, **view))
         for _verb in step.step(whole, {}, batch):
             raise AssertionError("one stage has nobody to talk to")
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         times.append(time.perf_counter() - started)
     return size / statistics.median(times[WARM_UP_STEPS:])

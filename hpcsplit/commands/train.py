@@ -30,7 +30,7 @@ from hpcsplit.data.catalog import lookup
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
-from hpcsplit.measure import REHEARSAL_S, rehearse, rehearse_exact
+from hpcsplit.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.prepare import expect_together, prepare, stage_plans
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
@@ -179,8 +179,7 @@ def _rehearse(config: Config, run_dir: RunDir, wire: Any, job: Job) -> None:
     """All ranks compute at once, and rank 0 writes down what that says of the run."""
     wire.share(None)  # nobody begins before all are there
     seconds = wire.share(rehearse(job.stage, batch_size(config, most=FORWARD_ROWS)))
-    steps = min(max(round(REHEARSAL_S / sum(s or REHEARSAL_S for s in seconds)), 2), 20)
-    exact_s = max(wire.share(wire.run(rehearse_exact(job, steps))))
+    exact_s = max(wire.share(wire.run(rehearse_exact(job, enough_steps(seconds)))))
     if job.rank == 0:
         expect_together(run_dir, seconds, exact_s)
 

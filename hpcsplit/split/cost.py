@@ -123,15 +123,15 @@ def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) ->
     """Of both passes, and of the forward one."""
     block.zero_grad()
     x.grad = None
-    _wait(x.device)
+    wait_for(x.device)
     start = time.perf_counter()
     with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
         y = block(x)
-    _wait(x.device)
+    wait_for(x.device)
     forward = time.perf_counter() - start
     if y.requires_grad:
         y.backward(torch.ones_like(y))
-    _wait(x.device)
+    wait_for(x.device)
     return time.perf_counter() - start, forward
 
 
@@ -158,6 +158,7 @@ def _dtype(block: nn.Module) -> torch.dtype:
     return next(floating, torch.get_default_dtype())
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done what it has been given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -173,7 +173,8 @@ class Stage:
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
-        """Forward passes inside leave every buffer (BatchNorm statistics) as it was.  Do not yield a verb inside."""
+        """Forward passes inside leave every buffer (BatchNorm statistics) as it was.  Yield a verb inside only where
+        all that the stage does until it is answered is to be forgotten, too."""
         saved = [b.detach().clone() for b in self.blocks.buffers()]
         try:
             yield

@@ -13,6 +13,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from tools.pages import sections
 from tools.program import ROOT
 
 NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast", "accuracy")
@@ -31,8 +32,8 @@ def main() -> int:
     found = [name for name in NAMES if texts_of(args.runs, name)]
     if not found:
         raise SystemExit(f"tools/bench page: no table in {args.runs}/bench-*; run tools/bench NAME first")
-    sections = sections_of(args.out) | {name: section(args.runs, name) for name in found}
-    args.out.write_text("\n".join([HEAD, *(sections[name] for name in NAMES if name in sections)]), encoding="utf-8")
+    texts = sections_of(args.out) | {name: section(args.runs, name) for name in found}
+    args.out.write_text("\n".join([HEAD, *(texts[name] for name in NAMES if name in texts)]), encoding="utf-8")
     print(f"{args.out}: {', '.join(found)}")
     return 0
 
@@ -44,8 +45,7 @@ def texts_of(runs: Path, name: str) -> list[Path]:
 
 def sections_of(page: Path) -> dict[str, str]:
     """What the page has already, by benchmark."""
-    parts = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
-    return {part.partition(":")[0]: f"## {part.rstrip()}\n" for part in parts}
+    return {part.removeprefix("## ").partition(":")[0]: part for part in sections(page)}
 
 
 def section(runs: Path, name: str) -> str:

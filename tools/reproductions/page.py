@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from tools.pages import sections
 from tools.reproductions.declaring import Experiment
 from tools.reproductions.keeping import archive_of, pack
 
@@ -22,7 +23,7 @@ PICTURE = re.compile(r"\((?:[^()]*/)?([^()/]+)\.png\)\s*\Z")  # the last line of
 
 def write_page(runs: Path, page: Path, experiments: list[Experiment]) -> list[str]:
     """Write the page with the sections of runs/reproduce-* in place of those of the same names; the names of these."""
-    sections, found = _sections(page), []
+    texts, found = _sections(page), []
     pictures = page.parent / page.stem
     for experiment in experiments:
         for table in sorted(runs.glob(f"reproduce-{experiment.name}-*/{experiment.name}.md")):
@@ -32,20 +33,18 @@ def write_page(runs: Path, page: Path, experiments: list[Experiment]) -> list[st
             pack(table.parent, archive_of(page, name))
             text = table.read_text(encoding="utf-8")
             demoted = "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
-            sections[name] = f"{demoted}\n\n![{experiment.title}]({page.stem}/{name}.png)\n"
+            texts[name] = f"{demoted}\n\n![{experiment.title}]({page.stem}/{name}.png)\n"
             found.append(name)
     if found:
         names = [experiment.name for experiment in experiments]
-        order = sorted(sections, key=lambda name: (_place(name, names), name))
-        page.write_text("\n".join([HEAD, *(sections[name] for name in order)]), encoding="utf-8")
+        order = sorted(texts, key=lambda name: (_place(name, names), name))
+        page.write_text("\n".join([HEAD, *(texts[name] for name in order)]), encoding="utf-8")
     return found
 
 
 def _sections(page: Path) -> dict[str, str]:
     """What the page has already, by the names of the pictures at the sections' ends."""
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    parts = [f"## {part.rstrip()}\n" for part in text.split("\n## ")[1:]]
-    return {picture[1]: part for part in parts if (picture := PICTURE.search(part))}
+    return {picture[1]: part for part in sections(page) if (picture := PICTURE.search(part))}
 
 
 def _place(name: str, experiments: list[str]) -> int:
