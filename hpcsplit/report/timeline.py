@@ -88,6 +88,7 @@ def _timeline(panel: Any, name: str, spans: Sequence[Span]) -> None:
     shown = [Patch(color=colour, label=NAMES.get(kind, kind)) for kind, colour in COLOURS.items() if kind in seen]
     panel.legend(handles=shown, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     panel.set(title=f"{name}, {ranks} ranks", xlabel="time (ms)", ylabel="rank", ylim=(ranks - 0.5, -0.5))
+    panel.yaxis.get_major_locator().set_params(integer=True)
     panel.set_xlim(left=0)
 
 
