@@ -16,10 +16,11 @@ from hpcsplit.config import Config
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset
 from hpcsplit.data.part import Part
+from hpcsplit.device import wait_for
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.joins import join_times
 from hpcsplit.nets import block_shapes
-from hpcsplit.split.cost import BlockTime, block_params, block_times, wait_for
+from hpcsplit.split.cost import BlockTime, block_params, block_times
 from hpcsplit.split.profile import Profile
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.message import body

@@ -31,6 +31,7 @@ from hpcsplit.config import Config
 from hpcsplit.config.checks import check_method_stages
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.device import wait_for
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
@@ -42,7 +43,7 @@ from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
 from hpcsplit.planner import StagePlan, plan_stages
 from hpcsplit.rundir import RunDir
-from hpcsplit.split.cost import BlockCost, block_costs, wait_for
+from hpcsplit.split.cost import BlockCost, block_costs
 from hpcsplit.split.cuts import balanced_cuts, charged, ranges
 from hpcsplit.split.profile import Profile
 

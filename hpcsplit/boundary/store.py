@@ -23,6 +23,7 @@ import torch
 
 from hpcsplit.boundary.generation import Field, Identity, Visits, generation_bytes
 from hpcsplit.boundary.rowfile import RowFile, checksum, row_bytes, wrap, write_rows
+from hpcsplit.device import download
 from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import fsync_dir
 from hpcsplit.files.hdf5 import dtype_name, rows_layout
@@ -275,15 +276,13 @@ class Store(ABC):
 
 def _host_copies(values: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
     """The values on the host, from a GPU in pinned memory, and what waits until they are there."""
-    devices = {value.device for value in values.values() if value.is_cuda}
-    if not devices:
-        return {name: value.detach() for name, value in values.items()}, lambda: None
-    here = {name: torch.empty_like(value, device="cpu", pin_memory=True) for name, value in values.items()}
-    for name, value in values.items():
-        here[name].copy_(value.detach(), non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(devices.pop()))
-    return here, copied.synchronize
+    copies = {name: download(value) for name, value in values.items()}
+
+    def arrive() -> None:
+        for _, arrival in copies.values():
+            arrival.synchronize()
+
+    return {name: here for name, (here, _) in copies.items()}, arrive
 
 
 class MemoryStore(Store):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hpcsplit.device import upload
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -25,11 +27,11 @@ def crop_flip(
     down, right, mirrored = draw(np.asarray(ids), seed=seed, epoch=epoch, padding=padding)
     padded = torch.nn.functional.pad(images, (padding, padding, padding, padding))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, 2p+1, 2p+1, H, W)
-    at = torch.from_numpy(np.stack([np.arange(len(down)), down, right])).to(images.device)
-    cropped = windows[at[0], :, at[1], at[2]]
+    moves = upload(np.stack([np.arange(len(down)), down, right, mirrored]), images.device)
+    cropped = windows[moves[0], :, moves[1], moves[2]]
     if not flip:
         return cropped
-    return torch.where(torch.from_numpy(mirrored).to(images.device)[:, None, None, None], cropped.flip(3), cropped)
+    return torch.where(moves[3].bool()[:, None, None, None], cropped.flip(3), cropped)
 
 
 def draw(ids: np.ndarray, *, seed: int, epoch: int, padding: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

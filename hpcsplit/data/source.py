@@ -7,6 +7,7 @@ import torch
 
 from hpcsplit.data.augment import crop_flip
 from hpcsplit.data.part import Part
+from hpcsplit.device import upload
 
 FOR_EVER = -1  # in place of an epoch's number
 
@@ -60,7 +61,7 @@ class Source:
         if augment:
             picked = self._moved(picked, ids, epoch)
         elif copied.any():
-            own = torch.from_numpy(copied).to(self._device)[:, None, None, None]
+            own = upload(copied, self._device)[:, None, None, None]
             picked = torch.where(own, self._moved(picked, ids, FOR_EVER), picked)
         batch = picked.to(torch.float32, memory_format=self._format)
         return batch.sub_(self._centre).div_(self._scale)
@@ -74,4 +75,4 @@ class Source:
 
     def _rows(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
         assert len(ids) == 0 or int(ids.max()) < self._copies * len(self), f"sample {ids.max()} of {len(self)}"
-        return torch.as_tensor(ids, dtype=torch.int64, device=self._device) % len(self)
+        return upload(torch.as_tensor(ids, dtype=torch.int64) % len(self), self._device)

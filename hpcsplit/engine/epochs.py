@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from hpcsplit.device import upload
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
@@ -106,7 +108,7 @@ def _fetch(job: Job, step: int) -> Generator[Verb, Any, Rows]:
     """Read the rows of a batch and send the neighbours their copies."""
     rows: Rows = {}
     if job.store:
-        rows = {name: t.to(job.stage.device, non_blocking=True) for name, t in job.store.read(step).items()}
+        rows = {name: upload(t, job.stage.device) for name, t in job.store.read(step).items()}
         yield from send_copies(job, rows, step)
     return rows
 
@@ -140,6 +142,8 @@ class _Loop:
     def __init__(self, job: Job, action: Train, steps: int, total: Tally, first: int) -> None:
         self.job, self.action, self.steps, self.total = job, action, steps, total
         self.settled = first + agree_lag(job.stage.count)  # before that, an answer is one to the pass before
+        self.reported: deque[tuple[int, Callable[[], Tally]]] = deque()  # of steps that are not counted yet
+        self.lag = 0 if job.stage.device.type == "cpu" else 1  # a GPU computes while the step before is counted
         self.began, self.done_before = time.perf_counter(), total.samples
 
     def enter(self, step: int) -> None:
@@ -148,6 +152,25 @@ class _Loop:
 
     def leave(self, step: int, tally: Tally) -> None:
         action = self.action
+        self.reported.append((step, tally.numbers()))
+        while len(self.reported) > self.lag * (step + 1 < self.steps):
+            self._count()
+        speed = (self.total.samples - self.done_before) / (time.perf_counter() - self.began)
+        self.job.observer.progress(action.epoch, action.phase, step + 1, self.steps, speed)
+
+    def pauses(self, step: int) -> Generator[Verb, Any, bool]:
+        """Whether all ranks leave the pass after this step; never after the last one, where the epoch ends anyway."""
+        level = yield Agree(self.job.wish())
+        if not (level > 0 and self.settled <= step < self.steps - 1):
+            return False
+        while self.reported:
+            self._count()
+        return True
+
+    def _count(self) -> None:
+        """Add up what the oldest step has reported."""
+        step, read = self.reported.popleft()
+        tally, action = read(), self.action
         for term, value in tally.terms.items():
             if not math.isfinite(value):
                 place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {self.job.stage.index}"
@@ -156,10 +179,3 @@ class _Loop:
                     "optim.clip; the last checkpoint is whole"
                 )
         self.total.add(tally)
-        speed = (self.total.samples - self.done_before) / (time.perf_counter() - self.began)
-        self.job.observer.progress(action.epoch, action.phase, step + 1, self.steps, speed)
-
-    def pauses(self, step: int) -> Generator[Verb, Any, bool]:
-        """Whether all ranks leave the pass after this step; never after the last one, where the epoch ends anyway."""
-        level = yield Agree(self.job.wish())
-        return level > 0 and self.settled <= step < self.steps - 1

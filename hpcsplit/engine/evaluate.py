@@ -72,7 +72,7 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     held_out = (None, None) if fair else (yield from _held_out(job))
     if bn and job.batch_norm:
         job.stage.blocks.train()
-        fresh = FreshStatistics(job.stage.blocks)
+        fresh = FreshStatistics(job.stage)
         order = job.measured()[:BN_BATCHES]
         yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
         job.stage.blocks.eval()

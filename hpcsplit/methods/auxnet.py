@@ -86,7 +86,7 @@ class AuxNet(Passing):
             x = stage.infer(batch.x if stage.first else self.local_input(stage, aux)).to(stage.wide)
         tally = Tally(batch.size)
         if stage.last:
-            tally.terms["phi"] = float(stage.loss(x, batch.y).sum())
+            tally.count("phi", stage.loss(x, batch.y))
         else:
             yield Send(NEXT, "x", average(x, self.downsample))
         if stage.first:

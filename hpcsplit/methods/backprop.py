@@ -59,7 +59,7 @@ class Backprop(TrainingMethod):
         pieces = slices(batch.size, self.microbatches)
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
-        fresh = FreshStatistics(stage.blocks) if len(pieces) > 1 else None
+        fresh = FreshStatistics(stage) if len(pieces) > 1 else None
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
             if work.kind == "F":
@@ -111,5 +111,5 @@ def _output(stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) 
 def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:
     """Backward from one micro-batch's share of the mini-batch's mean loss."""
     loss = stage.loss(logits, labels).sum()
-    tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
+    tally.count("phi", loss)
     (loss / batch_size).backward()

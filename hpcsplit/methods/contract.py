@@ -15,7 +15,9 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 import torch
 
+from hpcsplit.device import Copy, download
 from hpcsplit.split.stage import Place, Shape, Stage
+from hpcsplit.terms.distance import wide_sum
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
@@ -127,13 +129,34 @@ class Tally:
     """Sums over samples that a step reports; the engine adds them up over an epoch.
 
     `terms` are the parts of this stage's loss, by name.  `gap_sq` and `aux_sq` are ‖λ − x‖² and ‖λ‖² of the boundary
-    behind this stage: their quotient is the squared relative constraint violation there.
+    behind this stage: their quotient is the squared relative constraint violation there.  A step may leave them on its
+    device, as float64 without a dimension; `numbers` brings them to the host.
     """
 
     samples: int = 0
-    terms: dict[str, float] = field(default_factory=dict)
-    gap_sq: float = 0.0
-    aux_sq: float = 0.0
+    terms: dict[str, Any] = field(default_factory=dict)
+    gap_sq: Any = 0.0
+    aux_sq: Any = 0.0
+
+    def count(self, term: str, values: torch.Tensor) -> None:
+        """Add the sum of the values of some samples to a term."""
+        added = wide_sum(values)
+        self.terms[term] = self.terms[term] + added if term in self.terms else added
+
+    def numbers(self) -> Callable[[], Tally]:
+        """Begins to bring what lies on a device to the host; the answer waits for it and has floats alone."""
+        values = {("term", name): value for name, value in self.terms.items()}
+        values |= {("gap_sq", ""): self.gap_sq, ("aux_sq", ""): self.aux_sq}
+        away = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        here, arrival = download(torch.stack(list(away.values()))) if away else (torch.empty(0), Copy())
+
+        def read() -> Tally:
+            arrival.synchronize()
+            found = values | dict(zip(away, here.tolist(), strict=True))
+            terms = {name: found["term", name] for name in self.terms}
+            return Tally(self.samples, terms, found["gap_sq", ""], found["aux_sq", ""])
+
+        return read
 
     def add(self, other: Tally) -> None:
         self.samples += other.samples

@@ -113,7 +113,7 @@ class Delayed(TrainingMethod):
         tally = Tally(batch.size)
         stage.carry[_STEPS] = stage.carry.get(_STEPS, torch.zeros((), dtype=torch.int64)) + 1
         pieces = slices(batch.size, self.microbatches)
-        fresh = FreshStatistics(stage.blocks) if self.microbatches > 1 else None
+        fresh = FreshStatistics(stage) if self.microbatches > 1 else None
         if stage.last:
             stage.zero_grad()
         for m, piece in enumerate(pieces):
@@ -128,7 +128,7 @@ class Delayed(TrainingMethod):
                     yield from self._backward(stage)
                 continue
             loss = stage.loss(stage.forward(x), batch.y[piece]).sum()
-            tally.terms["phi"] = tally.terms.get("phi", 0.0) + float(loss.detach())
+            tally.count("phi", loss)
             if loss.requires_grad:  # a network may have no weights
                 (loss / batch.size).backward()
             if not stage.first:

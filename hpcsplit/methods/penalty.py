@@ -40,7 +40,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.split.stage import Place, Stage
-from hpcsplit.terms.distance import psi_scale, squared_distance
+from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
@@ -94,18 +94,18 @@ class Penalty(TrainingMethod):
         tally = Tally(batch.size)
         if stage.last:
             loss = stage.loss(x, batch.y)
-            tally.terms["phi"] = float(loss.detach().sum())
+            tally.count("phi", loss)
         else:
             x = x.to(stage.wide)
             yield Send(NEXT, "x", average(x.detach(), self.downsample))
             target = self.target(stage, aux)
             gap_sq = squared_distance(target, x)
             loss = self.beta * psi_scale(stage.out_shape, self.psi) * gap_sq
-            tally.gap_sq, tally.aux_sq = float(gap_sq.detach().sum()), float(target.square().sum())
-            tally.terms["psi"] = float(loss.detach().sum())
+            tally.gap_sq, tally.aux_sq = wide_sum(gap_sq), wide_sum(target.square())
+            tally.count("psi", loss)
             if "next_kappa" in aux:
                 multiplier = (upsample(aux["next_kappa"], stage.out_shape, self.downsample) * x).flatten(1).sum(1)
-                tally.terms["kappa_x"] = float(multiplier.detach().sum())
+                tally.count("kappa_x", multiplier)
                 loss = loss + multiplier
 
         stage.zero_grad()

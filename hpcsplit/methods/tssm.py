@@ -12,7 +12,7 @@ import torch
 from hpcsplit.methods.contract import Batch, Tally
 from hpcsplit.split.stage import Stage
 from hpcsplit.terms.curvature import step_bound
-from hpcsplit.terms.distance import squared_distance
+from hpcsplit.terms.distance import squared_distance, wide_sum
 
 
 def share_of(scaling: str, batch: Batch) -> float:
@@ -31,10 +31,9 @@ def train_weights(
         loss.mean().backward()
     if stage.last or not stage.frozen:
         stage.update()
-    tally.terms["phi" if target is None else "omega"] = float(loss.detach().sum())
+    tally.count("phi" if target is None else "omega", loss)
     if target is not None:
-        tally.gap_sq = 2.0 / alpha * float(loss.detach().sum())
-        tally.aux_sq = float(target.square().sum())
+        tally.gap_sq, tally.aux_sq = 2.0 / alpha * wide_sum(loss), wide_sum(target.square())
     return x.detach()
 
 

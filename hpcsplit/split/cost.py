@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hpcsplit.device import wait_for
 from hpcsplit.nets.shapes import block_names, trace
 
 
@@ -156,9 +157,3 @@ def _channels_last(x: Tensor) -> Tensor:
 def _dtype(block: nn.Module) -> torch.dtype:
     floating = (p.dtype for p in block.parameters() if p.is_floating_point())
     return next(floating, torch.get_default_dtype())
-
-
-def wait_for(device: torch.device) -> None:
-    """Until it has done what it has been given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -44,6 +44,7 @@ class Stage:
         task: what the last stage's output is compared with.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
         position: epoch and step, where in the run the next passes stand.
+        repeats: a pass of before is made once more (`pass_again`).
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Stage:
         self.carry: dict[str, torch.Tensor] = {}
         self.between_blocks: Callable[[], None] = lambda: None
         self.position = (0, 0)
+        self.repeats = False
         self._seed, self._passes = seed, 0
         for number, block in enumerate(self.blocks, first_block):
             if may_draw(block):
@@ -187,10 +189,10 @@ class Stage:
         """The forward pass inside repeats pass `number` of this or an earlier position: it draws the same numbers and
         changes no buffer."""
         latest = self.position, self._passes
-        self.position, self._passes = position or self.position, number - 1
+        self.position, self._passes, self.repeats = position or self.position, number - 1, True
         with self.statistics_kept():
             yield
-        self.position, self._passes = latest
+        (self.position, self._passes), self.repeats = latest, False
 
     def finite(self) -> bool:
         """Whether every weight and every buffer is a number."""

@@ -18,3 +18,8 @@ def psi_scale(shape: tuple[int, ...], psi: str) -> float:
     β with the mean is worth β/n with the sum.
     """
     return 1.0 if psi == "sum" else 1.0 / math.prod(shape)
+
+
+def wide_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum of all values, without a graph, where they lie: added up in their own type, kept in float64 ()."""
+    return values.detach().sum().double()

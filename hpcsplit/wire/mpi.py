@@ -27,6 +27,7 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
+from hpcsplit.device import Copy, copy_under_way  # noqa: E402
 from hpcsplit.wire.message import body, bytes_of, opened, room, stamp  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
     Agree,
@@ -44,22 +45,6 @@ _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and
 _ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
 _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
-
-
-class Copy:
-    """A copy to the host that has ended; torch.cuda.Event is one that may not have."""
-
-    def query(self) -> bool:
-        return True
-
-
-def copy_under_way(device: torch.device) -> Copy | torch.cuda.Event:
-    """The end of all that the current stream of `device` has been given."""
-    if device.type != "cuda":
-        return Copy()
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""Between the host and the device a stage computes on, without making either wait for the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class Copy:
+    """A copy to the host that has ended; torch.cuda.Event is one that may not have."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+def copy_under_way(device: torch.device) -> Copy | torch.cuda.Event:
+    """The end of all that the current stream of `device` has been given."""
+    if device.type != "cuda":
+        return Copy()
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values of the host on `device`; what that has been given before them goes on meanwhile."""
+    here = torch.as_tensor(values)
+    return (here.pin_memory() if device.type == "cuda" else here).to(device, non_blocking=True)
+
+
+def download(values: torch.Tensor) -> tuple[torch.Tensor, Copy | torch.cuda.Event]:
+    """The values on the host, to be read when what comes with them has ended; those of the host are there at once."""
+    if values.device.type == "cpu":
+        return values.detach(), Copy()
+    here = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+    here.copy_(values.detach(), non_blocking=True)
+    return here, copy_under_way(values.device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it has done what it has been given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
