@@ -40,6 +40,13 @@ def download(values: torch.Tensor) -> tuple[torch.Tensor, Copy | torch.cuda.Even
     return here, copy_under_way(values.device)
 
 
+def use(device: torch.device) -> torch.device:
+    """Make it the one that CUDA takes where none is named."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def wait_for(device: torch.device) -> None:
     """Until it has done what it has been given."""
     if device.type == "cuda":

@@ -45,22 +45,30 @@ def footprints(config: Config, kept: Sequence[int], stages: Sequence[StagePlan])
 
 
 def check_fits(
-    config: Config, stages: Sequence[StagePlan], needs: Sequence[Footprint], run_dir: RunDir, here: int
+    config: Config,
+    stages: Sequence[StagePlan],
+    needs: Sequence[Footprint],
+    run_dir: RunDir,
+    here: int,
+    sharing: int = 0,
 ) -> None:
     """Refuse what has no room in the memory or on the disk of this node, which has the first `here` stages.
 
+    Args:
+        sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
+
     Raises ConfigError (memory) or StoreError (disk).
     """
-    _check_memory(config, needs[:here])
+    _check_memory(config, needs[:here], sharing)
     if config.store.kind == "hdf5" and "parallel" in make_phases(config):
         _check_disk(config, stages[:here], run_dir)
 
 
-def _check_memory(config: Config, needs: Sequence[Footprint]) -> None:
+def _check_memory(config: Config, needs: Sequence[Footprint], sharing: int) -> None:
     device, there, limit = device_of(config, 0), "this node has", memory_limit_bytes()
     needed = sum(need.peak for need in needs)
     if device.type == "cuda":  # each rank its own, or some share one
-        sharing = -(-len(needs) // torch.cuda.device_count())
+        sharing = sharing or -(-len(needs) // torch.cuda.device_count())
         needed = sharing * max(need.weights + need.activations + need.images for need in needs)
         limit, there = torch.cuda.get_device_properties(device).total_memory, "a GPU here has"
     if needed > limit:

@@ -14,6 +14,7 @@ from torch import nn
 from hpcsplit.assemble import batch_size, build_method, make_phases, precision_of
 from hpcsplit.boundary.store import Field, MemoryStore
 from hpcsplit.config import Config
+from hpcsplit.device import upload, wait_for
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.methods.contract import Batch, TrainingMethod, own_variables
 from hpcsplit.split.profile import JoinTime
@@ -25,7 +26,7 @@ from hpcsplit.wire.port import PREV, Recv, Send
 REPEATS = 3
 
 
-def join_times(config: Config, shapes: Sequence[Shape]) -> tuple[JoinTime, ...]:
+def join_times(config: Config, shapes: Sequence[Shape], device: torch.device) -> tuple[JoinTime, ...]:
     """What a cut at a boundary of each of these shapes costs in a parallel step; () where epochs are all exact.
 
     About: what a stage between two others takes whose output is its input.
@@ -34,11 +35,11 @@ def join_times(config: Config, shapes: Sequence[Shape]) -> tuple[JoinTime, ...]:
     if method.full_batch or "parallel" not in make_phases(config):
         return ()
     halves = config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
-    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(config, method, s) for s in set(shapes)}
+    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(config, method, s, device) for s in set(shapes)}
     return tuple(known[shape] for shape in shapes)
 
 
-def _idle_stage(config: Config, method: TrainingMethod, shape: Shape) -> JoinTime:
+def _idle_stage(config: Config, method: TrainingMethod, shape: Shape, device: torch.device) -> JoinTime:
     size, dtype = batch_size(config, most=FORWARD_ROWS), getattr(torch, config.store.dtype)
     stage = Stage(
         1,
@@ -46,6 +47,7 @@ def _idle_stage(config: Config, method: TrainingMethod, shape: Shape) -> JoinTim
         nn.Sequential(nn.Identity()),
         [shape, shape],
         torch.optim.SGD,
+        device=device,
         dtype=precision_of(config),
         channels_last=config.run.channels_last,
         first_block=1,
@@ -55,7 +57,7 @@ def _idle_stage(config: Config, method: TrainingMethod, shape: Shape) -> JoinTim
     store = MemoryStore([Field(v.name, v.row_shape(stage.place)) for v in own], size, dtype)
     ids, random = np.arange(size), torch.Generator().manual_seed(0)
     copies = {
-        f"{side}_{v.name}": torch.rand(size, *cells(shape, v.factor), generator=random)
+        f"{side}_{v.name}": torch.rand(size, *cells(shape, v.factor), generator=random).to(device)
         for v in method.variables(stage.place)
         for side in ("next", "prev")
     }
@@ -70,15 +72,17 @@ def _idle_stage(config: Config, method: TrainingMethod, shape: Shape) -> JoinTim
 
         def lap(into: int) -> None:
             nonlocal began
+            wait_for(device)
             spent[into] += time.perf_counter() - began
             began = time.perf_counter()
 
         store.start([ids])
-        rows = store.read(0) | copies
+        rows = {name: upload(t, device) for name, t in store.read(0).items()} | copies
         lap(1)
         for v in own:
             if v.copy_to is not None:
                 body(rows[v.name].to(dtype))
+        wait_for(device)
         packing += time.perf_counter() - began
         began = time.perf_counter()
         sweeps = [sweep(stage, rows, Batch(ids, size)) for sweep in method.sweeps()]
@@ -91,10 +95,11 @@ def _idle_stage(config: Config, method: TrainingMethod, shape: Shape) -> JoinTim
                     answer = None
                     if isinstance(verb, Send):
                         body(verb.tensor)
+                        wait_for(device)
                         packing += time.perf_counter() - began
                     else:
                         assert isinstance(verb, Recv)
-                        answer = torch.zeros(verb.shape)
+                        answer = torch.zeros(verb.shape, device=device)
                         part = 1 if verb.side == PREV else part
                     began = time.perf_counter()
             lap(part)

@@ -38,7 +38,7 @@ def profile(
     """The profile of this configuration's network, mini-batch, method and optimizer.
 
     Args:
-        device: of the blocks; what is beside them is timed on the host, which it passes through.
+        device: where the run computes.
         joins: with what cuts would cost.
         repeats: rounds of the blocks.
     """
@@ -54,11 +54,11 @@ def profile(
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         own=own,
         microbatches=pieces,
-        joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]]) if joins else (),
+        joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]], device) if joins else (),
         params=tuple(block_params(net)),
-        update_s=_update_seconds(config, net),
-        data_s=_data_seconds(config, size),
-        packing_s=_packing_seconds(),
+        update_s=_update_seconds(config, net, device),
+        data_s=_data_seconds(config, size, device),
+        packing_s=_packing_seconds(device),
     )
 
 
@@ -132,41 +132,45 @@ def rehearse_exact(job: Job, steps: int) -> Generator[Verb, Any, float]:
     return statistics.median(times[1:])
 
 
-def _update_seconds(config: Config, net: nn.Module) -> float:
+def _update_seconds(config: Config, net: nn.Module, device: torch.device) -> float:
     """The optimizer's step by parameter of this network, gradients clipped where a run's are."""
-    weights = [nn.Parameter(torch.zeros(weight.shape)) for weight in net.parameters()]
+    weights = [nn.Parameter(torch.zeros(weight.shape, device=device)) for weight in net.parameters()]
     optimizer, times = make_optimizer(config, weights), []
     for _ in range(1 + REPEATS):
         for weight in weights:
             weight.grad = torch.ones_like(weight)
+        wait_for(device)
         began = time.perf_counter()
         if config.optim.clip:
             nn.utils.clip_grad_norm_(weights, config.optim.clip)
         optimizer.step()
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:]) / sum(weight.numel() for weight in weights)
 
 
-def _packing_seconds() -> float:
+def _packing_seconds(device: torch.device) -> float:
     """A byte of a large message, put into a buffer."""
-    tensor, times = torch.ones(_ENOUGH), []
+    tensor, times = torch.ones(_ENOUGH, device=device), []
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
         body(tensor)
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:]) / tensor.nbytes
 
 
-def _data_seconds(config: Config, size: int) -> float:
+def _data_seconds(config: Config, size: int, device: torch.device) -> float:
     """A mini-batch from images in memory, augmented where the run's are in exact epochs."""
     spec, ids, times = lookup(config.data.name), np.arange(size), []
     shape = spec.input_shape(config.data.pool)
     part = Part(torch.zeros(size, *shape, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
     statistics_of = torch.zeros(shape[0]), torch.ones(shape[0])
     dataset = Dataset(spec.name, part, part, *statistics_of, spec.classes, spec.flip)
-    source = make_source(config, part, dataset, torch.device("cpu"))
+    source = make_source(config, part, dataset, device)
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
         source.images(ids, augment=config.data.augment)
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

@@ -75,7 +75,9 @@ def choose_cuts(
     return cuts, charged(costs, cuts, joins)
 
 
-def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, here: int = 0) -> Prepared:
+def prepare(
+    config: Config, run_dir: RunDir, stages: int, device: torch.device, here: int = 0, sharing: int = 0
+) -> Prepared:
     """Everything that rank 0 finds out alone: the data are there, where to cut, how fast one core is and how fast the
     run should be.
 
@@ -83,6 +85,7 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
 
     Args:
         here: how many of the stages are on this node; 0: all.
+        sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
     """
     check_method_stages(declared_methods()[config.method.name], stages)
     net = build_network(config)
@@ -107,7 +110,9 @@ def prepare(config: Config, run_dir: RunDir, stages: int, device: torch.device, 
         (tuple(known["cuts"]), tuple(known["costs"])) if known else choose_cuts(config, blocks, stages, measured)
     )
     plans = stage_plans(config, blocks, cuts, costs)
-    check_fits(config, plans, footprints(config, kept_bytes(net, data.input_shape), plans), run_dir, here or stages)
+    check_fits(
+        config, plans, footprints(config, kept_bytes(net, data.input_shape), plans), run_dir, here or stages, sharing
+    )
     run_dir.create(config)
     images = fingerprint(data)
     newest(run_dir.checkpoints, make_identity(config, net, cuts, images))  # refused before anything is touched

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hpcsplit import cli, fits
-from tests.engine.small import train_here, write_toml
+from hpcsplit.errors import ConfigError
+from tests.engine.small import config, train_here, write_toml
 
 FREE = 1000
 
@@ -47,6 +50,17 @@ def test_vectors_that_cannot_be_halved(tmp_path: Path, capsys: pytest.CaptureFix
     code, sentence = both(toml, tmp_path / "run", capsys)
     assert code == 65
     assert "but stage 1 receives vectors (512,); use downsample = 1" in sentence
+
+
+def test_the_memory_of_a_gpu_is_for_the_ranks_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "device_of", lambda config, rank: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of those that this rank sees
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
+    need = SimpleNamespace(weights=20, activations=30, images=10, peak=60)
+    fits._check_memory(config(1), [need] * 4, 1)  # type: ignore[list-item]
+    for ranks in (2, 0):
+        with pytest.raises(ConfigError, match="4 stages would need"):
+            fits._check_memory(config(1), [need] * 4, ranks)  # type: ignore[list-item]
 
 
 def test_a_store_without_room_on_the_disk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hpcsplit.config import resolve
 from hpcsplit.joins import join_times
@@ -15,7 +16,7 @@ def seconds(method: dict, shapes: list[tuple[int, ...]], **schedule: object) -> 
         "method": method,
         "schedule": {"epochs": 4, "ratio": "0:1", **schedule},
     }
-    return tuple(join.seconds for join in join_times(resolve(raw), shapes))
+    return tuple(join.seconds for join in join_times(resolve(raw), shapes, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

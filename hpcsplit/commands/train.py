@@ -27,6 +27,7 @@ from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
+from hpcsplit.device import use
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
@@ -38,7 +39,7 @@ from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
-from hpcsplit.rundir.provenance import place
+from hpcsplit.rundir.provenance import place, sharing
 from hpcsplit.schedule.actions import Phase, Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.split.cost import block_costs
@@ -71,7 +72,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     if config.run.runner == "mpi":
         check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
-    device = device_of(config, 0)
+    device = use(device_of(config, 0))
     failure, pulse = Failure(0, gethostname(), leave), Pulse()
     watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
     with ExitStack() as guards:
@@ -121,11 +122,11 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         console = Console(config.schedule.epochs) if world.rank == 0 else None
         _check_launch(config, wire)
         _bind(config, wire)
-        device = device_of(config, world.local_rank)
-        prepared = _prepare_together(config, run_dir, wire, device)
+        device = use(device_of(config, world.local_rank))
+        places = wire.share(place(world.host, device))
+        prepared = _prepare_together(config, run_dir, wire, device, sharing(places))
         guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
         watch = None
-        places = wire.share(place(world.host, device))
         hosts = [f"{there['host']}:{there['device']}" for there in places]
         if console:
             watch = _start(config, run_dir, prepared, world.size, console, hosts, places, world.library)
@@ -158,12 +159,13 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
             console.close()
 
 
-def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device) -> Prepared:
+def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device, sharing: int) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if wire.world.rank == 0:
         try:
-            answer = {"prepared": prepare(config, run_dir, wire.world.size, device, wire.world.local_size).as_dict()}
+            prepared = prepare(config, run_dir, wire.world.size, device, wire.world.local_size, sharing)
+            answer = {"prepared": prepared.as_dict()}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
     else:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -45,6 +46,11 @@ def place(host: str, device: torch.device) -> dict[str, Any]:
         "cores": spans(sorted(os.sched_getaffinity(0))),
         "process": vars(Process.this()),
     }
+
+
+def sharing(places: Sequence[Mapping[str, Any]]) -> int:
+    """How many ranks share the busiest GPU, from all ranks' `place`: whatever each of them calls it; 0 without GPUs."""
+    return max(Counter((there["host"], there["gpu"]) for there in places if there["gpu"]).values(), default=0)
 
 
 @cache

@@ -6,17 +6,13 @@ The "meta" device stands in for a GPU: reading a value of one of its tensors is 
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcsplit.assemble import make_job
 from hpcsplit.engine.forward import refresh
@@ -25,6 +21,7 @@ from hpcsplit.prepare import prepare
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
+from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits
 from tests.engine.small import config, one_epoch
 
 WAYS: dict[str, tuple[Phase, str, dict[str, Any]]] = {
@@ -38,42 +35,9 @@ WAYS: dict[str, tuple[Phase, str, dict[str, Any]]] = {
 }
 
 
-NO_AUTOCAST = patch("hpcsplit.split.stage.torch.autocast", lambda *args, **options: nullcontext())  # meta knows none
-
-
-class Waits(TorchDispatchMode):
-    """Where a value of the meta device is read, by line of the program; it is then taken for one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, func.name()
-        source = args[1] if name == "aten::copy_" else args[0] if args else None
-        far = isinstance(source, torch.Tensor) and source.is_meta
-        if far and name == "aten::_local_scalar_dense":
-            self._note()
-            return 1.0 if source.is_floating_point() else 1
-        if far and name == "aten::copy_" and not args[0].is_meta:
-            if not kwargs.get("non_blocking", len(args) > 2 and args[2]):
-                self._note()
-            return args[0].fill_(1)
-        if far and name == "aten::_to_copy" and str(kwargs.get("device", "meta")) == "cpu":
-            self._note()
-            return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-        if name.startswith("aten::_fused_sgd_"):
-            return None
-        return func(*args, **kwargs)
-
-    def _note(self) -> None:
-        lines = [f for f in traceback.extract_stack() if "/hpcsplit/" in f.filename and "/tests/" not in f.filename]
-        self.seen[f"{Path(lines[-1].filename).name}:{lines[-1].lineno}"] += 1
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_reads_nothing_from_its_device(tmp_path: Path, way: str) -> None:
-    with patch("torch.optim.sgd._device_dtype_check_for_fused"), NO_AUTOCAST, Waits() as waits:
+    with NO_CHECK, NO_AUTOCAST, Waits() as waits:
         jobs = jobs_on(torch.device("meta"), tmp_path, way)
         epoch(jobs, WAYS[way][0])
         waits.seen.clear()
