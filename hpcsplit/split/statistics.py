@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcsplit.split.stage import Stage
@@ -51,11 +52,14 @@ class FreshStatistics:
         """
         fresh = [list(norm.buffers()) for norm, _, _ in self._before]
         self.restore()
+        moves: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # by how far: few calls for many layers
         for (norm, momentum, _), (new_mean, new_var, _) in zip(self._before, fresh, strict=True):
             if not self._passes[norm]:
                 continue
             mean, var, passes = norm.buffers()
             passes += 1
-            weight = 1.0 / int(passes) if momentum is None else momentum
-            mean.lerp_(new_mean, weight)
-            var.lerp_(new_var, weight)
+            old, new = moves.setdefault(1.0 / int(passes) if momentum is None else momentum, ([], []))
+            old += mean, var
+            new += new_mean, new_var
+        for weight, (old, new) in moves.items():
+            torch._foreach_lerp_(old, new, weight)
