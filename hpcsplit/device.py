@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
@@ -40,10 +42,16 @@ def download(values: torch.Tensor) -> tuple[torch.Tensor, Copy | torch.cuda.Even
     return here, copy_under_way(values.device)
 
 
-def use(device: torch.device) -> torch.device:
-    """Make it the one that CUDA takes where none is named."""
+def use(device: torch.device, *, deterministic: bool = False) -> torch.device:
+    """Make it the one that CUDA takes where none is named; with `deterministic`, equal starts give equal bits.
+
+    An operator that has no such form then raises RuntimeError, which names it.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+            torch.use_deterministic_algorithms(True)
     return device
 
 

@@ -72,7 +72,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     if config.run.runner == "mpi":
         check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
-    device = use(device_of(config, 0))
+    device = use(device_of(config, 0), deterministic=config.run.deterministic)
     failure, pulse = Failure(0, gethostname(), leave), Pulse()
     watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
     with ExitStack() as guards:
@@ -122,7 +122,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         console = Console(config.schedule.epochs) if world.rank == 0 else None
         _check_launch(config, wire)
         _bind(config, wire)
-        device = use(device_of(config, world.local_rank))
+        device = use(device_of(config, world.local_rank), deterministic=config.run.deterministic)
         places = wire.share(place(world.host, device))
         prepared = _prepare_together(config, run_dir, wire, device, sharing(places))
         guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))

@@ -147,6 +147,7 @@ class Run:
     threads: int = option(0, "CPU threads of a rank; 0 takes the node's cores / the ranks on it", unit="threads", low=0)
     device: str = option("auto", "where a stage computes", choices=("auto", "cpu", "cuda"))
     precision: str = option("float32", "bfloat16 runs the forward pass under autocast", choices=("float32", "bfloat16"))
+    deterministic: bool = option(False, "the same bits from every start on a GPU, with slower kernels; a CPU has them")
     channels_last: bool = option(True, "memory format of feature maps; faster for convolutions")
     torch_compile: bool = option(False, "compile every block; the same up to rounding; may be slower on CPUs")
     baseline: bool = option(

@@ -1,0 +1,170 @@
+"""Checks between ranks that share the GPU: messages whose copies end late, and steps of hpcsplit's own engine."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.assemble import Prepared, make_job
+from hpcsplit.device import use, wait_for
+from hpcsplit.engine.epochs import train_epoch
+from hpcsplit.engine.forward import refresh
+from hpcsplit.methods.contract import Tally
+from hpcsplit.prepare import prepare
+from hpcsplit.rundir import RunDir
+from hpcsplit.schedule.actions import Phase, Refresh, Train
+from hpcsplit.wire.port import NEXT, PREV, Meter, Recv, Send, Share, Verb
+from tools.gpu_checks.here import epoch, jobs
+from tools.gpu_checks.setting import Finding, Setting, configuration
+
+_SHAPES = [(128, 16, 32, 32), (3,), (128, 64, 8, 8), (5, 7), (1, 1), (64, 32, 16, 16)]
+_TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+_LATE_CYCLES = 20_000_000  # about 10 ms
+
+CORRECTED = {"epoch_end": "run", "predict": True, "spike": True, "lr_anneal": 1000}
+WAYS: dict[str, tuple[Phase, str, dict[str, Any]]] = {  # of two ranks
+    "exact": ("serial", "penalty", {}),
+    "penalty": ("parallel", "penalty", {}),
+    "delayed": ("parallel", "delayed", {"method": {"epoch_end": "run"}}),
+    "al": ("parallel", "al", {}),
+    "delayed, corrected": ("parallel", "delayed", {"method": CORRECTED}),
+    "penalty, store in files": ("parallel", "penalty", {"store": {"kind": "hdf5"}}),
+    "exact in 4 micro-batches": ("serial", "penalty", {"schedule": {"microbatches": 4}}),
+}
+
+
+def messages(setting: Setting) -> Iterator[Finding]:
+    """Every type and memory format arrives as it was sent, though the device is still busy when it leaves and the
+    sender overwrites it at once; seconds of a large one, there and back."""
+    wire = _wire(setting)
+    rank, device = wire.world.rank, setting.device
+
+    def made(number: int) -> torch.Tensor:
+        shape, dtype = _SHAPES[number % len(_SHAPES)], _TYPES[number % len(_TYPES)]
+        x = (torch.arange(math.prod(shape), device=device).reshape(shape) % 100 + number % 27).to(dtype)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and number % 2 else x
+
+    def exchange() -> Generator[Verb, Any, int]:
+        wrong = 0
+        for number in range(10 if setting.tiny else 100):
+            expected = made(number)
+            side = NEXT if rank == 0 else PREV
+            if rank:
+                got = yield Recv(side, "x", tuple(expected.shape), expected.dtype, number)
+            leaving = expected.clone()
+            if setting.cuda:
+                torch.cuda._sleep(_LATE_CYCLES)  # the copy to the host begins behind it
+            yield Send(side, "y" if rank else "x", leaving, number)
+            leaving.zero_()
+            if not rank:
+                got = yield Recv(side, "y", tuple(expected.shape), expected.dtype, number)
+            wrong += not torch.equal(got, expected)
+        return wrong
+
+    large = torch.randn(_SHAPES[0], device=device)
+
+    def there_and_back() -> Generator[Verb, Any, float]:
+        times = []
+        for number in range(5 if setting.tiny else 30):
+            wait_for(device)
+            began = time.perf_counter()
+            if rank == 0:
+                yield Send(NEXT, "x", large, number)
+                yield Recv(NEXT, "y", tuple(large.shape), large.dtype, number)
+            else:
+                x = yield Recv(PREV, "x", tuple(large.shape), large.dtype, number)
+                yield Send(PREV, "y", x, number)
+            wait_for(device)
+            times.append((time.perf_counter() - began) / 2)
+        return statistics.median(times[2:])
+
+    wrong = wire.share(wire.run(exchange()))
+    seconds = wire.share(wire.run(there_and_back()))[0]
+    wire.close()
+    if rank == 0:
+        yield {"ok": not any(wrong), "wrong": wrong, "us_8mb": round(1e6 * seconds, 1)}
+
+
+def alone(setting: Setting) -> Iterator[Finding]:
+    """Exact steps of one rank: to be compared with the loops of torch alone."""
+    for network, precision in setting.networks:
+        torch.backends.cudnn.benchmark = True
+        steps, turns = _sizes(setting)
+        config = configuration(setting, network, 1, steps=steps, run={"precision": precision})
+        (job,) = jobs(setting, config)
+        epoch(job, "serial", 0)
+        seconds = setting.seconds(lambda job=job: epoch(job, "serial", 1), times=turns)  # type: ignore[misc]
+        what = {"network": network, "precision": precision, "way": "exact, 1 rank"}
+        yield {"ok": True, **what, "ms": round(1e3 * seconds / steps, 3)}
+
+
+def together(setting: Setting) -> Iterator[Finding]:
+    """Steps of two ranks that share the device."""
+    wire = _wire(setting)
+    mine = sorted(os.sched_getaffinity(0))
+    half = max(1, len(mine) // 2)
+    os.sched_setaffinity(0, set(mine[wire.world.rank * half : (wire.world.rank + 1) * half] or mine))
+    for number, (network, precision) in enumerate(setting.networks):
+        for way in WAYS if number == 0 else list(WAYS)[:3]:
+            enough = min(wire.share(setting.left_s)) > 12
+            if not enough:
+                break
+            found = _together(setting, wire, network, precision, way)
+            if wire.world.rank == 0:
+                yield found
+    wire.close()
+
+
+def _together(setting: Setting, wire: Any, network: str, precision: str, way: str) -> Finding:
+    phase, method, sections = WAYS[way]
+    torch.backends.cudnn.benchmark = True
+    steps, turns = _sizes(setting)
+    config = configuration(setting, network, 2, method, steps=steps, **sections, run={"precision": precision})
+    place = wire.share(tempfile.mkdtemp(prefix="gpu-check-") if wire.world.rank == 0 else None)[0]
+    run_dir = RunDir(Path(place) / "run")
+    prepared = prepare(config, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None
+    prepared = Prepared.from_dict(wire.share(prepared)[0])
+    job = make_job(config, prepared, run_dir, wire.world.rank, 2, setting.device)
+    job.stage.between_blocks = wire.progress
+
+    def program() -> Generator[Verb, Any, list[float]]:
+        if phase == "parallel" and job.has_variables:
+            yield from refresh(job, Refresh(0))
+        rows = []
+        for number in range(2 + turns):
+            yield Share(None)
+            before, began, cpu = asdict((yield Meter())), time.perf_counter(), time.process_time()
+            yield from train_epoch(job, Train(number, phase, number, goes_on=True), Tally())
+            wait_for(setting.device)
+            wall, cpu, after = time.perf_counter() - began, time.process_time() - cpu, asdict((yield Meter()))
+            rows.append([wall, cpu, *(after[key] - before[key] for key in ("exposed_s", "imbalance_s"))])
+        return [statistics.median(column) / steps for column in zip(*rows[2:], strict=True)]
+
+    columns = zip(*wire.share(wire.run(program())), strict=True)
+    if job.store:
+        job.store.close()
+    names = ("ms", "cpu_ms", "exposed_ms", "imbalance_ms")
+    times = {name: [round(1e3 * value, 3) for value in column] for name, column in zip(names, columns, strict=True)}
+    return {"ok": True, "network": network, "precision": precision, "way": f"{way}, 2 ranks", **times}
+
+
+def _sizes(setting: Setting) -> tuple[int, int]:
+    """Steps of an epoch, epochs."""
+    return (3, 2) if setting.tiny else (25, 5)
+
+
+def _wire(setting: Setting) -> Any:
+    from hpcsplit.wire.mpi import Wire
+
+    wire = Wire()
+    wire.device = use(setting.device)
+    return wire

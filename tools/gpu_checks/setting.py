@@ -1,0 +1,108 @@
+"""What every check is told: the device, how large it may be, where data and results lie, and small configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.config import Config, resolve
+from hpcsplit.device import wait_for
+
+Finding = dict[str, Any]  # with "ok": True, False, or None for what could not be asked here
+Check = Callable[["Setting"], Iterator[Finding]]
+CUTS = {"resnet8": 2, "resnet20": 5, "resnet56": 15, "resnet110": 28}  # into two stages of about the same work
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the checks run.
+
+    Attributes:
+        tiny: a dry run: smallest networks, a few steps.
+        data: a folder with CIFAR-10 as torchvision lays it out, or None.
+        until: when the check has to have ended, in s since 1970.
+    """
+
+    device: torch.device
+    tiny: bool
+    out: Path
+    data: Path | None
+    until: float
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def batch(self) -> int:
+        return 8 if self.tiny else 128
+
+    @property
+    def networks(self) -> list[tuple[str, str]]:
+        """(network, precision), the most important first."""
+        large = [("resnet110", "float32"), ("resnet110", "bfloat16"), ("resnet20", "float32")]
+        return [("resnet8", "float32")] if self.tiny else large
+
+    @property
+    def left_s(self) -> float:
+        return self.until - time.time()
+
+    def seconds(self, act: Callable[[], Any], times: int = 20, inner: int = 1) -> float:
+        """Median of so many turns of `inner` calls each, for one call, after a turn that does not count."""
+        found = []
+        for _ in range(1 + (2 if self.tiny else times)):
+            wait_for(self.device)
+            began = time.perf_counter()
+            for _ in range(inner):
+                act()
+            wait_for(self.device)
+            found.append((time.perf_counter() - began) / inner)
+        return statistics.median(found[1:])
+
+
+def configuration(
+    setting: Setting, network: str, stages: int, method: str = "backprop", *, steps: int, **sections: dict[str, Any]
+) -> Config:
+    """A run on random images whose epoch has so many steps, parallel ones if the method has any."""
+    batch = setting.batch
+    raw: dict[str, dict[str, Any]] = {
+        "data": {"name": "fake", "limit_train": batch * steps, "limit_test": 64, "batch_size": batch, "augment": True},
+        "model": {"name": network},
+        "split": {"cuts": [CUTS[network]] if stages == 2 else []},
+        "method": {"name": method},
+        "schedule": {"epochs": 1000, "ratio": "0:1", "warmup": 0},
+        "store": {"kind": "memory"},
+        "run": {"threads": 1, "baseline": False, "device": setting.device.type},
+    }
+    for name, keys in sections.items():
+        raw.setdefault(name, {}).update(keys)
+    return resolve(raw, (), stem="gpu", source="tools/gpu")
+
+
+def write_toml(path: Path, sections: dict[str, dict[str, Any]]) -> Path:
+    """A configuration file; what JSON writes for these values is TOML too."""
+    lines = []
+    for name, keys in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What a run has written down of its epochs."""
+    try:
+        return [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
