@@ -32,7 +32,7 @@ def test_the_checks_run_without_a_gpu(tmp_path: Path) -> None:
     assert {*QUICK, *SLOW} == CHECKS.keys()
     code, found, said = gpu(tmp_path, *QUICK)
     assert code == 0, said
-    assert [name for name in dict.fromkeys(line["check"] for line in found)] == list(QUICK)
+    assert list(dict.fromkeys(line["check"] for line in found)) == list(QUICK)
     assert all(line["ok"] for line in found)
     assert {line["way"] for line in found if line["check"] == "together"} >= {"exact, 2 ranks", "penalty, 2 ranks"}
 
