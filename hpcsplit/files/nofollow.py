@@ -1,0 +1,203 @@
+"""The one way to what lies in a run directory: no link is followed, and only regular files and folders are opened.
+
+A name in a folder that others have made, or may write, can be anything: a link to a file of the reader's, a pipe that
+never answers, a second name of a file elsewhere.  So each part of a path is opened from the folder before it, never
+through a link, and what has been opened is looked at before a byte of it is read or written.  Whoever takes a folder
+from a user resolves it first (`Path.resolve`); from there on every link is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hpcsplit.errors import ConfigError
+
+MOST_BYTES = 1 << 30  # read of a text file
+
+_ALWAYS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_PART = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: Path | str, flags: int, mode: int = 0o666) -> int:
+    """As `os.open`: a descriptor of a regular file, or with os.O_DIRECTORY of a folder; the `opener` of `open`, too.
+
+    Raises:
+        ConfigError: it is something else, or a part of its path is a link; or it is written but has a second name
+            (a hard link) or belongs to somebody else than this user and the folder's owner; or it is read, has a
+            second name, and does not belong to the folder's owner.
+        OSError: as `os.open`.
+    """
+    path = Path(path)
+    with _parent(path) as (folder, name):
+        try:
+            descriptor = os.open(name, flags & ~os.O_TRUNC | _ALWAYS, mode, dir_fd=folder)
+        except OSError as error:
+            _refuse_others(path, folder, bool(flags & os.O_DIRECTORY))
+            raise _of(path, error) from None
+        try:
+            if not flags & os.O_DIRECTORY:
+                _check(path, os.fstat(descriptor), os.fstat(folder).st_uid, bool(flags & (os.O_WRONLY | os.O_RDWR)))
+            if flags & os.O_TRUNC:  # not before it has been looked at
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The whole content of a file of at most MOST_BYTES.  Raises as `open_file`; ConfigError where it is larger."""
+    with open(path, "rb", opener=open_file) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            raise ConfigError(f"{path} has {size} bytes, at most {MOST_BYTES} are read; remove it or put it elsewhere")
+        return file.read()
+
+
+def read_text(path: Path | str) -> str:
+    """The content as text; bytes that are no UTF-8 become U+FFFD.  Raises as `read_bytes`."""
+    return read_bytes(path).decode("utf-8", "replace")
+
+
+def state(path: Path | str) -> os.stat_result | None:
+    """`os.lstat` of it, None where it is absent.  ConfigError where a folder above it is a link."""
+    try:
+        with _parent(Path(path)) as (folder, name):
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder, sorted; nothing where it is absent.  Raises as `open_file`."""
+    try:
+        descriptor = open_file(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return []
+    try:
+        return sorted(os.listdir(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> bool:
+    """Make a folder in one that is there; whether it was new.  ConfigError where something else has its name."""
+    with _parent(path) as (folder, name):
+        try:
+            os.mkdir(name, mode, dir_fd=folder)
+        except FileExistsError:
+            _refuse_others(path, folder, True)
+            return False
+        except OSError as error:
+            raise _of(path, error) from None
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a link, not what it leads to; fine where it is absent.  OSError for a folder."""
+    with suppress(FileNotFoundError), _parent(path) as (folder, name):
+        os.unlink(name, dir_fd=folder)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it, a file, or a link, but nothing that a link leads to."""
+    found = state(path)
+    if found is None or not stat.S_ISDIR(found.st_mode):
+        return remove(path)
+    with _parent(path) as (folder, name):
+        shutil.rmtree(name, dir_fd=folder)
+
+
+def replace(source: Path, target: Path) -> None:
+    """As `os.replace`."""
+    with _parent(source) as (there, name), _parent(target) as (here, new_name):
+        try:
+            os.replace(name, new_name, src_dir_fd=there, dst_dir_fd=here)
+        except OSError as error:
+            raise _of(target, error) from None
+
+
+def link(path: Path, target: str | Path) -> None:
+    """As `os.symlink`: let the new name `path` point to `target`."""
+    with _parent(path) as (folder, name):
+        try:
+            os.symlink(target, name, dir_fd=folder)
+        except OSError as error:
+            raise _of(path, error) from None
+
+
+# ------------------------------------------------------------------------------------------------ inside
+
+
+@contextmanager
+def _parent(path: Path) -> Iterator[tuple[int, str]]:
+    """A descriptor of the folder that `path` lies in, and the name there."""
+    *parts, name = path.parts if path.name else (*path.parts, ".")
+    absolute = path.is_absolute()
+    folder = os.open(parts[0] if absolute else ".", _PART)
+    try:
+        for count, part in enumerate(parts[1:] if absolute else parts, 1 + absolute):
+            try:
+                inner = os.open(part, _PART, dir_fd=folder)
+            except OSError as error:
+                place = Path(*parts[:count])
+                _refuse_others(place, folder, True)
+                raise _of(place, error) from None
+            os.close(folder)
+            folder = inner
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def _refuse_others(path: Path, folder: int, wants_folder: bool) -> None:
+    """ConfigError where `path`, in the open `folder`, is there and neither a file nor a folder, as wanted."""
+    try:
+        found = os.stat(path.name or ".", dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        try:
+            target = f" to {os.readlink(path.name, dir_fd=folder)}"
+        except OSError:
+            target = ""
+        raise ConfigError(f"{path} is a link{target}, and links in a run directory are not followed; remove it")
+    _check_kind(path, found, wants_folder)
+
+
+def _check_kind(path: Path, found: os.stat_result, wants_folder: bool) -> None:
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != (stat.S_IFDIR if wants_folder else stat.S_IFREG):
+        wanted = "folder" if wants_folder else "regular file"
+        raise ConfigError(f"{path} is {_KINDS.get(kind, 'something else')}, no {wanted}; remove it")
+
+
+def _check(path: Path, found: os.stat_result, folders_owner: int, writes: bool) -> None:
+    """ConfigError where an open file may not be read, or written."""
+    _check_kind(path, found, False)
+    if writes and found.st_uid not in (os.geteuid(), folders_owner):
+        raise ConfigError(
+            f"{path} belongs to uid {found.st_uid}, this run to uid {os.geteuid()}; remove it, or take another folder"
+        )
+    if found.st_nlink > 1 and (writes or found.st_uid != folders_owner):
+        raise ConfigError(
+            f"{path} has {found.st_nlink} names (hard links), so it is another file, too; put a copy in its place"
+        )
+
+
+def _of(path: Path, error: OSError) -> OSError:
+    """The error with the whole path."""
+    return OSError(error.errno, error.strerror, str(path))
