@@ -16,6 +16,7 @@ from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
+from hpcsplit.files.nofollow import without_links
 from hpcsplit.stopping import StopRequest
 from hpcsplit.wire.launcher import launcher_rank
 
@@ -55,6 +56,7 @@ def _dispatch(argv: list[str]) -> int:
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--run-dir", type=Path, help="default: runs/<config name>-<seed>")
     train.add_argument("--take-over", action="store_true", help="go on in a folder that is another user's or run's")
+    _links(train)
 
     plan = _command(commands, "plan", "cuts, parameters, memory, store, traffic and speed, without training")
     plan.add_argument(
@@ -75,6 +77,7 @@ def _dispatch(argv: list[str]) -> int:
         "report", help="runs side by side: a table, a page with every curve, a picture, numbers"
     )
     report.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+")
+    _links(report)
     report.add_argument(
         "--out", type=Path, help="write a page (.html), the curves (.png, .pdf, .svg) or numbers (.csv)"
     )
@@ -95,6 +98,8 @@ def _dispatch(argv: list[str]) -> int:
 
     args, rest = parser.parse_known_args(argv)
     _check_paths(args)
+    if getattr(args, "out", None):  # the user's own links are fine
+        args.out = without_links(args.out.parent) / args.out.name
     if args.command in ("report", "evaluate", "export", "doctor"):
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
@@ -133,7 +138,7 @@ def _dispatch(argv: list[str]) -> int:
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir
 
-    run_dir = RunDir(args.run_dir or _default_run_dir(config), args.take_over)
+    run_dir = RunDir(args.run_dir or _default_run_dir(config), args.take_over, args.follow_links)
     try:
         return train_command(config, run_dir, request)
     finally:
@@ -158,19 +163,24 @@ def _without_overrides(args: argparse.Namespace) -> int:
     """The commands that look at what is there."""
     if args.command == "report":
         from hpcsplit.commands.report import report_command
+        from hpcsplit.rundir import RunDir
 
-        return report_command(args.runs, args.out, mistakes=not args.no_mistakes)
+        runs = [RunDir(path, follow_links=args.follow_links) for path in args.runs]
+        return report_command(runs, args.out, mistakes=not args.no_mistakes)
     if args.command == "doctor":
         from hpcsplit.commands.doctor import doctor_command
 
         return doctor_command(args.scratch, as_json=args.json)
+    from hpcsplit.rundir import RunDir
+
+    run = RunDir(args.run, follow_links=args.follow_links)
     if args.command == "export":
         from hpcsplit.commands.export import export_command
 
-        return export_command(args.run, args.checkpoint, args.config, args.out)
+        return export_command(run, args.checkpoint, args.config, args.out)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(args.run, args.checkpoint, args.config, as_json=args.json)
+    return evaluate_command(run, args.checkpoint, args.config, as_json=args.json)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,9 +200,18 @@ def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> arg
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
     parser.add_argument("--config", type=Path, help="the run's CONFIG.toml; needed for a user's own network")
+    _links(parser)
     if name == "evaluate":
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
+
+
+def _links(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="the folders checkpoints, aux, log and tensorboard of a run directory may be links, such as to scratch",
+    )
 
 
 def _simulate(commands: argparse._SubParsersAction) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hpcsplit.errors import DataError
+from hpcsplit.files.atomic import write_text
+from hpcsplit.files.nofollow import open_file, read_bytes, read_text, state
 
 Phase = Literal["serial", "parallel"]
 
@@ -92,20 +94,20 @@ class Records:
         assert all(old.epoch != record.epoch for old, _ in past), f"epoch {record.epoch} is already in {self.path}"
         if self._torn():
             self._replace([line for _, line in past])
-        with self.path.open("a", encoding="utf-8") as file:
+        with open(self.path, "a", encoding="utf-8", opener=open_file) as file:
             file.write(record.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def truncate(self, before_epoch: int) -> None:
         """Atomically drop every record with epoch >= before_epoch: a resumed run writes these again."""
-        if self.path.exists():
+        if state(self.path):
             self._replace([line for record, line in self._read() if record.epoch < before_epoch])
 
     def _read(self) -> list[tuple[EpochRecord, str]]:
-        if not self.path.exists():
+        if not state(self.path):
             return []
-        lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+        lines = [line for line in read_text(self.path).split("\n") if line.strip()]
         found = []
         for count, line in enumerate(lines, 1):
             try:
@@ -116,21 +118,11 @@ class Records:
         return found
 
     def _torn(self) -> bool:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = read_bytes(self.path) if state(self.path) else b""
         return bool(content) and not content.endswith(b"}\n")
 
     def _replace(self, lines: list[str]) -> None:
-        beside = self.path.with_name(self.path.name + ".tmp")
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_text(self.path, "".join(line + "\n" for line in lines))
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hpcsplit.errors import ConfigError
+from hpcsplit.files.nofollow import open_file, read_text, remove, replace
+
 GRACE_S = 2.0
 END_S = 3.0  # for saying the last words; then the process ends without them
 _MOVED_BYTES = 1 << 20
@@ -128,8 +131,8 @@ class Watchdog:
             if self.limit_s and threading.current_thread() is not self._thread:
                 self._thread.join()
             for log in self.logs[self.rank : self.rank + 1]:
-                with suppress(OSError):
-                    sign_beside(log).unlink(missing_ok=True)
+                with suppress(OSError, ConfigError):
+                    remove(sign_beside(log))
 
     def _watch(self) -> None:
         silence = Silence(self._tick_s)
@@ -151,9 +154,11 @@ class Watchdog:
         sign = Sign(self.rank, os.getpid(), self.host, silence.moves, moved_at, self._where(), waits)
         path = sign_beside(self.logs[self.rank])
         fresh = path.with_suffix(".sign-new")
-        with suppress(OSError):  # no room: the others then know less
-            fresh.write_text(json.dumps(asdict(sign)), encoding="utf-8")
-            fresh.replace(path)
+        with suppress(OSError, ConfigError):  # no room: the others then know less
+            remove(fresh)
+            with open(fresh, "x", encoding="utf-8", opener=open_file) as file:
+                file.write(json.dumps(asdict(sign)))
+            replace(fresh, path)
 
     def _others(self) -> list[Sign]:
         found = [read_sign(log) for rank, log in enumerate(self.logs) if rank != self.rank]
@@ -181,7 +186,10 @@ class Watchdog:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         if not self.logs:
             return
-        with suppress(OSError), self.logs[self.rank].open("a", encoding="utf-8") as file:
+        with (
+            suppress(OSError, ConfigError),
+            open(self.logs[self.rank], "a", encoding="utf-8", opener=open_file) as file,
+        ):
             file.write(text)
             for ident, frame in sys._current_frames().items():
                 file.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
@@ -206,8 +214,8 @@ def sign_beside(log: Path) -> Path:
 def read_sign(log: Path) -> Sign | None:
     """The sign beside the log of a rank, or None."""
     try:
-        return Sign(**json.loads(sign_beside(log).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Sign(**json.loads(read_text(sign_beside(log))))
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from hpcsplit.boundary.store import Field, Labels, Store
 from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
+from hpcsplit.files.nofollow import names, remove
 
 AHEAD = 3  # batches fetched before they are asked for
 BEHIND = 4  # batches handed over and not yet written
@@ -73,7 +75,7 @@ class HdfStore(Store):
             if needed > free:
                 raise self._no_room(needed, free)
             for _, path in absent:
-                path.unlink(missing_ok=True)
+                remove(path)
             for name, path in absent:
                 fresh.append(path)
                 attributes = self.identity.attributes(name, None, None, 0) | {"complete": 0}
@@ -85,7 +87,7 @@ class HdfStore(Store):
             return slots
         except OSError as error:
             for path in fresh:
-                path.unlink(missing_ok=True)
+                remove(path)
             if error.errno in ROOM:
                 raise self._no_room(needed, free_bytes(self.folder)) from error
             raise StoreError(
@@ -249,9 +251,9 @@ class HdfStore(Store):
         return [self.identity.saved_name(name) for name in names]
 
     def keep_only(self, fields: Collection[str]) -> None:
-        for path in self.folder.glob("block-*.h5"):
-            if path.name.rsplit(".", 2)[0] not in fields:
-                path.unlink(missing_ok=True)
+        for name in names(self.folder):
+            if fnmatch(name, "block-*.h5") and name.rsplit(".", 2)[0] not in fields:
+                remove(self.folder / name)
 
     def _checksum(self, name: str) -> int:
         return self._sums.get(name, 0)

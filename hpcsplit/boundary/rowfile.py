@@ -14,6 +14,7 @@ import torch
 from hpcsplit.errors import StoreError
 from hpcsplit.files.atomic import free_bytes
 from hpcsplit.files.hdf5 import Attribute, RowsLayout, create_rows, set_attributes
+from hpcsplit.files.nofollow import open_file
 
 ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up"}
 _BLOCK_BYTES = 1 << 25
@@ -26,9 +27,10 @@ class RowFile:
 
     def __init__(self, path: Path, layout: RowsLayout, *, writable: bool = True) -> None:
         self.path, self.layout = path, layout
-        self._fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        self._fd = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
         shape = (layout.rows, layout.row_bytes)
-        self._map = np.memmap(path, np.uint8, "r", offset=layout.rows_offset, shape=shape)
+        with open(self._fd, "rb", closefd=False) as file:
+            self._map = np.memmap(file, np.uint8, "r", offset=layout.rows_offset, shape=shape)
 
     def gather(self, positions: np.ndarray) -> torch.Tensor:
         """The rows at `positions`, (B, *row_shape) in the file's type."""

@@ -6,17 +6,21 @@ HDF5 library before its checksum has been compared.
 
 from __future__ import annotations
 
+import logging
 import re
-import shutil
+import stat
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.atomic import fsync_dir, replace_symlink, sha256_file, write_text
+from hpcsplit.files.nofollow import make_folder, names, read_text, remove_tree, replace, state
 
 MANIFEST = "manifest.h5"
 SUMS = "SHA256SUMS"
 _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6})")
+_LEFT_OVER = re.compile(rf"{_NAME.pattern}\.tmp|\.latest\.\d+\.tmp")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -29,11 +33,15 @@ def folder_name(epoch: int, step: int = 0) -> str:
     return f"epoch-{epoch:04d}-step-{step:06d}"
 
 
+def is_ours(name: str) -> bool:
+    """Whether a checkpoint, whole or not, has this name."""
+    return bool(_NAME.fullmatch(name.removesuffix(".tmp")))
+
+
 def complete(checkpoints: Path) -> list[Path]:
-    """The complete checkpoints, newest first."""
-    if not checkpoints.is_dir():
-        return []
-    found = [p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name) and (p / SUMS).is_file()]
+    """The complete checkpoints, newest first.  ConfigError where one of them is a link."""
+    found = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
+    found = [p for p in found if (sums := state(p / SUMS)) and stat.S_ISREG(sums.st_mode)]
     return sorted(found, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
 
 
@@ -62,8 +70,8 @@ def listed(folder: Path) -> list[str]:
 
 def _read_sums(folder: Path) -> dict[str, str]:
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(folder / SUMS).splitlines()
+    except OSError as error:
         raise damaged(folder, f"{SUMS} cannot be read ({error})") from None
     sums = {}
     for line in lines:
@@ -76,22 +84,19 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 def damaged(folder: Path, reason: str) -> CheckpointError:
     """The error for a checkpoint that cannot be used, with the way out."""
-    names = [p.name for p in complete(folder.parent)]
-    older = names[names.index(folder.name) + 1 :] if folder.name in names else names
+    whole = [p.name for p in complete(folder.parent)]
+    older = whole[whole.index(folder.name) + 1 :] if folder.name in whole else whole
     way_out = f"the one before it, {older[0]}, takes its place" if older else "the run starts from the beginning"
     return CheckpointError(f"checkpoint {folder} is damaged: {reason}. Remove that folder and start again: {way_out}")
 
 
 def begin(checkpoints: Path, name: str) -> Path:
     """An empty folder NAME.tmp to write into; leftovers of an interrupted save are removed."""
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    for leftover in checkpoints.glob("*.tmp"):
-        if leftover.is_symlink():  # the new "latest" of an interrupted `finish`
-            leftover.unlink()
-        else:
-            shutil.rmtree(leftover)
+    make_folder(checkpoints)
+    for leftover in filter(_LEFT_OVER.fullmatch, names(checkpoints)):
+        remove_tree(checkpoints / leftover)
     folder = checkpoints / f"{name}.tmp"
-    folder.mkdir()
+    make_folder(folder)
     return folder
 
 
@@ -99,13 +104,26 @@ def finish(folder: Path, sums: Mapping[str, str], keep: int) -> Path:
     """Make a written folder the newest checkpoint, durably, and remove all but the `keep` newest."""
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     final = folder.with_suffix("")
-    if final.exists():
-        shutil.rmtree(final)
-    folder.rename(final)
+    remove_tree(final)
+    replace(folder, final)
     fsync_dir(final.parent)
-    replace_symlink(final.parent / "latest", final.name)
+    try:
+        replace_symlink(final.parent / "latest", final.name)
+    except OSError as error:
+        _warn(final.parent / "latest", error.strerror or str(error))
     for old in complete(final.parent)[keep:]:
         half_gone = old.with_name(f"{old.name}.tmp")  # a leftover, not a checkpoint, if this is interrupted
-        old.rename(half_gone)
-        shutil.rmtree(half_gone)
+        replace(old, half_gone)
+        remove_tree(half_gone)
     return final
+
+
+@cache
+def _warn(latest: Path, reason: str) -> None:
+    """Say, once, that the link for people is not there; the program itself goes by the names of the folders."""
+    logging.getLogger("hpcsplit").warning(
+        "%s does not lead to the newest checkpoint (%s), which changes nothing for the run; where it is a folder, as "
+        "in a copy that followed links, remove it",
+        latest,
+        reason,
+    )

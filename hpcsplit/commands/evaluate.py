@@ -21,6 +21,7 @@ from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
 from hpcsplit.records import EpochRecord, Records
+from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.wire import lockstep
@@ -30,19 +31,19 @@ NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, 
 NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
 
 
-def evaluate_command(folder: Path, name: str, config_path: Path | None, *, as_json: bool) -> int:
+def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_json: bool) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
     """
-    saved = find(folder, name, config_path)
+    saved = find(run, name, config_path)
     saved.check(fingerprint(load_data(saved.config)), "model", "network", "data", "images", "seed")
     weights = saved.weights(build_network(saved.config, meta=True))
     scores = score(saved, weights)
     record = _record(saved)
     found: dict[str, Any] = {
-        "run": str(folder),
+        "run": str(run.path),
         "checkpoint": saved.name,
         "epochs_done": saved.epochs_done,
         "step": saved.step,

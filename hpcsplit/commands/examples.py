@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -16,16 +14,17 @@ from hpcsplit.engine.evaluate import outcomes, outputs
 from hpcsplit.engine.job import Job
 from hpcsplit.report.mistakes import Mistakes, Wrong, confusion_matrix, worst
 from hpcsplit.report.reconstructions import SHOWN, Reconstructions
+from hpcsplit.rundir import RunDir
 from hpcsplit.wire import lockstep
 
 
-def examples_of(folder: Path) -> Mistakes | Reconstructions:
+def examples_of(run: RunDir) -> Mistakes | Reconstructions:
     """What is wrong, or the first images and their reconstructions, by the whole network on this process alone.
 
     Raises:
         HpcsplitError: there is no checkpoint, or no data, or they are not those of the run.
     """
-    saved = find(folder, "", None)
+    saved = find(run, "", None)
     data = load_data(saved.config)
     saved.check(fingerprint(data), "model", "network", "data", "images", "seed")
     job = alone(saved, saved.weights(build_network(saved.config, meta=True)))

@@ -13,19 +13,20 @@ from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import find
 from hpcsplit.errors import StoreError, UsageError
 from hpcsplit.files.atomic import fsync_dir, sha256_file
+from hpcsplit.rundir import RunDir
 
 
-def export_command(folder: Path, name: str, config_path: Path | None, out: Path) -> int:
+def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) -> int:
     """Write {name: tensor} to `out`, for torch.load(out, weights_only=True) and load_state_dict; the exit code."""
     _check_free(out)
-    saved = find(folder, name, config_path)
+    saved = find(run, name, config_path)
     saved.check("", "model", "network")
     weights = saved.weights(build_network(saved.config, meta=True))
     save_new(out, weights)
     values = sum(t.numel() for t in weights.values())
     print(
         f"{out}: {len(weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes\n"
-        f"checkpoint {saved.name} of {folder}, {saved.position()}\n"
+        f"checkpoint {saved.name} of {run.path}, {saved.position()}\n"
         f"weights_sha256 {digest(weights)}\n"
         f"sha256 of the file {sha256_file(out)}"
     )

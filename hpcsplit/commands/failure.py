@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ import torch
 
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError, StoreError
+from hpcsplit.files.nofollow import open_file
 from hpcsplit.watchdog import Watchdog
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -101,8 +103,12 @@ class RankLog(logging.FileHandler):
     """A rank's own log file.  A line that cannot be written ends the run, as any other full disk does."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def _open(self) -> TextIOWrapper:
+        return open(self._path, "a", encoding="utf-8", opener=open_file)
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
@@ -117,7 +123,7 @@ class RankLog(logging.FileHandler):
 def crash_stacks(path: Path) -> Iterator[None]:
     """While the block runs, a crash (SIGSEGV, SIGBUS, …) writes the stacks of all threads to the end of this file."""
     before = faulthandler.is_enabled()
-    with path.open("a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", opener=open_file) as file:
         faulthandler.enable(file)
         try:
             yield

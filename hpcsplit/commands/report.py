@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hpcsplit.config import Config, load
+from hpcsplit.config import Config
 from hpcsplit.errors import DataError, HpcsplitError, StoreError, UsageError
 from hpcsplit.files.atomic import write_text
+from hpcsplit.files.nofollow import read_text
 from hpcsplit.records import EpochRecord, Records
 from hpcsplit.report import picture
 from hpcsplit.report.expected import beside
@@ -27,7 +28,7 @@ from hpcsplit.rundir import RunDir
 KINDS = ("html", "csv", *picture.FORMATS)
 
 
-def report_command(folders: Sequence[Path], out: Path | None, *, mistakes: bool = True) -> int:
+def report_command(run_dirs: Sequence[RunDir], out: Path | None, *, mistakes: bool = True) -> int:
     """Print one line for each run directory, and write `out`, whose suffix says what; the exit code.
 
     Args:
@@ -35,9 +36,9 @@ def report_command(folders: Sequence[Path], out: Path | None, *, mistakes: bool 
     """
     if out:
         _check_out(out)
-    found = _named(folders)
-    records = {name: _records(folder) for name, folder in found.items()}
-    configs = {name: _config(folder) for name, folder in found.items()}
+    found = _named(run_dirs)
+    records = {name: _records(run) for name, run in found.items()}
+    configs = {name: _config(run) for name, run in found.items()}
     _check_data(configs)
     table = Table(box=box.ASCII_DOUBLE_HEAD)
     for column in COLUMNS:
@@ -46,7 +47,7 @@ def report_command(folders: Sequence[Path], out: Path | None, *, mistakes: bool 
         table.add_row(escape(name), *cells)
     Console(width=160).print(table)
     print(EXPLAINED)
-    forecasts = {name: RunDir(folder).load_forecast() for name, folder in found.items()}
+    forecasts = {name: run.load_forecast() for name, run in found.items()}
     several = len(found) > 1
     known = {name if several else "": (expected, records[name]) for name, expected in forecasts.items() if expected}
     if lines := beside(known):
@@ -79,13 +80,13 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out} is a folder; give the name of a file")
 
 
-def _named(folders: Sequence[Path]) -> dict[str, Path]:
+def _named(runs: Sequence[RunDir]) -> dict[str, RunDir]:
     """Every run directory once, by as much of the end of its path as tells it from the others."""
-    places = {Path(os.path.abspath(folder)): folder for folder in folders}
+    places = {Path(os.path.abspath(run.path)): run for run in runs}
     parts = 1
     while len({place.parts[-parts:] for place in places}) < len(places):
         parts += 1
-    return {_in_utf8("/".join(place.parts[-parts:])): folder for place, folder in places.items()}
+    return {_in_utf8("/".join(place.parts[-parts:])): run for place, run in places.items()}
 
 
 def _in_utf8(text: str) -> str:
@@ -93,8 +94,8 @@ def _in_utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _records(folder: Path) -> list[EpochRecord]:
-    path = RunDir(folder).records
+def _records(run: RunDir) -> list[EpochRecord]:
+    path, folder = run.records, run.path
     try:
         records = Records(path).load()
     except OSError as error:
@@ -104,10 +105,10 @@ def _records(folder: Path) -> list[EpochRecord]:
     return records
 
 
-def _config(folder: Path) -> Config | str:
+def _config(run: RunDir) -> Config | str:
     """The configuration of a run, or why it has none."""
     try:
-        return load(RunDir(folder).config)
+        return run.load_config()
     except HpcsplitError as error:
         return f"{error}."
 
@@ -130,17 +131,16 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def _run(name: str, folder: Path, records: Sequence[EpochRecord], config: Config | str, mistakes: bool) -> Run:
-    run_dir = RunDir(folder)
+def _run(name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, mistakes: bool) -> Run:
     try:
-        summary = run_dir.summary.read_text(encoding="utf-8", errors="replace").rstrip()
+        summary = read_text(run_dir.summary).rstrip()
     except OSError:
         summary = ""
-    wrong = _mistakes(name, folder, config) if mistakes else "Left out by --no-mistakes."
-    return Run(str(folder), records, config, run_dir.starts(), summary, wrong)
+    wrong = _mistakes(name, run_dir, config) if mistakes else "Left out by --no-mistakes."
+    return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
 
 
-def _mistakes(name: str, folder: Path, config: Config | str) -> Mistakes | Reconstructions | str:
+def _mistakes(name: str, run_dir: RunDir, config: Config | str) -> Mistakes | Reconstructions | str:
     """What the newest checkpoint gets wrong, or why nobody knows."""
     from hpcsplit.commands.examples import examples_of
 
@@ -148,6 +148,6 @@ def _mistakes(name: str, folder: Path, config: Config | str) -> Mistakes | Recon
         return f'Not known: model.name = "{config.model.name}" is code of the user\'s, which a report does not run.'
     print(f"{name}: test set through the network (--no-mistakes leaves it out)", flush=True)
     try:
-        return examples_of(folder)
+        return examples_of(run_dir)
     except HpcsplitError as error:
         return f"Not known, since the network of a checkpoint would be needed: {error}."

@@ -64,7 +64,7 @@ class Saved:
             )
 
 
-def find(folder: Path, name: str, config_path: Path | None) -> Saved:
+def find(run: RunDir, name: str, config_path: Path | None) -> Saved:
     """The checkpoint `name` ("": the newest complete one) of a run directory; its manifest has been verified.
 
     Raises:
@@ -73,7 +73,6 @@ def find(folder: Path, name: str, config_path: Path | None) -> Saved:
         ConfigError: the configuration cannot be read, or names a network of the user's and --config is not given.
     """
     _alone()
-    run = RunDir(folder)
     chosen = _choose(run, name)
     config = own_config(run, config_path)
     ckpt.verify(chosen, [ckpt.MANIFEST])
@@ -99,7 +98,7 @@ def own_config(run: RunDir, config_path: Path | None) -> Config:
         ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
             the run directory says so.
     """
-    config = load(run.config)
+    config = run.load_config()
     if config_path:
         theirs = load(config_path)
         if theirs.model.name != config.model.name:

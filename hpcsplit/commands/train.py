@@ -31,6 +31,7 @@ from hpcsplit.device import use
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
+from hpcsplit.files.atomic import write_text
 from hpcsplit.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.prepare import expect_together, prepare, stage_plans
 from hpcsplit.records import Records
@@ -323,7 +324,7 @@ def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)
-    run_dir.summary.write_text(table + "\n", encoding="utf-8")
+    write_text(run_dir.summary, table + "\n")
     watch.draw(run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {stages} stages")
     watch.say(f"curves: {run_dir.picture}")
     return DONE

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,16 @@ def option_tree(method: str) -> dict[str, dict[str, Option]]:
     return tree
 
 
-def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+def load(
+    path: str | Path, overrides: Iterable[tuple[str, str]] = (), *, read: Callable[[Path], bytes] = Path.read_bytes
+) -> Config:
     """Read, override, complete and check a configuration file.
 
     Args:
         path: a TOML file.
         overrides: pairs ("section.key", text); the text is a TOML value or, where that fails, a plain text.  With
             another method.name than the file's, the file's keys that only its own method has are left out.
+        read: gives the content of the file.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
@@ -125,7 +128,7 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
+        raw = tomllib.loads(read(path).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+from hpcsplit.files.nofollow import link, open_file, remove, replace
+
 _BLOCK_BYTES = 1 << 20
 _COPY_BYTES = 1 << 30
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
@@ -15,7 +17,7 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, er
 
 def fsync_file(path: Path) -> None:
     """Wait until the content of the file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_file(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -24,7 +26,7 @@ def fsync_file(path: Path) -> None:
 
 def fsync_dir(folder: Path) -> None:
     """Make names created, renamed or removed in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = open_file(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -33,7 +35,7 @@ def fsync_dir(folder: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of the file's content, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_file) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -49,9 +51,9 @@ def copy_file(src: Path, dst: Path) -> None:
     The kernel copies (sharing blocks where the file system can); where it cannot, the bytes pass through this process.
     An existing `dst` is overwritten in place, so `dst` is a file that nobody reads yet.  Raises OSError.
     """
-    with open(src, "rb", buffering=0) as source:
+    with open(src, "rb", buffering=0, opener=open_file) as source:
         mode = os.fstat(source.fileno()).st_mode & 0o777
-        with open(os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0) as copy:
+        with open(open_file(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0) as copy:
             _kernel_copy(source.fileno(), copy.fileno())
             shutil.copyfileobj(source, copy, _BLOCK_BYTES)  # whatever the kernel left, from where it stopped
             os.fsync(copy.fileno())
@@ -68,28 +70,34 @@ def _kernel_copy(source: int, copy: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` (UTF-8) at `path` atomically and durably.  Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Put `content` at `path` atomically and durably.  Raises OSError."""
     fresh = _beside(path)
+    remove(fresh)
     try:
-        with open(fresh, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(fresh, "xb", opener=open_file) as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        replace(fresh, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        remove(fresh)
     fsync_dir(path.parent)
 
 
-def replace_symlink(link: Path, target: str | Path) -> None:
-    """Let `link` point to `target` atomically, whether or not it exists.  Raises OSError."""
-    fresh = _beside(link)
-    fresh.unlink(missing_ok=True)
+def replace_symlink(path: Path, target: str | Path) -> None:
+    """Let `path` point to `target` atomically, whether or not it exists.  Raises OSError."""
+    fresh = _beside(path)
+    remove(fresh)
     try:
-        os.symlink(target, fresh)
-        os.replace(fresh, link)
+        link(fresh, target)
+        replace(fresh, path)
     finally:
-        fresh.unlink(missing_ok=True)
-    fsync_dir(link.parent)
+        remove(fresh)
+    fsync_dir(path.parent)
 
 
 def _beside(path: Path) -> Path:

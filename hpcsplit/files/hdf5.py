@@ -18,8 +18,9 @@ import h5py
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.errors import CheckpointError, ConfigError, StoreError
 from hpcsplit.files.atomic import free_bytes, fsync_file
+from hpcsplit.files.nofollow import open_file
 
 Attribute = str | int | float
 
@@ -59,6 +60,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
     if needed + _SLACK_BYTES > free:
         raise StoreError(_no_room(path, needed, free))
     try:
+        os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
         with h5py.File(path, "w", locking=False) as file:
             for key, tensor in tensors.items():
                 dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
@@ -134,8 +136,11 @@ def _set(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:
+        os.close(open_file(path, os.O_RDONLY))  # the library would wait for a pipe, and follow a link
         with h5py.File(path, "r", locking=False) as file:
             yield file
+    except ConfigError:
+        raise
     except Exception as error:  # the library raises nearly every built-in exception on a damaged file
         raise CheckpointError(
             f"{path} cannot be read as an HDF5 file ({error}); resume from another checkpoint or restore it from a copy"
@@ -183,7 +188,7 @@ def create_rows(
     Both datasets are contiguous, allocated at once and begin on a page, ready for pread, pwrite and mmap at the offsets
     returned.  OSError (ENOSPC, EDQUOT) when there is no room; the file is then gone.
     """
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     try:
         with h5py.File(
             path, "w", locking=False, alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
@@ -213,7 +218,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], numpy_type: ty
 
 def reserve(path: Path, size_bytes: int) -> None:
     """Give the first `size_bytes` of the file their blocks on the disk.  OSError (ENOSPC, EDQUOT) without room."""
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = open_file(path, os.O_RDWR)
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)
     finally:

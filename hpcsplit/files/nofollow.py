@@ -3,7 +3,7 @@
 A name in a folder that others have made, or may write, can be anything: a link to a file of the reader's, a pipe that
 never answers, a second name of a file elsewhere.  So each part of a path is opened from the folder before it, never
 through a link, and what has been opened is looked at before a byte of it is read or written.  Whoever takes a folder
-from a user resolves it first (`Path.resolve`); from there on every link is refused.
+from a user resolves it first (`without_links`); from there on every link is refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def without_links(path: Path) -> Path:
+    """A way to the same place that leads through no link: the path itself where it has none."""
+    real = Path(os.path.realpath(path))
+    return path if real == Path(os.path.abspath(path)) else real
 
 
 def open_file(path: Path | str, flags: int, mode: int = 0o666) -> int:

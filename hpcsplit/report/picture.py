@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+from hpcsplit.files.atomic import write_bytes
 from hpcsplit.report import curves
 from hpcsplit.report.curves import Runs
 from hpcsplit.report.lines import term
@@ -51,7 +53,9 @@ def draw(records_by_name: Runs, path: Path | str, title: str) -> None:
         panel.set_title(heading, fontsize=11)
         panel.set_ylabel(quantity)
         _finish(panel, records_by_name, legends[panel])
-    figure.savefig(path, format=Path(path).suffix.removeprefix("."), dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format=Path(path).suffix.removeprefix("."), dpi=110)
+    write_bytes(Path(path), image.getbuffer())
 
 
 def _finish(panel: Any, runs: Runs, legend: list[Any]) -> None:

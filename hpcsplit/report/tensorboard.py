@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError
+from hpcsplit.files.nofollow import names, remove
 from hpcsplit.records import EpochRecord
 
 
@@ -29,8 +30,9 @@ class Board:
         """Write the epochs so far, in place of what earlier starts have written: no epoch is there twice."""
         from torch.utils.tensorboard import SummaryWriter
 
-        for file in self.folder.glob("events.out.tfevents.*"):
-            file.unlink()
+        for name in names(self.folder):
+            if name.startswith("events.out.tfevents."):
+                remove(self.folder / name)
         self._writer = SummaryWriter(str(self.folder))
         for record in past:
             self.add(record)

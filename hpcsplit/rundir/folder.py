@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,21 @@ from typing import Any
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.config import Config, differences, load
 from hpcsplit.errors import ConfigError, LaunchError, StoreError
-from hpcsplit.files import scratch
+from hpcsplit.files import nofollow, scratch
 from hpcsplit.files.atomic import write_text
+from hpcsplit.files.nofollow import read_bytes, read_text
 from hpcsplit.rundir import trust
 from hpcsplit.rundir.lock import RunLock
 from hpcsplit.rundir.process import Process
 from hpcsplit.rundir.provenance import compact, facts
 
 FORECAST_KEYS = {"key", "batch_size", "forecast", "one_rank_samples_per_s", "cuts", "profile"}
+NO_RUN_DIR = "choose another --run-dir"
 _SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
+_LEFT_OVER = re.compile(
+    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest)\.\d+\.tmp"
+    r"|\.lock\.[0-9a-f]+\.now|rank-\d+\.sign-new|records\.jsonl\.tmp"
+)
 _held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
 
 
@@ -36,53 +43,64 @@ class RunDir:
 
     Attributes:
         take_over: go on in a folder that is another user's or another run's.
+        follow_links: folders in it may be links to places elsewhere, such as on scratch.
     """
 
     path: Path
     take_over: bool = False
+    follow_links: bool = False
+
+    @property
+    def home(self) -> Path:
+        """The folder itself, where `path` leads: the way into it has no link that would be refused."""
+        return nofollow.without_links(self.path)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.home / name
+        return Path(os.path.realpath(folder)) if self.follow_links else folder
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self._folder("checkpoints")
 
     @property
     def records(self) -> Path:
-        return self.path / "records.jsonl"
+        return self.home / "records.jsonl"
 
     @property
     def config(self) -> Path:
-        return self.path / "config.toml"
+        return self.home / "config.toml"
 
     @property
     def split(self) -> Path:
-        return self.path / "split.json"
+        return self.home / "split.json"
 
     @property
     def forecast(self) -> Path:
-        return self.path / "forecast.json"
+        return self.home / "forecast.json"
 
     @property
     def provenance(self) -> Path:
-        return self.path / "provenance.json"
+        return self.home / "provenance.json"
 
     @property
     def picture(self) -> Path:
-        return self.path / "curves.png"
+        return self.home / "curves.png"
 
     @property
     def summary(self) -> Path:
-        return self.path / "summary.txt"
+        return self.home / "summary.txt"
 
     @property
     def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+        return self._folder("tensorboard")
 
     @property
     def lock(self) -> Path:
-        return self.path / "lock"
+        return self.home / "lock"
 
     def log(self, rank: int) -> Path:
-        return self.path / "log" / f"rank-{rank:03d}.log"
+        return self._folder("log") / f"rank-{rank:03d}.log"
 
     def wait_for_log(self, rank: int) -> Path:
         """The log file of a rank, when its folder, made by rank 0, shows here.
@@ -98,7 +116,8 @@ class RunDir:
                     "--run-dir on a file system that all nodes share"
                 )
             for folder in (self.path.parent, self.path):
-                trust.entries(folder)  # makes a file system that caches names look again
+                with suppress(OSError):
+                    os.listdir(folder)  # makes a file system that caches names look again
             time.sleep(0.1)
         return path
 
@@ -119,10 +138,12 @@ class RunDir:
             folder = scratch.choose(self._store_name, needed_bytes)
         else:
             (folder,) = self.store_places(configured)
+        folder = Path(os.path.realpath(folder.parent)) / folder.name
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        trust.check_folder(folder, take_over=self.take_over, instead="choose another store.path")
-        trust.check_links(trust.entries(folder), folder)
+        instead = "choose another store.path"
+        self._check_folder(folder, instead)
+        self._check_files((folder / name for name in nofollow.names(folder) if name.endswith(".h5")), instead)
         return folder
 
     def store_places(self, configured: str) -> list[Path]:
@@ -133,7 +154,7 @@ class RunDir:
         if configured == "scratch":
             return [place.path / self._store_name for place in scratch.candidates() if not place.obstacle]
         if not configured:
-            return [self.path / "aux"]
+            return [self._folder("aux")]
         expanded = os.path.expandvars(os.path.expanduser(configured))
         if "$" in expanded:
             raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
@@ -160,7 +181,10 @@ class RunDir:
             self._take()
             try:
                 self._check_config(config)
-                self.log(0).parent.mkdir(exist_ok=True)
+                nofollow.make_folder(self.log(0).parent)
+                self._clear()
+                if note := trust.writers(self.home):
+                    _say(note)
             except BaseException:
                 self.release()
                 raise
@@ -186,31 +210,45 @@ class RunDir:
     def _key(self) -> str:
         return str(self.path.resolve())
 
+    def _clear(self) -> None:
+        """Remove what starts that were killed had not finished writing."""
+        for folder in (self.home, self.checkpoints, self.log(0).parent):
+            for name in nofollow.names(folder):
+                if _LEFT_OVER.fullmatch(name):
+                    nofollow.remove(folder / name)
+
     def _take(self) -> None:
         if self._key in _held:
             try:
                 return _held[self._key].check()
             except LaunchError:  # the folder has been removed and made again
                 self.release()
-        _held[self._key] = RunLock.acquire(
-            self.lock, say=lambda sentence: print(f"hpcsplit: {sentence}", file=sys.stderr)
-        )
+        _held[self._key] = RunLock.acquire(self.lock, say=_say)
 
     def _check_trust(self) -> None:
         logs = (self.log(0).parent, self.tensorboard)
-        for folder in (self.path, self.checkpoints, *logs):
-            trust.check_folder(folder, take_over=self.take_over, instead="choose another --run-dir")
+        self._check_folder(self.path, NO_RUN_DIR, may_be_link=True)
+        for folder in (self.checkpoints, *logs):
+            self._check_folder(folder, NO_RUN_DIR)
         files = [self.records, self.config, self.split, self.forecast, self.provenance, self.picture, self.summary]
-        trust.check_links([*files, *(file for folder in logs for file in trust.entries(folder))], self.path)
-        for folder in trust.entries(self.checkpoints):
-            trust.check_links([folder, *trust.entries(folder)], self.checkpoints)
+        files += [folder / name for folder in logs for name in nofollow.names(folder)]
+        for folder in (self.checkpoints / name for name in nofollow.names(self.checkpoints) if ckpt.is_ours(name)):
+            files += [folder / name for name in nofollow.names(folder)]
+            self._check_folder(folder, NO_RUN_DIR)
+        self._check_files([*files, self.lock], NO_RUN_DIR)
+
+    def _check_folder(self, folder: Path, instead: str, *, may_be_link: bool = False) -> None:
+        trust.check_folder(folder, take_over=self.take_over, may_be_link=may_be_link, instead=instead)
+
+    def _check_files(self, paths: Iterable[Path], instead: str) -> None:
+        trust.check_files(paths, take_over=self.take_over, instead=instead)
 
     def _check_config(self, config: Config) -> None:
         """Refuse to begin anew over the epochs of another run; where there is a checkpoint, that decides instead."""
         if self.take_over or ckpt.complete(self.checkpoints) or not self._finished_epochs():
             return
         try:
-            theirs = load(self.config)
+            theirs = self.load_config()
         except ConfigError:  # absent or damaged: nothing says that it is another run
             return
         ours, prints = config.fingerprint(), theirs.fingerprint()
@@ -224,9 +262,13 @@ class RunDir:
 
     def _finished_epochs(self) -> int:
         try:
-            return self.records.read_bytes().count(b"\n")
+            return read_bytes(self.records).count(b"\n")
         except OSError:
             return 0
+
+    def load_config(self) -> Config:
+        """The configuration that it was last started with.  ConfigError where it cannot be read."""
+        return load(self.config, read=read_bytes)
 
     # ------------------------------------------------------------------------------------------------ the cuts
 
@@ -242,7 +284,7 @@ class RunDir:
 
     def _splits(self) -> dict[str, dict[str, Any]]:
         try:
-            entries = json.loads(self.split.read_text(encoding="utf-8"))
+            entries = json.loads(read_text(self.split))
             return {key: entry for key, entry in entries.items() if {"split", "sha256"} <= entry.keys()}
         except (OSError, ValueError, AttributeError, RecursionError):
             return {}
@@ -256,7 +298,7 @@ class RunDir:
     def load_forecast(self) -> dict[str, Any] | None:
         """What was expected of the run, or None."""
         try:
-            values = json.loads(self.forecast.read_text(encoding="utf-8"))
+            values = json.loads(read_text(self.forecast))
         except (OSError, ValueError, RecursionError):
             return None
         return values if isinstance(values, dict) and values.keys() >= FORECAST_KEYS else None
@@ -300,7 +342,7 @@ class RunDir:
     def starts(self) -> list[dict[str, Any]]:
         """What provenance.json has, oldest first."""
         try:
-            starts = json.loads(self.provenance.read_text(encoding="utf-8"))["starts"]
+            starts = json.loads(read_text(self.provenance))["starts"]
             return [start for start in starts if isinstance(start, dict)]
         except FileNotFoundError:
             return []
@@ -318,6 +360,10 @@ class RunDir:
 
     def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
         _write(self.provenance, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _say(sentence: str) -> None:
+    print(f"hpcsplit: {sentence}", file=sys.stderr, flush=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcsplit.errors import LaunchError
+from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.files.nofollow import open_file, remove
 from hpcsplit.rundir.owner import Owner, Seen, look, look_at
 from hpcsplit.rundir.process import Process
 
@@ -73,7 +74,7 @@ class RunLock:
     def add(self, others: Sequence[Process]) -> None:
         """Name the other ranks of this run: while one of them lives on this machine, the lock is not stale."""
         self.check()
-        with open(self.path, "a", encoding="utf-8") as file:
+        with open(self.path, "a", encoding="utf-8", opener=open_file) as file:
             file.write(json.dumps([vars(process) for process in others]) + "\n")
 
     def check(self) -> None:
@@ -83,9 +84,11 @@ class RunLock:
             LaunchError: the lock is somebody else's now; nothing more may be written.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = open_file(self.path, os.O_RDONLY)
         except FileNotFoundError:
             raise LaunchError(self._lost("is gone")) from None
+        except ConfigError:
+            raise LaunchError(self._lost("is no file any more")) from None
         except OSError:  # the file system does not answer: the next time
             return
         try:
@@ -130,14 +133,14 @@ class RunLock:
 def _make(path: Path, owner: Owner) -> bool:
     """Whether the file was made, by this process alone."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return False
     try:
         os.write(descriptor, f"{owner.to_json()}\n".encode())
         os.fsync(descriptor)
     except OSError:
-        path.unlink(missing_ok=True)
+        remove(path)
         raise
     finally:
         os.close(descriptor)
@@ -157,9 +160,9 @@ def _remove(path: Path, identity: str, me: Owner, pace: Pace) -> None:
     try:
         now = look(path)
         if now and now.identity == identity:
-            path.unlink()
+            remove(path)
     finally:
-        claim.unlink(missing_ok=True)
+        remove(claim)
 
 
 # ------------------------------------------------------------------------------------------------ is its owner alive?
@@ -186,13 +189,13 @@ def _alive_here(seen: Seen, me: Owner) -> Process | None:
 def _age(path: Path, seen: Seen) -> float:
     """Seconds since the heartbeat: two times of the same file system, since the clocks of two hosts differ."""
     probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}.now")
-    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = open_file(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.utime(descriptor)
         return os.fstat(descriptor).st_mtime - seen.modified
     finally:
         os.close(descriptor)
-        probe.unlink(missing_ok=True)
+        remove(probe)
 
 
 def _await_its_end(path: Path, first: Seen, me: Owner, pace: Pace, say: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcsplit.errors import ConfigError
+from hpcsplit.files.nofollow import open_file
 from hpcsplit.rundir.process import Process
 
 _MOST_BYTES = 1 << 20  # read of a lock file
@@ -80,17 +79,11 @@ class Seen:
 def look(path: Path) -> Seen | None:
     """The lock file as it is now, or None when there is none.  ConfigError when it is no regular file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ConfigError(f"{path} is a link, not a lock file; remove it, or choose another --run-dir") from None
-        raise
     try:
         return look_at(descriptor)
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, not a lock file; remove it, or choose another --run-dir") from None
     finally:
         os.close(descriptor)
 

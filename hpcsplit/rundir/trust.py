@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import stat
@@ -9,18 +10,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError
+from hpcsplit.files.nofollow import open_file
+from hpcsplit.files.nofollow import state as state_of
 
 
-def check_folder(folder: Path, *, take_over: bool, instead: str) -> None:
+def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, instead: str) -> None:
     """Refuse a folder that is another user's, or that everybody may write; one that is absent is fine.
 
     Args:
         take_over: the user has asked for it all the same; it must be a folder nevertheless.
+        may_be_link: it may be a link, which the user has named.
         instead: what to do otherwise, such as "choose another --run-dir".
 
     Raises:
         ConfigError: with owner or permissions, and the ways out.
     """
+    if folder.is_symlink() and not may_be_link:
+        raise ConfigError(
+            f"{folder} is a link to {os.readlink(folder)}; {instead}, or have links to folders followed with "
+            "--follow-links"
+        )
     try:
         state = os.stat(folder)
     except FileNotFoundError:
@@ -36,11 +45,7 @@ def check_folder(folder: Path, *, take_over: bool, instead: str) -> None:
         raise ConfigError(f"{folder}{linked} is no folder; {instead}")
     if take_over:
         return
-    if state.st_uid != os.geteuid():
-        raise ConfigError(
-            f"{folder}{linked} belongs to {user(state.st_uid)}, this run to {user(os.geteuid())}; {instead}, or accept "
-            "what is there with --take-over"
-        )
+    _check_owner(f"{folder}{linked}", state, instead)
     if state.st_mode & stat.S_IWOTH and not state.st_mode & stat.S_ISVTX:
         raise ConfigError(
             f"{folder}{linked} has the permissions {stat.S_IMODE(state.st_mode):04o}, so everybody can change what is "
@@ -48,24 +53,60 @@ def check_folder(folder: Path, *, take_over: bool, instead: str) -> None:
         )
 
 
-def check_links(files: Iterable[Path], inside: Path) -> None:
-    """Refuse files that are links to a place outside of the folder `inside`, wherever that is.
+def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None:
+    """Refuse what is no regular file, or another user's; one that is absent is fine.
 
     Raises:
-        ConfigError: with the link and where it leads.
+        ConfigError: with what it is, or its owner.
     """
-    home = Path(os.path.realpath(inside))
-    for path in files:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
-            raise ConfigError(f"{path} is a link to {os.path.realpath(path)}, outside of {home}; remove the link")
+    for path in paths:
+        state = state_of(path)
+        if state is None:
+            continue
+        if not stat.S_ISREG(state.st_mode):
+            os.close(open_file(path, os.O_RDONLY))  # says why not
+        if not take_over:
+            _check_owner(str(path), state, instead)
 
 
-def entries(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is none."""
+def _check_owner(what: str, state: os.stat_result, instead: str) -> None:
+    if state.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{what} belongs to {user(state.st_uid)}, this run to {user(os.geteuid())}; {instead}, or accept what is "
+            "there with --take-over"
+        )
+
+
+def writers(folder: Path) -> str:
+    """Who else can put something in the place of a folder's files, as a sentence; "" when nobody can."""
+    found = []
+    for place in (Path(os.path.abspath(folder)), *Path(os.path.abspath(folder)).parents):
+        state = place.stat()
+        if state.st_mode & stat.S_ISVTX:  # nobody can rename or remove what is somebody else's
+            continue
+        if state.st_mode & stat.S_IWOTH:
+            found.append(f"{place} by everybody")
+        elif state.st_mode & stat.S_IWGRP and (group := _group(state.st_gid)):
+            found.append(f"{place} by the group {group}")
+    return (
+        f"note: others can change this run, since folders can be written: {', '.join(found)}; chmod go-w, or add the "
+        "sticky bit (chmod +t)"
+        if found
+        else ""
+    )
+
+
+def _group(gid: int) -> str:
+    """The name of a group; "" for that which a user has alone."""
     try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
+        group = grp.getgrgid(gid)
+    except KeyError:
+        return f"gid {gid}"
+    try:
+        alone = not group.gr_mem and group.gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        alone = False
+    return "" if alone else group.gr_name
 
 
 def user(uid: int) -> str:

@@ -18,6 +18,7 @@ from sklearn.metrics import confusion_matrix
 from hpcsplit import nets
 from hpcsplit.commands.examples import examples_of
 from hpcsplit.data.dataset import load
+from hpcsplit.rundir import RunDir
 from tests.commands.conftest import Run, finished
 from tests.commands.damage import flip_a_bit
 from tests.engine.small import records
@@ -48,7 +49,7 @@ def test_the_mistakes_are_those_of_the_whole_network(
     loss = torch.nn.functional.cross_entropy(logits, data.test.labels, reduction="none")
     predicted, labels = logits.argmax(1), data.test.labels
 
-    found = examples_of(runs(2).folder)
+    found = examples_of(RunDir(runs(2).folder))
     assert (found.confusion == confusion_matrix(labels, predicted, labels=range(10))).all()
     assert np.trace(found.confusion) / 60 == pytest.approx(records(runs(2).folder)[-1]["test_accuracy"])
     wrong = sorted((k for k in range(60) if predicted[k] != labels[k]), key=lambda k: -loss[k])
@@ -72,7 +73,7 @@ def test_reconstructions_are_those_of_the_whole_network(hpcsplit: Command, tmp_p
     images = (data.test.images.float() / 255 - mean) / std
     with torch.no_grad():
         made = net(images)[:12, : 3 * 16 * 16].view(12, 3, 16, 16)
-    found = examples_of(run.folder)
+    found = examples_of(RunDir(run.folder))
     assert found.loss == pytest.approx(((made - images[:12]) ** 2).mean(dim=(1, 2, 3)).tolist(), rel=1e-4)
     for k, (image, picture) in enumerate(found.pairs):
         assert (image == data.test.images[k].permute(1, 2, 0).numpy()).all()

@@ -93,9 +93,9 @@ def test_a_link_to_a_folder_of_another_user(place: Path, refusal: Refusal) -> No
     elsewhere, checkpoints = place / "elsewhere", place / "run" / "checkpoints"
     checkpoints.rename(elsewhere)
     checkpoints.symlink_to(elsewhere)
-    assert train_here(place / "c.toml", place / "run") == 0
+    assert train_here(place / "c.toml", place / "run", "--follow-links") == 0
     os.chown(elsewhere, NOBODY, -1)
-    assert f"{checkpoints} (a link to {elsewhere}) belongs to " in refusal()
+    assert f"{elsewhere} belongs to " in refusal("--follow-links")
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,16 @@ def test_a_file_that_is_a_link_out_of_the_folder(place: Path, refusal: Refusal, 
     path, outside = place / "run" / name, place / "outside"
     path.rename(outside)
     path.symlink_to(outside)
-    assert f"{path} is a link to {outside}, outside of {place / 'run'}" in refusal()
-    assert f"{path} is a link to" in refusal("--take-over")
+    assert f"{path} is a link to {outside}, and links in a run directory are not followed; remove it" in refusal()
+    for option in ("--take-over", "--follow-links"):
+        assert f"{path} is a link to" in refusal(option)
 
 
 def test_a_checkpoint_that_is_a_link_out_of_the_folder(place: Path, refusal: Refusal) -> None:
     path, outside = place / "run/checkpoints/epoch-0002-step-000000", place / "outside"
     path.rename(outside)
     path.symlink_to(outside)
-    assert f"{path} is a link to {outside}, outside of {path.parent}; remove the link" in refusal()
+    assert f"{path} is a link to {outside}, and links in a run directory are not followed; remove it" in refusal()
 
 
 @pytest.mark.parametrize("what", ["file", "dangling link"])
@@ -159,7 +160,7 @@ def test_a_store_that_another_user_has_made_before(store: tuple[RunDir, Path], t
 def test_a_row_file_that_is_a_link_out_of_the_store(store: tuple[RunDir, Path], tmp_path: Path) -> None:
     run, folder = store
     (folder / "stage-000.lam.0.h5").symlink_to(tmp_path / "precious")
-    with pytest.raises(ConfigError, match=r"is a link to .*precious, outside of"):
+    with pytest.raises(ConfigError, match=r"is a link to .*precious, and links in a run"):
         run.store(str(tmp_path / "shared"))
 
 

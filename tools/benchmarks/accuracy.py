@@ -17,6 +17,7 @@ from pathlib import Path
 from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
+from hpcsplit.rundir import RunDir
 from tools.program import ROOT
 from tools.timing.table import publish
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace, seed: int, method: str, epochs: int, *, frozen
     command += ["--method.frozen", "true"] if frozen else []
     print(f"--- {name}", flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
-    return Records(folder / "records.jsonl").load()
+    return Records(RunDir(folder).records).load()
 
 
 def config_for(args: argparse.Namespace, method: str) -> str:

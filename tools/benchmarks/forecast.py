@@ -102,7 +102,7 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
         if program.wait():
             raise SystemExit(f"a run of {ranks} ranks failed: {last_line((place / 'out').read_text(errors='replace'))}")
     expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
-    problem, records = problem_of(config, run_dir / "forecast.json"), Records(run_dir / "records.jsonl").load()
+    problem, records = problem_of(config, run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
     for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
         course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]

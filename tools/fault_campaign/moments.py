@@ -99,9 +99,9 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook(_FOLDER + "write_text", after=True, torn=True),
     ),
     "rename": (
-        Hook("pathlib:Path.rename", within=_SAVE, disk=True),
-        Hook("pathlib:Path.rename", after=True, within=_SAVE),
-        Hook(_FOLDER + "replace_symlink", disk=True),
+        Hook(_FOLDER + "replace", disk=True),
+        Hook(_FOLDER + "replace", after=True),
+        Hook(_FOLDER + "replace_symlink"),
         Hook(_FOLDER + "replace_symlink", after=True),
     ),
     "prune": (

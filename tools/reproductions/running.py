@@ -16,6 +16,7 @@ from hpcsplit.config import Config, load
 from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
 from hpcsplit.records import Records
+from hpcsplit.rundir import RunDir
 from tools.program import ROOT, last_line
 from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
 from tools.reproductions.measuring import Results, Run
@@ -77,13 +78,13 @@ class Task:
             same = wanted.fingerprint() == found.fingerprint() and wanted.run.runner == found.run.runner
             if self.alone and not self.mark.exists():
                 return False
-            return same and len(Records(self.folder / "records.jsonl").load()) == wanted.schedule.epochs
+            return same and len(Records(RunDir(self.folder).records).load()) == wanted.schedule.epochs
         except HpcsplitError:
             return False
 
     def result(self) -> Run:
         """The finished run."""
-        records = Records(self.folder / "records.jsonl").load()
+        records = Records(RunDir(self.folder).records).load()
         starts = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))["starts"]
         return Run(records, load(self.folder / "config.toml").run.runner == "lockstep", starts[-1])
 
