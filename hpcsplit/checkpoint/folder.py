@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,14 +33,14 @@ def folder_name(epoch: int, step: int = 0) -> str:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a checkpoint, whole or not, has this name."""
-    return bool(_NAME.fullmatch(name.removesuffix(".tmp")))
+    """Whether a checkpoint has this name."""
+    return bool(_NAME.fullmatch(name))
 
 
 def complete(checkpoints: Path) -> list[Path]:
     """The complete checkpoints, newest first.  ConfigError where one of them is a link."""
     found = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
-    found = [p for p in found if (sums := state(p / SUMS)) and stat.S_ISREG(sums.st_mode)]
+    found = [p for p in found if state(p / SUMS)]
     return sorted(found, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
 
 

@@ -187,8 +187,8 @@ def _refuse_others(path: Path, folder: int, wants_folder: bool) -> None:
 def _check_kind(path: Path, found: os.stat_result, wants_folder: bool) -> None:
     kind = stat.S_IFMT(found.st_mode)
     if kind != (stat.S_IFDIR if wants_folder else stat.S_IFREG):
-        wanted = "folder" if wants_folder else "regular file"
-        raise ConfigError(f"{path} is {_KINDS.get(kind, 'something else')}, no {wanted}; remove it")
+        wanted = "folder; choose another one" if wants_folder else "regular file; remove it"
+        raise ConfigError(f"{path} is {_KINDS.get(kind, 'something else')}, no {wanted}")
 
 
 def _check(path: Path, found: os.stat_result, folders_owner: int, writes: bool) -> None:
