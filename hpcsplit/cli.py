@@ -17,6 +17,7 @@ from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
 from hpcsplit.files.nofollow import without_links
+from hpcsplit.printable import printable
 from hpcsplit.stopping import StopRequest
 from hpcsplit.wire.launcher import launcher_rank
 
@@ -33,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except HpcsplitError as error:
         if launcher_rank() == 0:
-            sentence = f"hpcsplit: {error}".encode(errors="backslashreplace").decode()  # words may be no UTF-8
-            print(sentence, file=sys.stderr, flush=True)
+            print(f"hpcsplit: {printable(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

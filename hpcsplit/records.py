@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -67,15 +69,17 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, text: str) -> EpochRecord:
-        """The record of one line; keys that this version does not know are left out."""
+        """The record of one line; keys that this version does not know are left out.
+
+        Raises:
+            DataError: it is none, or a value is of another kind, not finite, or of no epoch that there could be.
+        """
         try:
             values = json.loads(text)
             stages = tuple(StageRecord(**_known(StageRecord, stage)) for stage in values.get("stages", ()))
-            if values.get("phase") not in get_args(Phase):
-                raise ValueError(f"phase = {values.get('phase')!r}")
             return cls(**{**_known(cls, values), "stages": stages})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"not the record of an epoch: {text[:80]!r} ({error})") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(f"not the record of an epoch: {text[:80]!r} ({str(error)[:200]})") from error
 
 
 class Records:
@@ -115,6 +119,9 @@ class Records:
             except DataError as error:
                 if count < len(lines):
                     raise DataError(f"{self.path}, record {count} of {len(lines)} is {error}; remove it") from None
+        for (before, _), (record, _) in pairwise(found):
+            if record.epoch <= before.epoch:
+                raise DataError(f"{self.path} has epoch {record.epoch} behind epoch {before.epoch}; remove one of them")
         return found
 
     def _torn(self) -> bool:
@@ -129,15 +136,51 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """The values of fields that this version knows; TypeError where one is of another kind."""
     known = {}
     for field in dataclasses.fields(cls):
-        if field.name in values:
+        if field.name in values and field.name != "stages":
             value = known[field.name] = values[field.name]
-            kind = next((kind for name, kind in _KINDS.items() if str(field.type).startswith(name)), object)
-            if not isinstance(value, kind) and not (value is None and "None" in str(field.type)):
+            kind, _, optional = str(field.type).partition(" | ")
+            if not _KINDS[kind](value) and not (value is None and optional):
                 raise TypeError(f"{field.name} = {value!r}")
     return known
 
 
-_KINDS: dict[str, Any] = {"float": int | float, "int": int, "str": str, "dict": dict}
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite, and so far from the largest number that sums are, too."""
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_term(name: str, value: Any) -> bool:
+    return value is None or (_is_number(value) and (value >= 0 or not name.endswith("_sq")))
+
+
+def _is_theorem(value: Any) -> bool:
+    """Whether it has what engine/theorem.py writes."""
+    return (
+        isinstance(value, dict)
+        and all(_is_number_or_none(value[key]) for key in ("gap", "bound", "worst"))
+        and all(isinstance(value[key], list) for key in ("residuals", "lipschitz", "missing"))
+        and all(_is_number_or_none(each) for key in ("residuals", "lipschitz") for each in value[key])
+        and all(isinstance(each, str) for each in value["missing"])
+    )
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "int": _is_whole,
+    "float": _is_number,
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "Phase": lambda value: value in get_args(Phase),
+    "dict[str, float]": lambda value: isinstance(value, dict) and all(_is_term(*each) for each in value.items()),
+    "dict[str, Any]": _is_theorem,
+}
 
 
 def _finite(value: Any) -> Any:

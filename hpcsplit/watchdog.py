@@ -20,11 +20,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file, read_text, remove, replace
+from hpcsplit.printable import printable
 
 GRACE_S = 2.0
 END_S = 3.0  # for saying the last words; then the process ends without them
@@ -175,7 +176,7 @@ class Watchdog:
         lines += [f"last heard {time.time() - sign.at:.0f} s ago: {sign}" for sign in self._others()]
         lines += [f"the stacks of all threads are in {log}" for log in self.logs[self.rank : self.rank + 1]]
         lines += ["the job ends here; start the same command again to continue from the newest checkpoint"]
-        text = "".join(f"hpcsplit: {line}\n" for line in lines)
+        text = "".join(f"hpcsplit: {printable(line, keep='')}\n" for line in lines)
         os.write(_STDERR, text.encode())  # not by way of sys.stderr, which a stuck thread may hold
         writer = threading.Thread(target=self._write_stacks, args=(text,), daemon=True)
         writer.start()
@@ -214,7 +215,9 @@ def sign_beside(log: Path) -> Path:
 def read_sign(log: Path) -> Sign | None:
     """The sign beside the log of a rank, or None."""
     try:
-        return Sign(**json.loads(read_text(sign_beside(log))))
+        sign = Sign(**json.loads(read_text(sign_beside(log))))
+        kinds = {"int": int, "float": float, "str": str}
+        return sign if all(type(vars(sign)[f.name]) is kinds[str(f.type)] for f in fields(sign)) else None
     except (OSError, ValueError, TypeError, RecursionError, ConfigError):
         return None
 

@@ -68,13 +68,31 @@ def test_unknown_keys_are_left_out() -> None:
 
 
 ODD = [{"phase": "odd"}, {"loss": "high"}, {"terms": [1.0]}, {"stages": [{"stage": "0"}]}, {"epoch": None}, {"lr": [1]}]
-TEXTS = ["", "7", "[]", "{}", '{"epoch": 1}', '{"epoch": 1, "phase": "ser']
+ODD += [{"loss": True}, {"loss": 10**400}, {"loss": 1e301}, {"recomputed": 1}, {"epoch": -1}, {"epoch": 1.0}]
+ODD += [
+    {"terms": {"a": {}}},
+    {"terms": {"residual_sq": -1.0}},
+    {"theorem": {}},
+    {"theorem": THEOREM | {"missing": [1]}},
+]
+ODD += [{"theorem": THEOREM | {"gap": "1"}}, {"theorem": THEOREM | {"residuals": 1}}, {"stages": 7}, {"stages": [7]}]
+ODD += [{"theorem": THEOREM | {"lipschitz": ["x"]}}, {"stages": [{"stage": 1 << 62}]}, {"weights_sha256": 1}]
+ODD += [{"loss": float("nan")}, {"loss": -math.inf}, {"stages": [{"stage": 0, "compute_s": "\x1b[31m"}]}, {"phase": []}]
+TEXTS = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"epoch": ' + "1" * 5000 + "}",
+    '{"epoch": 1, "phase": "serial", "loss": 1e999}',
+]
+TEXTS += ["", "7", "[]", "{}", '{"epoch": 1}', '{"epoch": 1, "phase": "ser']
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *(json.dumps({"epoch": 1, "phase": "serial"} | odd) for odd in ODD)])
 def test_what_is_no_record_is_a_data_error(text: str) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(DataError) as caught:
         EpochRecord.from_json(text)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
 
 
 def test_append_and_load(tmp_path: Path) -> None:
@@ -116,6 +134,14 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     records.path.write_text(record(0).to_json() + "\nrubbish\n" + record(2).to_json() + "\n")
     with pytest.raises(DataError, match="record 2 of 3"):
         records.load()
+
+
+def test_epochs_out_of_order_are_named(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records.jsonl")
+    for epochs in ((0, 1, 1), (0, 2, 1)):
+        records.path.write_text("".join(record(epoch).to_json() + "\n" for epoch in epochs))
+        with pytest.raises(DataError, match=f"has epoch 1 behind epoch {epochs[1]}; remove one of them"):
+            records.load()
 
 
 def test_truncate_drops_the_epochs_that_will_be_run_again(tmp_path: Path) -> None:

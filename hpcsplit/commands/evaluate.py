@@ -20,6 +20,7 @@ from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
+from hpcsplit.printable import printable
 from hpcsplit.records import EpochRecord, Records
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule.actions import Phase
@@ -53,7 +54,7 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_jso
         "weights_sha256": digest(weights),
         "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
     }
-    print(json.dumps(found, indent=1) if as_json else _text(saved, found))
+    print(json.dumps(found, indent=1) if as_json else printable(_text(saved, found)))
     if record and record.weights_sha256 != found["weights_sha256"]:
         raise CheckpointError(
             f"checkpoint {saved.folder} does not have the weights that {saved.run.records} has for epoch "

@@ -13,6 +13,7 @@ from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import find
 from hpcsplit.errors import StoreError, UsageError
 from hpcsplit.files.atomic import fsync_dir, sha256_file
+from hpcsplit.printable import printable
 from hpcsplit.rundir import RunDir
 
 
@@ -24,12 +25,13 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     weights = saved.weights(build_network(saved.config, meta=True))
     save_new(out, weights)
     values = sum(t.numel() for t in weights.values())
-    print(
+    text = (
         f"{out}: {len(weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes\n"
         f"checkpoint {saved.name} of {run.path}, {saved.position()}\n"
         f"weights_sha256 {digest(weights)}\n"
         f"sha256 of the file {sha256_file(out)}"
     )
+    print(printable(text))
     return 0
 
 

@@ -20,6 +20,7 @@ import torch
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError, StoreError
 from hpcsplit.files.nofollow import open_file
+from hpcsplit.printable import printable
 from hpcsplit.watchdog import Watchdog
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -53,7 +54,7 @@ class Failure:
                 print("".join(traceback.format_exception(error)), file=sys.stderr)
             text = str(known) if isinstance(known, HpcsplitError) else f"{type(error).__name__}: {error}"
             who = f"rank {self.rank} (stage {self.rank}) on {self.host}, {self.where()}"
-            print(f"hpcsplit: {who}: {text}", file=sys.stderr, flush=True)
+            print(f"hpcsplit: {who}: {printable(text)}", file=sys.stderr, flush=True)
         return known.exit_code if isinstance(known, HpcsplitError) else INTERNAL
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -106,6 +107,9 @@ class RankLog(logging.FileHandler):
         self._path = path
         super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
     def _open(self) -> TextIOWrapper:
         return open(self._path, "a", encoding="utf-8", opener=open_file)

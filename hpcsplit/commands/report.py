@@ -15,6 +15,7 @@ from hpcsplit.config import Config
 from hpcsplit.errors import DataError, HpcsplitError, StoreError, UsageError
 from hpcsplit.files.atomic import write_text
 from hpcsplit.files.nofollow import read_text
+from hpcsplit.printable import printable
 from hpcsplit.records import EpochRecord, Records
 from hpcsplit.report import picture
 from hpcsplit.report.expected import beside
@@ -59,14 +60,14 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, *, mistakes: bo
     try:
         if kind == "html":
             runs = {name: _run(name, found[name], records[name], configs[name], mistakes) for name in found}
-            write_text(out, _in_utf8(page(runs)))
+            write_text(out, page(runs))
         elif kind == "csv":
             write_text(out, csv_text(records))
         else:
             picture.draw(records, out, " and ".join(records))
     except OSError as error:
         raise StoreError(f"--out {out} cannot be written: {error.strerror}; make room, or choose another one") from None
-    print(f"{what}: {out}")
+    print(printable(f"{what}: {out}"))
     return 0
 
 
@@ -86,12 +87,7 @@ def _named(runs: Sequence[RunDir]) -> dict[str, RunDir]:
     parts = 1
     while len({place.parts[-parts:] for place in places}) < len(places):
         parts += 1
-    return {_in_utf8("/".join(place.parts[-parts:])): run for place, run in places.items()}
-
-
-def _in_utf8(text: str) -> str:
-    """Bytes of a path or a command line that are none, as they would be written in a program."""
-    return text.encode(errors="backslashreplace").decode()
+    return {printable("/".join(place.parts[-parts:]), keep=""): run for place, run in places.items()}
 
 
 def _records(run: RunDir) -> list[EpochRecord]:

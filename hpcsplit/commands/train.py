@@ -34,6 +34,7 @@ from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchErr
 from hpcsplit.files.atomic import write_text
 from hpcsplit.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.prepare import expect_together, prepare, stage_plans
+from hpcsplit.printable import printable
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.expected import beside
@@ -324,7 +325,7 @@ def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)
-    write_text(run_dir.summary, table + "\n")
+    write_text(run_dir.summary, printable(table) + "\n")
     watch.draw(run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {stages} stages")
     watch.say(f"curves: {run_dir.picture}")
     return DONE

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from hpcsplit.errors import UsageError
+from hpcsplit.printable import printable
 from hpcsplit.records import EpochRecord
 from hpcsplit.report.lines import Moment, epoch_line, loss_text, number, position, progress_line
 from hpcsplit.report.lines import clock as clock_text
@@ -128,7 +129,7 @@ class _Plain:
         self._stream = stream
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def progress(self, moment: Moment) -> None:
         self.say(progress_line(moment, self._total_epochs))
@@ -167,7 +168,7 @@ class _Live:
         self._closed = False
 
     def say(self, text: str) -> None:
-        self._rich.print(text, soft_wrap=True)
+        self._rich.print(printable(text), soft_wrap=True)
 
     def progress(self, moment: Moment) -> None:
         if self._closed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from hpcsplit.printable import printable
+
 _VOID = ("meta", "link", "img")
 
 
@@ -14,9 +16,7 @@ class Markup(str):
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """<name attributes>children</name>; `class_` is class, and a _ within a name is a -."""
-    words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
-    )
+    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"' for key, value in attributes.items())
     if name in _VOID:
         return Markup(f"<{name}{words}>")
     return Markup(f"<{name}{words}>{joined(children)}</{name}>")
@@ -24,7 +24,11 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
 
 def joined(children: Iterable[object]) -> Markup:
     """The children one after another."""
-    return Markup("".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children))
+    return Markup("".join(child if isinstance(child, Markup) else _escaped(child) for child in children))
+
+
+def _escaped(value: object) -> str:
+    return html.escape(printable(str(value)))
 
 
 def table(columns: Sequence[object], rows: Iterable[Sequence[object]], *, words: bool = False) -> Markup:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 from typing import Any
 
+from hpcsplit.printable import cell
 from hpcsplit.records import EpochRecord
 from hpcsplit.report.curves import Runs
 
@@ -20,8 +21,8 @@ def csv_text(runs: Runs) -> str:
     columns = sorted(dict.fromkeys(key for row in rows for key in row), key=_part)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({column: cell(column) for column in columns})
+    writer.writerows({column: cell(value) for column, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -22,6 +22,7 @@ from hpcsplit.errors import ConfigError, LaunchError, StoreError
 from hpcsplit.files import nofollow, scratch
 from hpcsplit.files.atomic import write_text
 from hpcsplit.files.nofollow import read_bytes, read_text
+from hpcsplit.printable import printable
 from hpcsplit.rundir import trust
 from hpcsplit.rundir.lock import RunLock
 from hpcsplit.rundir.process import Process
@@ -275,7 +276,11 @@ class RunDir:
     def load_split(self, key: str) -> dict[str, Any] | None:
         """The cuts chosen at the first start with this key, or None: {"cuts": [int, …], "costs": [float, …]}."""
         chosen = self._splits().get(key)
-        return chosen["split"] if chosen and chosen["sha256"] == _digest(chosen["split"]) else None
+        if not chosen or chosen["sha256"] != _digest(chosen["split"]):
+            return None
+        split = chosen["split"]
+        fits = isinstance(split, dict) and _is_list(split.get("cuts"), int) and _is_list(split.get("costs"), int, float)
+        return split if fits else None
 
     def save_split(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep the cuts for later starts."""
@@ -299,9 +304,14 @@ class RunDir:
         """What was expected of the run, or None."""
         try:
             values = json.loads(read_text(self.forecast))
-        except (OSError, ValueError, RecursionError):
+        except FileNotFoundError:
             return None
-        return values if isinstance(values, dict) and values.keys() >= FORECAST_KEYS else None
+        except (OSError, ValueError, RecursionError):
+            values = None
+        if _is_forecast(values):
+            return values
+        logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
+        return None
 
     # ------------------------------------------------------------------------------------------------ provenance
 
@@ -343,6 +353,7 @@ class RunDir:
         """What provenance.json has, oldest first."""
         try:
             starts = json.loads(read_text(self.provenance))["starts"]
+            json.dumps(starts, indent=1)  # what is nested too deep could not be written again
             return [start for start in starts if isinstance(start, dict)]
         except FileNotFoundError:
             return []
@@ -363,7 +374,7 @@ class RunDir:
 
 
 def _say(sentence: str) -> None:
-    print(f"hpcsplit: {sentence}", file=sys.stderr, flush=True)
+    print(f"hpcsplit: {printable(sentence)}", file=sys.stderr, flush=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -375,6 +386,19 @@ def _write(path: Path, text: str) -> None:
 
 def _no_room(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} cannot be written: {error.strerror}; make room there and start the same command again")
+
+
+def _is_list(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(each) in kinds for each in value)
+
+
+def _is_forecast(values: Any) -> bool:
+    """Whether a report can put it beside a run."""
+    if not (isinstance(values, dict) and values.keys() >= FORECAST_KEYS and isinstance(values["forecast"], dict)):
+        return False
+    rate, found = values["one_rank_samples_per_s"], values["forecast"]
+    numbers = [values["batch_size"], found.get("exact_s"), found.get("parallel_s"), *([] if rate is None else [rate])]
+    return _is_list(numbers, int, float) and all(0 < number < 1e300 for number in numbers)
 
 
 def _digest(value: Any) -> str:

@@ -15,7 +15,7 @@ from hpcsplit.files.nofollow import open_file
 from hpcsplit.rundir.process import Process
 
 _MOST_BYTES = 1 << 20  # read of a lock file
-_NO_JSON = (ValueError, KeyError, TypeError, RecursionError)  # what a damaged one may lead to
+_NO_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged one may lead to
 
 
 @dataclass(frozen=True)
