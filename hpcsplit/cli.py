@@ -135,6 +135,7 @@ def _dispatch(argv: list[str]) -> int:
             as_json=args.json,
         )
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
+    request.guard_start()
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.rundir import RunDir
 
@@ -142,6 +143,7 @@ def _dispatch(argv: list[str]) -> int:
     try:
         return train_command(config, run_dir, request)
     finally:
+        request.started()
         run_dir.release()
 
 

@@ -8,11 +8,17 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from hpcsplit.errors import REQUEUE
+
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _ANSWER_S = 60  # how long squeue may take
+START_S = 5.0  # from a signal to the first step; a start that takes longer may hang, and has nothing to lose
+_LOOK_S = 0.25
 
 
 class StopRequest:
@@ -22,10 +28,15 @@ class StopRequest:
     second one, or by the TERM that srun sends when another rank has left a moment earlier, and lose its exit code.
     `stop_before_minutes` is the margin before the end of the Slurm job, 0 ignores that end.  `$SLURM_JOB_END_TIME`
     tells it, or else squeue, asked once in a thread of its own and only where `ask` is true: one rank suffices.
+
+    Attributes:
+        end: ends this process with exit code REQUEUE, called from a thread; what it takes along is up to others.
     """
 
     def __init__(self, time_limit_minutes: float, stop_before_minutes: float = 0.0, *, ask: bool = True) -> None:
         self.signal: str | None = None
+        self.end: Callable[[], Any] = lambda: os._exit(REQUEUE)
+        self._starting = False
         now = time.monotonic()
         self.deadlines: list[tuple[float, str]] = []  # monotonic seconds, and what to say then
         if time_limit_minutes:
@@ -50,6 +61,41 @@ class StopRequest:
                 if now >= deadline:
                     return sentence
         return None
+
+    def guard_start(self) -> None:
+        """From now on a signal ends the program within START_S, whatever it waits for, unless it has `started`.
+
+        SIGUSR1 comes long before the end of a job, so that one waits for the first step in any case.
+        """
+        self._starting = True
+        threading.Thread(target=self._watch_start, name="start", daemon=True).start()
+
+    def started(self) -> None:
+        """From now on somebody asks for the `reason` at every step."""
+        self._starting = False
+
+    def _watch_start(self) -> None:
+        noted: float | None = None
+        while self._starting:
+            time.sleep(_LOOK_S)
+            if self.signal and self.signal != "SIGUSR1":
+                noted = noted or time.monotonic()
+                if self._starting and time.monotonic() - noted > START_S:
+                    sentence = f"{self.signal} received before the first step; start the same command again"
+                    os.write(2, f"hpcsplit: {sentence} (exit {REQUEUE})\n".encode())
+                    self.end()
+                    return
+
+    @contextmanager
+    def in_library(self) -> Iterator[None]:
+        """While the block runs, SIGTERM and Ctrl-C end the process at once: no Python runs in it that could note them,
+        and nothing of a run has been touched yet."""
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = signal.Signals(number).name

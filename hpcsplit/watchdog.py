@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import sys
 import threading
@@ -28,6 +29,7 @@ from hpcsplit.files.nofollow import open_file, read_text, remove, replace
 from hpcsplit.printable import printable
 
 GRACE_S = 2.0
+ORPHAN_S = 30.0  # of silence without a launcher, which may have ended other ranks: nobody else would end this one
 END_S = 3.0  # for saying the last words; then the process ends without them
 _MOVED_BYTES = 1 << 20
 _STDERR = 2
@@ -95,6 +97,7 @@ class Watchdog:
         beats: the main thread's progress so far.
         where: what the main thread does, in words.
         waits: what it waits for, "" when for no other rank.
+        orphaned: who has gone that would have ended this rank, "" while they live.
         end: ends the whole job; called from the thread, does not return.
 
     Attributes:
@@ -108,28 +111,29 @@ class Watchdog:
         beats: Callable[[], int],
         where: Callable[[], str],
         waits: Callable[[], str] = lambda: "",
+        orphaned: Callable[[], str] = lambda: "",
         rank: int,
         host: str,
         end: Callable[[], None],
     ) -> None:
         self.limit_s, self.rank, self.host = limit_s, rank, host
         self._beats, self._where, self._waits, self._end = beats, where, waits, end
+        self._orphaned = orphaned
         self.logs: Sequence[Path] = ()
-        self._tick_s = min(1.0, limit_s / 20)
-        self._sign_s = min(30.0, limit_s / 10)
+        self._tick_s = min(1.0, limit_s / 20) or 1.0
+        self._sign_s = min(30.0, limit_s / 10) or 30.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the block runs; a limit of 0 never ends a job."""
-        if self.limit_s:
-            self._thread.start()
+        """Watch while the block runs; a limit of 0 ends orphans alone."""
+        self._thread.start()
         try:
             yield
         finally:
             self._closed.set()
-            if self.limit_s and threading.current_thread() is not self._thread:
+            if threading.current_thread() is not self._thread:
                 self._thread.join()
             for log in self.logs[self.rank : self.rank + 1]:
                 with suppress(OSError, ConfigError):
@@ -144,11 +148,13 @@ class Watchdog:
             if self.logs and silence.moves != told and now - told_at >= self._sign_s:
                 self._tell(silence, waits)
                 told, told_at = silence.moves, now
-            if waits and silence.seconds > self.limit_s / 4 and now - heard_at >= self._sign_s:
+            orphaned = self._orphaned()
+            limit_s = min(self.limit_s or math.inf, ORPHAN_S) if orphaned else self.limit_s or math.inf
+            if waits and silence.seconds > limit_s / 4 and now - heard_at >= self._sign_s:
                 silence.hear(time.time(), self._others())
                 heard_at = now
-            if silence.seconds > self.limit_s + GRACE_S * bool(waits) and not self._closed.is_set():
-                self._report(silence.seconds, waits)
+            if silence.seconds > limit_s + GRACE_S * bool(waits) and not self._closed.is_set():
+                self._report(silence.seconds, waits, orphaned or f"run.stall_limit = {self.limit_s / 60:g} minutes")
 
     def _tell(self, silence: Silence, waits: str) -> None:
         moved_at = time.time() - silence.seconds
@@ -165,19 +171,20 @@ class Watchdog:
         found = [read_sign(log) for rank, log in enumerate(self.logs) if rank != self.rank]
         return [sign for sign in found if sign]
 
-    def _report(self, seconds: float, waits: str) -> None:
+    def _report(self, seconds: float, waits: str, why: str) -> None:
         """Say what is known, on the standard error and with all stacks in the log, and end the job."""
         faulthandler.dump_traceback_later(END_S, exit=True, file=_STDERR)  # should any of this hang, too
         doing = f"waits for {waits}" if waits else f"waits for no other rank, it is in {_place_of_main_thread()}"
         lines = [
             f"rank {self.rank} (stage {self.rank}) on {self.host}, {self._where()}: no progress for {seconds:.0f} s "
-            f"(run.stall_limit = {self.limit_s / 60:g} minutes); it {doing}"
+            f"({why}); it {doing}"
         ]
         lines += [f"last heard {time.time() - sign.at:.0f} s ago: {sign}" for sign in self._others()]
         lines += [f"the stacks of all threads are in {log}" for log in self.logs[self.rank : self.rank + 1]]
         lines += ["the job ends here; start the same command again to continue from the newest checkpoint"]
         text = "".join(f"hpcsplit: {printable(line, keep='')}\n" for line in lines)
-        os.write(_STDERR, text.encode())  # not by way of sys.stderr, which a stuck thread may hold
+        with suppress(OSError):  # a launcher that is gone reads nothing
+            os.write(_STDERR, text.encode())  # not by way of sys.stderr, which a stuck thread may hold
         writer = threading.Thread(target=self._write_stacks, args=(text,), daemon=True)
         writer.start()
         writer.join(END_S / 2)

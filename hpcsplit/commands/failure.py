@@ -72,7 +72,11 @@ class Failure:
             threading.excepthook = before
 
     def watchdog(
-        self, limit_minutes: float, beats: Callable[[], int], waits: Callable[[], str] = lambda: ""
+        self,
+        limit_minutes: float,
+        beats: Callable[[], int],
+        waits: Callable[[], str] = lambda: "",
+        orphaned: Callable[[], str] = lambda: "",
     ) -> Watchdog:
         """What ends the run when nothing moves any more."""
         return Watchdog(
@@ -80,6 +84,7 @@ class Failure:
             beats=beats,
             where=self.where,
             waits=waits,
+            orphaned=orphaned,
             rank=self.rank,
             host=self.host,
             end=lambda: self.end(STALLED),

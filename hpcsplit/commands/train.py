@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from socket import gethostname
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -48,7 +49,7 @@ from hpcsplit.split.cost import block_costs
 from hpcsplit.stopping import StopRequest
 from hpcsplit.watchdog import Pulse, Watchdog, read_sign, start_limit
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.launcher import check_stages, check_world, claimed_size
+from hpcsplit.wire.launcher import Launcher, check_stages, check_world, claimed_size
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
@@ -76,6 +77,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
     device = use(device_of(config, 0), deterministic=config.run.deterministic)
     failure, pulse = Failure(0, gethostname(), leave), Pulse()
+    request.end = lambda: _leave_start(run_dir, leave)
     watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
     with ExitStack() as guards:
         guards.enter_context(failure.guarding())
@@ -93,6 +95,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
                 jobs[k].stage.between_blocks = pulse.beat
             jobs[0].stop_reason = request.reason
             give_back()
+            request.started()
             stops = lockstep.run([rank_program(job) for job in jobs])
             _close_stores(jobs)
             return _end(config, run_dir, prepared, stages, watch, stops[0])
@@ -111,11 +114,13 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """This rank's part of a run over MPI.  Whatever goes wrong on one rank ends all of them."""
     from hpcsplit.wire.mpi import Wire
 
-    with start_limit(60 * config.run.stall_limit):
+    launcher = Launcher()
+    with start_limit(60 * config.run.stall_limit), request.in_library():
         wire = Wire()
     world = wire.world
     failure = Failure(world.rank, world.host, wire.abort)
-    watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits)
+    request.end = lambda: _leave_start(run_dir, wire.abort)
+    watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits, launcher.died)
     jobs, guards = failure.jobs, ExitStack()
     console: Console | None = None
     try:
@@ -137,13 +142,17 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         if jobs[0].store:
             jobs[0].store.alarm = failure.fail
         jobs[0].stage.between_blocks = wire.progress
-        jobs[0].stop_reason = request.reason
+        jobs[0].stop_reason = lambda: request.reason() or launcher.died()
         if prepared.rehearse and world.size > 1:
             _rehearse(config, run_dir, wire, jobs[0])
         give_back()
+        request.started()
         stop = wire.run(rank_program(jobs[0]))
         _close_stores(jobs)
         code = _end(config, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
+        if launcher.died():  # MPI cannot take leave of it
+            run_dir.release()
+            leave(code)
         wire.close()
         return code
     except HpcsplitError as error:
@@ -159,6 +168,14 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         guards.close()
         if console:
             console.close()
+
+
+def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
+    """End a start that hangs, and let others have the run directory where that does not hang, too."""
+    releasing = threading.Thread(target=run_dir.release, daemon=True)
+    releasing.start()
+    releasing.join(2.0)
+    end(REQUEUE)
 
 
 def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device, sharing: int) -> Prepared:

@@ -3,11 +3,63 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from hpcsplit.errors import LaunchError
 
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+_LAUNCHERS = {"hydra_pmi_proxy", "pmi_proxy", "slurmstepd", "orted", "prted", "mpirun", "mpiexec", "prterun"}
+_LOOK_S = 1.0
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+
+class Launcher:
+    """The process that has started this rank, and what stands between the two, such as a shell script.
+
+    Where one of them is killed, nobody ends the ranks that are left.  Processes above the launcher do not matter: a
+    shell may end before what was started in the background.
+    """
+
+    def __init__(self) -> None:
+        self._died = ""
+        parents = _parents()
+        threading.Thread(target=self._watch, args=(parents,), name="launcher", daemon=True).start()
+
+    def died(self) -> str:
+        """Which one is gone, in words; "" while all live."""
+        return self._died
+
+    def _watch(self, parents: Sequence[tuple[int, str]]) -> None:
+        first, poll, words = os.getppid(), select.poll(), {}
+        for pid, name in parents:
+            with suppress(OSError, AttributeError):  # an old kernel
+                descriptor = os.pidfd_open(pid)
+                poll.register(descriptor, select.POLLIN)
+                words[descriptor] = f"{name} (process {pid}), which has started this rank, is gone"
+        while os.getppid() == first:
+            if gone := poll.poll(1000 * _LOOK_S):
+                self._died = words[gone[0][0]]
+                return
+        self._died = f"process {first}, which has started this rank, is gone"
+
+
+def _parents() -> list[tuple[int, str]]:
+    """The processes above this one up to the launcher, with their names; none where that is not among them."""
+    found, pid = [], os.getppid()
+    while pid > 1:
+        try:
+            before, _, after = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
+        except OSError:
+            return []
+        found.append((pid, before.partition("(")[2]))
+        if found[-1][1] in _LAUNCHERS:
+            return found
+        pid = int(after.split()[1])
+    return []
 
 
 def launcher_rank() -> int:
