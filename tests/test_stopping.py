@@ -203,3 +203,93 @@ def test_asking_at_every_step_costs_nothing() -> None:
     request = StopRequest(60.0)
     request.deadlines.append((time.monotonic() + 3600, "later"))
     assert min(timeit.repeat(request.reason, number=1000, repeat=20)) / 1000 < 20e-6
+
+
+# ------------------------------------------------------------------------------------------------ a start that hangs
+
+HANGING = """
+import sys, time
+from hpcsplit import stopping
+stopping.START_S = float(sys.argv[1])
+from hpcsplit.commands import train
+def hang(*_):
+    run_dir.create(config)
+    print("hangs", flush=True)
+    {hang}
+real = train.prepare
+def prepare(config_, run_dir_, *_):
+    global config, run_dir
+    config, run_dir = config_, run_dir_
+    hang()
+train.prepare = prepare
+from hpcsplit.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start_that_hangs(tmp_path: Path, hang: str, start_s: float, number: signal.Signals) -> tuple[int, str, float]:
+    """Exit code, standard error, and seconds from the signal to the end."""
+    from tests.engine.small import write_toml
+    from tests.wire.launch import ROOT
+
+    words = ["train", str(write_toml(tmp_path / "c.toml")), "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-c", HANGING.format(hang=hang), str(start_s), *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "hangs\n"
+        began = time.monotonic()
+        program.send_signal(number)
+        _, said = program.communicate(timeout=60)
+        return program.returncode, said, time.monotonic() - began
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(600)", "import os; os.mkfifo('{0}'); open('{0}')"])
+def test_a_start_that_hangs_ends(tmp_path: Path, hang: str) -> None:
+    code, said, seconds = start_that_hangs(tmp_path, hang.format(tmp_path / "pipe"), 0.5, signal.SIGTERM)
+    assert code == 75
+    assert said == "hpcsplit: SIGTERM received before the first step; start the same command again (exit 75)\n"
+    assert seconds < 15
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_warning_of_the_batch_system_waits_for_the_first_step(tmp_path: Path) -> None:
+    code, said, seconds = start_that_hangs(tmp_path, "time.sleep(3); sys.exit(3)", 0.1, signal.SIGUSR1)
+    assert (code, said) == (3, "")
+    assert seconds > 2.5
+
+
+def test_once_it_has_started_the_steps_answer() -> None:
+    request, ended = StopRequest(0.0), threading.Event()
+    request.end = ended.set
+    request.guard_start()
+    request.started()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert request.reason() == "SIGTERM received"
+    assert not ended.wait(1.0)
+
+
+LIBRARY = """
+import ctypes
+from hpcsplit.stopping import StopRequest
+request = StopRequest(0.0)
+with request.in_library():
+    print("in", flush=True)
+    ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock, as MPI's start does
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_library_that_lets_no_python_run(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", LIBRARY], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "in\n"
+        program.send_signal(number)
+        assert program.wait(20) == -number
+
+
+def test_behind_the_library_signals_are_noted_again() -> None:
+    request = StopRequest(0.0)
+    with request.in_library():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert request.reason() == "SIGTERM received"
