@@ -153,7 +153,7 @@ def test_the_sign_is_there_while_the_run_is(tmp_path: Path) -> None:
 def test_a_limit_of_0_never_ends_a_run(tmp_path: Path) -> None:
     ended = Ended(tmp_path, limit_s=0.0)
     with ended.dog.watching():
-        assert not ended.dog._thread.is_alive()
+        assert not ended.event.wait(3 * ended.dog._tick_s)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rank": 1}'])

@@ -18,7 +18,7 @@ from hpcsplit.boundary.store import Field, Labels, Store
 from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
-from hpcsplit.files.nofollow import names, remove
+from hpcsplit.files.nofollow import make_folder, names, remove
 
 AHEAD = 3  # batches fetched before they are asked for
 BEHIND = 4  # batches handed over and not yet written
@@ -68,7 +68,7 @@ class HdfStore(Store):
         ]
         needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             absent = [(name, path) for slot in paths for name, path in slot.items() if not self._fits(name, path)]
             needed = sum(self._file_bytes(name) for name, _ in absent)
             free = free_bytes(self.folder) + sum(path.stat().st_size for _, path in absent if path.exists())

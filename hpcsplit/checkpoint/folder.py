@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.atomic import fsync_dir, replace_symlink, sha256_file, write_text
-from hpcsplit.files.nofollow import make_folder, names, read_text, remove_tree, replace, state
+from hpcsplit.files.nofollow import make_folder, names, read_text, remove_tree, replace
 
 MANIFEST = "manifest.h5"
 SUMS = "SHA256SUMS"
@@ -40,7 +40,7 @@ def is_ours(name: str) -> bool:
 def complete(checkpoints: Path) -> list[Path]:
     """The complete checkpoints, newest first.  ConfigError where one of them is a link."""
     found = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
-    found = [p for p in found if state(p / SUMS)]
+    found = [p for p in found if SUMS in names(p)]
     return sorted(found, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
 
 

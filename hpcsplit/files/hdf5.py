@@ -20,7 +20,7 @@ import torch
 
 from hpcsplit.errors import CheckpointError, ConfigError, StoreError
 from hpcsplit.files.atomic import free_bytes, fsync_file
-from hpcsplit.files.nofollow import open_file
+from hpcsplit.files.nofollow import open_file, remove
 
 Attribute = str | int | float
 
@@ -201,7 +201,7 @@ def create_rows(
         layout = rows_layout(path)
         reserve(path, layout.size_bytes)
     except BaseException:
-        Path(path).unlink(missing_ok=True)
+        remove(path)
         raise
     return layout
 

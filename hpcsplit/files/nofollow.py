@@ -160,7 +160,7 @@ def _parent(path: Path) -> Iterator[tuple[int, str]]:
                 inner = os.open(part, _PART, dir_fd=folder)
             except OSError as error:
                 place = Path(*parts[:count])
-                _refuse_others(place, folder, True)
+                _refuse_link(place, folder)
                 raise _of(place, error) from None
             os.close(folder)
             folder = inner
@@ -170,18 +170,18 @@ def _parent(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _refuse_others(path: Path, folder: int, wants_folder: bool) -> None:
-    """ConfigError where `path`, in the open `folder`, is there and neither a file nor a folder, as wanted."""
+    """ConfigError where `path`, in the open `folder`, is there and not a file, or not a folder, as wanted."""
+    _refuse_link(path, folder)
+    with suppress(OSError):
+        _check_kind(path, os.stat(path.name or ".", dir_fd=folder, follow_symlinks=False), wants_folder)
+
+
+def _refuse_link(path: Path, folder: int) -> None:
     try:
-        found = os.stat(path.name or ".", dir_fd=folder, follow_symlinks=False)
-    except OSError:
+        target = os.readlink(path.name or ".", dir_fd=folder)
+    except OSError:  # absent, or no link
         return
-    if stat.S_ISLNK(found.st_mode):
-        try:
-            target = f" to {os.readlink(path.name, dir_fd=folder)}"
-        except OSError:
-            target = ""
-        raise ConfigError(f"{path} is a link{target}, and links in a run directory are not followed; remove it")
-    _check_kind(path, found, wants_folder)
+    raise ConfigError(f"{path} is a link to {target}, and links in a run directory are not followed; remove it")
 
 
 def _check_kind(path: Path, found: os.stat_result, wants_folder: bool) -> None:
