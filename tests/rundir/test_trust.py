@@ -126,7 +126,7 @@ def test_a_run_directory_that_is_none(place: Path, refusal: Refusal, what: str) 
     else:
         run.symlink_to("nowhere")
     expected = {
-        "file": f"{run} is a file, no folder; choose another one",
+        "file": f"{run} is no folder",
         "dangling link": f"{run} is a link to nowhere, which is absent",
     }
     assert expected[what] in refusal()
