@@ -1,0 +1,81 @@
+"""tools/mutate: change the code in one place at a time and see whether a test notices."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.mutation.mutants import Mutant, drawn, equivalents
+from tools.mutation.rooms import ROOMS
+from tools.mutation.table import table
+from tools.mutation.trying import Results, try_all
+from tools.program import INTERRUPTED, ROOT, Parser
+
+COUNT, TARGET = 40, 0.95
+EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    parser = Parser(prog="tools/mutate", description=__doc__)
+    parser.add_argument("--room", default=",".join(ROOMS), help=f"with commas (default: {','.join(ROOMS)})")
+    parser.add_argument("--seed", type=int, default=0, help="which mutants (default: 0)")
+    parser.add_argument("--count", type=int, default=COUNT, help=f"of a room (default: {COUNT})")
+    parser.add_argument("--jobs", type=int, default=2, help="at once (default: 2)")
+    parser.add_argument("--only", default="", help="ids of mutants, with commas: these are tried, known or not")
+    parser.add_argument("--list", action="store_true", help="say which they are and what is known of them; try none")
+    parser.add_argument("--show", default="", metavar="ID", help="the change of one mutant, and who noticed")
+    parser.add_argument("--out", type=Path, help="default: runs/mutate")
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.room.split(",")) - ROOMS.keys()):
+        parser.error(f"--room {unknown[0]}: the rooms are {', '.join(ROOMS)}")
+    if min(args.count, args.jobs) < 1:
+        parser.error("--count and --jobs must be at least 1")
+    out = (args.out or root / "runs" / "mutate").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    some = bool(args.only or args.show)
+    rooms = list(ROOMS) if some else args.room.split(",")
+    mutants = [each for room in rooms for each in drawn(root, room, args.seed, None if some else args.count)]
+    wanted = {*args.only.split(","), args.show} - {""}
+    if absent := sorted(wanted - {mutant.id for mutant in mutants}):
+        parser.error(f"{absent[0]}: there is no such mutant (see --list)")
+    mutants = [mutant for mutant in mutants if not some or mutant.id in wanted]
+    results, same = Results(root, out), equivalents(EQUIVALENT)
+    if args.list or args.show:
+        for mutant in mutants:
+            print(mutant, _known(mutant, results, same), sep="\n    ")
+        return 0
+
+    def say(text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    asked = [mutant for mutant in mutants if mutant.id not in same]
+    try:
+        try_all(root, out, asked, results, args.jobs, say, again=bool(args.only))
+    except KeyboardInterrupt:
+        say("interrupted; start the same command again to continue")
+        return INTERRUPTED
+    text, score = table(mutants, results, same)
+    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    say(f"{time.monotonic() - began:.0f} s; table and results: {out}/table.txt, results.jsonl")
+    return 0 if score >= TARGET else FAILED
+
+
+def _known(mutant: Mutant, results: Results, same: dict[str, str]) -> str:
+    if mutant.id in same:
+        return f"the same program: {same[mutant.id]}"
+    found = results.of(mutant, old=True)
+    return (
+        json.dumps({key: found[key] for key in ("noticed", "late", "by", "tried", "seconds")}) if found else "not tried"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
