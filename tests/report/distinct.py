@@ -1,0 +1,54 @@
+"""Records in which no two numbers are equal, so that a quantity shown in the place of another one is seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from hpcsplit.records import EpochRecord, Phase, StageRecord
+
+FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
+TERMS = ("objective", "residual_sq", "step_sq", "weights_step_sq", "phi")
+
+
+def primes() -> Iterator[int]:
+    """Those of three and four digits, so that their digits tell them apart at any place of the point."""
+    for n in range(101, 9973, 2):
+        if all(n % k for k in range(3, int(n**0.5) + 1, 2)):
+            yield n
+
+
+def distinct(phases: str, stages: int) -> list[EpochRecord]:
+    """distinct("spp", 2): a record for each letter; every field that holds a number has one of its own.
+
+    An epoch is longer than its parts, and training longer than those of a stage, as in a run.
+    """
+    fresh = primes()
+
+    def number(name: str, kind: str) -> float | int:
+        found = next(fresh)
+        if name in FRACTIONS:
+            return found / 10007
+        if name in ("wall_s", "train_s"):
+            return found + {"wall_s": 1e5, "train_s": 5e4}[name]
+        if name == "samples_per_s":
+            return float(found)
+        return found << 20 if name.endswith("_bytes") else found if kind.startswith("int") else found / 8
+
+    def numbers(cls: type, *given: str) -> dict[str, float | int]:
+        fields = [field for field in dataclasses.fields(cls) if field.name not in given]
+        return {f.name: number(f.name, str(f.type)) for f in fields if str(f.type).startswith(("int", "float"))}
+
+    found = []
+    for epoch, letter in enumerate(phases):
+        phase: Phase = "parallel" if letter == "p" else "serial"
+        parts = tuple(StageRecord(k, **numbers(StageRecord, "stage")) for k in range(stages))  # type: ignore[arg-type]
+        theorem = {
+            **{key: next(fresh) / 8 for key in ("gap", "bound", "worst")},
+            **{key: [next(fresh) / 8 for _ in range(1, stages)] for key in ("residuals", "lipschitz")},
+            "missing": [],
+        }
+        terms = {name: next(fresh) / 8 for name in TERMS}
+        values = numbers(EpochRecord, "epoch")
+        found.append(EpochRecord(epoch, phase, **values, terms=terms, theorem=theorem, stages=parts))  # type: ignore[arg-type]
+    return found
