@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,14 +28,20 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(USAGE)
 
 
+def mpirun() -> str:
+    """The mpirun beside this interpreter, or else the first on the PATH; its bare name where there is none."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun") or beside.name
+
+
 def launch(
     words: Sequence[str], ranks: int, mark: str, out: IO[bytes], err: IO[bytes], extra: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """python `words` on so many ranks, in a session and an environment of its own; for `marked` to find."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
-    mpirun = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks > 1 else []
+    launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
     return subprocess.Popen(
-        [*mpirun, sys.executable, *words],
+        [*launcher, sys.executable, *words],
         cwd=ROOT,
         env={**clean, "OMP_NUM_THREADS": "1", **extra, MARK: mark},
         stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from tools.benchmarks import page
 from tools.benchmarks.hybrid import charged_or_not
 from tools.benchmarks.step import NETWORKS
 from tools.program import marked
-from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, command_line, exact, row
+from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, command_line, exact, line, row
 from tools.timing.table import write
 from tools.timing.turns import Contender, play
 
@@ -72,6 +72,30 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert row(copies, everyone)["over_one_core"] == pytest.approx(2 / 1.1)
     assert row(copies, everyone)["of_the_limit"] == pytest.approx(1.0)
     assert json.dumps(row(ours, everyone))
+
+
+def test_a_row_of_a_race_tells_its_waits_apart() -> None:
+    """Three rounds of two ranks: every number in a note is another one, and medians are those of the second round."""
+
+    def note(k: int, rank: int) -> dict[str, float]:
+        middle = {"seconds": 2.0 - rank, "exposed_s": 0.26, "imbalance_s": 0.14, "io_s": 0.46}
+        return {key: value * (1 + rank / 2) * (1 + (k - 1) / 10) for key, value in middle.items()}
+
+    way = exact(4)
+    played = Contender(way.name, [([], 2)], [[note(k, rank) for rank in (0, 1)] for k in range(3)])
+    found = row(played, [played])
+    assert (found["n"], found["median_s"]) == (3, 2.0)
+    assert (found["min_s"], found["max_s"]) == (pytest.approx(1.8), pytest.approx(2.2))
+    assert found["exposed_s"] == [pytest.approx(0.26), pytest.approx(0.39)]
+    assert found["imbalance_s"] == [pytest.approx(0.14), pytest.approx(0.21)]
+    assert found["io_s"] == [pytest.approx(0.46), pytest.approx(0.69)]
+    ratios = {"over_one_core": 1.25, "of_the_limit": 0.75, "of_its_bound": 0.875}
+    first, *stages = line(found | ratios | {"label": "ours"}).splitlines()
+    assert first.split() == ["ours", "2.000", "1.800", "2.200", "1.25", "0.75", "0.88"]
+    assert stages == [
+        "    stage 0: exposed messages 13.0 %, store 23.0 %, imbalance 7.0 %",
+        "    stage 1: exposed messages 19.5 %, store 34.5 %, imbalance 10.5 %",
+    ]
 
 
 def test_a_pipeline_is_bound_by_its_bubble_and_the_balance() -> None:

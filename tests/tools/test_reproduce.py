@@ -19,7 +19,7 @@ import pytest
 
 from hpcsplit.config import load
 from hpcsplit.records import EpochRecord, StageRecord
-from tools.program import ROOT
+from tools.program import ROOT, mpirun
 from tools.reproductions import __main__ as reproduce
 from tools.reproductions import running
 from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
@@ -436,7 +436,7 @@ def test_an_interruption_stops_what_was_started(tmp_path: Path) -> None:
 
 def test_cores_decide_between_mpi_and_lockstep(tmp_path: Path) -> None:
     on_two = {task.row.key: task for task in tasks(EXPERIMENTS["tssm-stages"], "small", 2, tmp_path)}
-    assert on_two["gsadmm-2"].command()[:3] == ["mpirun", "-n", "2"]
+    assert on_two["gsadmm-2"].command()[:3] == [mpirun(), "-n", "2"]
     assert on_two["gsadmm-2"].cores == 2
     assert on_two["adam"].command()[0] == sys.executable
     assert on_two["adam"].cores == 1

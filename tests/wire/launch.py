@@ -1,8 +1,9 @@
-"""Starts Python under the mpirun that lies beside this interpreter, with a time limit for everything."""
+"""Starts Python under the mpirun beside this interpreter, or on the PATH, with a time limit for everything."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MPIRUN = Path(sys.executable).parent / "mpirun"
+from tools.program import mpirun
 
-needs_mpi = pytest.mark.skipif(not MPIRUN.exists(), reason=f"no mpirun beside {sys.executable}")
+ROOT = Path(__file__).parents[2]
+MPIRUN = mpirun()
+
+needs_mpi = pytest.mark.skipif(shutil.which(MPIRUN) is None, reason=f"no mpirun beside {sys.executable} or on the PATH")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def python(*args: object, ranks: int = 0, limit_s: float = 90, out: Path | None 
     """Run `python *args`, under mpirun where `ranks` says so, from the root of the repository."""
     command = [str(word) for word in (sys.executable, *args)]
     if ranks:
-        command = [str(MPIRUN), "-n", str(ranks), *command]
+        command = [MPIRUN, "-n", str(ranks), *command]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
     environment = {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     stdout = open(out, "w") if out else subprocess.PIPE  # noqa: SIM115

@@ -18,7 +18,7 @@ from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.records import EpochRecord, Records
 from hpcsplit.rundir import RunDir
-from tools.program import ROOT
+from tools.program import ROOT, mpirun
 from tools.timing.table import publish
 
 
@@ -51,18 +51,8 @@ def run(args: argparse.Namespace, seed: int, method: str, epochs: int, *, frozen
     """The records of one run with two ranks; finished runs are not repeated."""
     name = f"{method}{'-frozen' if frozen else ''}-{epochs}-{args.limit_train}-{seed}"
     folder = args.out / name
-    command = [
-        "mpirun",
-        "-n",
-        "2",
-        sys.executable,
-        "-m",
-        "hpcsplit",
-        "train",
-        config_for(args, method),
-        "--run-dir",
-        str(folder),
-    ]
+    command = [mpirun(), "-n", "2", sys.executable, "-m", "hpcsplit", "train", config_for(args, method)]
+    command += ["--run-dir", str(folder)]
     command += ["--schedule.epochs", str(epochs), "--run.seed", str(seed), "--data.limit_train", str(args.limit_train)]
     command += ["--run.baseline", "false", "--split.cuts", "flops"]
     command += ["--method.frozen", "true"] if frozen else []

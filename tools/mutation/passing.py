@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tools.mutation.rooms import ROOMS
+
 Lines = set[tuple[str, int]]
 
 
@@ -22,7 +24,7 @@ class Recorder:
     """`of` has for each test the lines (file, number) of the package that it passed through, `seconds` its time."""
 
     def __init__(self, root: Path) -> None:
-        self.prefix = f"{root}/hpcsplit/"
+        self.places = tuple(f"{root}/{place}" for place, _ in ROOMS.values())
         self.cut = len(f"{root}/")
         self.of: dict[str, Lines] = {}
         self.seconds: dict[str, float] = defaultdict(float)
@@ -51,7 +53,7 @@ class Recorder:
         self.seconds[report.nodeid] += report.duration
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self.prefix):
+        if not frame.f_code.co_filename.startswith(self.places):
             return None
         self._passed(frame, event, arg)
         return self._passed

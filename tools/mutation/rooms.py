@@ -4,46 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOMS = {
-    "terms": ("hpcsplit/terms",),
-    "methods": ("hpcsplit/methods",),
-    "boundary": ("hpcsplit/boundary",),
-    "split": ("hpcsplit/split",),
-    "checkpoint": ("hpcsplit/checkpoint",),
-    "schedule": ("hpcsplit/schedule",),
-    "wire": ("hpcsplit/wire",),
-    "records": ("hpcsplit/records.py",),
-    "engine": ("hpcsplit/engine",),
+# Of each room its code, and the tests beside its own (tests/ROOM, or tests/test_ROOM.py) that are tried.
+ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "terms": ("hpcsplit/terms", ("tests/methods",)),
+    "methods": ("hpcsplit/methods", ("tests/engine",)),
+    "boundary": ("hpcsplit/boundary", ("tests/engine",)),
+    "split": ("hpcsplit/split", ("tests/methods", "tests/engine")),
+    "checkpoint": ("hpcsplit/checkpoint", ()),
+    "schedule": ("hpcsplit/schedule", ("tests/engine",)),
+    "wire": ("hpcsplit/wire", ()),
+    "records": ("hpcsplit/records.py", ()),
+    "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
 }
-TESTS = (
-    "tests/terms",
-    "tests/split",
-    "tests/schedule",
-    "tests/wire/test_lockstep.py",
-    "tests/wire/test_launcher.py",
-    "tests/boundary",
-    "tests/methods",
-    "tests/engine",
-    "tests/checkpoint",
-    "tests/files",
-    "tests/report",
-    "tests/test_records.py",
-    "tests/test_stopping.py",
-    "tests/test_joins.py",
-)
-LAUNCHED = {"hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",)}  # where only other processes pass
+# Files that only other processes pass through, and the tests that start those.
+LAUNCHED = {"hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",)}
+LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
+SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
 
 
 def modules(root: Path, room: str) -> list[str]:
     """The files of a room, from the root of the tree."""
-    found = [
-        path
-        for place in ROOMS[room]
-        for path in ((root / place).rglob("*.py") if (root / place).is_dir() else [root / place])
-    ]
-    return sorted(str(path.relative_to(root)) for path in found)
+    place = root / ROOMS[room][0]
+    return sorted(str(path.relative_to(root)) for path in (place.rglob("*.py") if place.is_dir() else [place]))
 
 
-def near(room: str, test: str) -> bool:
-    """Whether a test is of the room itself."""
-    return test.startswith((f"tests/{room}/", f"tests/test_{room}."))
+def own(room: str) -> str:
+    """Where a room's own tests are."""
+    return f"tests/test_{room}.py" if ROOMS[room][0].endswith(".py") else f"tests/{room}/"
+
+
+def test_files(root: Path, room: str) -> list[str]:
+    """The files of the tests that are tried in this process, from the root of the tree."""
+    found: set[str] = set()
+    for place in (own(room), *ROOMS[room][1]):
+        paths = [root / place] if place.endswith(".py") else (root / place).rglob("test_*.py")
+        found |= {str(path.relative_to(root)) for path in paths}
+    return sorted(found.difference(LAUNCHED_TESTS, SLOW))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 from tools.mutation.mutants import Mutant
-from tools.mutation.rooms import LAUNCHED, TESTS, near
+from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, ROOMS, modules, own, test_files
+from tools.program import MARK, kill, marked
 
+NO_TESTS = 5  # pytest's exit code
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
 COPIED = ("hpcsplit", "tests", "tools", "pyproject.toml", "README.md", "jobs", "docs", ".importlinter")
 Say = Callable[[str], None]
@@ -27,6 +31,7 @@ class Worker:
     """One copy of the tree and the process that works in it."""
 
     def __init__(self, root: Path, tree: Path) -> None:
+        self.tree = tree
         for name in COPIED:
             source, target = root / name, tree / name
             if source.is_dir():
@@ -36,7 +41,7 @@ class Worker:
                 shutil.copy2(source, target)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.mutation.worker", str(tree)],
-            cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=root, env={**os.environ, MARK: str(tree)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +50,10 @@ class Worker:
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        """End it and what it has started."""
+        kill(marked(str(self.tree)))
 
     def close(self) -> None:
         assert self.process.stdin
@@ -63,31 +72,45 @@ def workers(root: Path, count: int) -> Iterator[list[Worker]]:
         yield started
 
 
-def state(root: Path, *folders: str) -> str:
-    """A hash of all Python files in the folders."""
-    whole = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
-        whole.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return whole.hexdigest()[:16]
+def state(root: Path, *places: str) -> str:
+    """A hash of these files, and of all Python files in these folders."""
+    found = [
+        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    ]
+    return _hash(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
 
 
-def who_passes(root: Path, out: Path, worker: Worker, say: Say) -> dict[str, Any]:
-    """For each test its seconds and lines, from a run of all tests that are tried on mutants.
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worker], say: Say) -> dict[str, Any]:
+    """For each test in the files its seconds and the lines it passes through, from a run without a change.
+
+    What is known of a file of tests is kept until it, or the code, has changed.
 
     Raises:
         SystemExit: a test fails on the code as it is.
     """
-    kept = out / f"passing-{state(root, 'hpcsplit', 'tests')}.json"
-    if not kept.exists():
-        say("a run of the tests without a change, to see which of them pass where (minutes)")
-        draft = kept.with_suffix(".tmp")
-        ended = worker.ask({"record": str(draft), "tests": list(TESTS)})
-        if ended["code"] != 0:
-            raise SystemExit(f"tools/mutate: the tests fail without a change:\n{ended['said']}")
-        for old in out.glob("passing-*.json"):
-            old.unlink()
-        draft.rename(kept)
-    return json.loads(kept.read_text(encoding="utf-8"))
+    code, folder = state(root, "hpcsplit"), out / "passing"
+    folder.mkdir(exist_ok=True)
+    kept = {file: folder / f"{code}-{_hash((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
+    waiting: Queue[str] = Queue()
+    for file in files:
+        if not kept[file].exists():
+            waiting.put(file)
+
+    def record(worker: Worker) -> None:
+        for file in _all(waiting):
+            say(f"who passes where without a change: {file}")
+            draft = kept[file].with_suffix(".tmp")
+            ended = worker.ask({"record": str(draft), "tests": [file]})
+            if ended["code"] not in (0, NO_TESTS):
+                raise SystemExit(f"tools/mutate: {file} fails without a change:\n{ended['said']}")
+            draft.rename(kept[file])
+
+    _each(crew, record)
+    return {test: noted for file in files for test, noted in json.loads(kept[file].read_text("utf-8")).items()}
 
 
 def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]) -> list[str]:
@@ -96,7 +119,7 @@ def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, l
     lines = index.get(mutant.path, {})
     tests = {test for line in range(first, last + 1) for test in lines.get(line, ())}
     spent, found = 0.0, []
-    for test in sorted(tests, key=lambda test: (not near(mutant.room, test), passing[test]["seconds"], test)):
+    for test in sorted(tests, key=lambda test: (not test.startswith(own(mutant.room)), passing[test]["seconds"], test)):
         spent += passing[test]["seconds"]
         if found and spent > BUDGET_S:
             break
@@ -117,8 +140,9 @@ class Results:
     """results.jsonl: what became of each mutant; it counts until the file or, for a survivor, a test has changed."""
 
     def __init__(self, root: Path, out: Path) -> None:
-        self.path, self.root = out / "results.jsonl", root
-        self.tests = state(root, "tests")
+        self.path = out / "results.jsonl"
+        self.tests = {room: state(root, *test_files(root, room), *LAUNCHED_TESTS) for room in ROOMS}
+        self.sources = {path: _hash((root / path).read_bytes()) for room in ROOMS for path in modules(root, room)}
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self._known = {found["id"]: found for found in map(json.loads, lines)}
         self._lock = threading.Lock()
@@ -126,20 +150,22 @@ class Results:
     def of(self, mutant: Mutant, *, old: bool = False) -> dict[str, Any] | None:
         """The result of a mutant if it still counts; with `old` also that of a survivor under other tests."""
         found = self._known.get(mutant.id)
-        if found is None or found["source"] != self._source(mutant):
+        if found is None or found["source"] != self.sources[mutant.path]:
             return None
-        return found if found["noticed"] or old or found["tests"] == self.tests else None
+        return found if found["noticed"] or old or found["tests"] == self.tests[mutant.room] else None
 
     def keep(self, mutant: Mutant, answer: dict[str, Any]) -> dict[str, Any]:
         found = {"id": mutant.id, "room": mutant.room, "path": mutant.path, "line": mutant.line, **answer}
-        found |= {"before": mutant.before, "after": mutant.after, "source": self._source(mutant), "tests": self.tests}
+        found |= {
+            "before": mutant.before,
+            "after": mutant.after,
+            "source": self.sources[mutant.path],
+            "tests": self.tests[mutant.room],
+        }
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             self._known[mutant.id] = found
             file.write(json.dumps(found) + "\n")
         return found
-
-    def _source(self, mutant: Mutant) -> str:
-        return hashlib.sha256((self.root / mutant.path).read_bytes()).hexdigest()[:16]
 
 
 def try_all(
@@ -152,33 +178,44 @@ def try_all(
             waiting.put(mutant)
     if waiting.empty():
         return
-    with workers(root, min(jobs, waiting.qsize())) as crew:
-        passing = who_passes(root, out, crew[0], say)
-        index, total, failed = indexed(passing), waiting.qsize(), []
+    total = waiting.qsize()
+    files = sorted({file for room in {mutant.room for mutant in mutants} for file in test_files(root, room)})
+    with workers(root, min(jobs, total)) as crew:
+        passing = who_passes(root, out, files, crew, say)
+        index = indexed(passing)
 
         def work(worker: Worker) -> None:
-            try:
-                while True:
-                    mutant = waiting.get_nowait()
-                    found = results.keep(mutant, tried(root, worker, mutant, passing, index))
-                    word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
-                    say(f"{total - waiting.qsize()}/{total} {found['seconds']:5.1f} s {word:8} {mutant}")
-            except Empty:
-                pass
-            except Exception as error:
-                failed.append(error)
+            for mutant in _all(waiting):
+                found = results.keep(mutant, tried(worker, mutant, passing, index))
+                word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
+                say(f"{total - waiting.qsize()}/{total} {found['seconds']:5.1f} s {word:8} {mutant}")
 
-        threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in crew]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
+        _each(crew, work)
+
+
+def _all(waiting: Queue[Any]) -> Iterator[Any]:
+    """What is in the queue, which others empty, too."""
+    while True:
+        try:
+            yield waiting.get_nowait()
+        except Empty:
+            return
+
+
+def _each(crew: Sequence[Worker], work: Callable[[Worker], None]) -> None:
+    """Let all workers do it at once; the first failure of one is raised."""
+    with ThreadPoolExecutor(len(crew)) as pool:
+        try:
+            for done in [pool.submit(work, worker) for worker in crew]:
+                done.result()
+        except BaseException:
+            for worker in crew:
+                worker.kill()
+            raise
 
 
 def tried(
-    root: Path, worker: Worker, mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]
+    worker: Worker, mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]
 ) -> dict[str, Any]:
     tests = chosen(mutant, passing, index)
     if not tests:
@@ -186,7 +223,7 @@ def tried(
     seconds = [passing[test]["seconds"] if test in passing else BUDGET_S for test in tests]
     question = {
         "path": mutant.path,
-        "source": mutant.apply((root / mutant.path).read_bytes()).decode(),
+        "source": mutant.apply((worker.tree / mutant.path).read_bytes()).decode(),
         "tests": tests,
         "each_s": 15 + 5 * max(seconds),
         "limit_s": 60 + 4 * sum(seconds),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.program import INTERRUPTED, ROOT, Parser
+from tools.program import INTERRUPTED, ROOT, Parser, mpirun
 from tools.reproductions.declaring import Row, ScaleName
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.keeping import archive_of, unpack
@@ -93,8 +93,8 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
 
     most = experiment.scale(args.scale).seeds
     tasks = [] if args.show else planned(rows, args.seeds or most)
-    if any(task.command()[0] == "mpirun" for task in tasks) and not shutil.which("mpirun"):
-        parser.error("mpirun is not on PATH; start this by tools/reproduce, which makes the environment")
+    if any(task.command()[0] == mpirun() for task in tasks) and not shutil.which(mpirun()):
+        parser.error("there is no mpirun beside this Python or on PATH; tools/reproduce makes the environment")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failures = run_all(tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr))

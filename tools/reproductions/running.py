@@ -17,7 +17,7 @@ from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
 from hpcsplit.records import Records
 from hpcsplit.rundir import RunDir
-from tools.program import ROOT, last_line
+from tools.program import ROOT, last_line, mpirun
 from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
 from tools.reproductions.measuring import Results, Run
 
@@ -66,7 +66,7 @@ class Task:
         return load(self.config, self.overrides())
 
     def command(self) -> list[str]:
-        launcher = ["mpirun", "-n", str(self.row.stages)] if self.measured and self.row.stages > 1 else []
+        launcher = [mpirun(), "-n", str(self.row.stages)] if self.measured and self.row.stages > 1 else []
         words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
         train = [sys.executable, "-m", *self.row.program.split(), str(self.config), *words]
         return [*launcher, *train, "--run-dir", str(self.folder)]
