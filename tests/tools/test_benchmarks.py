@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.engine.small import train_here
 from tests.wire.launch import needs_mpi
-from tools.benchmarks import forecast, scale, start
+from tools.benchmarks import accuracy, forecast, scale, start
 
 pytestmark = [
     needs_mpi,
@@ -116,7 +116,7 @@ def test_accuracy(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rest = words[1:place] + words[place + 2 :]
         assert train_here(Path(words[0]), Path(words[place + 1]), *rest, "--run.stages", 2) == 0
 
-    monkeypatch.setattr(subprocess, "run", here)
+    monkeypatch.setattr(accuracy, "subprocess", SimpleNamespace(run=here))
     config = ("--config", str(tmp_path / "small.toml"))
     rows = {row["run"]: row for row in bench("accuracy", *config, "--epochs", "4", "--limit-train", "64")}
     assert list(rows) == [
