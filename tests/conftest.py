@@ -1,5 +1,5 @@
 """One thread: the networks here are tiny, and on a shared machine more threads wait for each other.  No example of
-hypothesis has a deadline there, either."""
+hypothesis has a deadline there, either, and how many there are is said by tests/fuzz.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("shared machine", deadline=None)
+from tests.fuzz import examples
+
+settings.register_profile("shared machine", deadline=None, max_examples=examples(100))
 settings.load_profile("shared machine")
 
 

@@ -97,6 +97,7 @@ class Ended:
         self.event.set()
 
 
+@pytest.mark.alone
 def test_a_stall_is_reported_with_all_stacks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ended = Ended(tmp_path)
     with ended.dog.watching():
@@ -109,6 +110,7 @@ def test_a_stall_is_reported_with_all_stacks(tmp_path: Path, capfd: pytest.Captu
     assert "thread watchdog:" in log
 
 
+@pytest.mark.alone
 def test_a_rank_that_waits_reports_later_and_names_the_others(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_rank_that_waits_reports_later_and_names_the_others(
     assert "ago: rank 1 (pid " in said
 
 
+@pytest.mark.alone
 def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
     ended = Ended(tmp_path, limit_s=1.0)
     with ended.dog.watching():

@@ -1,13 +1,12 @@
 """Whatever the file or the command line says: a configuration, or a sentence for the user and exit 64 or 65.
 
-2,000 examples in all; HPCSPLIT_FUZZ=10 tries ten times as many.
+2,000 examples in all, a tenth of them unless HPCSPLIT_FUZZ says otherwise (tests/fuzz.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import tomllib
 from pathlib import Path
 
@@ -18,15 +17,15 @@ from hypothesis import strategies as st
 from hpcsplit import cli
 from hpcsplit.config import Config, load, option_tree, resolve
 from hpcsplit.errors import ConfigError, UsageError
+from tests.fuzz import examples
 
 DONE, USAGE, CONFIG = 0, 64, 65
-TIMES = int(os.environ.get("HPCSPLIT_FUZZ", "1"))
 LIMIT = datetime.timedelta(seconds=20)  # an example takes milliseconds; on a busy machine more, but it does not hang
 
 
-def fuzz(examples: int) -> settings:
+def fuzz(whole: int) -> settings:
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=examples * TIMES, deadline=LIMIT, suppress_health_check=checks)
+    return settings(max_examples=examples(whole), deadline=LIMIT, suppress_health_check=checks)
 
 
 KNOWN = {section: list(options) for section, options in option_tree("al").items()}

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcsplit.data.order import batches, epoch_order
+from tests.fuzz import examples
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6), n=st.integers(0, 300))
 def test_every_sample_once_and_always_in_the_same_order(seed: int, epoch: int, n: int) -> None:
     order = epoch_order(seed, epoch, n)

@@ -1,11 +1,10 @@
 """Damaged files of a checkpoint: the checksum stops every one before the HDF5 library sees it; without it, only a child
-process may crash.  2,000 damages in all; HPCSPLIT_FUZZ=10 tries ten times as many.
+process may crash.  2,000 damages in all, a tenth of them unless HPCSPLIT_FUZZ says otherwise (tests/fuzz.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +26,10 @@ from hpcsplit.wire import lockstep
 from tests.checkpoint.conftest import Run, half_done
 from tests.engine.small import make_jobs
 from tests.files.mutations import KINDS, Mutation, damaged
+from tests.fuzz import examples
 from tests.wire.launch import python
 
-TIMES = int(os.environ.get("HPCSPLIT_FUZZ", "1"))
-CHECKED, READ = 1300, 700
+CHECKED, READ = examples(1300), examples(700)
 SUMS = "SHA256SUMS"
 NAMES = ["stage-000.h5", "stage-001.h5", "manifest.h5", "aux-block-003.lam.h5", SUMS]
 
@@ -104,7 +103,7 @@ def test_the_checkpoint_is_good_and_the_watch_sees(victim: Victim) -> None:
 
 
 @settings(
-    max_examples=CHECKED * TIMES,
+    max_examples=CHECKED,
     deadline=20_000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -143,10 +142,10 @@ def test_the_command_ends_with_65_and_one_sentence(
 def test_without_the_checksum_only_a_child_may_crash(half: Run, tmp_path: Path) -> None:
     for name in NAMES[:-1]:
         shutil.copy(half.newest / name, tmp_path / name)
-    ended = python("-m", "tests.files.reading", tmp_path, READ * TIMES, limit_s=240 * TIMES)
+    ended = python("-m", "tests.files.reading", tmp_path, READ, limit_s=120 + READ)
     assert ended.code == 0, ended.err
     found = [json.loads(line) for line in ended.out.splitlines()]
-    assert [each["n"] for each in found] == list(range(READ * TIMES))
+    assert [each["n"] for each in found] == list(range(READ))
     print(table(found))
     outcomes = Counter(each["outcome"].split()[0] for each in found)
     assert outcomes.keys() <= {"read", "sentence", "loop", "crash"}, outcomes

@@ -22,6 +22,7 @@ from hpcsplit.files.hdf5 import (
     set_attributes,
     write_tensors,
 )
+from tests.fuzz import examples
 
 
 def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -46,7 +47,7 @@ def test_every_type_and_shape_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert all(equal_bits(found[key], tensors[key]) for key in tensors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sets(st.text(alphabet="a.b/%-κ\0", max_size=6), max_size=8))
 def test_any_key_comes_back(keys: set[str]) -> None:
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"hpcsplit-keys-{os.getpid()}.h5"

@@ -21,6 +21,7 @@ from hpcsplit.rundir import lock as module
 from hpcsplit.rundir.lock import RunLock
 from hpcsplit.rundir.owner import Owner, look
 from hpcsplit.rundir.process import Process
+from tests.fuzz import examples
 from tests.rundir.owners import ELSEWHERE, QUICK, dead_process, held_by_another, left_behind, process_of
 from tests.wire.launch import ROOT
 
@@ -198,7 +199,7 @@ def test_its_owner_died_before_it_wrote(path: Path) -> None:
     assert acquire(path) < AT_ONCE_S
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300) | st.recursive(st.none(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_a_damaged_lock(path: Path, content: object) -> None:
     path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
@@ -206,7 +207,7 @@ def test_a_damaged_lock(path: Path, content: object) -> None:
     acquire(path)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit(path: Path, data: st.DataObject) -> None:
     left_behind(path, Process.this(), ELSEWHERE, token="0" * 16)

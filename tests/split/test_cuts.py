@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.split.cuts import balanced_cuts, charged, ranges, recut, stage_shares
+from tests.fuzz import examples
 
 
 def largest(costs: list, cuts: tuple[int, ...]) -> float:
     return max(sum(costs[part.start : part.stop]) for part in ranges(cuts, len(costs)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=9), st.data())
 def test_equals_brute_force(costs: list[int], data: st.DataObject) -> None:
     stages = data.draw(st.integers(1, len(costs)))
@@ -27,7 +28,7 @@ def test_equals_brute_force(costs: list[int], data: st.DataObject) -> None:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=8), st.data())
 def test_equals_brute_force_with_the_cost_of_cuts(both: list[tuple[int, int]], data: st.DataObject) -> None:
     costs, joins = [list(each) for each in zip(*both, strict=True)]
@@ -58,7 +59,7 @@ def test_cuts_are_corrected_by_what_the_stages_have_taken() -> None:
     assert recut([1.0] * 8, (4,), [2.0, 2.0]) == ((4,), pytest.approx(1.0))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.floats(0, 1e3) | st.floats(0, 0.1), min_size=3, max_size=8))
 def test_equals_brute_force_in_floating_point(costs: list[float]) -> None:
     best = min(largest(costs, candidate) for candidate in combinations(range(1, len(costs)), 2))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcsplit.terms.quantise import KINDS, pack, part_shapes, rounded, unpack
+from tests.fuzz import examples
 
 DTYPES = [torch.float32, torch.float64]
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -32,7 +33,7 @@ def bits_of_rows(bits: int) -> st.SearchStrategy[list[list[float]]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(rows=bits_of_rows(32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_rounding_twice_is_rounding_once_in_float32(kind, rows):
     once = rounded(torch.tensor(rows, dtype=torch.float32), kind)
     assert same_bits(rounded(once, kind), once)
@@ -40,14 +41,14 @@ def test_rounding_twice_is_rounding_once_in_float32(kind, rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(rows=bits_of_rows(64))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_rounding_twice_is_rounding_once_in_float64(kind, rows):
     once = rounded(torch.tensor(rows, dtype=torch.float64), kind)
     assert same_bits(rounded(once, kind), once)
 
 
 @given(rows=bits_of_rows(32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_int8_errs_by_half_a_step_of_its_row(rows):
     x = torch.tensor(rows, dtype=torch.float32).nan_to_num(0.0).double()
     step = x.abs().amax(1, keepdim=True) / 127
