@@ -60,6 +60,10 @@ def test_numbers_that_are_not_finite_become_null() -> None:
     assert values["stages"][0]["violation"] is None
 
 
+def test_a_line_that_does_not_say_so_is_of_an_epoch_that_was_not_recomputed() -> None:
+    assert EpochRecord.from_json('{"epoch": 1, "phase": "parallel"}') == EpochRecord(1, "parallel", recomputed=False)
+
+
 def test_unknown_keys_are_left_out() -> None:
     values = json.loads(record(1).to_json())
     values["of_the_future"] = 1

@@ -105,6 +105,7 @@ def test_a_layer_of_zeros_has_constant_zero() -> None:
         (nn.MaxPool2d(3, stride=1), (1, 3, 4), 2),  # the image is too small for more
         (nn.MaxPool2d(2, stride=1, dilation=2), (1, 6, 6), 4),
         (nn.MaxPool1d(3, stride=1), (1, 9), 3),
+        (nn.MaxPool1d(2, stride=1, padding=1), (1, 1), 2),  # one pixel, the first and the last
     ],
 )
 def test_a_pixel_counts_once_for_each_max_pooling_window_that_it_is_in(
@@ -188,6 +189,12 @@ def test_any_module_whose_graph_has_known_layers() -> None:
     estimate = lipschitz(net, (2, 4, 4), **EXACT)
     assert estimate == pytest.approx((conv + 1) * tail + tail, rel=1e-6)
     assert quotients(net, (2, 4, 4)).max() <= estimate
+
+
+@pytest.mark.parametrize("shifted", [lambda x: x + 0.5, lambda x: 0.5 + x, lambda x: x - 0.5, lambda x: x + x + 0.5])
+def test_a_number_that_is_added_counts_nothing(shifted) -> None:  # type: ignore[no-untyped-def]
+    expected = (shifted(torch.ones(1)) - shifted(torch.zeros(1))).item()
+    assert lipschitz(nn.Sequential(nn.ReLU(), Calls(shifted)).eval(), (2, 4, 4)) == expected
 
 
 # ------------------------------------------------------------------------------------------------ what has no rule

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which mutants (default: 0)")
     parser.add_argument("--count", type=int, default=COUNT, help=f"of a room (default: {COUNT})")
     parser.add_argument("--jobs", type=int, default=2, help="at once (default: 2)")
+    parser.add_argument("--near", action="store_true", help="let the room's own tests alone try to notice: quicker")
     parser.add_argument("--only", default="", help="ids of mutants, with commas: these are tried, known or not")
     parser.add_argument("--list", action="store_true", help="say which they are and what is known of them; try none")
     parser.add_argument("--show", default="", metavar="ID", help="the change of one mutant, and who noticed")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if absent := sorted(wanted - {mutant.id for mutant in mutants}):
         parser.error(f"{absent[0]}: there is no such mutant (see --list)")
     mutants = [mutant for mutant in mutants if not some or mutant.id in wanted]
-    results, same = Results(root, out), equivalents(EQUIVALENT)
+    results, same = Results(root, out, args.near), equivalents(EQUIVALENT)
     if args.list or args.show:
         for mutant in mutants:
             print(mutant, _known(mutant, results, same), sep="\n    ")
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     began = time.monotonic()
     asked = [mutant for mutant in mutants if mutant.id not in same]
     try:
-        try_all(root, out, asked, results, args.jobs, say, again=bool(args.only))
+        try_all(root, out, asked, results, args.jobs, say, near=args.near, again=bool(args.only))
     except KeyboardInterrupt:
         say("interrupted; start the same command again to continue")
         return INTERRUPTED

@@ -33,10 +33,10 @@ def own(room: str) -> str:
     return f"tests/test_{room}.py" if ROOMS[room][0].endswith(".py") else f"tests/{room}/"
 
 
-def test_files(root: Path, room: str) -> list[str]:
-    """The files of the tests that are tried in this process, from the root of the tree."""
+def files_of_tests(root: Path, room: str, near: bool) -> list[str]:
+    """The files of the tests that are tried in this process, from the root of the tree; `near`: the room's own."""
     found: set[str] = set()
-    for place in (own(room), *ROOMS[room][1]):
+    for place in (own(room), *(() if near else ROOMS[room][1])):
         paths = [root / place] if place.endswith(".py") else (root / place).rglob("test_*.py")
         found |= {str(path.relative_to(root)) for path in paths}
     return sorted(found.difference(LAUNCHED_TESTS, SLOW))

@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from tools.mutation.mutants import Mutant
-from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, ROOMS, modules, own, test_files
+from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, ROOMS, modules, own, files_of_tests
 from tools.program import MARK, kill, marked
 
 NO_TESTS = 5  # pytest's exit code
@@ -139,9 +139,9 @@ def indexed(passing: dict[str, Any]) -> dict[str, dict[int, list[str]]]:
 class Results:
     """results.jsonl: what became of each mutant; it counts until the file or, for a survivor, a test has changed."""
 
-    def __init__(self, root: Path, out: Path) -> None:
+    def __init__(self, root: Path, out: Path, near: bool) -> None:
         self.path = out / "results.jsonl"
-        self.tests = {room: state(root, *test_files(root, room), *LAUNCHED_TESTS) for room in ROOMS}
+        self.tests = {room: state(root, *files_of_tests(root, room, near), *LAUNCHED_TESTS) for room in ROOMS}
         self.sources = {path: _hash((root / path).read_bytes()) for room in ROOMS for path in modules(root, room)}
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self._known = {found["id"]: found for found in map(json.loads, lines)}
@@ -169,7 +169,7 @@ class Results:
 
 
 def try_all(
-    root: Path, out: Path, mutants: Sequence[Mutant], results: Results, jobs: int, say: Say, *, again: bool
+    root: Path, out: Path, mutants: Sequence[Mutant], results: Results, jobs: int, say: Say, *, near: bool, again: bool
 ) -> None:
     """Try every mutant that has no result, or every one."""
     waiting: Queue[Mutant] = Queue()
@@ -179,7 +179,7 @@ def try_all(
     if waiting.empty():
         return
     total = waiting.qsize()
-    files = sorted({file for room in {mutant.room for mutant in mutants} for file in test_files(root, room)})
+    files = sorted({file for room in {mutant.room for mutant in mutants} for file in files_of_tests(root, room, near)})
     with workers(root, min(jobs, total)) as crew:
         passing = who_passes(root, out, files, crew, say)
         index = indexed(passing)
