@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if absent := sorted(wanted - {mutant.id for mutant in mutants}):
         parser.error(f"{absent[0]}: there is no such mutant (see --list)")
     mutants = [mutant for mutant in mutants if not some or mutant.id in wanted]
-    results, same = Results(root, out, args.near), equivalents(EQUIVALENT)
+    results, same = Results(root, out, mutants, args.near), equivalents(EQUIVALENT)
     if args.list or args.show:
         for mutant in mutants:
             print(mutant, _known(mutant, results, same), sep="\n    ")

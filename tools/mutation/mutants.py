@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tools.mutation.rooms import modules
@@ -66,20 +67,23 @@ def drawn(root: Path, room: str, seed: int, count: int | None) -> list[Mutant]:
     """So many mutants of a room, the same for the same seed; a change of one file moves no other file's mutants."""
     found = [mutant for path in modules(root, room) for mutant in mutants(room, path, (root / path).read_bytes())]
     found.sort(key=lambda mutant: hashlib.sha256(f"{seed} {mutant.id}".encode()).digest())
-    return found[:count]
+    sources = {path: (root / path).read_bytes() for path in modules(root, room)}
+    others = (mutant for mutant in found if _is_another_program(sources[mutant.path], mutant))
+    return list(islice(others, count)) if count is not None else found
+
+
+def _is_another_program(source: bytes, mutant: Mutant) -> bool:
+    try:
+        return ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
+    except SyntaxError:
+        return False
 
 
 def mutants(room: str, path: str, source: bytes) -> list[Mutant]:
-    """Every mutant of a file that is still Python and another program; `id` is made of the change alone."""
-    tree = ast.parse(source)
-    whole, seen, found = ast.dump(tree), Counter[str](), []
+    """Every mutant of a file; `id` is made of the change alone."""
+    tree, seen, found = ast.parse(source), Counter[str](), []
     for edit in _Finder(source, tree).edits():
         changed = source[: edit.start] + edit.text.encode() + source[edit.end :]
-        try:
-            if ast.dump(ast.parse(changed)) == whole:
-                continue
-        except SyntaxError:
-            continue
         before, after = (
             _lines(source, edit.start, edit.end),
             _lines(changed, edit.start, edit.start + len(edit.text.encode())),

@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from tools.mutation.mutants import Mutant
-from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, ROOMS, modules, own, files_of_tests
+from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
 from tools.program import MARK, kill, marked
 
 NO_TESTS = 5  # pytest's exit code
@@ -139,10 +139,14 @@ def indexed(passing: dict[str, Any]) -> dict[str, dict[int, list[str]]]:
 class Results:
     """results.jsonl: what became of each mutant; it counts until the file or, for a survivor, a test has changed."""
 
-    def __init__(self, root: Path, out: Path, near: bool) -> None:
+    def __init__(self, root: Path, out: Path, mutants: Sequence[Mutant], near: bool) -> None:
         self.path = out / "results.jsonl"
-        self.tests = {room: state(root, *files_of_tests(root, room, near), *LAUNCHED_TESTS) for room in ROOMS}
-        self.sources = {path: _hash((root / path).read_bytes()) for room in ROOMS for path in modules(root, room)}
+        started = [test for test in LAUNCHED_TESTS if (root / test).exists()]
+        self.tests = {
+            room: state(root, *files_of_tests(root, room, near), *started)
+            for room in {mutant.room for mutant in mutants}
+        }
+        self.sources = {path: _hash((root / path).read_bytes()) for path in {mutant.path for mutant in mutants}}
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self._known = {found["id"]: found for found in map(json.loads, lines)}
         self._lock = threading.Lock()
