@@ -75,6 +75,26 @@ def test_parallel_epochs_that_gain_nothing_end_the_phase() -> None:
     assert "the score on the samples held out was 60 before the parallel ones and is 59" in reasons
 
 
+def test_a_phase_must_gain_on_the_exact_epoch_just_before_it() -> None:
+    """The second phase is better than the first exact epochs were, but not than those between the phases."""
+
+    def show(epoch: int, phase: str) -> Seen:
+        if phase == "S":
+            return Seen("serial", 10.0, 50.0 if epoch > 3 else 20.0)
+        return Seen("parallel", 5.0, 40.0, 1.0 if epoch > 6 else 0.1)
+
+    _, reasons = course(16, show)
+    assert "the score on the samples held out was 50 before the parallel ones and is 40" in reasons
+
+
+def test_a_violation_may_double() -> None:
+    def show(epoch: int, phase: str) -> Seen:
+        return learning(violation=0.1 if epoch < 5 else 0.2)(epoch, phase)
+
+    phases, _ = course(12, show)
+    assert phases == "SS" + 8 * "P" + "SS"
+
+
 def test_the_warm_up_may_be_longer() -> None:
     assert course(12, learning(), warmup=5)[0] == "SSSSSPPPPPSS"
 

@@ -89,3 +89,16 @@ def test_all_sizes_are_timed_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch)
     whole, piece = block_times(nn.Sequential(nn.Linear(2, 2)), (2,), (8, 2), repeats=2)
     assert timed == [8, 2] * 3
     assert (whole, piece) == ([BlockTime(8.0, 8.0)], [BlockTime(2.0, 2.0)])
+
+
+def test_what_a_device_is_still_computing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is always a second behind: it is waited for before, between and behind the passes."""
+    now = [0.0]
+
+    def wait(device: torch.device) -> None:
+        now[0] += 1.0
+
+    monkeypatch.setattr(cost, "wait_for", wait)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    assert cost._seconds(nn.Linear(2, 2), torch.ones(1, 2), None) == (2.0, 1.0)
+    assert now[0] == 3.0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import nn
 
-from hpcsplit.split.stage import Stage
+from hpcsplit.nets.resnet import PostBlock
+from hpcsplit.split.stage import Place, Stage, may_draw
 
 SHAPES = ((2, 7, 7), (5,), (3,), (4,))
 
@@ -44,3 +46,38 @@ def test_what_one_stage_carries_another_does_not() -> None:
     first, last = stage(0, 0, 2), stage(1, 2, 3)
     first.carry["sum"] = torch.ones(1)
     assert last.carry == {}
+
+
+def test_a_place_is_at_the_beginning_unless_it_is_said() -> None:
+    assert Place(True, True, SHAPES) == Place(True, True, SHAPES, first_block=0)
+
+
+class Users(nn.Module):
+    """Nobody knows what is in it."""
+
+
+@pytest.mark.parametrize(
+    ("block", "draws"),
+    [
+        (nn.Linear(2, 2), False),
+        (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), False),
+        (PostBlock(4, 4, 1), False),
+        (nn.Dropout(0.5), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout2d(0.1)), True),
+        (nn.RReLU(), True),
+        (Users(), True),
+    ],
+)
+def test_only_what_is_known_to_draw_nothing_is_spared_the_seeding(block: nn.Module, draws: bool) -> None:
+    assert may_draw(block) is draws
+
+
+def test_others_have_a_word_after_every_block_forward_and_backward() -> None:
+    calls: list[str] = []
+    blocks = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    alone = Stage(0, 1, blocks, ((3,), (3,), (3,), (1,)), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    alone.between_blocks = lambda: calls.append("here")
+    y = alone.forward(torch.ones(2, 3))
+    assert len(calls) == 3
+    y.sum().backward()
+    assert len(calls) == 6

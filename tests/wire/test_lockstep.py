@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share, agree_lag
+from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share, agree_lag
 from tests.wire import programs
 
 
@@ -152,3 +154,22 @@ def test_a_failing_stage_closes_the_others() -> None:
     with pytest.raises(OSError, match="disk"):
         lockstep.run([waiting(), failing()])
     assert closed
+
+
+def test_a_turn_is_the_time_in_which_a_stage_has_the_process() -> None:
+    """The first stage takes two naps, the second one none; each has its own time alone."""
+
+    def program(naps: int) -> Program:
+        for _ in range(naps):
+            time.sleep(0.02)
+            yield Share()
+        return (yield Meter()).turn_s
+
+    def both(naps: int) -> Program:
+        for _ in range(2 - naps):
+            yield Share()
+        return (yield from program(naps))
+
+    slow, quick = lockstep.run([both(2), both(0)])
+    assert slow >= 0.04
+    assert 0.0 <= quick < 0.04

@@ -9,7 +9,10 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "terms": ("hpcsplit/terms", ("tests/methods",)),
     "methods": ("hpcsplit/methods", ("tests/engine",)),
     "boundary": ("hpcsplit/boundary", ("tests/engine",)),
-    "split": ("hpcsplit/split", ("tests/methods", "tests/engine")),
+    "split": (
+        "hpcsplit/split",
+        ("tests/test_forecast.py", "tests/test_prepare.py", "tests/simulator", "tests/methods", "tests/engine"),
+    ),
     "checkpoint": ("hpcsplit/checkpoint", ()),
     "schedule": ("hpcsplit/schedule", ("tests/engine",)),
     "wire": ("hpcsplit/wire", ()),
@@ -17,7 +20,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
 }
 # Files that only other processes pass through, and the tests that start those.
-LAUNCHED = {"hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",)}
+LAUNCHED = {f"hpcsplit/wire/{file}.py": ("tests/wire/test_mpi.py",) for file in ("mpi", "message")}
 LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
 SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
 

@@ -118,13 +118,16 @@ def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, l
     first, last = mutant.lines
     lines = index.get(mutant.path, {})
     tests = {test for line in range(first, last + 1) for test in lines.get(line, ())}
+    started = LAUNCHED.get(mutant.path, ())
+    if not tests and not started:  # what is done while a module is imported
+        tests = {test for of_line in lines.values() for test in of_line}
     spent, found = 0.0, []
     for test in sorted(tests, key=lambda test: (not test.startswith(own(mutant.room)), passing[test]["seconds"], test)):
         spent += passing[test]["seconds"]
         if found and spent > BUDGET_S:
             break
         found.append(test)
-    return found or list(LAUNCHED.get(mutant.path, ()))
+    return [*found, *started]
 
 
 def indexed(passing: dict[str, Any]) -> dict[str, dict[int, list[str]]]:
