@@ -154,4 +154,4 @@ def test_the_page_keeps_what_has_not_been_run_here(tmp_path: Path, monkeypatch: 
         text = out.read_text()
         assert text.index("## step: kept\n\ntext\n\n```\n2\n```\n\n## wire: Messages between two ranks") > 0
         assert "4096  1.5" in text
-        assert "old" not in text
+        assert "wire: old" not in text
