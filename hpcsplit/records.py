@@ -67,6 +67,14 @@ class EpochRecord:
         """One line of JSON without its newline; a number that is not finite becomes null."""
         return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
 
+    def learned(self) -> dict[str, Any]:
+        """All but times and memory, as in JSON: what a run that is repeated, or stopped and continued, has again."""
+        values = json.loads(self.to_json())
+        for part in (values, *values["stages"]):
+            for key in [key for key in part if key.endswith("_s") or key == "peak_rss_bytes"]:
+                del part[key]
+        return values
+
     @classmethod
     def from_json(cls, text: str) -> EpochRecord:
         """The record of one line; keys that this version does not know are left out.

@@ -57,6 +57,7 @@ class Visits:
         assert np.array_equal(np.sort(self.order), np.arange(rows)), f"not each of {rows} samples is visited once"
         self.firsts: list[int] = np.cumsum([0, *map(len, self.batches)]).tolist()  # position of a batch's first row
         self.reads, self.writes, self.first = reads, writes, first
+        self.before = range(first)  # batches whose rows must still be taken along
         self.last_read = first - 1
         self.written: set[int] = set()
         self.names: frozenset[str] = frozenset()  # the fields that this epoch writes

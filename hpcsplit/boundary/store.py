@@ -66,7 +66,7 @@ class Store(ABC):
 
         With `read` the rows of the first batches are fetched at once; without it the epoch writes only (a refresh).
         Without `write` it reads only, and the current generation stays.  The batches before number `first` have been
-        visited before a `pause`.
+        visited before a `pause`: the first write takes their rows along.
         """
         assert self._visits is None, "the epoch before is not finished"
         kept = self._protected == 1 - self.slot
@@ -76,8 +76,6 @@ class Store(ABC):
         with self._waiting():
             self._begin(visits)
         self._visits = visits
-        if write:
-            self._carry_over(range(first), self._stored())
 
     def read(self, step: int) -> dict[str, torch.Tensor]:
         """The current rows of the samples of batch `step`: (B, *shape) float32 on the CPU, the caller's to keep.
@@ -108,6 +106,8 @@ class Store(ABC):
         for name, value in values.items():
             wanted = (len(visits.batches[step]), *self.fields[name].shape)
             assert tuple(value.shape) == wanted, f"'{name}' of batch {step}: shape {tuple(value.shape)}, not {wanted}"
+        before, visits.before = visits.before, range(0)
+        self._carry_over(before, list(values))  # only now it is known which constants become rows
         visits.note_write(step, frozenset(values))
         with self._waiting():
             self._put(visits, step, *_host_copies(values))
@@ -136,7 +136,7 @@ class Store(ABC):
         self.finish(epoch)
 
     def _carry_over(self, steps: Iterable[int], names: list[str]) -> None:
-        """Write the rows of these batches as they are."""
+        """Write the rows of these batches as they are, constants too."""
         visits = self._running()
         stored = [name for name in names if name not in self.filled]
         for step in steps:

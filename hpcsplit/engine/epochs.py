@@ -132,6 +132,16 @@ def receive_copies(job: Job, size: int, index: int) -> Generator[Verb, Any, Rows
     return copies
 
 
+def copied_bytes(job: Job, action: Train, step: int) -> int:
+    """What this stage sends its neighbours of the rows of one step of such an epoch; they are on their way already
+    when the epoch pauses before that step, and will be sent again."""
+    if action.phase == "serial":
+        return 0
+    order = job.epoch_batches(action.epoch, parallel=True)
+    copied = [v.row_shape(job.stage.place) for v in job.own_variables() if v.copy_to is not None]
+    return len(order[step % len(order)]) * job.aux_dtype.itemsize * sum(map(math.prod, copied))
+
+
 def _copy_name(v: Variable) -> str:
     return f"copy_{v.name}"
 

@@ -6,23 +6,29 @@ the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stor
 that keeps no variables from epoch to epoch is asked for those of the epoch's last mini-batch, or, where it has none at
 all, what it has used there (on the last micro-batch, if there are several): the output that it passed on takes the
 place of λ, the gradient that came back that of a.
+
+An exact epoch is compared with the variables as the parallel epochs before it have left them.  Their rows of the
+mini-batch are in the stage's `carry`, so that a run which is continued there, without a store, measures the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hpcsplit.engine.epochs import receive_copies, send_copies
+from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, TrainingMethod
 from hpcsplit.schedule.actions import Train
 from hpcsplit.split.stage import Stage
 from hpcsplit.split.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+
+_ROWS = "stage/probe."
+_EPOCH = f"{_ROWS}epoch"  # the parallel epoch that has left them; on every stage or on none
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Signals:
     violation_next: float | None  # of the boundary behind this stage
 
 
-def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signals]:
+def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     """Measure the signals of this stage after an epoch; weights, statistics and gradients stay as they were."""
     job.where = "probe of the label signal"
     stage, method = job.stage, job.method.at(action.parallel_epochs)
@@ -60,18 +66,37 @@ def probe(job: Job, action: Train, have_aux: bool) -> Generator[Verb, Any, Signa
         result = Signals(1.0, 1.0, None, None)
     else:
         result = Signals(None, None, None, None)
-    if job.has_variables and have_aux:
-        rows = job.store.peek(batch.ids) if job.store else {}
-        rows = {name: t.to(stage.device) for name, t in rows.items()}
-        yield from send_copies(job, rows, 0)
-        aux: Aux = rows | (yield from receive_copies(job, batch.size, 0))
-    else:
-        aux = (yield from method.made(stage, batch)) if action.phase == "parallel" else {}
+    aux: Aux = {}
+    if job.has_variables:
+        rows = _rows(job, action, batch.ids)
+        if rows is not None:
+            yield from send_copies(job, rows, 0)
+            aux = rows | (yield from receive_copies(job, batch.size, 0))
+    elif action.phase == "parallel":
+        aux = yield from method.made(stage, batch)
     if not aux and (used := method.used(stage)):
         return _compare_used(*used, y.detach(), exact)
     if stage.last or not aux:
         return result
     return _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float())
+
+
+def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
+    """This stage's variables of these samples; None, on every stage, where no epoch has been parallel."""
+    carry = job.stage.carry
+    if action.phase == "serial":
+        return _kept(carry) if _EPOCH in carry else None
+    rows = job.store.peek(ids) if job.store else {}
+    rows = {name: t.to(job.stage.device) for name, t in rows.items()}
+    for name in [name for name in carry if name.startswith(_ROWS)]:
+        del carry[name]
+    if not (action.goes_on or action.last):
+        carry |= {f"{_ROWS}{name}": t for name, t in rows.items()} | {_EPOCH: torch.tensor(action.epoch)}
+    return rows
+
+
+def _kept(carry: Mapping[str, torch.Tensor]) -> Rows:
+    return {name.removeprefix(_ROWS): t for name, t in carry.items() if name.startswith(_ROWS) and name != _EPOCH}
 
 
 def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:

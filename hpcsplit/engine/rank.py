@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcsplit.allocator import peak_resident_bytes
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
-from hpcsplit.engine.epochs import train_epoch
+from hpcsplit.engine.epochs import copied_bytes, train_epoch
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
@@ -107,6 +107,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     sums.sent_bytes += sum(after[key] - before[key] for key in ("sent_bytes_prev", "sent_bytes_next"))
     state.refresh_s = state.save_s = 0.0
     if paused:
+        sums.sent_bytes -= copied_bytes(job, action, paused)
         stops = yield Share(bool(job.stop_reason()))
         return Trained(paused, any(stops))
     state.epoch = EpochSums()
@@ -121,7 +122,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
             f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
             "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
         ).on_all_ranks()
-    signals = yield from probe(job, action, state.have_aux)
+    signals = yield from probe(job, action)
     bound = None
     if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)

@@ -31,7 +31,7 @@ from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import Share, Verb
 
-LEFT_OUT = "mini-batches in flight, or networks and variables of a stage's own"
+LEFT_OUT = "mini-batches in flight, networks and variables of a stage's own, or rows to measure with"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Stage:
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
-        carry: what a method keeps of its own from step to step and from epoch to epoch; checkpoints save it.  A name
+        carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.  A name
             that begins with "<n>." belongs to block n of the whole network, one that begins with "stage/" to a stage
             with just these cuts (it is lost with others), any other is the same on every stage.
         task: what the last stage's output is compared with.

@@ -43,11 +43,10 @@ def reference(out: Path, stages: int, cores: Sequence[int]) -> Reference:
                 f"the run without faults with {stages} stages ended with {ended.code}: {last_line(ended.said)}"
             )
         calls = {rank: json.loads((place / f"counts-{rank}.json").read_text()) for rank in range(stages)}
-        values = {"weights": outcome.weights, "seconds": ended.at - began, "calls": calls}
+        values = {"records": outcome.records, "seconds": ended.at - began, "calls": calls}
         found.write_text(json.dumps(values) + "\n", encoding="utf-8")
     values = json.loads(found.read_text(encoding="utf-8"))
-    weights = tuple((epoch, weight) for epoch, weight in values["weights"])
-    return Reference(Outcome(weights), values["seconds"], {int(r): c for r, c in values["calls"].items()})
+    return Reference(Outcome(values["records"]), values["seconds"], {int(r): c for r, c in values["calls"].items()})
 
 
 def counts_of(references: dict[int, Reference]) -> Counts:

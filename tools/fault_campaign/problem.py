@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcsplit.records import Records
 
@@ -48,17 +49,25 @@ stall_limit = {stall}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has left: (epoch, hash of the weights after it) in the order of its records."""
+    """What a run has left: its records, without times and memory."""
 
-    weights: tuple[tuple[int, str], ...]
+    records: list[dict[str, Any]]
 
     @classmethod
     def of(cls, run_dir: Path) -> Outcome:
-        return cls(tuple((r.epoch, str(r.weights_sha256)) for r in Records(run_dir / "records.jsonl").load()))
+        return cls([record.learned() for record in Records(run_dir / "records.jsonl").load()])
 
     def complete(self) -> bool:
         """Each epoch once, in order."""
-        return [epoch for epoch, _ in self.weights] == list(range(EPOCHS))
+        return [record["epoch"] for record in self.records] == list(range(EPOCHS))
+
+    def differs(self, other: Outcome) -> str:
+        """Where this one is another than `other`, or ""."""
+        if len(self.records) != len(other.records):
+            return f"{len(self.records)} records, not {len(other.records)}"
+        pairs = zip(self.records, other.records, strict=True)
+        keys = [f"{key} of epoch {b['epoch']}" for a, b in pairs for key in b if a.get(key) != b[key]]
+        return f"other {', '.join(keys[:4])}" if keys else ""
 
 
 def write_config(path: Path, stages: int) -> Path:

@@ -110,8 +110,8 @@ def attempt(
         damage(fault, place / "run")
     starts, problems = _continue(place, config, fault, first.code, cores)
     equal = not problems
-    if equal and (found := Outcome.of(place / "run")) != expected:
-        equal, problems = False, [f"other weights or records, of epochs {[epoch for epoch, _ in found.weights]}"]
+    if equal and (difference := Outcome.of(place / "run").differs(expected)):
+        equal, problems = False, [difference]
     names = (
         f"hpcsplit: rank {fault.rank} (stage {fault.rank}) on ",
         f"from stage {fault.rank} since ",

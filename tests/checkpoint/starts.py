@@ -1,0 +1,87 @@
+"""Runs in this process without their command: started as often as one likes, stopped where one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcsplit.assemble import Prepared, make_job
+from hpcsplit.engine.job import STOP, Job, Silent
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.records import EpochRecord
+from hpcsplit.rundir import RunDir
+from hpcsplit.schedule.actions import Stop
+from hpcsplit.wire import lockstep
+from tests.engine.small import CUTS, config
+
+Place = tuple[int, int]  # epoch and step of its pass, from 0
+
+
+class Kept(Silent):
+    """What rank 0 tells, over all starts of a run."""
+
+    def __init__(self) -> None:
+        self.past: list[EpochRecord] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def resumed(self, first_epoch: int) -> None:
+        self.past = [record for record in self.past if record.epoch < first_epoch]
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.past.append(record)
+
+
+class Course:
+    """One run of the small network, with `section__key=value` changes."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self.changes, self.kept = folder, changes, Kept()
+
+    @property
+    def records(self) -> list[EpochRecord]:
+        return self.kept.past
+
+    def start(
+        self,
+        cuts: Sequence[int] = CUTS[2],
+        stop: Place | None = None,
+        prepare: Callable[[list[Job]], None] = lambda jobs: None,
+        **changes: Any,
+    ) -> bool:
+        """Go on with stages at these cuts; with `stop` a signal comes there, and is obeyed when all have heard of it.
+        Whether the run is done."""
+        stages, cpu = len(cuts) + 1, torch.device("cpu")
+        cfg = config(stages, **{**self.changes, **changes, "split__cuts": list(cuts)})
+        prepared = Prepared(tuple(cuts), (1.0,) * stages, "the data", None)
+        jobs = []
+        for k in range(stages):
+            jobs.append(make_job(cfg, prepared, RunDir(self.folder), k, stages, cpu, self.kept if k == 0 else None))
+        if stop is not None:
+            stop_at(jobs[0], stop)
+        prepare(jobs)
+        try:
+            ended: list[Stop] = lockstep.run([rank_program(job) for job in jobs])
+        finally:
+            for job in jobs:
+                if job.store:
+                    job.store.close()
+        assert all(end == ended[0] for end in ended)
+        return ended[0].done
+
+
+def stop_at(job: Job, place: Place) -> None:
+    """Let a signal come to this rank at the end of this step."""
+    wish = job.wish
+
+    def told() -> int:
+        if job.stage.position == place:
+            job.stop_reason = lambda: "told to stop"
+        return STOP if job.stop_reason() else wish()
+
+    job.wish = told  # type: ignore[method-assign]
