@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -66,7 +67,8 @@ class Course:
             stop_at(jobs[0], stop)
         prepare(jobs)
         try:
-            ended: list[Stop] = lockstep.run([rank_program(job) for job in jobs])
+            with patch("os.fsync"):  # no machine crashes here
+                ended: list[Stop] = lockstep.run([rank_program(job) for job in jobs])
         finally:
             for job in jobs:
                 if job.store:
