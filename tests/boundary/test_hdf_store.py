@@ -109,6 +109,26 @@ def test_adopt_refuses_another_run_or_epoch(tmp_path: Path) -> None:
         MemoryStore(FIELDS, N, torch.float32).adopt(old)
 
 
+def test_adopt_refuses_fields_of_different_orders(tmp_path: Path) -> None:
+    """Each is whole and has its checksum, but their rows at one position belong to two samples."""
+    described = []
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(N)
+        with closing(build(tmp_path / str(seed))) as store:
+            store.start([order], read=False)
+            store.write(0, {field.name: rows_of(1, order) for field in FIELDS})
+            store.finish(1)
+            store.sync()
+            described.append(store.describe())
+    mixed, slot = described[0], described[0]["slot"]
+    mixed["checksums"]["kappa"] = described[1]["checksums"]["kappa"]
+    shutil.copy(tmp_path / f"2/block-004.kappa.{slot}.h5", tmp_path / f"1/block-004.kappa.{slot}.h5")
+    with closing(build(tmp_path / "1")) as store:
+        with pytest.raises(StoreError, match=r"kappa.*its samples are in another order than those of 'lam'"):
+            store.adopt(mixed)
+        assert store.epoch is None
+
+
 def test_adopt_with_a_constant(tmp_path: Path) -> None:
     with closing(build(tmp_path)) as store:
         write_epoch(store, 1)

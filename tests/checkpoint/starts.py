@@ -65,8 +65,8 @@ class Course:
             jobs.append(make_job(cfg, prepared, RunDir(self.folder), k, stages, cpu, self.kept if k == 0 else None))
         if stop is not None:
             stop_at(jobs[0], stop)
-        prepare(jobs)
         try:
+            prepare(jobs)
             with patch("os.fsync"):  # no machine crashes here
                 ended: list[Stop] = lockstep.run([rank_program(job) for job in jobs])
         finally:

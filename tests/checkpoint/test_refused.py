@@ -41,6 +41,18 @@ def scribble(run: Run) -> None:
     (run.newest / "SHA256SUMS").write_text("../../etc/passwd\n")
 
 
+def leave_the_folder(run: Run) -> None:
+    """A line that is right in all but its name."""
+    path = run.newest / "SHA256SUMS"
+    path.write_text(path.read_text().replace("  stage-001.h5", "  ../stage-001.h5"))
+    (run.newest / "stage-001.h5").rename(run.checkpoints / "stage-001.h5")
+
+
+def name_a_path(run: Run) -> None:
+    path = run.newest / "SHA256SUMS"
+    path.write_text(path.read_text() + "0" * 64 + "  /etc/hostname\n")
+
+
 def remove_a_stage(run: Run) -> None:
     (run.newest / "stage-001.h5").unlink()
 
@@ -57,6 +69,8 @@ def remove_the_manifest(run: Run) -> None:
         (edit_a_sum, "stage-001.h5 does not have the checksum"),
         (forget_a_line, "stage-001.h5 is not listed in SHA256SUMS"),
         (scribble, "SHA256SUMS has the line '../../etc/passwd'"),
+        (leave_the_folder, "SHA256SUMS has the line"),
+        (name_a_path, "SHA256SUMS has the line"),
         (remove_a_stage, "stage-001.h5 cannot be read (No such file or directory)"),
         (remove_the_manifest, "manifest.h5 cannot be read (No such file or directory)"),
     ],

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hpcsplit.checkpoint.folder import complete
+from hpcsplit.errors import LaunchError
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
+from tests.checkpoint.starts import Course
 from tests.engine.small import train_here, weights, write_toml
 
 REFUSED, INTERNAL, LAUNCH = 65, 70, 77
@@ -78,3 +81,17 @@ def test_a_network_changed_before_the_first_checkpoint_is_cut_anew(tmp_path: Pat
     broken = ("--store.path", "$NOT_SET_ANYWHERE")
     assert train_here(toml, tmp_path / "run", *broken) == REFUSED
     assert train_here(toml, tmp_path / "run", "--model.depth", 2, "--schedule.epochs", 1) == 0
+
+
+def test_a_run_that_was_taken_over_writes_no_checkpoint(tmp_path: Path) -> None:
+    def taken_over() -> None:
+        raise LaunchError("taken over")
+
+    course = Course(tmp_path, schedule__epochs=3, checkpoint__every_epochs=1, store__kind="memory")
+    assert not course.start(stop=(0, 0))
+    before = contents(tmp_path / "checkpoints")
+    with pytest.raises(LaunchError, match="taken over"):
+        course.start(prepare=lambda jobs: setattr(jobs[0], "still_ours", taken_over))
+    after = contents(tmp_path / "checkpoints")
+    assert {name: after[name] for name in before} == before
+    assert complete(tmp_path / "checkpoints")[0].name == "epoch-0000-step-000003"

@@ -14,7 +14,9 @@ import torch
 
 from hpcsplit.engine import rank
 from hpcsplit.engine.job import Job
+from hpcsplit.engine.resume import resume
 from hpcsplit.schedule.actions import Refresh
+from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Verb
 from tests.checkpoint.starts import Course, Place
 
@@ -89,6 +91,39 @@ def test_with_its_rows_a_run_ends_as_one_that_was_never_stopped(
     assert not any("computed anew" in line for line in course.kept.said)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exact_epoch_is_compared_with_the_variables_before_it(whole: Any, method: str) -> None:
+    """Else the test above would compare nothing with nothing there."""
+    for number, exact in enumerate((0, 3, 6)):
+        stages = whole(method)[exact]["stages"]
+        known = [stages[1]["violation"] is not None, stages[0]["penalty_signal"] is not None]
+        assert known == [number > 0] * 2
+
+
+@pytest.mark.parametrize(("aux", "guarded"), [("keep", True), ("copy", False)])
+def test_rows_that_a_checkpoint_refers_to_are_guarded_after_a_resume(begin: Start, aux: str, guarded: bool) -> None:
+    course = begin("al", aux, "hdf5")
+    assert not course.start([2], stop=(1, 0))
+    found: list[bool] = []
+
+    def overwrite_both(jobs: list[Job]) -> None:
+        lockstep.run([resume(job) for job in jobs])
+        store, everything = jobs[1].store, [np.arange(70)]
+        for _ in range(2):
+            try:
+                store.start(everything)
+            except AssertionError as error:
+                found.append("a checkpoint refers to" in str(error))
+                raise KeyboardInterrupt from None
+            store.write(0, store.read(0))
+            store.finish(9)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        course.start([2], prepare=overwrite_both)
+    assert found == [True] * guarded
+
+
 @pytest.mark.parametrize(("aux", "store"), NO_ROWS)
 @pytest.mark.parametrize("method", METHODS)
 def test_without_its_rows_a_run_goes_on_from_those_of_a_forward_pass(
@@ -157,9 +192,7 @@ class Refreshed:
     def watch(self, jobs: list[Job]) -> None:
         self.jobs = jobs
 
-    def __call__(
-        self, job: Job, action: Refresh, names: Collection[str] | None = None
-    ) -> Generator[Verb, Any, None]:
+    def __call__(self, job: Job, action: Refresh, names: Collection[str] | None = None) -> Generator[Verb, Any, None]:
         if all(job is not watched for watched in self.jobs):
             yield from self.refresh(job, action, names)
             return

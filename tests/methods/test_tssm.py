@@ -81,6 +81,29 @@ def test_gsadmm_is_the_transcription_of_equations_2_to_6(count: int, scaling: st
         torch.testing.assert_close(new[k]["u"], u[k] + m.rho * (p_new[k + 1] - new[k]["q"]), rtol=1e-10, atol=1e-12)
 
 
+def with_statistics(parts):
+    """BatchNorm behind the first layer of every part."""
+    for part in parts:
+        part.insert(1, nn.BatchNorm2d(2).double())
+    return parts
+
+
+@pytest.mark.parametrize("backtracking", [True, False])
+@pytest.mark.parametrize(
+    "m",
+    [GsAdmm(alpha=0.7, rho=0.4), GsAm(alpha=0.7), GsAm(alpha=0.7, sweep="jacobi")],
+    ids=["gsadmm", "gsam", "gsam, jacobi"],
+)
+def test_batchnorm_statistics_move_once_a_step_with_the_pass_of_the_weights(m, backtracking: bool) -> None:
+    m = dataclasses.replace(m, backtracking=backtracking)
+    before, after, rows, _, images, _ = stepped(m, 4, change=with_statistics)
+    for old, now, p in zip(before, after, [images, *rows["p"][1:]], strict=True):
+        seen = old[0](p)
+        assert now[1].num_batches_tracked == 1
+        torch.testing.assert_close(now[1].running_mean, 0.1 * seen.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(now[1].running_var, 0.9 + 0.1 * seen.transpose(0, 1).flatten(1).var(1))
+
+
 @pytest.mark.parametrize("sweep", ["gauss-seidel", "jacobi"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_gsam_is_the_transcription_of_equations_7_and_8(count: int, sweep: str) -> None:

@@ -195,6 +195,14 @@ def test_measures(results: Results) -> None:
     assert value("one", "rate") == pytest.approx(0.03)
 
 
+def test_the_clock_of_a_run_has_its_refreshes_too() -> None:
+    plain = run([0.5, 0.6, 0.7], 1.0, stages=2, phase="parallel")
+    records = [dataclasses.replace(r, refresh_s=s) for r, s in zip(plain.records, (0.25, 0.0, 0.5), strict=True)]
+    assert Run(records).clock() == [1.25, 2.25, 3.75]
+    assert Run(records, counted=True).clock() == [2.25, 4.25, 6.75]  # the slowest stage takes 2 s
+    assert plain.clock() == [1.0, 2.0, 3.0]
+
+
 def test_curves_of_a_run() -> None:
     two = run([0.5, 0.6], 1.0, stages=2)
     assert CURVES["violation"].of(two) == [0.2, 0.2]

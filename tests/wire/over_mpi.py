@@ -85,6 +85,35 @@ def slow_message(rank: int, size: int) -> Program:
     return {key: after[key] - before[key] for key in after}
 
 
+def flood(wire: Wire, rank: int, size: int) -> Program:
+    """Stage 0 sends forty messages, a megabyte each, to a stage 1 that is busy; how many it had on their way at most."""
+    most = 0
+    yield Share()
+    for i in range(40) if rank == 0 else ():
+        yield Send(NEXT, "flood", torch.full((2**18,), float(i)), i)
+        most = max(most, len(wire.leaving) + len(wire.outgoing))
+    if rank == 1:
+        time.sleep(0.3)
+        for i in range(40):
+            yield Recv(PREV, "flood", (2**18,), index=i)
+    return most
+
+
+def taken_in(wire: Wire, rank: int, size: int) -> Program:
+    """Stage 0 sends forty small messages to a stage 1 that computes; how many it took in unasked."""
+    for i in range(40) if rank == 0 else ():
+        yield Send(NEXT, "small", torch.tensor([i]), i)
+    most = 0
+    if rank == 1:
+        for _ in range(60):  # between blocks
+            time.sleep(5e-3)
+            wire.progress()
+            most = max(most, wire.unread)
+        for i in range(40):
+            yield Recv(PREV, "small", (1,), torch.int64, i)
+    return most
+
+
 def wrong_shape(rank: int, size: int) -> Program:
     if rank == 0:
         yield Send(NEXT, "x", torch.ones(2))
@@ -117,6 +146,8 @@ def main(answers: Path) -> None:
         # counted_bytes expects a fresh meter
         wire.traffic.__init__()
         found[program.__name__] = wire.share(wire.run(program(rank, size)))
+    for watched in (flood, taken_in):
+        found[watched.__name__] = wire.share(wire.run(watched(wire, rank, size)))
     complaint = None
     try:
         wire.run(wrong_shape(rank, size))

@@ -38,11 +38,20 @@ def test_order_holds_within_a_name_only() -> None:
     assert run(programs.two_queues, 2)[1] == [-i for i in forward] + forward
 
 
+LAGS = {1: 2, 2: 2, 3: 3, 4: 4, 6: 6}
+
+
+@pytest.mark.parametrize("size", LAGS)
+def test_an_answer_comes_so_many_calls_later(size: int) -> None:
+    """As many as there are stages: nobody waits then for a stage that is as far behind as the pipeline is long."""
+    assert agree_lag(size) == LAGS[size]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_all_stages_learn_the_highest_level_at_the_same_call(size: int) -> None:
     expected = [0] * 12
     for rank in range(size):
-        expected[2 * rank + agree_lag(size)] = rank + 1
+        expected[2 * rank + LAGS[size]] = rank + 1
     assert run(programs.agreed_levels, size) == [expected] * size
 
 

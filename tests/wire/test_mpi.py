@@ -43,6 +43,12 @@ def test_many_unread_messages(answers: dict[str, list], ranks: int) -> None:
     assert answers["many_unread"] == [True] * ranks
 
 
+def test_messages_on_their_way_are_bounded(answers: dict[str, list]) -> None:
+    """Memory for messages does not grow with how far a stage is ahead; the bounds are used, too."""
+    assert answers["flood"][0] == 8
+    assert answers["taken_in"][1] == 16
+
+
 def test_waiting_for_a_late_sender_is_imbalance(answers: dict[str, list]) -> None:
     receiver = answers["late_sender"][1]
     assert 0.3 < receiver["imbalance_s"] < 1.0
