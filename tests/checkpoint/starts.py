@@ -45,6 +45,10 @@ class Course:
         self.folder, self.changes, self.kept = folder, changes, Kept()
 
     @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
     def records(self) -> list[EpochRecord]:
         return self.kept.past
 
@@ -75,6 +79,15 @@ class Course:
                     job.store.close()
         assert all(end == ended[0] for end in ended)
         return ended[0].done
+
+
+def learned(course: Course) -> list[dict[str, Any]]:
+    """The whole records, but for times and memory."""
+    return [record.learned() for record in course.records]
+
+
+def weights(course: Course) -> list[str | None]:
+    return [record.weights_sha256 for record in course.records]
 
 
 def stop_at(job: Job, place: Place) -> None:

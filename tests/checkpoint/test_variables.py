@@ -18,7 +18,7 @@ from hpcsplit.engine.resume import resume
 from hpcsplit.schedule.actions import Refresh
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Verb
-from tests.checkpoint.starts import Course, Place
+from tests.checkpoint.starts import Course, Place, learned
 
 SHORT: dict[str, Any] = {
     "data__limit_train": 70,  # seven steps
@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 PDADMM = {"method__name": "pdadmm", "method__grow": [2, 5], "method__grow_every": 2, "data__augment": False}
 PDADMM |= {"schedule__epochs": 4, "schedule__ratio": "0:1", "schedule__warmup": 0}  # PP PP: it starts anew
-STOPS: list[Place] = [(1, 0), (1, 3), (3, 1), (4, 1)]  # twice in the first parallel epoch, and after the next switch
+STOPS: list[Place] = [(1, 0), (1, 6), (3, 1), (4, 1)]  # within epochs; one at the end of the second one
 ROWS = [("copy", "hdf5"), ("copy", "memory"), ("keep", "hdf5")]
 NO_ROWS = [("recompute", "hdf5"), ("keep", "memory")]
 ANEW = [False, True, True, False, True, True, False]
@@ -72,10 +72,6 @@ def begin(tmp_path: Path) -> Start:
         return Course(tmp_path, **{**SHORT, **own, "checkpoint__aux": aux, "store__kind": store})
 
     return make
-
-
-def learned(course: Course) -> list[dict[str, Any]]:
-    return [record.learned() for record in course.records]
 
 
 @pytest.mark.parametrize(("aux", "store"), ROWS)
@@ -134,7 +130,7 @@ def test_without_its_rows_a_run_goes_on_from_those_of_a_forward_pass(
         assert not course.start([2], stop=place, prepare=refreshed.watch)
     assert course.start([2], prepare=refreshed.watch)
     assert [record.recomputed for record in course.records] == ANEW
-    assert [action.epoch for action in refreshed.actions if action.recomputed] == [1, 1, 4]
+    assert [action.epoch for action in refreshed.actions if action.recomputed] == [1, 2, 4]
     assert learned(course)[0] == whole(method)[0]
     check_sensible(course, whole(method))
 

@@ -86,7 +86,7 @@ def slow_message(rank: int, size: int) -> Program:
 
 
 def flood(wire: Wire, rank: int, size: int) -> Program:
-    """Stage 0 sends forty messages, a megabyte each, to a stage 1 that is busy; how many it had on their way at most."""
+    """Stage 0 sends forty messages of a megabyte to a stage 1 that is busy; the most that it had on their way."""
     most = 0
     yield Share()
     for i in range(40) if rank == 0 else ():
