@@ -61,7 +61,8 @@ class Course:
     ) -> bool:
         """Go on with stages at these cuts; with `stop` a signal comes there, and is obeyed when all have heard of it.
         Whether the run is done."""
-        stages, cpu = len(cuts) + 1, torch.device("cpu")
+        stages, cpu, threads = len(cuts) + 1, torch.device("cpu"), torch.get_num_threads()
+        torch.set_num_threads(1)
         cfg = config(stages, **{**self.changes, **changes, "split__cuts": list(cuts)})
         prepared = Prepared(tuple(cuts), (1.0,) * stages, "the data", None)
         jobs = []
@@ -74,6 +75,7 @@ class Course:
             with patch("os.fsync"):  # no machine crashes here
                 ended: list[Stop] = lockstep.run([rank_program(job) for job in jobs])
         finally:
+            torch.set_num_threads(threads)
             for job in jobs:
                 if job.store:
                     job.store.close()
@@ -88,6 +90,11 @@ def learned(course: Course) -> list[dict[str, Any]]:
 
 def weights(course: Course) -> list[str | None]:
     return [record.weights_sha256 for record in course.records]
+
+
+def told_to_stop(jobs: list[Job]) -> None:
+    """Let a signal be there already."""
+    jobs[0].stop_reason = lambda: "told to stop"
 
 
 def stop_at(job: Job, place: Place) -> None:

@@ -18,36 +18,6 @@ def test_stopped_after_every_epoch(tmp_path: Path, never_stopped) -> None:
     assert weights(run.folder) == never_stopped
 
 
-@pytest.mark.parametrize(
-    ("method", "kind", "aux"),
-    [
-        ("penalty", "hdf5", "copy"),
-        ("al", "hdf5", "keep"),
-        ("al", "memory", "copy"),
-        ("gsadmm", "hdf5", "keep"),
-        ("gsam", "hdf5", "copy"),
-    ],
-)
-def test_rows_of_a_stopped_run_are_taken_up(tmp_path: Path, method: str, kind: str, aux: str, never_stopped) -> None:
-    changes = {"method__name": method, "store__kind": kind, "checkpoint__aux": aux}
-    run = half_done(tmp_path, **changes)
-    assert run.go() == 0
-    whole = Run(run.toml, tmp_path / "whole")
-    assert whole.go() == 0
-    assert weights(run.folder) == weights(whole.folder)
-    assert (weights(whole.folder) == never_stopped) == (method == "penalty")
-    assert not any(record["recomputed"] for record in records(run.folder))
-
-
-def test_momentum_and_adam_moments_are_taken_up(tmp_path: Path) -> None:
-    changes = {"method__name": "backprop", "optim__name": "adam", "optim__lr": 1e-3, "schedule__epochs": 4}
-    run = half_done(tmp_path, **changes)
-    assert run.go() == 0
-    whole = Run(run.toml, tmp_path / "whole")
-    assert whole.go() == 0
-    assert weights(run.folder) == weights(whole.folder)
-
-
 def test_recomputed_rows_are_marked(tmp_path: Path, never_stopped) -> None:
     run = half_done(tmp_path, checkpoint__aux="recompute", checkpoint__every_epochs=1)
     assert run.go() == 0

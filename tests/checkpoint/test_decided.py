@@ -10,16 +10,21 @@ import pytest
 
 from hpcsplit.schedule import auto
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
-from tests.engine.small import records, train_here, weights, write_toml
+from tests.checkpoint.starts import Course, learned
+from tests.engine.small import records, train_here, write_toml
 
 AUTO: dict[str, Any] = {**THREE_STEPS, "schedule__ratio": "auto", "schedule__epochs": 12, "data__validation": 20}
 
 
+def stop_the_clock(patched: pytest.MonkeyPatch) -> None:
+    """How long an epoch took would make two runs differ."""
+    patched.setattr(auto, "CLEARLY", 0.0)
+    patched.setattr(auto, "DRIFTED", math.inf)
+
+
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long an epoch took would make two runs differ."""
-    monkeypatch.setattr(auto, "CLEARLY", 0.0)
-    monkeypatch.setattr(auto, "DRIFTED", math.inf)
+    stop_the_clock(monkeypatch)
 
 
 def phases(folder: Path) -> str:
@@ -40,14 +45,23 @@ def test_the_decisions_are_obeyed_and_said(tmp_path: Path, capsys: pytest.Captur
             assert f"epoch {epoch + 1} will be {'parallel' if found[epoch] == 'P' else 'serial'}: " in said
 
 
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    with pytest.MonkeyPatch.context() as patched:
+        stop_the_clock(patched)
+        course = Course(tmp_path_factory.mktemp("whole"), **AUTO)
+        assert course.start()
+    return course
+
+
 @pytest.mark.parametrize("aux", ["keep", "copy"])
-def test_a_run_stopped_after_every_epoch_decides_as_one_that_is_not(tmp_path: Path, aux: str) -> None:
-    toml = write_toml(tmp_path / "c.toml", 2, **AUTO, checkpoint__aux=aux)
-    whole, torn = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "torn")
-    assert whole.go() == 0
-    assert [torn.go(*STOP_AT_ONCE) for _ in range(12)] == [75] * 11 + [0]
-    assert phases(torn.folder) == phases(whole.folder)
-    assert weights(torn.folder) == weights(whole.folder)
+def test_a_run_that_was_stopped_decides_as_one_that_was_not(tmp_path: Path, aux: str, never_stopped: Course) -> None:
+    """Before anything is decided, in the first parallel phase, and later."""
+    torn = Course(tmp_path, **AUTO, checkpoint__aux=aux)
+    for place in [(1, 1), (3, 1), (8, 1)]:
+        assert not torn.start(stop=place)
+    assert torn.start()
+    assert learned(torn) == learned(never_stopped)
 
 
 def test_without_its_records_it_goes_on_with_what_the_checkpoint_says(tmp_path: Path) -> None:

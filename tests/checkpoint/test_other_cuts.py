@@ -11,7 +11,9 @@ import torch
 from hpcsplit.checkpoint.folder import complete
 from hpcsplit.files.hdf5 import read_tensors
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
-from tests.engine.small import CUTS, records, weights, write_toml
+from tests.checkpoint.starts import Course, weights
+from tests.engine.small import CUTS, records, write_toml
+from tests.engine.small import weights as weights_of
 
 EXACT = {**THREE_STEPS, "method__name": "backprop", "schedule__epochs": 3, "optim__name": "adam", "optim__lr": 1e-3}
 
@@ -20,34 +22,39 @@ def stages(count: int, cuts: list[int] | None = None) -> tuple[object, ...]:
     return "--split.cuts", CUTS[count] if cuts is None else cuts, "--run.stages", count
 
 
-def saved(run: Run) -> dict[str, torch.Tensor]:
+def saved(course: Course) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoint, whatever file they are in."""
     everything: dict[str, torch.Tensor] = {}
-    for path in sorted(complete(run.checkpoints)[0].glob("stage-*.h5")):
+    for path in sorted(complete(course.checkpoints)[0].glob("stage-*.h5")):
         everything |= read_tensors(path)[0]
     return everything
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 4), (3, 1), (4, 2), (2, 3)])
-def test_exact_epochs_end_with_the_same_weights(tmp_path: Path, before: int, after: int) -> None:
-    toml = write_toml(tmp_path / "c.toml", before, **EXACT)
-    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
-    assert whole.go() == 0
-    assert run.go(*STOP_AT_ONCE, *stages(before)) == 75
-    assert run.go(*STOP_AT_ONCE, *stages(after)) == 75
-    assert run.go(*stages(before)) == 0
-    assert weights(run.folder) == weights(whole.folder)
-    assert all(torch.equal(t, saved(whole)[name]) for name, t in saved(run).items())
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    """An exact run of one stage."""
+    course = Course(tmp_path_factory.mktemp("alone"), **EXACT)
+    assert course.start(CUTS[1])
+    return course
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 4), (4, 2), (2, 3)])
+def test_exact_epochs_end_with_the_same_weights(tmp_path: Path, before: int, after: int, alone: Course) -> None:
+    course = Course(tmp_path, **EXACT)
+    assert not course.start(CUTS[before], stop=(0, 2))
+    assert not course.start(CUTS[after], stop=(1, 2))
+    assert course.start(CUTS[before])
+    assert weights(course) == weights(alone)
+    assert all(torch.equal(t, saved(alone)[name]) for name, t in saved(course).items())
 
 
 def test_random_layers_draw_the_same_numbers_wherever_the_cuts_are(tmp_path: Path) -> None:
     changes = {**EXACT, "model__name": "tests.engine.tinynet:noisy"}
-    alone = Run(write_toml(tmp_path / "1.toml", 1, **changes), tmp_path / "alone")
-    assert alone.go() == 0
-    run = Run(write_toml(tmp_path / "3.toml", 3, **changes), tmp_path / "run")
-    assert run.go(*STOP_AT_ONCE) == 75
-    assert run.go(*stages(2)) == 0
-    assert weights(run.folder) == weights(alone.folder)
+    alone, course = Course(tmp_path / "alone", **changes), Course(tmp_path / "run", **changes)
+    assert alone.start(CUTS[1])
+    assert not course.start(CUTS[3], stop=(0, 2))
+    assert course.start(CUTS[2])
+    assert weights(course) == weights(alone)
 
 
 @pytest.mark.parametrize("aux", ["keep", "copy"])
@@ -89,7 +96,7 @@ def test_the_rows_are_the_checkpoints_own(tmp_path: Path, aux: str) -> None:
     assert [run.go(*STOP_AT_ONCE) for _ in range(2)] == [75, 75]
     assert run.go(*STOP_AT_ONCE, *stages(3, [3, 5])) == 75  # block 3 survives; block 5 is new
     assert run.go(*stages(2)) == 0
-    assert weights(run.folder)[:2] == weights(whole.folder)[:2]
+    assert weights_of(run.folder)[:2] == weights_of(whole.folder)[:2]
     assert [record["recomputed"] for record in records(run.folder)] == [False, False, True, True]
 
 
@@ -104,15 +111,13 @@ def test_no_boundary_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_within_an_epoch_too(tmp_path: Path) -> None:
     changes = {**EXACT, "data__batch_size": 15}
-    toml = write_toml(tmp_path / "c.toml", 2, **changes)
-    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
-    assert whole.go() == 0
-    for count in (2, 3, 1, 4, 2):
-        assert run.go(*STOP_AT_ONCE, *stages(count)) == 75
-    assert run.go(*stages(1)) == 0
-    assert weights(run.folder) == weights(whole.folder)
-    for ours, theirs in zip(records(run.folder), records(whole.folder), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0)
+    whole, course = Course(tmp_path / "whole", **changes), Course(tmp_path / "run", **changes)
+    assert whole.start(CUTS[2])
+    for count, place in [(2, (0, 0)), (3, (1, 0)), (4, (2, 1))]:
+        assert not course.start(CUTS[count], stop=place)
+    assert course.start(CUTS[1])
+    assert weights(course) == weights(whole)
+    assert [record.loss for record in course.records] == [record.loss for record in whole.records]
 
 
 def test_layer_wise_variables_move_with_their_layers(tmp_path: Path) -> None:
@@ -129,10 +134,9 @@ def test_layer_wise_variables_move_with_their_layers(tmp_path: Path) -> None:
         "schedule__warmup": 0,
         "checkpoint__aux": "copy",
     }
-    toml = write_toml(tmp_path / "c.toml", 2, **changes, split__cuts=[3])
-    whole, run = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "run")
-    assert whole.go() == 0
-    for cuts in ([3], [1, 2], [2, 3, 5], [4]):
-        assert run.go(*STOP_AT_ONCE, *stages(len(cuts) + 1, cuts)) == 75
-    assert run.go(*stages(2, [1])) == 0
-    assert weights(run.folder) == weights(whole.folder)
+    whole, course = Course(tmp_path / "whole", **changes), Course(tmp_path / "run", **changes)
+    assert whole.start([3])
+    for cuts, place in [([3], (0, 0)), ([1, 2], (0, 6)), ([2, 3, 5], (1, 0)), ([4], (2, 0))]:
+        assert not course.start(cuts, stop=place)
+    assert course.start([1])
+    assert weights(course) == weights(whole)

@@ -11,8 +11,8 @@ import pytest
 from hpcsplit.checkpoint.folder import complete
 from hpcsplit.errors import LaunchError
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
-from tests.checkpoint.starts import Course
-from tests.engine.small import train_here, weights, write_toml
+from tests.checkpoint.starts import Course, learned
+from tests.engine.small import train_here, write_toml
 
 REFUSED, INTERNAL, LAUNCH = 65, 70, 77
 
@@ -43,13 +43,12 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> None:
-    toml = write_toml(
-        tmp_path / "c.toml", 2, model__name="tests.engine.tinynet:noisy", schedule__epochs=3, **THREE_STEPS
-    )
-    assert train_here(toml, tmp_path / "whole") == 0
-    for code in (75, 75, 0):
-        assert train_here(toml, tmp_path / "parts", *STOP_AT_ONCE) == code
-    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    changes = {**THREE_STEPS, "model__name": "tests.engine.tinynet:noisy", "schedule__epochs": 3}
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start()
+    assert not parts.start(stop=(1, 2))
+    assert parts.start()
+    assert learned(parts) == learned(whole)
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

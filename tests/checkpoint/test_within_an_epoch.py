@@ -1,4 +1,4 @@
-"""A run that was stopped between two steps of an epoch goes on as if it had not been; with variables: test_variables."""
+"""A run that was stopped between two steps of an epoch goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from hpcsplit.engine import rank
 from hpcsplit.files.hdf5 import read_attributes
 from hpcsplit.records import Records
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
-from tests.checkpoint.starts import Course, learned
+from tests.checkpoint.starts import Course, learned, told_to_stop
 from tests.engine.small import CUTS, write_toml
 
 SEVEN_STEPS = {"data__batch_size": 15, "schedule__epochs": 4, "schedule__ratio": "1:2"}  # S PP S
 
 
+def test_a_run_of_the_command_stopped_at_every_step(tmp_path: Path) -> None:
+    toml = write_toml(tmp_path / "c.toml", 2, **{**SEVEN_STEPS, "schedule__epochs": 3})  # S PP
+    whole, parts = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "parts")
+    assert whole.go() == 0
+    assert [parts.go(*STOP_AT_ONCE) for _ in range(8)] == [75] * 8  # after steps 3 and 6, and after the epoch
+    assert parts.go() == 0
+    ours, theirs = (Records(run.folder / "records.jsonl").load() for run in (parts, whole))
+    assert [record.learned() for record in ours] == [record.learned() for record in theirs]
+    assert all(0 < record.train_s <= record.wall_s for record in ours)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("method", "stages", "changes"),
     [
-        ("penalty", 2, {}),
         ("gsadmm", 2, {"method__update": "set"}),  # two passes an epoch
         ("delayed", 3, {"method__microbatches": 3, "method__predict": True, "method__epoch_end": "run"}),
     ],
 )
 def test_stopped_at_every_step(tmp_path: Path, method: str, stages: int, changes: dict) -> None:
-    toml = write_toml(tmp_path / "c.toml", stages, **{**SEVEN_STEPS, "method__name": method, **changes})
-    whole, parts = Run(toml, tmp_path / "whole"), Run(toml, tmp_path / "parts")
-    assert whole.go() == 0
+    changes = {**SEVEN_STEPS, "method__name": method, **changes}
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start(CUTS[stages])
     stops = 0
-    while (code := parts.go(*STOP_AT_ONCE)) == 75:
+    while not parts.start(CUTS[stages], prepare=told_to_stop):
         stops += 1
-    assert code == 0
     assert stops > 6
-    ours, theirs = (Records(run.folder / "records.jsonl").load() for run in (parts, whole))
-    assert [record.learned() for record in ours] == [record.learned() for record in theirs]
-    assert all(0 < record.train_s <= record.wall_s for record in ours)  # type: ignore[operator]
+    assert learned(parts) == learned(whole)
 
 
 @pytest.mark.parametrize(
