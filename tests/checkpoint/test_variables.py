@@ -88,6 +88,13 @@ def test_with_its_rows_a_run_ends_as_one_that_was_never_stopped(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_every_switch_starts_the_variables_anew(begin: Start, refreshed: Refreshed, method: str) -> None:
+    """Multipliers too, which the phase before has moved away from 0."""
+    assert begin(method, "copy", "memory").start([2], prepare=refreshed.watch)
+    assert [action.epoch for action in refreshed.actions] == [1, 4]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_exact_epoch_is_compared_with_the_variables_before_it(whole: Any, method: str) -> None:
     """Else the test above would compare nothing with nothing there."""
     for number, exact in enumerate((0, 3, 6)):
