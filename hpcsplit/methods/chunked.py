@@ -87,7 +87,7 @@ class Chunked(Passing):
         return {} if stage.first else {name: stage.carry[_name(stage, batch, name)] for name in self.names}
 
     def _keep(self, stage: Stage, batch: Batch, values: Aux) -> None:
-        """In the memory format that a checkpoint gives back, or the sums of a continued run would be rounded otherwise."""
+        """In the memory format that a checkpoint gives back, or a continued run would round its sums otherwise."""
         stage.carry |= {_name(stage, batch, name): value.detach().contiguous() for name, value in values.items()}
 
     def _forget(self, stage: Stage) -> None:

@@ -63,6 +63,7 @@ class Course:
         Whether the run is done."""
         stages, cpu, threads = len(cuts) + 1, torch.device("cpu"), torch.get_num_threads()
         torch.set_num_threads(1)
+        self.folder.mkdir(parents=True, exist_ok=True)
         cfg = config(stages, **{**self.changes, **changes, "split__cuts": list(cuts)})
         prepared = Prepared(tuple(cuts), (1.0,) * stages, "the data", None)
         jobs = []

@@ -137,7 +137,8 @@ def test_without_its_rows_a_run_goes_on_from_those_of_a_forward_pass(
         assert not course.start([2], stop=place, prepare=refreshed.watch)
     assert course.start([2], prepare=refreshed.watch)
     assert [record.recomputed for record in course.records] == ANEW
-    assert [action.epoch for action in refreshed.actions if action.recomputed] == [1, 2, 4]
+    second = 1 if "two passes" in method else 2  # the stop at step 6 is within the first pass of the same epoch
+    assert [action.epoch for action in refreshed.actions if action.recomputed] == [1, second, 4]
     assert learned(course)[0] == whole(method)[0]
     check_sensible(course, whole(method))
 
