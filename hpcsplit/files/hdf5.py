@@ -28,14 +28,25 @@ NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.float64: np.float64,
     torch.float32: np.float32,
     torch.float16: np.float16,
-    torch.bfloat16: np.uint16,  # the bits; HDF5 readers of today know no bfloat16
+    torch.complex128: np.complex128,
+    torch.complex64: np.complex64,
     torch.int64: np.int64,
     torch.int32: np.int32,
+    torch.int16: np.int16,
+    torch.int8: np.int8,
+    torch.uint64: np.uint64,
+    torch.uint32: np.uint32,
+    torch.uint16: np.uint16,
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
 }
-_BFLOAT16 = "bfloat16"
-_TYPE_MARK = "torch_dtype"
+_BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_e4m3fn, ...
+    dtype: {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[dtype.itemsize]
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex) and dtype not in NUMPY_TYPES
+}
+NUMPY_TYPES |= {dtype: NUMPY_TYPES[bits] for dtype, bits in _BITS.items()}
+_TYPE_MARK = "torch_dtype"  # where a dataset has the bits of such a type, its name
 _ALIGNMENT_BYTES = 4096
 _SLACK_BYTES = 1 << 16
 _TEXT_BYTES = 1 << 15  # the library has room for an attribute of 64 KiB
@@ -64,8 +75,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
         with h5py.File(path, "w", locking=False) as file:
             for key, tensor in tensors.items():
                 dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
-                if tensor.dtype == torch.bfloat16:
-                    dataset.attrs[_TYPE_MARK] = _BFLOAT16
+                if tensor.dtype in _BITS:
+                    _set(dataset, {_TYPE_MARK: dtype_name(tensor.dtype)})
             _set(file, attributes)
         fsync_file(path)
     except (OSError, RuntimeError) as error:
@@ -81,8 +92,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             if item.external or item.is_virtual:
                 raise ValueError(f"{link} refers to another file")
             tensor = torch.from_numpy(np.asarray(item[()]))
-            marked = item.attrs.get(_TYPE_MARK) == _BFLOAT16
-            tensors[_key(link)] = tensor.view(torch.bfloat16) if marked else tensor
+            tensors[_key(link)] = tensor.view(_dtype(item))
 
     with _opened(path) as file:
         file.visititems(visit)
@@ -113,8 +123,20 @@ def _no_room(path: Path, needed: int, free: int) -> str:
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     assert tensor.dtype in NUMPY_TYPES, f"no HDF5 type for {tensor.dtype}"
-    plain = tensor.detach().cpu().contiguous()
-    return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.view(_BITS.get(plain.dtype, plain.dtype)).numpy()
+
+
+def _dtype(dataset: h5py.Dataset) -> torch.dtype:
+    """The type of a dataset's values: the one it is marked with, or its own."""
+    own = torch.from_numpy(np.empty(0, dataset.dtype)).dtype
+    mark = _plain(dataset.attrs).get(_TYPE_MARK)
+    if mark is None:
+        return own
+    marks = {dtype_name(dtype): dtype for dtype, bits in _BITS.items() if bits == own}
+    if mark not in marks:
+        raise ValueError(f"{dataset.name} has the type {mark!r}, which this torch does not know")
+    return marks[mark]
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +144,7 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def _set(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
+def _set(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Attribute]) -> None:
     """Write attributes; texts of fixed length, since in a damaged file the library looks for others for ever."""
     for name, value in attributes.items():
         if isinstance(value, str) and len(raw := value.encode()) <= _TEXT_BYTES:
@@ -195,8 +217,8 @@ def create_rows(
         ) as file:
             _allocate(file, "rows", (rows, *row_shape), NUMPY_TYPES[dtype])
             _allocate(file, "index", (rows,), np.int64)
-            if dtype == torch.bfloat16:
-                file["rows"].attrs[_TYPE_MARK] = _BFLOAT16
+            if dtype in _BITS:
+                _set(file["rows"], {_TYPE_MARK: dtype_name(dtype)})
             _set(file, attributes)
         layout = rows_layout(path)
         reserve(path, layout.size_bytes)
@@ -229,12 +251,10 @@ def rows_layout(path: Path) -> RowsLayout:
     """The layout of an existing file by `create_rows`.  CheckpointError when it is damaged or of another kind."""
     with _opened(path) as file:
         rows, index = file["rows"], file["index"]
-        marked = rows.attrs.get(_TYPE_MARK) == _BFLOAT16
-        dtype = torch.bfloat16 if marked else torch.from_numpy(np.empty(0, rows.dtype)).dtype
         layout = RowsLayout(
             rows=rows.shape[0],
             row_shape=tuple(rows.shape[1:]),
-            dtype=dtype,
+            dtype=_dtype(rows),
             rows_offset=rows.id.get_offset(),
             index_offset=index.id.get_offset(),
             size_bytes=os.path.getsize(path),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tests.fuzz import examples
 
 def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     def raw(tensor: torch.Tensor) -> bytes:
-        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
 
@@ -36,8 +37,10 @@ def test_every_type_and_shape_comes_back_to_the_bit(tmp_path: Path) -> None:
     tensors = {}
     for dtype in NUMPY_TYPES:
         for shape in [(), (0, 3), (5,), (2, 3, 4)]:
-            tensors[f"{dtype}/{len(shape)}"] = (torch.randn(shape) * 3).to(dtype)
+            tensors[f"{dtype}/{len(shape)}"] = any_values(shape, dtype)
     tensors["special"] = torch.tensor([math.nan, math.inf, -0.0], dtype=torch.bfloat16)
+    tensors["conjugate"] = torch.randn(2, 3, dtype=torch.complex64).conj()
+    tensors["negative"] = torch.randn(3, dtype=torch.complex64).conj().imag
     tensors["strided"] = torch.randn(4, 6, 2, 2).to(memory_format=torch.channels_last)[:, ::2]
     write_tensors(tmp_path / "a.h5", tensors, {"epoch": 3, "loss": 0.5, "config": "κ = 1", "big": 2**62})
     found, attributes = read_tensors(tmp_path / "a.h5")
@@ -45,6 +48,38 @@ def test_every_type_and_shape_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert [type(attributes[key]) for key in ("epoch", "loss", "config")] == [int, float, str]
     assert found.keys() == tensors.keys()
     assert all(equal_bits(found[key], tensors[key]) for key in tensors)
+
+
+def any_values(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random values; where torch cannot make any of this type, random bits."""
+    try:
+        return (torch.randn(shape) * 3).to(dtype)
+    except NotImplementedError:
+        return torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), dtype=torch.uint8).view(dtype).reshape(shape)
+
+
+def test_types_of_every_precision_are_among_them() -> None:
+    names = ("int8", "int16", "uint16", "uint32", "uint64", "bool", "complex64", "complex128", "complex32")
+    floats = ("float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+    assert {getattr(torch, name) for name in (*names, *floats)} <= NUMPY_TYPES.keys()
+
+
+def test_a_mark_that_nobody_knows_is_damage(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.h5", {"x": torch.zeros(2, dtype=torch.bfloat16)}, {})
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["x"].attrs["torch_dtype"] = "float9"
+    with pytest.raises(CheckpointError, match="has the type 'float9', which this torch does not know"):
+        read_tensors(tmp_path / "a.h5")
+
+
+def test_a_mark_of_variable_length_is_understood(tmp_path: Path) -> None:
+    """As files had it before."""
+    ones = torch.ones(2, dtype=torch.bfloat16)
+    write_tensors(tmp_path / "a.h5", {"x": ones}, {})
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["x"].attrs["torch_dtype"]
+        file["x"].attrs["torch_dtype"] = "bfloat16"
+    assert equal_bits(read_tensors(tmp_path / "a.h5")[0]["x"], ones)
 
 
 @settings(max_examples=examples(60), deadline=None)
