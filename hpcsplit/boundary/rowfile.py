@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcsplit.errors import StoreError
+from hpcsplit.errors import NumericalError, StoreError
 from hpcsplit.files.atomic import free_bytes
-from hpcsplit.files.hdf5 import Attribute, RowsLayout, create_rows, set_attributes
+from hpcsplit.files.hdf5 import Attribute, RowsLayout, create_rows, dtype_name, set_attributes
 from hpcsplit.files.nofollow import open_file
 
 ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up"}
@@ -57,8 +57,11 @@ class RowFile:
             return False
 
     def put(self, first: int, rows: torch.Tensor) -> int:
-        """Write `rows` (B, *row_shape), of any float type, to the positions from `first` on; their `checksum`."""
-        stored = rows.detach().to(self.layout.dtype).contiguous()
+        """Write `rows` (B, *row_shape), of any float type, to the positions from `first` on; their `checksum`.
+
+        Raises NumericalError where they are too large for the file's type.
+        """
+        stored = narrowed(rows.detach(), self.layout.dtype, str(self.path)).contiguous()
         assert stored.shape[1:] == self.layout.row_shape, f"{self.path}: rows of shape {tuple(stored.shape[1:])}"
         assert first + len(stored) <= self.layout.rows, f"{self.path}: {first} + {len(stored)} rows"
         content = row_bytes(stored)
@@ -118,6 +121,19 @@ def write_rows(path: Path, rows: torch.Tensor, attributes: Mapping[str, Attribut
         file.put_index(np.arange(len(rows)))
         set_attributes(path, {"complete": 1})
         file.sync()
+
+
+def narrowed(rows: torch.Tensor, dtype: torch.dtype, owner: str) -> torch.Tensor:
+    """The rows in this type; NumericalError, which names it, where a number is too large for it."""
+    stored = rows.to(dtype)
+    if dtype.itemsize < rows.dtype.itemsize and stored.isinf().any() and (stored.isinf() & rows.isfinite()).any():
+        largest = float(rows[rows.isfinite()].abs().max())
+        raise NumericalError(
+            f"{owner}: a row reaches {largest:.4g}, its type {dtype_name(dtype)} ends at {torch.finfo(dtype).max:g}. "
+            'Continue with store.dtype = "bfloat16" or "float32"; if it grows there, too, training diverges: lower '
+            "optim.lr"
+        )
+    return stored
 
 
 def write_failure(path: Path, needed: int, error: OSError) -> StoreError:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from hpcsplit.boundary.generation import Field, Identity, Visits, generation_bytes
-from hpcsplit.boundary.rowfile import RowFile, checksum, row_bytes, wrap, write_rows
+from hpcsplit.boundary.rowfile import RowFile, checksum, narrowed, row_bytes, wrap, write_rows
 from hpcsplit.device import download
 from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import fsync_dir
@@ -334,7 +334,7 @@ class MemoryStore(Store):
         arrive()
         samples = torch.from_numpy(visits.batches[step])
         for name, value in values.items():
-            self._values[name].index_copy_(0, samples, value.to(self.dtype))
+            self._values[name].index_copy_(0, samples, narrowed(value, self.dtype, self.fields[name].file_stem))
 
     def _commit(self, visits: Visits) -> None:
         pass

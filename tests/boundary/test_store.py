@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from hpcsplit.boundary.store import generation_bytes
-from hpcsplit.errors import CheckpointError
+from hpcsplit.errors import CheckpointError, NumericalError
 from hpcsplit.files.hdf5 import read_tensors
 from tests.boundary.damage import DAMAGES, harm
 from tests.boundary.model import DTYPES, FIELDS, KINDS, Make, N, content, deal, draw, fresh_model, run_epoch, same
@@ -264,3 +266,33 @@ def test_sizes(make: Make) -> None:
         assert memory.generation_bytes == N * (22 * dtype.itemsize + 16)
         assert memory.reserved_bytes == N * 22 * dtype.itemsize
         assert 2 * disk.generation_bytes < disk.reserved_bytes < 2 * disk.generation_bytes + 4 * (1 << 15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_beyond_the_type_name_it(make: Make, kind: str) -> None:
+    """As infinities they would be blamed on the learning rate an epoch later."""
+    store, batch = make(kind, torch.float16), np.arange(N)
+
+    def write(largest: float) -> None:
+        store.start([batch], read=False)
+        values = draw(np.random.default_rng(0), batch, ["lam", "kappa"])
+        values["lam"].view(-1)[3] = largest
+        store.write(0, values)
+        store.finish(0)
+
+    write(65504.0)
+    with pytest.raises(NumericalError, match=r"lam.*a row reaches 7e\+04, its type float16 ends at 65504\. Continue"):
+        write(-7e4)
+    with contextlib.suppress(NumericalError):
+        store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinite_rows_are_kept_as_they_are(make: Make, kind: str) -> None:
+    store, batch = make(kind, torch.float16), np.arange(N)
+    store.start([batch], read=False)
+    values = draw(np.random.default_rng(0), batch, ["lam", "kappa"])
+    values["lam"].view(-1)[3] = math.inf
+    store.write(0, values)
+    store.finish(0)
+    assert int(store.peek(batch)["lam"].isinf().sum()) == 1
