@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.nets import block_shapes, build
+from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.rundir import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
@@ -52,6 +53,7 @@ class Prepared:
     """What rank 0 found out before the run and told the others; JSON by `as_dict`.
 
     Attributes:
+        code: fingerprints of the user's own network.
         rehearse: rank 0 has written a forecast, which wants the times of stages that compute at once.
     """
 
@@ -60,6 +62,7 @@ class Prepared:
     data_fingerprint: str
     baseline_samples_per_s: float | None
     rehearse: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "cuts": list(self.cuts), "costs": list(self.costs)}
@@ -87,6 +90,18 @@ def build_network(config: Config, *, meta: bool = False) -> nn.Sequential:
     return make()
 
 
+def code_prints(config: Config) -> dict[str, str]:
+    """What the user's own network computes and a hash of its text; nothing of the program's own networks."""
+    if ":" not in config.model.name:
+        return {}
+    shape = lookup(config.data.name).input_shape(config.data.pool)
+    factory = config.model.name.partition(":")[0]
+    return {
+        FUNCTION: function_of(lambda: build_network(config), shape),
+        SOURCE: source_of(factory, build_network(config, meta=True)),
+    }
+
+
 def build_method(config: Config) -> TrainingMethod:
     """The configured training method with its options."""
     declared = declared_methods()[config.method.name]
@@ -100,9 +115,24 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.
     options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
     if o.name in ("sgd", "rmsprop"):
         options["momentum"] = o.momentum
-    if o.name in _FUSED:
-        options["fused"] = True  # all weights in one kernel: a third to a seventh of the time
-    return _OPTIMIZERS[o.name](parameters, **options)
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if o.name in _FUSED:  # all real weights in one kernel: a third to a seventh of the time
+        kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}
+        groups = [{"params": those, "fused": fused} for fused, those in kinds.items() if those]
+    optimizer = _OPTIMIZERS[o.name](groups, **options)
+    optimizer.register_step_pre_hook(_start_late_momentum)
+    return optimizer
+
+
+def _start_late_momentum(optimizer: torch.optim.Optimizer, *step: Any) -> None:
+    """Zero momentum for a weight that has its first gradient after others: the fused step wants all or none."""
+    for group in optimizer.param_groups:
+        if not (group.get("fused") and group.get("momentum")):
+            continue
+        moving = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in moving if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        for p in late if len(late) < len(moving) else ():
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def decides(config: Config) -> bool:
@@ -237,11 +267,14 @@ def make_source(config: Config, part: Part, data: Dataset, device: torch.device)
     )
 
 
-def make_identity(config: Config, net: nn.Sequential, cuts: tuple[int, ...], data_fingerprint: str) -> Identity:
-    """What a checkpoint of this run must agree with; a user's network counts as it prints itself."""
+def make_identity(
+    config: Config, net: nn.Sequential, cuts: tuple[int, ...], data_fingerprint: str, code: Mapping[str, str]
+) -> Identity:
+    """What a checkpoint of this run must agree with; `code` is that of `code_prints`."""
     blocks = hashlib.sha256(str(net).encode()).hexdigest()[:16]
     prints = {**config.fingerprint(), "network": blocks, "images": data_fingerprint}
-    return Identity(prints, cuts, config.to_toml(origins=False))
+    accepts = config.checkpoint.changed_code == "accept"
+    return Identity(prints, cuts, config.to_toml(origins=False), code, accepts)
 
 
 def make_store(
@@ -272,7 +305,7 @@ def make_job(
 ) -> Job:
     """Everything that rank `index` of `count` needs."""
     net = build_network(config)
-    identity = make_identity(config, net, prepared.cuts, prepared.data_fingerprint)
+    identity = make_identity(config, net, prepared.cuts, prepared.data_fingerprint, prepared.code)
     method = build_method(config)
     stage = make_stage(config, net, index, count, prepared.cuts, device)
     method.prepare(stage)

@@ -19,6 +19,7 @@ from hpcsplit.assemble import (
     batch_size,
     build_method,
     build_network,
+    code_prints,
     epoch_samples,
     load_data,
     make_identity,
@@ -115,7 +116,8 @@ def prepare(
     )
     run_dir.create(config)
     images = fingerprint(data)
-    newest(run_dir.checkpoints, make_identity(config, net, cuts, images))  # refused before anything is touched
+    code = code_prints(config)
+    newest(run_dir.checkpoints, make_identity(config, net, cuts, images, code))  # refused before anything is touched
     run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
     baseline = baseline_of(config, net, data, device)
     rehearse = measured is not None and _times_itself(config)
@@ -135,7 +137,7 @@ def prepare(
                 "profile": measured.as_dict(),
             }
         )
-    return Prepared(cuts, costs, images, baseline, rehearse)
+    return Prepared(cuts, costs, images, baseline, rehearse, code)
 
 
 def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: float) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.checkpoint.state import Tensors, tensor_digests, weights_sha256
+from hpcsplit.checkpoint.state import Tensors, below, check_weights, tensor_digests, weights_sha256
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import read_tensors
+from hpcsplit.nets.statedict import entry, is_extra
 
-WEIGHTS = "weights/"
+WEIGHTS, BUFFERS = "weights/", "buffers/"
 
 
 def stage_files(folder: Path) -> list[str]:
@@ -27,13 +29,19 @@ def stage_files(folder: Path) -> list[str]:
     return names
 
 
-def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
-    """The weights and buffers of the whole network, in the order of `like`, on the CPU.
+class Whole(NamedTuple):
+    """Weights, buffers and extra state of a whole network in its own order, and the changed buffers that are in no
+    state dict; on the CPU, by name."""
 
-    All checksums are compared before the first file is opened.
+    weights: Tensors
+    buffers: Tensors
+
+
+def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
+    """The weights of the whole network.  All checksums are compared before the first file is opened.
 
     Args:
-        like: the network's own state dict; only names, shapes and types are looked at, so it may be on "meta".
+        like: the network's own tensors (nets/statedict.py), whose values are not looked at: they may be on "meta".
 
     Raises:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
@@ -41,29 +49,32 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
     """
     names = stage_files(folder)
     ckpt.verify(folder, names)
-    weights: Tensors = {}
+    found: Tensors = {}
     for file in names:
         tensors = read_tensors(folder / file)[0]
-        found = {key.removeprefix(WEIGHTS): t for key, t in tensors.items() if key.startswith(WEIGHTS)}
-        if twice := sorted(found.keys() & weights.keys()):
-            raise ckpt.damaged(folder, f"{twice[0]} is in {file} and in a file before it")
-        weights |= found
-    if surplus := sorted(weights.keys() - like.keys()):
-        raise CheckpointError(
-            f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config"
-        )
-    for name, t in like.items():
-        if name not in weights:
-            raise CheckpointError(f"checkpoint {folder} has no {name}, this network has; give the run's own --config")
-        here, there = (tuple(t.shape), t.dtype), (tuple(weights[name].shape), weights[name].dtype)
-        if here != there:
-            raise CheckpointError(
-                f"{name} has shape {there[0]} ({there[1]}) in checkpoint {folder} and {here[0]} ({here[1]}) in this "
-                "network; give the run's own --config"
-            )
-    return {name: weights[name] for name in like}
+        tensors = {key: t for key, t in tensors.items() if key.startswith((WEIGHTS, BUFFERS))}
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise ckpt.damaged(folder, f"{twice[0].partition('/')[2]} is in {file} and in a file before it")
+        found |= tensors
+    weights = below(WEIGHTS, found)
+    try:
+        check_weights(weights, like)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    order = dict.fromkeys(map(entry, like))
+    parts = {name: [part for part in weights if entry(part) == name] for name in order if is_extra(name)}
+    return Whole(
+        {part: weights[part] for name in order for part in sorted(parts.get(name, [name]), key=_number)},
+        below(BUFFERS, found),
+    )
+
+
+def _number(part: str) -> int:
+    """Where a part of an extra state stands: the text first, then its tensors."""
+    last = part.rpartition(".")[2]
+    return int(last) if last.isdigit() else -1
 
 
 def digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """The hash that records.jsonl calls weights_sha256, of a whole network's state dict in its own order."""
+    """The hash that records.jsonl calls weights_sha256, of a whole network's tensors in their own order."""
     return weights_sha256([tensor_digests(weights)])

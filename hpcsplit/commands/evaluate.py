@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 
 from hpcsplit.assemble import Prepared, build_network, load_data, make_job, make_phases, sizes
-from hpcsplit.checkpoint.state import Tensors
-from hpcsplit.checkpoint.whole import digest
-from hpcsplit.commands.saved import Saved, find
+from hpcsplit.checkpoint.state import load_weights
+from hpcsplit.checkpoint.whole import Whole, digest
+from hpcsplit.commands.saved import Saved, find, warn
 from hpcsplit.config import Config, Method
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.dataset import fingerprint
@@ -29,6 +30,7 @@ from hpcsplit.wire import lockstep
 
 NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
 NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, BatchNorm re-estimated"}
+_SAME = 1e-2  # apart from rounding on another device
 NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
 
 
@@ -39,9 +41,9 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_jso
         CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
     """
     saved = find(run, name, config_path)
-    saved.check(fingerprint(load_data(saved.config)), "model", "network", "data", "images", "seed")
-    weights = saved.weights(build_network(saved.config, meta=True))
-    scores = score(saved, weights)
+    saved.check(fingerprint(load_data(saved.config)), "model", "data", "images", "seed")
+    whole = saved.weights(build_network(saved.config, meta=True))
+    scores = score(saved, whole)
     record = _record(saved)
     found: dict[str, Any] = {
         "run": str(run.path),
@@ -51,10 +53,11 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_jso
         **dataclasses.asdict(scores),
         "train_samples": _train_samples(saved.config),
         "test_samples": sizes(saved.config)[1],
-        "weights_sha256": digest(weights),
+        "weights_sha256": digest(whole.weights),
         "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
     }
     print(json.dumps(found, indent=1) if as_json else printable(_text(saved, found)))
+    _compare(found)
     if record and record.weights_sha256 != found["weights_sha256"]:
         raise CheckpointError(
             f"checkpoint {saved.folder} does not have the weights that {saved.run.records} has for epoch "
@@ -63,12 +66,26 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_jso
     return 0
 
 
-def score(saved: Saved, weights: Tensors) -> Scores:
+def _compare(found: dict[str, Any]) -> None:
+    """Warn where the same weights have another loss than the run recorded."""
+    recorded = found["recorded"] or {}
+    for key in ("loss", "test_loss"):
+        here, there = found[key], recorded.get(key)
+        if here is None or there is None:
+            continue
+        if not math.isclose(here, there, rel_tol=_SAME, abs_tol=_SAME):
+            warn(
+                f"warning: the {NAMES[key]} is {here:.4f} here, the run recorded {there:.4f}: the network's code, what "
+                "it keeps besides its weights, or a library is not that of the run"
+            )
+
+
+def score(saved: Saved, whole: Whole) -> Scores:
     """Loss and accuracy of the whole network as a run of one stage computes them."""
-    return lockstep.run([evaluate(alone(saved, weights), _phase(saved), bn=True)])[0]
+    return lockstep.run([evaluate(alone(saved, whole), _phase(saved), bn=True)])[0]
 
 
-def alone(saved: Saved, weights: Tensors) -> Job:
+def alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.config
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -76,7 +93,7 @@ def alone(saved: Saved, weights: Tensors) -> Job:
     alone = dataclasses.replace(config, method=Method(name="backprop"))
     blocks = len(build_network(config, meta=True))
     job = make_job(alone, Prepared((), (1.0,) * blocks, "", None), saved.run, 0, 1, device)
-    job.stage.blocks.load_state_dict(weights, strict=True)
+    load_weights(job.stage.blocks, *whole)
     return job
 
 

@@ -26,7 +26,7 @@ def examples_of(run: RunDir) -> Mistakes | Reconstructions:
     """
     saved = find(run, "", None)
     data = load_data(saved.config)
-    saved.check(fingerprint(data), "model", "network", "data", "images", "seed")
+    saved.check(fingerprint(data), "model", "data", "images", "seed")
     job = alone(saved, saved.weights(build_network(saved.config, meta=True)))
     source = f"checkpoint {saved.name}, {saved.position()}"
     ids, shape = np.arange(min(SHOWN, job.test_size)), tuple(data.test.images.shape[1:])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hpcsplit.assemble import build_network
-from hpcsplit.checkpoint.state import Tensors
 from hpcsplit.checkpoint.whole import digest
-from hpcsplit.commands.saved import find
+from hpcsplit.commands.saved import find, warn
 from hpcsplit.errors import StoreError, UsageError
 from hpcsplit.files.atomic import fsync_dir, sha256_file
+from hpcsplit.nets.statedict import values_of
 from hpcsplit.printable import printable
 from hpcsplit.rundir import RunDir
 
@@ -21,9 +22,10 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     """Write {name: tensor} to `out`, for torch.load(out, weights_only=True) and load_state_dict; the exit code."""
     _check_free(out)
     saved = find(run, name, config_path)
-    saved.check("", "model", "network")
-    weights = saved.weights(build_network(saved.config, meta=True))
-    save_new(out, weights)
+    saved.check("", "model")
+    whole = saved.weights(build_network(saved.config, meta=True))
+    weights = whole.weights
+    save_new(out, values_of(weights))
     values = sum(t.numel() for t in weights.values())
     text = (
         f"{out}: {len(weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes\n"
@@ -32,10 +34,15 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
         f"sha256 of the file {sha256_file(out)}"
     )
     print(printable(text))
+    if whole.buffers:
+        warn(
+            f"training has changed {', '.join(whole.buffers)}, registered with persistent=False: no state dict has "
+            "them, so the exported network computes something else than the run's; make them persistent to have them"
+        )
     return 0
 
 
-def save_new(out: Path, weights: Tensors) -> None:
+def save_new(out: Path, weights: dict[str, Any]) -> None:
     """torch.save to a file that does not exist yet, atomically and durably.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from hpcsplit.assemble import build_network, make_identity
+from hpcsplit.assemble import build_network, code_prints, make_identity
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.checkpoint.state import Tensors
-from hpcsplit.checkpoint.whole import read_weights
+from hpcsplit.checkpoint.whole import Whole, read_weights
 from hpcsplit.config import Config, load
 from hpcsplit.errors import CheckpointError, ConfigError, LaunchError
 from hpcsplit.files.hdf5 import read_attributes
+from hpcsplit.nets.code import change_of, said_of
+from hpcsplit.nets.statedict import tensors_of
+from hpcsplit.printable import printable
 from hpcsplit.rundir import RunDir
 from hpcsplit.wire.launcher import claimed_size
 
@@ -46,17 +49,22 @@ class Saved:
         within = f" and {self.step} steps of the next" if self.step else ""
         return f"after {self.epochs_done} epoch{'s' * (self.epochs_done != 1)}{within}"
 
-    def weights(self, net: nn.Sequential) -> Tensors:
+    def weights(self, net: nn.Sequential) -> Whole:
         """All weights and buffers in the order of `net`, which may be on "meta".  CheckpointError where they differ."""
-        return read_weights(self.folder, net.state_dict())
+        return read_weights(self.folder, tensors_of(net))
 
     def check(self, images: str, *sections: str) -> None:
         """Raise CheckpointError where these parts of the identity are not those that the checkpoint was made with.
 
+        A network whose code has changed since is no error: a warning says so.
+
         Args:
             images: the fingerprint of the data, or "" where none were read.
         """
-        here = make_identity(self.config, build_network(self.config, meta=True), (), images).fingerprints
+        code = code_prints(self.config)
+        here = make_identity(self.config, build_network(self.config, meta=True), (), images, code).fingerprints
+        if note := said_of(change_of(self.fingerprints, {**here, **code}), self.name):
+            warn(note)
         if changed := [name for name in sections if self.fingerprints.get(name) != here[name]]:
             raise CheckpointError(
                 f"checkpoint {self.folder} was made with another {' and '.join(changed)} than the configuration says; "
@@ -113,6 +121,11 @@ def own_config(run: RunDir, config_path: Path | None) -> Config:
             "directory; give the run's own CONFIG.toml with --config"
         )
     return config
+
+
+def warn(sentence: str) -> None:
+    """On standard error, so that what is printed can still be parsed."""
+    print(printable(f"hpcsplit: {sentence}"), file=sys.stderr, flush=True)
 
 
 def _alone() -> None:

@@ -135,6 +135,11 @@ class Checkpoint:
         "auxiliary variables: copied into the checkpoint, kept in the store, or recomputed by a forward pass",
         choices=("copy", "keep", "recompute"),
     )
+    changed_code: str = option(
+        "refuse",
+        "a run whose own network computes something else than when it was saved: refuse to go on, or accept that",
+        choices=("refuse", "accept"),
+    )
 
 
 @dataclass(frozen=True)

@@ -94,18 +94,25 @@ class Silent:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint must agree with to be continued."""
+    """What a checkpoint must agree with to be continued.
+
+    Attributes:
+        code: fingerprints of the user's own network (nets/code.py).
+        accepts_code: go on where the network computes something else now.
+    """
 
     fingerprints: Mapping[str, str]
     cuts: tuple[int, ...]
     config_toml: str
+    code: Mapping[str, str] = field(default_factory=dict)
+    accepts_code: bool = False
 
     @property
     def stages(self) -> int:
         return len(self.cuts) + 1
 
     def digest(self) -> str:
-        """A short hash of all fingerprints."""
+        """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""
         return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,6 +156,7 @@ class Job:
     provenance: str = ""
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
     where: str = "start"
+    said_left_out: bool = False  # what of the network no checkpoint keeps
 
     @property
     def rank(self) -> int:

@@ -79,13 +79,14 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
             aux = job.store.describe()
             files += job.store.save(folder)
     sums_of = {file: sha256_file(folder / file) for file in files}
-    parts = yield Share({"sums": sums_of, "aux": aux})
+    parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
 
     if job.rank == 0:
+        _say_what_is_left_out(job, [name for part in parts for name in part["left_out"]])
         manifest = position | {
             "stages": job.stage.count,
             "cuts": json.dumps(job.identity.cuts),
-            "fingerprints": json.dumps(dict(job.identity.fingerprints)),
+            "fingerprints": json.dumps({**job.identity.fingerprints, **job.identity.code}),
             "config": job.identity.config_toml,
             "provenance": job.provenance,
             "aux_mode": policy,
@@ -103,3 +104,15 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
     yield Share()
     if job.store:
         job.store.protect(aux["slot"] if aux and policy == "keep" and action.need_aux else None)
+
+
+def _say_what_is_left_out(job: Job, names: list[str], most: int = 5) -> None:
+    """Once a start: what else of the network training changes."""
+    if not names or job.said_left_out:
+        return
+    job.said_left_out = True
+    shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    job.observer.say(
+        f"warning: training changes {shown}, which no checkpoint keeps, so a run that is stopped and continued may "
+        "differ from one that is not; make it a buffer, or return it from get_extra_state"
+    )

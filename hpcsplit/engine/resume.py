@@ -25,6 +25,7 @@ from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import FORMAT, EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError
 from hpcsplit.files.hdf5 import read_attributes, read_tensors
+from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.split.cuts import ranges
@@ -68,6 +69,7 @@ class Found:
     recomputed: bool
     aux: list[dict[str, Any] | None]
     phases: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -96,6 +98,8 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
     loaded = yield Share(_attempt(lambda: _load(job, found, recut, sums)))
     _agree(loaded)
     job.observer.say(f"continuing after {found.name}")
+    if found.note:
+        job.observer.say(found.note)
     if recut:
         job.observer.say(f"the stages were cut at {found.cuts} and are cut at {list(job.identity.cuts)} now")
         if any(verdict["value"] for verdict in loaded):
@@ -143,13 +147,14 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
             "version that wrote it, or take another --run-dir"
         )
     theirs, ours = json.loads(manifest["fingerprints"]), identity.fingerprints
-    changed = [section for section in ours if theirs.get(section) != ours[section]]
+    changed = [section for section in ours if section != NETWORK and theirs.get(section) != ours[section]]
     if changed:
         keys = differences(tomllib.loads(manifest["config"]), tomllib.loads(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
             f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
         )
+    note = _code_note(folder, theirs, identity)
     cuts = json.loads(manifest["cuts"])
     missing = {ckpt.stage_file(k) for k in range(len(cuts) + 1)} - set(ckpt.listed(folder))
     if missing:
@@ -164,7 +169,19 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
         recomputed=bool(manifest["recomputed"]),
         aux=json.loads(manifest["aux"]),
         phases=manifest.get("phases", ""),
+        note=note,
     )
+
+
+def _code_note(folder: Path, theirs: Mapping[str, str], identity: Identity) -> str:
+    """What is to be said of the network's code; CheckpointError where it computes something else, unaccepted."""
+    change = change_of(theirs, {**identity.fingerprints, **identity.code})
+    if change == FUNCTION and not identity.accepts_code:
+        raise CheckpointError(
+            f"checkpoint {folder} was made with another network: what it computes has changed. Change the code back, "
+            "take another --run-dir, or go on with the code as it is now by --checkpoint.changed_code accept"
+        )
+    return said_of(change, folder.name)
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.shapes import block_names, trace
+from hpcsplit.nets.statedict import check_state
 
 
 def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -44,6 +45,7 @@ def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Seq
     if len(net) == 0:
         raise ConfigError(f'model.name = "{name}" returned an nn.Sequential of 0 blocks; it needs at least 1')
     _check_parameters(name, net)
+    check_state(net)
     _check_inputs_stay(name, net, input_shape)
     return net
 

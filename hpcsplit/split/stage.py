@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from hpcsplit.nets.chance import seed_all
+from hpcsplit.nets.statedict import has_extra_state, tensors_of
+from hpcsplit.split.besides import Besides
 from hpcsplit.tasks import Task
 from hpcsplit.tasks.classification import Classification
 
@@ -45,6 +49,7 @@ class Stage:
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
         position: epoch and step, where in the run the next passes stand.
         repeats: a pass of before is made once more (`pass_again`).
+        besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Stage:
         self.blocks = blocks.to(self.device)
         if channels_last:
             self.blocks.to(memory_format=torch.channels_last)
+        self.besides = Besides(self.blocks)
         self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
         self.clip = clip
@@ -113,9 +119,10 @@ class Stage:
         return range(self.place.first_block, self.place.first_block + len(self.blocks))
 
     def _seed_block(self, number: int) -> None:
-        """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run."""
+        """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run: torch's, and
+        those of `random` and `numpy.random`."""
         if self.blocks.training:
-            torch.manual_seed(hash((self._seed, *self.position, number, self._passes)) & (2**63 - 1))
+            seed_all(hash((self._seed, *self.position, number, self._passes)) & (2**63 - 1))
 
     def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         self.between_blocks()
@@ -175,14 +182,27 @@ class Stage:
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
-        """Forward passes inside leave every buffer (BatchNorm statistics) as it was.  Yield a verb inside only where
-        all that the stage does until it is answered is to be forgotten, too."""
-        saved = [b.detach().clone() for b in self.blocks.buffers()]
+        """Forward passes inside leave every buffer (BatchNorm statistics) and extra state as it was.  Yield a verb
+        inside only where all that the stage does until it is answered is to be forgotten, too."""
+        saved = [
+            (module._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in self.blocks.modules()
+            for name, buffer in module._buffers.items()
+        ]
+        extra = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in self.blocks.modules()
+            if has_extra_state(module)
+        ]
         try:
             yield
         finally:
-            for buffer, value in zip(self.blocks.buffers(), saved, strict=True):
-                buffer.data.copy_(value)
+            for buffers, name, buffer, value in saved:
+                buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.data.copy_(value)
+            for module, state in extra:
+                module.set_extra_state(state)
 
     @contextmanager
     def pass_again(self, number: int, position: tuple[int, int] | None = None) -> Iterator[None]:
@@ -196,11 +216,20 @@ class Stage:
 
     def finite(self) -> bool:
         """Whether every weight and every buffer is a number."""
-        return all(bool(t.isfinite().all()) for t in self.state().values())
+        return all(map(_is_finite, self.state().values()))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers by their names in the whole network."""
-        return {name: t.detach() for name, t in self.blocks.state_dict().items()}
+        """Weights, buffers and extra state by their names in the whole network (nets/statedict.py)."""
+        return tensors_of(self.blocks)
+
+
+def _is_finite(t: torch.Tensor) -> bool:
+    if not (t.is_floating_point() or t.is_complex()):
+        return True
+    try:
+        return bool(t.isfinite().all())
+    except NotImplementedError:  # float8; it goes into bfloat16 unchanged, where torch knows how
+        return "float8" not in str(t.dtype) or bool(t.bfloat16().isfinite().all())
 
 
 _NEVER_DRAWS = (

@@ -194,13 +194,12 @@ def test_code_is_taken_from_the_users_own_configuration_only(
 ) -> None:
     marker = tmp_path / "imported"
     module = tmp_path / "strange_nets.py"
-    text = "from tests.engine.tinynet import small\n"
-    module.write_text(text)
+    module.write_text(f"open({str(marker)!r}, 'w')\nfrom tests.engine.tinynet import small\n")
     monkeypatch.syspath_prepend(tmp_path)
     toml = write_toml(tmp_path / "c.toml", 2, model__name="strange_nets:small", schedule__epochs=2)
     assert train_here(toml, tmp_path / "run") == 0
     monkeypatch.delitem(__import__("sys").modules, "strange_nets")
-    module.write_text(f"open({str(marker)!r}, 'w')\n" + text)
+    marker.unlink()
 
     code, _, err = hpcsplit("evaluate", tmp_path / "run")
     assert code == BAD

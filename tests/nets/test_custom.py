@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def tied(input_shape, classes):
 
 def lazy(input_shape, classes):
     return nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.LazyLinear(classes)))
+
+def sparse(input_shape, classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    net[1].register_buffer("graph", torch.eye(3).to_sparse())
+    return net
+
+class Pickled(nn.Module):
+    def get_extra_state(self):
+        return {1, 2}
+    def set_extra_state(self, state):
+        pass
+    def forward(self, x):
+        return x
+
+def pickled(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), Pickled(), nn.Linear(16, classes))
 
 def does_not_fit(input_shape, classes):
     return nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.Linear(5, classes)))
@@ -116,3 +133,15 @@ def test_checking_does_not_disturb_the_random_state() -> None:
 def test_broken_promises_are_named(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, (1, 4, 4), 8)
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("sparse", "1.graph of the network is a sparse_coo tensor"),
+        ("pickled", "1: get_extra_state of the network returns set"),
+    ],
+)
+def test_what_no_checkpoint_could_keep_is_refused_before_the_run(factory: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        build(f"user_nets:{factory}", (1, 4, 4), 5)

@@ -1,0 +1,29 @@
+"""The random numbers that a layer may draw: torch's, and those of `random` and `numpy.random`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_all(key: int) -> None:
+    """Begin all of them anew; the same `key`, a whole number from 0 on, begins them the same way."""
+    torch.manual_seed(key)
+    random.seed(key)
+    np.random.seed(key & (2**32 - 1))  # noqa: NPY002  # that of users' layers, not ours
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Afterwards the random numbers of the CPU go on as if nothing had been drawn inside."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

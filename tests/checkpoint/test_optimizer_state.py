@@ -1,0 +1,102 @@
+"""Optimizer state is where torch's own `load_state_dict` would have put it, and late weights may join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hpcsplit.assemble import make_optimizer
+from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.split.stage import Stage
+from tests.engine.small import config
+
+NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax"]
+
+
+def stage(name: str, device: str = "cpu") -> Stage:
+    blocks = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 3))
+    blocks.register_parameter("scalar", nn.Parameter(torch.ones(())))
+    cfg = config(optim__name=name, optim__lr=0.01)
+    shapes = ((1, 3, 3), (2, 1, 1), (2,), (3,))
+    return Stage(0, 1, blocks, shapes, lambda parameters: make_optimizer(cfg, parameters), device=device)
+
+
+def trained(name: str) -> Stage:
+    made = stage(name)
+    for _ in range(2):
+        made.zero_grad()
+        (made.forward(torch.randn(4, 1, 3, 3)).square().sum() * made.blocks.scalar).backward()
+        made.update()
+    return made
+
+
+@pytest.mark.parametrize("flag", ["fused", "capturable"])
+@pytest.mark.parametrize("name", NAMES)
+def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without values stands for a GPU."""
+    saved = trained(name)
+    monkeypatch.setattr("hpcsplit.assemble._FUSED", ())
+    there, torchs = stage(name, "meta"), stage(name, "meta")
+    for each in (there, torchs):
+        each.optimizer.param_groups[0][flag] = True
+    state = saved.optimizer.state_dict()
+    torchs.optimizer.load_state_dict({**torchs.optimizer.state_dict(), "state": state["state"]})
+    assert torchs.optimizer.param_groups[0][flag]
+    load_stage(there, stage_tensors(saved))
+    for ours, theirs in zip(there.parameters, torchs.parameters, strict=True):
+        mine, wanted = there.optimizer.state[ours], torchs.optimizer.state[theirs]
+        assert mine.keys() == {key for key, value in wanted.items() if value is not None}
+        for key, value in mine.items():
+            if key != "mu_product":  # a number on the host, with and without a stop
+                assert value.device == wanted[key].device, key
+            assert value.dtype == wanted[key].dtype, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_comes_back_to_the_bit(name: str) -> None:
+    saved, loaded = trained(name), stage(name)
+    load_stage(loaded, stage_tensors(saved))
+    for ours, theirs in zip(loaded.parameters, saved.parameters, strict=True):
+        wanted = saved.optimizer.state[theirs]
+        for key, value in loaded.optimizer.state[ours].items():
+            assert torch.equal(value, torch.as_tensor(wanted[key])), key
+            assert value.device == torch.as_tensor(wanted[key]).device
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_that_has_its_first_gradient_later_trains_as_one_that_is_alone(name: str) -> None:
+    def steps(cfg_name: str, which: list[tuple[bool, bool]], alone: int | None = None) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(5)) for _ in range(2)]
+        mine = weights if alone is None else [weights[alone]]
+        optimizer = make_optimizer(config(optim__name=cfg_name, optim__lr=0.01), mine)
+        for number, has in enumerate(which):
+            for k, p in enumerate(weights):
+                p.grad = torch.sin(torch.arange(5.0) + 3 * number + k) if has[k] else None
+            if any(p.grad is not None for p in mine):
+                optimizer.step()
+        return [p.detach() for p in mine]
+
+    course = [(True, False), (True, True), (False, True), (True, True)]
+    together = steps(name, course)
+    for k in range(2):
+        assert torch.equal(together[k], steps(name, course, alone=k)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_complex_weights_train_beside_real_ones(name: str) -> None:
+    make: Callable[..., torch.optim.Optimizer] = make_optimizer
+    real, turn = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    optimizer = make(config(optim__name=name, optim__lr=0.01), [real, turn])
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((real * turn).abs().square().sum()).backward()
+        optimizer.step()
+    assert (real < 1).all()
+    assert (turn.abs() < 1).all()
+    kinds = [(p.dtype, group.get("fused")) for group in optimizer.param_groups for p in group["params"]]
+    if name in ("sgd", "adam", "adamw"):
+        assert kinds == [(torch.float32, True), (torch.complex64, False)]
