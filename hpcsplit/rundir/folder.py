@@ -367,7 +367,10 @@ class RunDir:
         if not starts:
             return ""
         ends = [[start.get("time"), start.get("end")] for start in starts[:-1]]
-        return compact(starts[-1] | {"earlier": ends[-20:]})
+        try:
+            return compact(starts[-1] | {"earlier": ends[-20:]})
+        except (KeyError, TypeError, AttributeError):  # it is somebody else's, and damaged
+            return ""
 
     def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
         _write(self.provenance, json.dumps({"starts": starts}, indent=1) + "\n")

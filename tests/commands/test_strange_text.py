@@ -96,7 +96,15 @@ GARBAGE: dict[str, list[str]] = {
         DEEP,
         '{"key"',
     ],
-    "provenance.json": ['{"starts": 7}', '{"starts": [7]}', f'{{"starts": [{{"a": {DEEP}}}]}}', "\0", '{"starts": {}}'],
+    "provenance.json": [
+        '{"starts": 7}',
+        '{"starts": [7]}',
+        '{"starts": [{"ranks": [{}]}]}',
+        '{"starts": [{"config": [1]}]}',
+        f'{{"starts": [{{"a": {DEEP}}}]}}',
+        "\0",
+        '{"starts": {}}',
+    ],
     "split.json": ['{"a": 1}', "[]", DEEP, '{"a": {"split": 3, "sha256": 3}}'],
     "config.toml": ["\0", "[data]\nname = 1e999\n", f"a = {DEEP}", "[run]\nseed = 1" + "0" * 5000],
 }
@@ -108,13 +116,13 @@ def test_damaged_files(copy: Run, tmp_path: Path, hpcsplit: Command, name: str, 
     (copy.folder / name).write_text(GARBAGE[name][number])
     page = ["--out", tmp_path / "page.html"] if name in ("provenance.json", "config.toml") else []
     commands: list[list[object]] = [["report", "--no-mistakes", *page]]
-    commands += [["evaluate"]] if name in ("records.jsonl", "config.toml") else []
+    commands += [["evaluate"]] if name in ("records.jsonl", "config.toml", "provenance.json") else []
     for command, *words in commands:
         code, out, err = hpcsplit(command, copy.folder, *words)
         assert code in (0, 65)
         assert "Traceback" not in out + err
         assert code == 0 or (err.startswith("hpcsplit: ") and err.count("\n") == 1)
-        assert (code == 65) == (name == "records.jsonl" or command == "evaluate")
+        assert (code == 65) == (name == "records.jsonl" or (name, command) == ("config.toml", "evaluate"))
 
 
 @pytest.mark.parametrize("name", GARBAGE)
