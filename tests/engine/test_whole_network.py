@@ -193,7 +193,7 @@ def exact_gradients(jobs: Sequence[Job], ids: Any) -> list[torch.Tensor]:
 
 
 def probed(jobs: Sequence[Job]) -> list[Signals]:
-    return everyone(jobs, probe, Train(0, "parallel", 0), True)
+    return everyone(jobs, probe, Train(0, "parallel", 0))
 
 
 @pytest.mark.parametrize(("factor", "signal"), [(1.0, 1.0), (2.0, 1.0), (-0.5, -1.0)])
@@ -245,7 +245,7 @@ def test_the_probe_leaves_no_trace(make: Make) -> None:
 
 
 def test_before_any_parallel_epoch_there_is_nothing_to_compare(make: Make) -> None:
-    found = everyone(make(2, store__kind="memory"), probe, Train(0, "parallel", 0), False)
+    found = everyone(make(2, store__kind="memory"), probe, Train(0, "serial", 0))
     assert found[0] == Signals(None, None, None, None)
 
 
