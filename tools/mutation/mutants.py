@@ -45,6 +45,7 @@ class Mutant:
     before: str
     after: str
     lines: tuple[int, int]  # of the statement: who passes here may notice
+    imported: bool  # the statement is not inside a function, so it is done when the module is imported
     id: str
 
     def apply(self, source: bytes) -> bytes:
@@ -82,6 +83,8 @@ def _is_another_program(source: bytes, mutant: Mutant) -> bool:
 def mutants(room: str, path: str, source: bytes) -> list[Mutant]:
     """Every mutant of a file; `id` is made of the change alone."""
     tree, seen, found = ast.parse(source), Counter[str](), []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node) for function in functions for part in function.body for node in ast.walk(part)}
     for edit in _Finder(source, tree).edits():
         changed = source[: edit.start] + edit.text.encode() + source[edit.end :]
         before, after = (
@@ -96,7 +99,8 @@ def mutants(room: str, path: str, source: bytes) -> list[Mutant]:
         found.append(
             Mutant(
                 room, path, edit.kind, source.count(b"\n", 0, edit.start) + 1, edit.start, edit.end, edit.text,
-                before, after, (edit.statement.lineno, end), hashlib.sha256(name.encode()).hexdigest()[:8],
+                before, after, (edit.statement.lineno, end), id(edit.statement) not in inside,
+                hashlib.sha256(name.encode()).hexdigest()[:8],
             )
         )  # fmt: skip
     return found

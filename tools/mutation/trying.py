@@ -119,7 +119,7 @@ def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, l
     lines = index.get(mutant.path, {})
     tests = {test for line in range(first, last + 1) for test in lines.get(line, ())}
     started = LAUNCHED.get(mutant.path, ())
-    if not tests and not started:  # what is done while a module is imported
+    if mutant.imported:
         tests = {test for of_line in lines.values() for test in of_line}
     spent, found = 0.0, []
     for test in sorted(tests, key=lambda test: (not test.startswith(own(mutant.room)), passing[test]["seconds"], test)):
