@@ -273,3 +273,8 @@ def test_a_first_stage_may_have_no_weights():
     assert boundaries(parts, images)[1] == (1, 3, 3)
     results = step(Penalty(), stages, images, labels, random_rows(Penalty(), stages, len(images)))
     assert results[1].aux["lam"].isfinite().all()
+
+
+def test_variables_start_anew_every_so_many_parallel_epochs() -> None:
+    assert [Penalty(refresh_every=2).restarts(k) for k in range(5)] == [True, False, True, False, True]
+    assert not any(Penalty().restarts(k) for k in range(5))
