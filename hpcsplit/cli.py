@@ -16,6 +16,7 @@ from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.errors import HpcsplitError, UsageError
+from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
 from hpcsplit.printable import printable
 from hpcsplit.stopping import StopRequest
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     os.umask(os.umask(0) | 0o027)
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with refusals_in_words():
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except HpcsplitError as error:
         if launcher_rank() == 0:
             print(f"hpcsplit: {printable(str(error))}", file=sys.stderr, flush=True)

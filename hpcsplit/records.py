@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hpcsplit.errors import DataError
-from hpcsplit.files.atomic import write_text
-from hpcsplit.files.nofollow import open_file, read_bytes, read_text, state
+from hpcsplit.files.atomic import append_text, write_text
+from hpcsplit.files.nofollow import read_bytes, read_text, state
 
 Phase = Literal["serial", "parallel"]
 
@@ -106,10 +105,7 @@ class Records:
         assert all(old.epoch != record.epoch for old, _ in past), f"epoch {record.epoch} is already in {self.path}"
         if self._torn():
             self._replace([line for _, line in past])
-        with open(self.path, "a", encoding="utf-8", opener=open_file) as file:
-            file.write(record.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(self.path, record.to_json() + "\n")
 
     def truncate(self, before_epoch: int) -> None:
         """Atomically drop every record with epoch >= before_epoch: a resumed run writes these again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 
 from hpcsplit.boundary.generation import Visits, no_room
-from hpcsplit.boundary.rowfile import ROOM, RowFile, wrap, write_failure
+from hpcsplit.boundary.rowfile import RowFile, wrap
 from hpcsplit.boundary.store import Field, Labels, Store
 from hpcsplit.errors import CheckpointError, StoreError
-from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir
+from hpcsplit.files.atomic import copy_file, discard, free_bytes, fsync_dir, make_folders, write_failure
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
-from hpcsplit.files.nofollow import make_folder, names, remove
+from hpcsplit.files.nofollow import names, remove
 
 AHEAD = 3  # batches fetched before they are asked for
 BEHIND = 4  # batches handed over and not yet written
@@ -68,7 +69,7 @@ class HdfStore(Store):
         ]
         needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
         try:
-            make_folder(self.folder)
+            make_folders(self.folder)
             absent = [(name, path) for slot in paths for name, path in slot.items() if not self._fits(name, path)]
             needed = sum(self._file_bytes(name) for name, _ in absent)
             free = free_bytes(self.folder) + sum(path.stat().st_size for _, path in absent if path.exists())
@@ -87,9 +88,11 @@ class HdfStore(Store):
             return slots
         except OSError as error:
             for path in fresh:
-                remove(path)
-            if error.errno in ROOM:
+                discard(path)
+            if error.errno == errno.ENOSPC:
                 raise self._no_room(needed, free_bytes(self.folder)) from error
+            if error.errno in (errno.EDQUOT, errno.EFBIG):
+                raise write_failure(self.folder, error, needed) from error
             raise StoreError(
                 f"{self.folder}: no store can be made there ({error}); set store.path to another folder"
             ) from error
@@ -205,7 +208,6 @@ class HdfStore(Store):
         self._mark()
         for file in self._files[self.slot].values():
             file.sync()
-        fsync_dir(self.folder)
 
     def _mark(self) -> None:
         """Say in the files what generation they hold."""
@@ -238,17 +240,15 @@ class HdfStore(Store):
         self.slot, self.epoch, self.filled = slot, description["epoch"], filled
         self._sums = dict(description["checksums"])
 
-    def save(self, folder: Path) -> list[str]:
+    def save(self, folder: Path) -> dict[str, str]:
         self._mark()
-        names = self._stored() if self.epoch is not None else []
-        for name in names:
-            path = Path(folder) / self.identity.saved_name(name)
-            try:
-                copy_file(self._files[self.slot][name].path, path)
-            except OSError as error:
-                raise write_failure(path, self._file_bytes(name), error) from error
-        fsync_dir(Path(folder))
-        return [self.identity.saved_name(name) for name in names]
+        return super().save(folder)
+
+    def _save_field(self, name: str, path: Path) -> None:
+        try:
+            copy_file(self._files[self.slot][name].path, path)
+        except OSError as error:
+            raise write_failure(path, error, self._file_bytes(name)) from error
 
     def keep_only(self, fields: Collection[str]) -> None:
         for name in names(self.folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -11,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcsplit.errors import NumericalError, StoreError
-from hpcsplit.files.atomic import free_bytes
+from hpcsplit.errors import NumericalError
+from hpcsplit.files.atomic import write_all, write_failure
 from hpcsplit.files.hdf5 import Attribute, RowsLayout, create_rows, dtype_name, set_attributes
 from hpcsplit.files.nofollow import open_file
 
-ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up"}
 _BLOCK_BYTES = 1 << 25
 _NEAR_BYTES = 1 << 16  # reading through a gap of this size is cheaper than one more request
 _PROBES = 2
@@ -101,13 +99,10 @@ class RowFile:
             del self._map
 
     def _write(self, content: np.ndarray, offset: int) -> None:
-        left = content.data.cast("B")
         try:
-            while left:
-                written = os.pwrite(self._fd, left, offset)
-                left, offset = left[written:], offset + written
+            write_all(self._fd, content.data, offset)
         except OSError as error:
-            raise write_failure(self.path, len(left), error) from error
+            raise write_failure(self.path, error, content.nbytes) from error
 
 
 def write_rows(path: Path, rows: torch.Tensor, attributes: Mapping[str, Attribute]) -> None:
@@ -115,7 +110,7 @@ def write_rows(path: Path, rows: torch.Tensor, attributes: Mapping[str, Attribut
     try:
         layout = create_rows(path, len(rows), tuple(rows.shape[1:]), rows.dtype, {**attributes, "complete": 0})
     except OSError as error:
-        raise write_failure(path, rows.numel() * rows.element_size(), error) from error
+        raise write_failure(path, error, rows.numel() * rows.element_size()) from error
     with closing(RowFile(path, layout)) as file:
         file.put(0, rows)
         file.put_index(np.arange(len(rows)))
@@ -134,16 +129,6 @@ def narrowed(rows: torch.Tensor, dtype: torch.dtype, owner: str) -> torch.Tensor
             "optim.lr"
         )
     return stored
-
-
-def write_failure(path: Path, needed: int, error: OSError) -> StoreError:
-    """The sentence for a write that the file system refused."""
-    if error.errno not in ROOM:
-        return StoreError(f"{path}: {needed} bytes cannot be written ({error.strerror}); check the disk, then resume")
-    return StoreError(
-        f"{path}: {needed} bytes cannot be written, {ROOM[error.errno]} ({free_bytes(path.parent)} bytes are free); "
-        "free space or set store.path to a larger disk, then resume"
-    )
 
 
 def row_bytes(rows: torch.Tensor) -> np.ndarray:

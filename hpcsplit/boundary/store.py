@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpcsplit.boundary.generation import Field, Identity, Visits, generation_byt
 from hpcsplit.boundary.rowfile import RowFile, checksum, narrowed, row_bytes, wrap, write_rows
 from hpcsplit.device import download
 from hpcsplit.errors import CheckpointError, StoreError
-from hpcsplit.files.atomic import fsync_dir
+from hpcsplit.files.atomic import sha256_file
 from hpcsplit.files.hdf5 import dtype_name, rows_layout
 
 __all__ = ["Field", "MemoryStore", "Store", "generation_bytes"]
@@ -181,12 +182,25 @@ class Store(ABC):
         there whole.
         """
 
-    @abstractmethod
-    def save(self, folder: Path) -> list[str]:
-        """Copy the current generation into `folder`, durably, one HDF5 file for each field that is no constant.
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the current generation into `folder`, one HDF5 file for each field that is no constant.
 
-        Returns the names of the files.  StoreError when it has no room.
+        Their content is durable, their names are after `fsync_dir`.  Each has been read back and has what was written.
+        Returns the SHA-256 of each file by its name.  StoreError when it has no room.
         """
+        self._resting()
+        description, sums = self.describe(), {}
+        for name in self._stored() if self.epoch is not None else []:
+            path = Path(folder) / self.identity.saved_name(name)
+            self._save_field(name, path)
+            sums[path.name] = sha256_file(path)
+            try:
+                reason = self._difference(path, name, description, RowFile.total)
+            except CheckpointError as error:
+                reason = str(error)
+            if reason:
+                raise StoreError(f"{path} is not what was written: {reason}; check the disk, then start again")
+        return sums
 
     def restore(self, folder: Path, description: Mapping[str, Any]) -> None:
         """The reverse of `save`, by a store of either kind.  CheckpointError, with what differs, on damage."""
@@ -195,14 +209,21 @@ class Store(ABC):
         self.slot, self.epoch, self.filled = 0, description["epoch"], self._constants_of(description)
         for name in self._stored() if self.epoch is not None else []:
             path = Path(folder) / self.identity.saved_name(name)
-            with closing(RowFile(path, rows_layout(path), writable=False)) as source:
-                reason = self.identity.mismatch(source, name, description)
-                if not reason and self._absorb(name, source) != description["checksums"][name]:
-                    reason = "its rows have changed since they were written"
+            reason = self._difference(path, name, description, partial(self._absorb, name))
             if reason:
                 raise CheckpointError(
                     f'{path}: {reason}; resume another checkpoint or set checkpoint.aux = "recompute"'
                 )
+
+    def _difference(
+        self, path: Path, name: str, description: Mapping[str, Any], total: Callable[[RowFile], int]
+    ) -> str:
+        """Why a saved file is not the described generation, or ""; `total` reads its rows and gives their checksum."""
+        with closing(RowFile(path, rows_layout(path), writable=False)) as source:
+            reason = self.identity.mismatch(source, name, description)
+            if not reason and total(source) != description["checksums"][name]:
+                reason = "its rows have changed since they were written"
+        return reason
 
     def keep_only(self, fields: Collection[str]) -> None:  # noqa: B027
         """Other cuts than before: drop what is kept of fields with none of these names (`Field.file_stem`)."""
@@ -240,6 +261,10 @@ class Store(ABC):
 
     @abstractmethod
     def _commit(self, visits: Visits) -> None: ...
+
+    @abstractmethod
+    def _save_field(self, name: str, path: Path) -> None:
+        """Write the current generation of one stored field to a new file, durably."""
 
     @abstractmethod
     def _checksum(self, name: str) -> int:
@@ -303,15 +328,8 @@ class MemoryStore(Store):
             'use store.kind = "hdf5", or checkpoint.aux = "copy" or "recompute"'
         )
 
-    def save(self, folder: Path) -> list[str]:
-        self._resting()
-        names = self._stored() if self.epoch is not None else []
-        for name in names:
-            path = Path(folder) / self.identity.saved_name(name)
-            attributes = self.identity.attributes(name, self.epoch, None, self._checksum(name))
-            write_rows(path, self._values[name], attributes)
-        fsync_dir(Path(folder))
-        return [self.identity.saved_name(name) for name in names]
+    def _save_field(self, name: str, path: Path) -> None:
+        write_rows(path, self._values[name], self.identity.attributes(name, self.epoch, None, self._checksum(name)))
 
     @property
     def reserved_bytes(self) -> int:

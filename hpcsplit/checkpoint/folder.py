@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.atomic import fsync_dir, replace_symlink, sha256_file, write_text
+from hpcsplit.files.atomic import fsync_dir, make_folders, replace_symlink, sha256_file, write_text
 from hpcsplit.files.nofollow import make_folder, names, read_text, remove_tree, replace
 
 MANIFEST = "manifest.h5"
@@ -91,7 +91,7 @@ def damaged(folder: Path, reason: str) -> CheckpointError:
 
 def begin(checkpoints: Path, name: str) -> Path:
     """An empty folder NAME.tmp to write into; leftovers of an interrupted save are removed."""
-    make_folder(checkpoints)
+    make_folders(checkpoints)
     for leftover in filter(_LEFT_OVER.fullmatch, names(checkpoints)):
         remove_tree(checkpoints / leftover)
     folder = checkpoints / f"{name}.tmp"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import torch
 from hpcsplit.assemble import build_network
 from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import find, warn
-from hpcsplit.errors import StoreError, UsageError
-from hpcsplit.files.atomic import fsync_dir, sha256_file
+from hpcsplit.errors import UsageError
+from hpcsplit.files.atomic import write_bytes, write_failure
 from hpcsplit.nets.statedict import values_of
 from hpcsplit.printable import printable
 from hpcsplit.rundir import RunDir
@@ -25,13 +27,13 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     saved.check("", "model")
     whole = saved.weights(build_network(saved.config, meta=True))
     weights = whole.weights
-    save_new(out, values_of(weights))
+    sha256 = save_new(out, values_of(weights))
     values = sum(t.numel() for t in weights.values())
     text = (
         f"{out}: {len(weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes\n"
         f"checkpoint {saved.name} of {run.path}, {saved.position()}\n"
         f"weights_sha256 {digest(weights)}\n"
-        f"sha256 of the file {sha256_file(out)}"
+        f"sha256 of the file {sha256}"
     )
     print(printable(text))
     if whole.buffers:
@@ -42,26 +44,21 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     return 0
 
 
-def save_new(out: Path, weights: dict[str, Any]) -> None:
-    """torch.save to a file that does not exist yet, atomically and durably.
+def save_new(out: Path, weights: dict[str, Any]) -> str:
+    """torch.save to a file that does not exist yet, atomically and durably; the SHA-256 of its content.
 
     Raises:
         UsageError: it exists, or its folder does not.
         StoreError: it cannot be written.
     """
-    fresh = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    image = io.BytesIO()  # torch overlooks what a disk refuses, and puts the name of a path into the archive
+    torch.save(weights, image)
+    _check_free(out)  # again: making it takes a while
     try:
-        with open(fresh, "wb") as file:  # an open file: torch would put the name of a path into the archive
-            torch.save(weights, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _check_free(out)  # again: writing takes a while
-        os.replace(fresh, out)
-        fsync_dir(out.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise StoreError(f"--out {out} cannot be written: {error}; make room, or choose another folder") from None
-    finally:
-        fresh.unlink(missing_ok=True)
+        write_bytes(out, image.getbuffer())
+    except OSError as error:
+        raise write_failure(out, error, image.getbuffer().nbytes) from None
+    return hashlib.sha256(image.getbuffer()).hexdigest()
 
 
 def _check_free(out: Path) -> None:

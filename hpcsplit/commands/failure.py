@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import logging
 import os
@@ -18,12 +17,12 @@ from typing import NoReturn
 import torch
 
 from hpcsplit.engine.job import Job
-from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError, StoreError
+from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
+from hpcsplit.files.atomic import REFUSALS, write_failure
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.printable import printable
 from hpcsplit.watchdog import Watchdog
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 
 
@@ -93,9 +92,8 @@ class Failure:
 
 def in_words(error: BaseException) -> BaseException:
     """A refusal of the disk or of the memory as a sentence; any other error as it is."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        place = f"{error.filename}: " if error.filename else ""
-        return StoreError(f"{place}{error.strerror}; free space and check the disk, then start the same command again")
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return write_failure(error.filename or "a file", error)
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if no_memory or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error)):
         return HpcsplitError(
@@ -122,9 +120,7 @@ class RankLog(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
         if isinstance(error, OSError):
-            raise StoreError(
-                f"{self.baseFilename} cannot be written ({error.strerror}); free space, then start again"
-            ) from error
+            raise write_failure(self.baseFilename, error) from error
         super().handleError(record)
 
 

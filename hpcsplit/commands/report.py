@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hpcsplit.config import Config
-from hpcsplit.errors import DataError, HpcsplitError, StoreError, UsageError
-from hpcsplit.files.atomic import write_text
+from hpcsplit.errors import DataError, HpcsplitError, UsageError
+from hpcsplit.files.atomic import write_failure, write_text
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.printable import printable
 from hpcsplit.records import EpochRecord, Records
@@ -66,7 +66,7 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, *, mistakes: bo
         else:
             picture.draw(records, out, " and ".join(records))
     except OSError as error:
-        raise StoreError(f"--out {out} cannot be written: {error.strerror}; make room, or choose another one") from None
+        raise write_failure(out, error) from None
     print(printable(f"{what}: {out}"))
     return 0
 

@@ -11,8 +11,7 @@ from typing import Any
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import stage_tensors
 from hpcsplit.engine.job import Job
-from hpcsplit.errors import StoreError
-from hpcsplit.files.atomic import sha256_file
+from hpcsplit.files.atomic import fsync_dir, write_failure
 from hpcsplit.files.hdf5 import write_tensors
 from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Save
@@ -50,7 +49,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
     try:
         yield from _save(job, action, have_aux, sums)
     except OSError as error:
-        raise StoreError(f"the checkpoint cannot be written: {error}; make room in {job.checkpoints}") from None
+        raise write_failure(error.filename or job.checkpoints, error) from error
     job.saved_at = time.monotonic()
 
 
@@ -67,9 +66,8 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
         "step": action.step,
     }
 
-    files = [ckpt.stage_file(job.rank)]
-    attributes = position | {"stage": job.rank, "sums": sums.to_json()}
-    write_tensors(folder / files[0], stage_tensors(job.stage), attributes)
+    file, attributes = ckpt.stage_file(job.rank), position | {"stage": job.rank, "sums": sums.to_json()}
+    sums_of = {file: write_tensors(folder / file, stage_tensors(job.stage), attributes)}
     aux: dict[str, Any] | None = None
     if job.store and have_aux and policy != "recompute":
         job.store.sync()
@@ -77,8 +75,8 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
             aux = job.store.describe()
         elif action.need_aux:
             aux = job.store.describe()
-            files += job.store.save(folder)
-    sums_of = {file: sha256_file(folder / file) for file in files}
+            sums_of |= job.store.save(folder)
+    fsync_dir(folder)
     parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
 
     if job.rank == 0:
@@ -95,8 +93,7 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
             "recomputed": int(action.recomputed),
             "phases": action.phases,
         }
-        write_tensors(folder / ckpt.MANIFEST, {}, manifest)
-        everything = {ckpt.MANIFEST: sha256_file(folder / ckpt.MANIFEST)}
+        everything = {ckpt.MANIFEST: write_tensors(folder / ckpt.MANIFEST, {}, manifest)}
         for part in parts:
             everything |= part["sums"]
         job.still_ours()

@@ -1,36 +1,57 @@
-"""Durable file operations: what is there after a crash is either the old or the new content, never a mixture."""
+"""Durable file operations: what is there after a crash is either the old or the new content, never a mixture.
+
+Every byte goes to the disk through `write_all`, so nothing that the disk refuses is overlooked.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import shutil
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hpcsplit.files.nofollow import link, open_file, remove, replace
+from hpcsplit.errors import ConfigError, StoreError
+from hpcsplit.files.nofollow import link, make_folder, open_file, remove, replace
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # by a disk, of a program that is right
+Buffer = bytes | bytearray | memoryview
 _BLOCK_BYTES = 1 << 20
 _COPY_BYTES = 1 << 30
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
 
 
-def fsync_file(path: Path) -> None:
-    """Wait until the content of the file is on the disk."""
-    descriptor = open_file(path, os.O_RDONLY)
+def write_all(descriptor: int, content: Buffer, offset: int | None = None) -> None:
+    """Write all of `content`, from `offset` bytes on or (None) where the file stands.  Raises OSError."""
+    left = memoryview(content)
+    left = left.cast("B") if left.nbytes else left
+    while left.nbytes:
+        written = os.write(descriptor, left) if offset is None else os.pwrite(descriptor, left, offset)
+        if not written:
+            raise OSError(errno.EIO, "the disk takes nothing more and gives no reason")
+        left, offset = left[written:], None if offset is None else offset + written
+
+
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """A descriptor by `open_file`, closed in the end; an OSError within the block names the file."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = open_file(path, flags, mode)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def fsync_dir(folder: Path) -> None:
     """Make names created, renamed or removed in `folder` durable."""
-    descriptor = open_file(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:
@@ -45,18 +66,68 @@ def free_bytes(path: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
+def write_new(path: Path, content: Buffer, mode: int = 0o666) -> None:
+    """Make a file with this content and wait until that is on the disk; its name is durable after `fsync_dir`.
+
+    A file that is there is removed first, so give a name that nobody reads yet.  Raises OSError.
+    """
+    remove(path)
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode) as descriptor:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+
+
+def write_bytes(path: Path, content: Buffer) -> None:
+    """Put `content` at `path` atomically and durably.  Raises OSError."""
+    fresh = _beside(path)
+    with gone_on_failure(fresh):
+        write_new(fresh, content)
+        replace(fresh, path)
+    fsync_dir(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` (UTF-8) at `path` atomically and durably.  Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` (UTF-8) at the end of the file, new or not, durably; a crash may leave a part.  Raises OSError."""
+    new = not path.exists()
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
+        write_all(descriptor, text.encode())
+        os.fsync(descriptor)
+    if new:
+        fsync_dir(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make the folder, and those above it that are missing, durably.  Raises OSError, ConfigError as `open_file`."""
+    if not folder.parent.is_dir():
+        make_folders(folder.parent)
+    if make_folder(folder):
+        fsync_dir(folder.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file if it is there and the disk lets us: for what a failure has left, which is what must be said."""
+    with suppress(OSError, ConfigError):
+        remove(path)
+
+
 def copy_file(src: Path, dst: Path) -> None:
     """Copy content and permissions to `dst` and wait until they are on the disk.
 
     The kernel copies (sharing blocks where the file system can); where it cannot, the bytes pass through this process.
     An existing `dst` is overwritten in place, so `dst` is a file that nobody reads yet.  Raises OSError.
     """
-    with open(src, "rb", buffering=0, opener=open_file) as source:
-        mode = os.fstat(source.fileno()).st_mode & 0o777
-        with open(open_file(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0) as copy:
-            _kernel_copy(source.fileno(), copy.fileno())
-            shutil.copyfileobj(source, copy, _BLOCK_BYTES)  # whatever the kernel left, from where it stopped
-            os.fsync(copy.fileno())
+    with opened(src, os.O_RDONLY) as source:
+        mode = os.fstat(source).st_mode & 0o777
+        with opened(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as copy:
+            _kernel_copy(source, copy)
+            while block := os.read(source, _BLOCK_BYTES):  # whatever the kernel left, from where it stopped
+                write_all(copy, block)
+            os.fsync(copy)
 
 
 def _kernel_copy(source: int, copy: int) -> None:
@@ -68,37 +139,57 @@ def _kernel_copy(source: int, copy: int) -> None:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` (UTF-8) at `path` atomically and durably.  Raises OSError."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path` atomically and durably.  Raises OSError."""
-    fresh = _beside(path)
-    remove(fresh)
-    try:
-        with open(fresh, "xb", opener=open_file) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        replace(fresh, path)
-    finally:
-        remove(fresh)
-    fsync_dir(path.parent)
-
-
 def replace_symlink(path: Path, target: str | Path) -> None:
     """Let `path` point to `target` atomically, whether or not it exists.  Raises OSError."""
     fresh = _beside(path)
     remove(fresh)
-    try:
+    with gone_on_failure(fresh):
         link(fresh, target)
         replace(fresh, path)
-    finally:
-        remove(fresh)
     fsync_dir(path.parent)
+
+
+@contextmanager
+def gone_on_failure(path: Path) -> Iterator[None]:
+    """Discard the file when the block fails."""
+    try:
+        yield
+    except BaseException:
+        discard(path)
+        raise
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+# ------------------------------------------------------------------------------------------------ what to say
+
+
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """What a disk refuses within the block becomes a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise write_failure(error.filename or "a file", error) from error
+
+
+def write_failure(path: Path | str, error: OSError, needed: int | None = None) -> StoreError:
+    """The failure of a write of `needed` bytes (None: not known) to `path`: why, and what to do."""
+    limit, size = resource.getrlimit(resource.RLIMIT_FSIZE)[0], "" if needed is None else f" ({needed} bytes)"
+    try:
+        free = f" ({free_bytes(Path(path).parent)} bytes are free)"
+    except OSError:
+        free = ""
+    larger = "free space or choose a folder on a larger disk"
+    unlimited = "the file would be too large for its file system; choose a folder on another one"
+    limited = f"the limit on the size of a file is {limit} bytes; raise it (ulimit -f)"
+    why = {
+        errno.ENOSPC: f"no space left{free}; {larger}",
+        errno.EDQUOT: f"the quota is used up{free}; {larger}",
+        errno.EFBIG: unlimited if limit == resource.RLIM_INFINITY else limited,
+    }.get(error.errno or 0, f"{error.strerror or error}; check the disk")
+    return StoreError(f"{path} cannot be written{size}: {why}, then start the same command again")

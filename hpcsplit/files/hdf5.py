@@ -1,11 +1,16 @@
 """HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
 
-This is the only module that imports h5py.  Files are never locked (many parallel file systems cannot); every function
-has closed its file when it returns, so raw reads and writes of the rows never meet the library's own buffers.
+This is the only module that imports h5py.  The library writes into memory alone, since it does not survive a disk that
+refuses; what it has made goes to the disk by checked writes.  Files are never locked (many parallel file systems
+cannot); every function has closed its file when it returns, so raw reads and writes of the rows never meet the
+library's own buffers.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -18,9 +23,9 @@ import h5py
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, ConfigError, StoreError
-from hpcsplit.files.atomic import free_bytes, fsync_file
-from hpcsplit.files.nofollow import open_file, remove
+from hpcsplit.errors import CheckpointError, ConfigError
+from hpcsplit.files.atomic import free_bytes, gone_on_failure, opened, write_all, write_failure, write_new
+from hpcsplit.files.nofollow import open_file
 
 Attribute = str | int | float
 
@@ -48,7 +53,6 @@ _BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_
 NUMPY_TYPES |= {dtype: NUMPY_TYPES[bits] for dtype, bits in _BITS.items()}
 _TYPE_MARK = "torch_dtype"  # where a dataset has the bits of such a type, its name
 _ALIGNMENT_BYTES = 4096
-_SLACK_BYTES = 1 << 16
 _TEXT_BYTES = 1 << 15  # the library has room for an attribute of 64 KiB
 
 
@@ -60,27 +64,28 @@ def dtype_name(dtype: torch.dtype) -> str:
 # ---------------------------------------------------------------------------------------------------- named tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: Mapping[str, Attribute]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: Mapping[str, Attribute]) -> str:
     """Write a new file with one dataset for each tensor, and wait until it is on the disk.
 
     A "/" in a key makes a group.  Keys, shapes, types and bits come back from `read_tensors`; the order of the keys
-    does not.  The file is written in place: give a temporary name and rename it.  StoreError when it has no room.
+    does not.  The file is written in place: give a temporary name and rename it.  Returns the SHA-256 of the content,
+    as it was made in memory, which takes as many bytes as the tensors.  StoreError when it cannot be written.
     """
-    needed = sum(t.numel() * t.element_size() for t in tensors.values())
-    free = free_bytes(Path(path).parent)
-    if needed + _SLACK_BYTES > free:
-        raise StoreError(_no_room(path, needed, free))
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        for key, tensor in tensors.items():
+            dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
+            if tensor.dtype in _BITS:
+                _set(dataset, {_TYPE_MARK: dtype_name(tensor.dtype)})
+        _set(file, attributes)
+    content = image.getbuffer()
     try:
-        os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
-        with h5py.File(path, "w", locking=False) as file:
-            for key, tensor in tensors.items():
-                dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
-                if tensor.dtype in _BITS:
-                    _set(dataset, {_TYPE_MARK: dtype_name(tensor.dtype)})
-            _set(file, attributes)
-        fsync_file(path)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(f"{_no_room(path, needed, free_bytes(Path(path).parent))} ({error})") from error
+        if content.nbytes > free_bytes(Path(path).parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_new(path, content)
+    except OSError as error:
+        raise write_failure(path, error, content.nbytes) from error
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -108,17 +113,55 @@ def read_attributes(path: Path) -> dict[str, Any]:
 def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
     """Change or add attributes.  A number takes the place of the old number, so the file does not grow.  StoreError."""
     try:
-        with h5py.File(path, "r+", locking=False) as file:
-            present = _plain(file.attrs)
-            _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"{path}: its attributes cannot be written ({error}); free space and check the disk, then resume"
-        ) from error
+        with opened(path, os.O_RDWR) as disk:
+            changes = _Changes(disk)
+            with h5py.File(changes, "r+") as file:
+                present = _plain(file.attrs)
+                _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
+            changes.apply()
+    except OSError as error:
+        raise write_failure(path, error) from error
 
 
-def _no_room(path: Path, needed: int, free: int) -> str:
-    return f"{path} cannot be written: it needs {needed} bytes, {free} are free; free space or choose another folder"
+class _Changes(io.RawIOBase):
+    """A file for the library to work on: it reads what is on the disk, and what it writes stays here until `apply`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self._position = 0
+        self._written: list[tuple[int, bytes]] = []
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view, first = memoryview(buffer).cast("B"), self._position
+        content = bytearray(os.pread(self.descriptor, len(view), first).ljust(len(view), b"\0"))
+        for offset, piece in self._written:
+            begin, end = max(first, offset), min(first + len(view), offset + len(piece))
+            if begin < end:
+                content[begin - first : end - first] = piece[begin - offset : end - offset]
+        view[:] = content
+        self._position += len(view)
+        return len(view)
+
+    def write(self, content: Any) -> int:
+        piece = bytes(content)
+        self._written.append((self._position, piece))
+        self._position += len(piece)
+        self.size = max(self.size, self._position)
+        return len(piece)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
+
+    def apply(self) -> None:
+        """Write to the disk what the library has written.  Raises OSError."""
+        for offset, piece in self._written:
+            write_all(self.descriptor, piece, offset)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -210,22 +253,19 @@ def create_rows(
     Both datasets are contiguous, allocated at once and begin on a page, ready for pread, pwrite and mmap at the offsets
     returned.  OSError (ENOSPC, EDQUOT) when there is no room; the file is then gone.
     """
-    os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-    try:
+    with gone_on_failure(path), opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) as descriptor:
+        changes = _Changes(descriptor)
         with h5py.File(
-            path, "w", locking=False, alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
+            changes, "w", alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
         ) as file:
             _allocate(file, "rows", (rows, *row_shape), NUMPY_TYPES[dtype])
             _allocate(file, "index", (rows,), np.int64)
             if dtype in _BITS:
                 _set(file["rows"], {_TYPE_MARK: dtype_name(dtype)})
             _set(file, attributes)
-        layout = rows_layout(path)
-        reserve(path, layout.size_bytes)
-    except BaseException:
-        remove(path)
-        raise
-    return layout
+        os.posix_fallocate(descriptor, 0, changes.size)
+        changes.apply()
+        return rows_layout(path)
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], numpy_type: type[np.generic]) -> None:
@@ -240,11 +280,8 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], numpy_type: ty
 
 def reserve(path: Path, size_bytes: int) -> None:
     """Give the first `size_bytes` of the file their blocks on the disk.  OSError (ENOSPC, EDQUOT) without room."""
-    descriptor = open_file(path, os.O_RDWR)
-    try:
+    with opened(path, os.O_RDWR) as descriptor:
         os.posix_fallocate(descriptor, 0, size_bytes)
-    finally:
-        os.close(descriptor)
 
 
 def rows_layout(path: Path) -> RowsLayout:

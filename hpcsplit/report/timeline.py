@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from hpcsplit.files.atomic import write_bytes
 
 COLOURS = {
     "forward": "#4c72b0",
@@ -73,7 +76,9 @@ def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[Span]], path: 
     for panel, (name, spans) in zip(panels, timelines.items(), strict=True):
         _timeline(panel, name, spans)
     _curves(curves, rows)
-    figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    write_bytes(path, image.getbuffer())
 
 
 def _timeline(panel: Any, name: str, spans: Sequence[Span]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.config import Config, differences, load
 from hpcsplit.errors import ConfigError, LaunchError, StoreError
 from hpcsplit.files import nofollow, scratch
-from hpcsplit.files.atomic import write_text
+from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_text
 from hpcsplit.files.nofollow import read_bytes, read_text
 from hpcsplit.printable import printable
 from hpcsplit.rundir import trust
@@ -141,7 +140,7 @@ class RunDir:
             (folder,) = self.store_places(configured)
         folder = Path(os.path.realpath(folder.parent)) / folder.name
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
         instead = "choose another store.path"
         self._check_folder(folder, instead)
         self._check_files((folder / name for name in nofollow.names(folder) if name.endswith(".h5")), instead)
@@ -178,7 +177,7 @@ class RunDir:
         """
         self._check_trust()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folders(self.home)
             self._take()
             try:
                 self._check_config(config)
@@ -190,8 +189,8 @@ class RunDir:
                 self.release()
                 raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(self.path, error) from None
+            if error.errno in REFUSALS:
+                raise write_failure(self.path, error) from None
             raise ConfigError(
                 f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
             ) from None
@@ -384,11 +383,7 @@ def _write(path: Path, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as error:
-        raise _no_room(path, error) from None
-
-
-def _no_room(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path} cannot be written: {error.strerror}; make room there and start the same command again")
+        raise write_failure(path, error) from None
 
 
 def _is_list(value: Any, *kinds: type) -> bool:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.files.atomic import append_text, discard, write_all
 from hpcsplit.files.nofollow import open_file, remove
 from hpcsplit.rundir.owner import Owner, Seen, look, look_at
 from hpcsplit.rundir.process import Process
@@ -74,8 +75,7 @@ class RunLock:
     def add(self, others: Sequence[Process]) -> None:
         """Name the other ranks of this run: while one of them lives on this machine, the lock is not stale."""
         self.check()
-        with open(self.path, "a", encoding="utf-8", opener=open_file) as file:
-            file.write(json.dumps([vars(process) for process in others]) + "\n")
+        append_text(self.path, json.dumps([vars(process) for process in others]) + "\n")
 
     def check(self) -> None:
         """Give a sign of life.
@@ -137,10 +137,10 @@ def _make(path: Path, owner: Owner) -> bool:
     except FileExistsError:
         return False
     try:
-        os.write(descriptor, f"{owner.to_json()}\n".encode())
+        write_all(descriptor, f"{owner.to_json()}\n".encode())
         os.fsync(descriptor)
     except OSError:
-        remove(path)
+        discard(path)
         raise
     finally:
         os.close(descriptor)
@@ -162,7 +162,7 @@ def _remove(path: Path, identity: str, me: Owner, pace: Pace) -> None:
         if now and now.identity == identity:
             remove(path)
     finally:
-        remove(claim)
+        discard(claim)
 
 
 # ------------------------------------------------------------------------------------------------ is its owner alive?
@@ -195,7 +195,7 @@ def _age(path: Path, seen: Seen) -> float:
         return os.fstat(descriptor).st_mtime - seen.modified
     finally:
         os.close(descriptor)
-        remove(probe)
+        discard(probe)
 
 
 def _await_its_end(path: Path, first: Seen, me: Owner, pace: Pace, say: Callable[[str], None]) -> None:

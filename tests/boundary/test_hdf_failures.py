@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpcsplit.boundary.hdf5 import HdfStore
 from hpcsplit.boundary.rowfile import RowFile
 from hpcsplit.boundary.store import Field, MemoryStore
 from hpcsplit.errors import StoreError
+from hpcsplit.files.hdf5 import rows_layout
 from tests.boundary.epochs import FIELDS, N, build, holds, rows_of, write_epoch
 
 
@@ -71,6 +73,44 @@ def test_save_without_room_is_a_sentence(small_disk: Path, tmp_path: Path) -> No
                 store.save(small_disk)
 
 
+@pytest.mark.parametrize("kind", ["hdf5", "memory"])
+def test_a_saved_row_that_is_another_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What a disk takes without a word and gives back changed."""
+    fields = [Field("lam", (3, 3))]
+    args = (fields, 10, torch.float32)
+    store = HdfStore(*args, tmp_path / "aux") if kind == "hdf5" else MemoryStore(*args)
+    module, function = ("hdf5", "copy_file") if kind == "hdf5" else ("store", "write_rows")
+    whole = getattr(import_module(f"hpcsplit.boundary.{module}"), function)
+
+    def changed(*args: object) -> None:
+        whole(*args)
+        path = tmp_path / "aux-block-000.lam.h5"
+        content = bytearray(path.read_bytes())
+        content[rows_layout(path).rows_offset + 40] ^= 1
+        path.write_bytes(content)
+
+    with closing(store):
+        store.start([np.arange(10)], read=False)
+        store.write(0, {"lam": torch.ones(10, 3, 3)})
+        store.finish(0)
+        store.save(tmp_path)
+        monkeypatch.setattr(f"hpcsplit.boundary.{module}.{function}", changed)
+        with pytest.raises(StoreError, match=r"aux-block-000\.lam\.h5 is not what was written: its rows"):
+            store.save(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG])
+def test_a_quota_or_a_size_limit_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(StoreError, match=r"quota is used up|too large for its file system") as failure:
+        build(tmp_path / "aux")
+    assert ("free space" in str(failure.value)) == (number == errno.EDQUOT)
+    assert list((tmp_path / "aux").iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"store\.path"):
@@ -88,10 +128,10 @@ def test_a_failed_write_is_raised_and_never_hangs(
     store.sync()
     description = store.describe()
 
-    def refuse(*_: object) -> int:
+    def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr("hpcsplit.boundary.rowfile.write_all", refuse)
     with pytest.raises(StoreError, match=words):
         write_epoch(store, 2)
     monkeypatch.undo()
@@ -107,10 +147,10 @@ def test_a_failed_write_is_raised_and_never_hangs(
 def test_a_failure_that_no_call_has_seen_is_raised_by_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = build(tmp_path)
 
-    def refuse(*_: object) -> int:
+    def refuse(*_: object) -> None:
         raise OSError(errno.EIO, "broken disk")
 
-    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr("hpcsplit.boundary.rowfile.write_all", refuse)
     write_epoch(store, 1, steps=1)
     store._thread.submit(int).result()  # by now the write before it has failed
     with pytest.raises(StoreError, match="broken disk"):

@@ -13,6 +13,7 @@ import torch
 
 from hpcsplit.boundary.store import generation_bytes
 from hpcsplit.errors import CheckpointError, NumericalError
+from hpcsplit.files.atomic import sha256_file
 from hpcsplit.files.hdf5 import read_tensors
 from tests.boundary.damage import DAMAGES, harm
 from tests.boundary.model import DTYPES, FIELDS, KINDS, Make, N, content, deal, draw, fresh_model, run_epoch, same
@@ -58,7 +59,7 @@ def test_a_store_of_constants_only(make: Make, tmp_path: Path, kind: str) -> Non
     for field, value in (("lam", 2.0), ("kappa", -1.0)):
         store.fill(field, value)
     store.sync()
-    assert store.save(tmp_path) == []
+    assert store.save(tmp_path) == {}
     other = make(kind, place="other")
     other.restore(tmp_path, store.describe())
     found = content(other)
@@ -156,7 +157,9 @@ def test_save_and_restore_between_all_kinds(
     store = make(source, dtype, "a")
     run_epoch(store, model, rng, 3, ["lam", "kappa"], read=False)
     run_epoch(store, model, rng, 4, ["lam", "kappa"])
-    assert store.save(folder) == ["aux-block-004.lam.h5", "aux-block-004.kappa.h5"]
+    sums = store.save(folder)
+    assert list(sums) == ["aux-block-004.lam.h5", "aux-block-004.kappa.h5"]
+    assert all(sha256_file(folder / name) == digest for name, digest in sums.items())
     description = json.loads(json.dumps(store.describe()))
     tensors, attributes = read_tensors(folder / "aux-block-004.lam.h5")
     rows = tensors["rows"] if dtype != torch.bfloat16 else tensors["rows"].view(torch.bfloat16)
@@ -180,7 +183,7 @@ def test_constants_take_no_file(make: Make, tmp_path: Path, kind: str) -> None:
     run_epoch(store, model, rng, 0, ["lam", "kappa"], read=False)
     store.fill("kappa", 0.25)
     model["kappa"].fill_(0.25)
-    assert store.save(folder) == ["aux-block-004.lam.h5"]
+    assert list(store.save(folder)) == ["aux-block-004.lam.h5"]
     other = make(kind, place="other")
     other.restore(folder, store.describe())
     assert same(content(other), model)

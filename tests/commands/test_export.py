@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,21 +113,33 @@ def test_a_folder_that_is_not_there(runs: Callable[[int], Run], hpcsplit: Comman
     assert f"there is no folder {tmp_path / 'absent'}" in err
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+@pytest.mark.parametrize(
+    ("call", "number", "words"),
+    [
+        ("write", errno.ENOSPC, "no space left"),
+        ("write", errno.EDQUOT, "the quota is used up"),
+        ("write", errno.EFBIG, "too large for its file system"),
+        ("fsync", errno.EIO, "check the disk"),
+    ],
+)
 def test_a_full_disk_leaves_nothing(
     runs: Callable[[int], Run],
     hpcsplit: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
+    call: str,
+    number: int,
+    words: str,
 ) -> None:
-    def fail(content: object, file: object) -> None:
-        raise error
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(torch, "save", fail)
-    code, _, err = hpcsplit("export", runs(2).folder, "--out", tmp_path / "net.pt")
+    folder = runs(2).folder
+    monkeypatch.setattr(os, call, fail)
+    code, _, err = hpcsplit("export", folder, "--out", tmp_path / "net.pt")
     assert code == NO_ROOM
-    assert "cannot be written" in err
+    assert "net.pt cannot be written" in err
+    assert words in err
     assert not list(tmp_path.iterdir())
 
 

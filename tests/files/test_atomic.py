@@ -50,6 +50,40 @@ def test_copy_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool
     assert atomic.sha256_file(tmp_path / "c") == hashlib.sha256(content).hexdigest()
 
 
+def test_a_copy_continues_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> int:
+        raise OSError(errno.EXDEV, "not on this file system")
+
+    write = os.write
+    monkeypatch.setattr(os, "copy_file_range", absent)
+    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[:100_000]))
+    (tmp_path / "a").write_bytes(content := os.urandom(3 << 20))
+    atomic.copy_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == content
+
+
+def test_a_disk_that_takes_nothing_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda fd, content: 0)
+    with pytest.raises(OSError, match="takes nothing more"):
+        atomic.write_bytes(tmp_path / "a", b"content")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_first_refusal_is_said_when_all_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def unlink(name: str, *, dir_fd: int | None = None) -> None:
+        os.stat(name, dir_fd=dir_fd)  # where there is nothing, there is nothing to refuse
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(OSError, match="quota") as failure:
+        atomic.write_text(tmp_path / "a", "content")
+    assert failure.value.filename.startswith(str(tmp_path))
+
+
 def test_replace_symlink(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -45,8 +45,8 @@ class Victim:
 
     def watched(self, path: Any, *args: Any, **kwargs: Any) -> h5py.File:
         """In the place of h5py.File: note which files of the checkpoint are opened in a damaged state."""
-        if Path(path).parent == self.run.newest and Path(path).read_bytes() != self.intact[Path(path).name]:
-            self.opened.append(Path(path).name)
+        if isinstance(path, Path) and path.parent == self.run.newest and path.read_bytes() != self.intact[path.name]:
+            self.opened.append(path.name)
         return h5py.File(path, *args, **kwargs)
 
     def verdict(self, name: str, content: bytes) -> str:

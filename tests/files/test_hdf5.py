@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
+import resource
 import shutil
 import subprocess
+from fcntl import F_GETFL, fcntl
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -14,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import sha256_file
 from hpcsplit.files.hdf5 import (
     NUMPY_TYPES,
     create_rows,
@@ -113,8 +119,109 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_no_room_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcsplit.files.hdf5.free_bytes", lambda _: 1000)
-    with pytest.raises(StoreError, match="needs 400000 bytes, 1000 are free"):
+    with pytest.raises(StoreError, match=r"a\.h5 cannot be written \(401400 bytes\): no space left"):
         write_tensors(tmp_path / "a.h5", {"w": torch.zeros(100000)}, {})
+
+
+WRITTEN = {"w": torch.arange(5000.0), "n": torch.tensor(3)}
+
+
+def write_everything(folder: Path) -> None:
+    """All that this module writes, in the order in which a run does."""
+    write_tensors(folder / "a.h5", WRITTEN, {"epoch": 3})
+    create_rows(folder / "b.h5", 10, (4,), torch.float32, {"complete": 0})
+    set_attributes(folder / "b.h5", {"complete": 1, "name": "lam"})
+
+
+def check_everything(folder: Path) -> None:
+    tensors, attributes = read_tensors(folder / "a.h5")
+    assert attributes == {"epoch": 3}
+    assert all(torch.equal(tensors[name], WRITTEN[name]) for name in WRITTEN)
+    assert read_attributes(folder / "b.h5") == {"complete": 1, "name": "lam"}
+
+
+def test_the_library_is_given_no_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a disk refuses it may overlook, or not survive."""
+    whole, modes = h5py.File, []
+
+    def opened(name: object, mode: str, **options: object) -> h5py.File:
+        modes.append(mode)
+        assert mode == "r" or isinstance(name, io.IOBase), f"{name} is opened for writing"
+        return whole(name, mode, **options)
+
+    monkeypatch.setattr(h5py, "File", opened)
+    write_everything(tmp_path)
+    assert sorted(modes) == ["r", "r+", "w", "w"]
+    check_everything(tmp_path)
+
+
+def test_the_checksum_is_of_what_was_made(tmp_path: Path) -> None:
+    assert write_tensors(tmp_path / "a.h5", WRITTEN, {}) == sha256_file(tmp_path / "a.h5")
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[: max(1, len(content) // 2)]))
+    monkeypatch.setattr(os, "pwrite", lambda fd, content, at: pwrite(fd, content[: max(1, len(content) // 2)], at))
+    write_everything(tmp_path)
+    check_everything(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("call", ["open", "write", "pwrite", "fsync", "posix_fallocate", "close"])
+def test_what_the_disk_refuses_is_never_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """Each call once: the n-th one fails, for n from 1 on, until none is left; of `open` and `close` only those that
+    make a file and that have written."""
+    whole = getattr(os, call)
+
+    def concerns(first: object, *others: object) -> bool:
+        if call == "open":
+            return bool(cast(int, others[0]) & os.O_CREAT)
+        return call != "close" or fcntl(cast(int, first), F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+    for failing in range(1, 100):
+        calls = 0
+
+        def once(*args: object, failing: int = failing, **more: object) -> object:
+            nonlocal calls
+            if not concerns(*args):
+                return whole(*args, **more)
+            calls += 1
+            result = whole(*args, **more) if calls != failing or call == "close" else None
+            if calls == failing:
+                raise OSError(number, os.strerror(number))
+            return result
+
+        (folder := tmp_path / str(failing)).mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, once)
+            if failing == 1:
+                with pytest.raises((OSError, StoreError)):
+                    write_everything(folder)
+                continue
+            try:
+                write_everything(folder)
+            except (OSError, StoreError):
+                assert calls >= failing
+                continue
+        assert calls < failing
+        return check_everything(folder)
+    raise AssertionError("it never ends")
+
+
+def test_a_size_limit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "write", too_large)
+    for limit, words in ((1000, "a file is 1000 bytes; raise it .ulimit -f"), (-1, "too large for its file system")):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        with pytest.raises(StoreError, match=words) as failure:
+            write_tensors(tmp_path / "a.h5", WRITTEN, {})
+        assert "free space" not in str(failure.value)
+        assert failure.value.exit_code == 73
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

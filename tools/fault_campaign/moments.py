@@ -56,7 +56,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook("hpcsplit.stopping:StopRequest.__init__", after=True, early=True),
         Hook(_WIRE + "__init__", after=True),
         Hook("hpcsplit.commands.train:make_job"),
-        Hook("hpcsplit.files.hdf5:reserve", disk=True),
+        Hook("hpcsplit.boundary.hdf5:create_rows", disk=True),
         Hook("hpcsplit.engine.rank:resume"),
     ),
     "store read": (Hook(_ROWS + "gather", disk=True), Hook(_STORE + "read"), Hook(_STORE + "start", within=_TRAIN)),
@@ -83,7 +83,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
     "stage file": (
         Hook("hpcsplit.engine.persist:write_tensors", file="stage-", disk=True),
         Hook("hpcsplit.engine.persist:write_tensors", file="stage-", after=True, torn=True),
-        Hook("hpcsplit.files.hdf5:fsync_file", file="stage-", disk=True),
+        Hook("hpcsplit.files.hdf5:write_new", file="stage-", disk=True),
     ),
     "aux copy": (
         Hook("hpcsplit.boundary.hdf5:copy_file", disk=True),
