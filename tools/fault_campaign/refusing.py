@@ -271,7 +271,8 @@ def _cell(trials: Sequence[Trial]) -> str:
 
 
 def refuse_all(out: Path, library: Path, scenes: Sequence[str], every: int, say: Callable[[str], None]) -> list[Trial]:
-    """The trials of all scenes, of every `every`-th call of each; for a process that has the library preloaded."""
+    """The trials of all scenes, of every `every`-th call of each, and their table in `out`; for a process that has the
+    library preloaded."""
     loaded = ctypes.CDLL(str(library))
     loaded.refuse_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     trials: list[Trial] = []
@@ -283,6 +284,8 @@ def refuse_all(out: Path, library: Path, scenes: Sequence[str], every: int, say:
                 trials.append(scene.attempt(Refusal(name, number, error, for_good)))
                 if trials[-1].wrong:
                     say(f"WRONG: {trials[-1]}")
+        (out / "refusals.txt").write_text(table(trials) + "\n", encoding="utf-8")
+        (out / "refusals.json").write_text(json.dumps([asdict(trial) for trial in trials], indent=1), encoding="utf-8")
     return trials
 
 
@@ -308,8 +311,6 @@ def main() -> int:
         int(args.every),
         lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True),
     )
-    (out / "refusals.txt").write_text(table(trials) + "\n", encoding="utf-8")
-    (out / "refusals.json").write_text(json.dumps([asdict(trial) for trial in trials], indent=1), encoding="utf-8")
     print(table(trials))
     return int(any(trial.wrong for trial in trials))
 
