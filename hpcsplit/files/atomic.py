@@ -103,7 +103,7 @@ def append_text(path: Path, text: str) -> None:
 
 def make_folders(folder: Path) -> None:
     """Make the folder, and those above it that are missing, durably.  Raises OSError, ConfigError as `open_file`."""
-    if not folder.parent.is_dir():
+    if not folder.parent.exists():
         make_folders(folder.parent)
     if make_folder(folder):
         fsync_dir(folder.parent)

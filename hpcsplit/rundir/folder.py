@@ -139,7 +139,7 @@ class RunDir:
         else:
             (folder,) = self.store_places(configured)
         folder = Path(os.path.realpath(folder.parent)) / folder.name
-        with suppress(OSError):
+        with suppress(OSError, ConfigError):  # the checks below say better what is in the way
             make_folders(folder)
         instead = "choose another store.path"
         self._check_folder(folder, instead)
