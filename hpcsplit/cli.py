@@ -15,6 +15,7 @@ from hpcsplit import __version__, open_files, output
 from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
+from hpcsplit.config.option import number_in
 from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
 from hpcsplit.files.nofollow import without_links
 from hpcsplit.paths import expanded
@@ -265,7 +266,7 @@ def _path(text: str) -> Path:
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    value = math.nan if (read := number_in(text)) is None else read
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} must be a number from 0")
     return value
@@ -279,10 +280,10 @@ def _two(text: str) -> tuple[float, float]:
 
 
 def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
+    value = number_in(text) or 0
+    if not 1 <= value < 2**53 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(value)
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -327,12 +328,9 @@ def _ranks(text: str) -> tuple[int, ...]:
     if not text:
         return ()
     try:
-        ranks = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--ranks {text} must be whole numbers with commas, such as 1,2,4") from None
-    if min(ranks) < 1:
-        raise UsageError(f"--ranks {text} must be 1 or more")
-    return ranks
+        return tuple(map(_whole, text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise UsageError(f"--ranks {text} must be whole numbers from 1 with commas, such as 1,2,4") from None
 
 
 def _keys() -> str:

@@ -26,7 +26,19 @@ from hpcsplit.errors import DONE, StoreError
 
 _GONE = (errno.EPIPE, errno.ECONNRESET)
 _GONE_UNLESS_A_FILE = (errno.EIO, errno.ENXIO)  # of a terminal; of a disk they are damage
-_ASCII = {"×": "x", "−": "-", "–": "-", "—": "-", "·": "*", "‖": "||", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "µ": "u"}
+_ASCII = {
+    "×": "x",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "·": "*",
+    "‖": "||",
+    "→": "->",
+    "←": "<-",
+    "≤": "<=",
+    "≥": ">=",
+    "µ": "u",
+}
 
 _streams: dict[str, _Stream] = {}
 _run = False
@@ -101,7 +113,9 @@ def finish(code: int) -> int:
     stream = _streams.get("standard output")
     if stream and stream.failure and not stream.gone and not _run and code == DONE:
         reason = stream.failure.strerror
-        print(f"hpcsplit: standard output cannot be written: {reason}; make room, or send it elsewhere", file=sys.stderr)
+        print(
+            f"hpcsplit: standard output cannot be written: {reason}; make room, or send it elsewhere", file=sys.stderr
+        )
         code = StoreError.exit_code
     with suppress(OSError):
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Paths as people write them: ~ and $VARIABLES stand for what the shell, which leaves them alone behind "=", would put."""
+"""Paths as people write them, with ~ and $VARIABLES where the shell has left them alone, as behind "="."""
 
 from __future__ import annotations
 
@@ -28,5 +28,7 @@ def expanded(text: str, where: str, refusal: type[HpcsplitError] = ConfigError) 
         raise refusal(f"{where} {text!r} can be no path; give another one")
     path = os.path.expanduser(_VARIABLE.sub(value, text))
     if path.startswith("~"):
-        raise refusal(f'{where} "{text}": {path.split("/")[0]} is nobody\'s home folder here; write it out, or ./{path}')
+        raise refusal(
+            f'{where} "{text}": {path.split("/")[0]} is nobody\'s home folder here; write it out, or ./{path}'
+        )
     return Path(path)
