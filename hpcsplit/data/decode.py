@@ -34,17 +34,25 @@ def content(path: Path, md5: str | None = None) -> bytes:
         if not stat.S_ISREG(state.st_mode) or state.st_size > MOST_BYTES:
             raise ValueError(f"{path.name} is no file of at most {MOST_BYTES} bytes")
         found = file.read(MOST_BYTES)
+    return published(found, path.name, md5)
+
+
+def published(found: bytes, name: str, md5: str | None) -> bytes:
+    """`found` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
     if md5 and hashlib.md5(found, usedforsecurity=False).hexdigest() != md5:
-        raise ValueError(f"{path.name} does not have the checksum of the published file")
+        raise ValueError(f"{name} does not have the checksum of the published file")
     return found
 
 
 def idx(found: bytes, dimensions: int) -> np.ndarray:
     """Unsigned bytes of an idx file: magic number 0x0800 + dimensions, sizes as big-endian int32, the bytes."""
-    header = np.frombuffer(found, ">i4", 1 + dimensions)
-    if header[0] != 0x0800 + dimensions:
+    start = 4 * (1 + dimensions)
+    magic, *sizes = np.frombuffer(found[:start].ljust(start, b"\0"), ">i4").tolist()
+    if magic != 0x0800 + dimensions:
         raise ValueError(f"no idx file of {dimensions} dimensions")
-    return np.frombuffer(found, np.uint8, offset=header.nbytes).reshape(header[1:])
+    if min(sizes) < 0 or math.prod(sizes) != len(found) - start:
+        raise ValueError(f"an idx file of {' x '.join(map(str, sizes))} bytes has {len(found) - start}")
+    return np.frombuffer(found, np.uint8, offset=start).reshape(sizes)
 
 
 def cifar(found: bytes) -> tuple[np.ndarray, list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import socket
 import sys
@@ -14,51 +13,49 @@ import numpy as np
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
+from hpcsplit.data.files import LAYOUTS, Files
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
+from hpcsplit.paths import expanded
 
-# data set -> torchvision's class, and a file that its layout has
-LAYOUT = {
-    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte"),
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte"),
-    "kmnist": ("KMNIST", "KMNIST/raw/train-images-idx3-ubyte"),
-    "svhn": ("SVHN", "train_32x32.mat"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py/data_batch_1"),
-    "cifar100": ("CIFAR100", "cifar-100-python/train"),
-}
 # data set -> folder of a Debian package (dataset-fashion-mnist) with gzipped idx files
 PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 NETWORK_TIMEOUT_S = 10.0
 
 
 def folder_of(root: str) -> Path:
-    """The folder meant by data.root: itself with ~ and $VARIABLES replaced; empty: $HPCSPLIT_DATA, or else ./data."""
-    return Path(os.path.expandvars(root or os.environ.get("HPCSPLIT_DATA") or "data")).expanduser()
+    """The folder meant by data.root, or where that is empty by $HPCSPLIT_DATA, or else ./data; see paths.expanded."""
+    given = root or os.environ.get("HPCSPLIT_DATA", "")
+    return expanded(given or "data", "data.root =" if root else "$HPCSPLIT_DATA =")
 
 
 def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
-    """Training and test part of `spec` from folder_of(root).
+    """Training and test part of `spec` from folder_of(root), in any of the layouts of data/files.py.
 
     When `root` is empty and the folder lacks the set, Debian's package is taken if installed.  With `download`,
     torchvision fetches what is still absent.  DataError says what to do when that leaves nothing, or when files cannot
     be read.
     """
     folder = folder_of(root)
-    expected = folder / LAYOUT[spec.name][1]
+    layout = LAYOUTS[spec.name]
+    files = Files(layout, folder)
     packaged = None if root else PACKAGED.get(spec.name)
-    if packaged and packaged.is_dir() and not expected.exists():
+    if packaged and packaged.is_dir() and not files.place:
         return _packaged(spec, packaged)
-    if not expected.exists() and not download:
+    if not files.place and not download:
         also = f" nor in {packaged}" if packaged else ""
+        packed = f" ({', '.join(files.others()[:3])} cannot be read: unpack it there)" if files.others() else ""
+        expected = (folder / layout.folder / layout.names[0]).absolute()
         raise DataError(
-            f"{spec.name} is not there: found no {expected.absolute()}{also}; "
+            f"{spec.name} is not there: found no {expected}{also}{packed}; "
             f"set data.root to a folder that has it in torchvision's layout, or data.download = true"
         )
     try:
         with _calm():
-            if download:
+            if download and not files.complete:
                 _download(spec, folder)
-            return _part(spec, folder, True), _part(spec, folder, False)
+                files = Files(layout, folder)
+            return _part(spec, files, True), _part(spec, files, False)
     except MemoryError:
         raise
     except Exception as problem:  # torchvision meets damaged files and broken networks with errors of every kind
@@ -69,35 +66,39 @@ def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
                 f"repeat this with network access, or set data.root to a folder that has the files"
             ) from problem
         raise DataError(
-            f"{spec.name} in {folder} is incomplete or damaged ({reason}); "
+            f"{spec.name} in {files.place} is incomplete or damaged ({reason}); "
             f"replace the files, or delete them and set data.download = true"
         ) from problem
 
 
-def _part(spec: Spec, folder: Path, train: bool) -> Part:
+def _part(spec: Spec, files: Files, train: bool) -> Part:
+    if files.layout.family:
+        return _idx_part(files, train)
     from torchvision import datasets
 
-    kind = getattr(datasets, LAYOUT[spec.name][0])
+    kind = getattr(datasets, files.layout.kind)
     if spec.name == "svhn":
         _, file, md5 = kind.split_list["train" if train else "test"]
-        return Part.of(*decode.svhn(decode.content(folder / file, md5)))
-    if spec.name.startswith("cifar"):
-        files = [
-            (folder / kind.base_folder / name, md5) for name, md5 in (kind.train_list if train else kind.test_list)
-        ]
-        pieces = [decode.cifar(decode.content(path, md5)) for path, md5 in files]
-        labels = [label for _, piece in pieces for label in piece]
-        return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
-    prefix = folder / kind.__name__ / "raw" / ("train" if train else "t10k")
-    images = decode.idx(decode.content(Path(f"{prefix}-images-idx3-ubyte")), 3)
-    return Part.of(images[:, None], decode.idx(decode.content(Path(f"{prefix}-labels-idx1-ubyte")), 1))
+        return Part.of(*decode.svhn(files.read(file, md5)))
+    pieces = [decode.cifar(files.read(name, md5)) for name, md5 in (kind.train_list if train else kind.test_list)]
+    labels = [label for _, piece in pieces for label in piece]
+    return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
+
+
+def _idx_part(files: Files, train: bool) -> Part:
+    prefix = "train" if train else "t10k"
+    images = decode.idx(files.read(f"{prefix}-images-idx3-ubyte"), 3)
+    labels = decode.idx(files.read(f"{prefix}-labels-idx1-ubyte"), 1)
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} {prefix} images have {len(labels)} labels")
+    return Part.of(images[:, None], labels)
 
 
 def _download(spec: Spec, folder: Path) -> None:
     """Let torchvision fetch what is absent, and read nothing: its way of reading runs what a pickle says."""
     from torchvision import datasets
 
-    kind = getattr(datasets, LAYOUT[spec.name][0])
+    kind = getattr(datasets, LAYOUTS[spec.name].kind)
     if spec.name == "svhn":
         for split in ("train", "test"):
             url, file, md5 = kind.split_list[split]
@@ -121,14 +122,10 @@ def _calm() -> Iterator[None]:
 
 
 def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
-    def part(prefix: str) -> Part:
-        images = decode.idx(gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes()), 3)
-        labels = decode.idx(gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()), 1)
-        return Part.of(images[:, None], labels)
-
+    files = Files(LAYOUTS[spec.name], folder)
     try:
-        return part("train"), part("t10k")
-    except (OSError, EOFError, ValueError) as problem:
+        return _idx_part(files, True), _idx_part(files, False)
+    except (OSError, ValueError) as problem:
         raise DataError(
             f"{spec.name} in {folder} cannot be read ({problem}); "
             f"install Debian's package dataset-fashion-mnist again, or set data.root to another copy"

@@ -113,7 +113,7 @@ def test_an_exchange_behind_the_checksum_changes_nothing(
     """Each file is right when it is looked at for the first time, and a planted one from then on."""
     from torchvision import datasets
 
-    kind, marker = getattr(datasets, vision.LAYOUT[name][0]), tmp_path / "run"
+    kind, marker = getattr(datasets, vision.LAYOUTS[name].kind), tmp_path / "run"
     good = pickle.dumps({"data": IMAGES, "labels" if name == "cifar10" else "fine_labels": LABELS})
     md5 = hashlib.md5(good).hexdigest()
     for files in ("train_list", "test_list"):
