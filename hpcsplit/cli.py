@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -16,7 +17,7 @@ from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
-from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
+from hpcsplit.errors import INTERRUPTED, HpcsplitError, LaunchError, UsageError
 from hpcsplit.files.nofollow import without_links
 from hpcsplit.paths import expanded
 from hpcsplit.printable import printable
@@ -50,7 +51,10 @@ def _code_of(argv: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            _say(str(open_files.too_many()))
+            return LaunchError.exit_code
         traceback.print_exc()
         return HpcsplitError.exit_code
 

@@ -17,11 +17,10 @@ def raise_limit() -> int:
     return hard
 
 
-def check_limit(needed: int) -> None:
-    """Raise LaunchError where this process may not have so many files open."""
+def too_many() -> LaunchError:
+    """What to say when the system refuses to open one more."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        raise LaunchError(
-            f"this process may have {limit} files open, and may need {needed}; raise the hard limit (ulimit -Hn, or "
-            "LimitNOFILE in the batch system), or start fewer stages in a process"
-        )
+    return LaunchError(
+        f"this process may have only {limit} files open; raise the hard limit where it is started (ulimit -Hn, or "
+        "LimitNOFILE of the batch system), or start fewer stages in a process"
+    )

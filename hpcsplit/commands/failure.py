@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import torch
 
+from hpcsplit import open_files
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError, StoreError
 from hpcsplit.files.nofollow import open_file
@@ -92,7 +93,11 @@ class Failure:
 
 
 def in_words(error: BaseException) -> BaseException:
-    """A refusal of the disk or of the memory as a sentence; any other error as it is."""
+    """A refusal of the disk, of one more open file or of the memory as a sentence; any other error as it is."""
+    if isinstance(error, OSError) and (
+        error.errno == errno.EMFILE or f"errno = {errno.EMFILE}," in str(error)
+    ):  # HDF5's
+        return open_files.too_many()
     if isinstance(error, OSError) and error.errno in _DISK:
         place = f"{error.filename}: " if error.filename else ""
         return StoreError(f"{place}{error.strerror}; free space and check the disk, then start the same command again")
