@@ -22,8 +22,8 @@ from hpcsplit.errors import ConfigError, LaunchError, StoreError
 from hpcsplit.files import nofollow, scratch
 from hpcsplit.files.atomic import write_text
 from hpcsplit.files.nofollow import read_bytes, read_text
-from hpcsplit.printable import printable
 from hpcsplit.paths import expanded
+from hpcsplit.printable import printable
 from hpcsplit.rundir import trust
 from hpcsplit.rundir.lock import RunLock
 from hpcsplit.rundir.process import Process
