@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -11,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcsplit import __version__
+from hpcsplit import __version__, open_files, output
 from hpcsplit.allocator import keep_freed_memory
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.errors import HpcsplitError, UsageError
+from hpcsplit.config.option import number_in
+from hpcsplit.errors import INTERRUPTED, HpcsplitError, LaunchError, UsageError
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
+from hpcsplit.paths import expanded
 from hpcsplit.printable import printable
 from hpcsplit.stopping import StopRequest
 from hpcsplit.wire.launcher import launcher_rank
@@ -29,21 +32,49 @@ _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --he
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code.  Without `argv` this is the program, and the process is its own."""
+    if argv is None:
+        output.protect()
+        open_files.raise_limit()
+        _find_modules_here()
     os.umask(os.umask(0) | 0o027)
+    return output.finish(_code_of(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _code_of(argv: list[str]) -> int:
     try:
         with refusals_in_words():
-            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+            return _dispatch(argv)
+    except SystemExit as end:  # of argparse, after help and version
+        return int(end.code or 0)
     except HpcsplitError as error:
-        if launcher_rank() == 0:
-            print(f"hpcsplit: {printable(str(error))}", file=sys.stderr, flush=True)
+        _say(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except Exception:
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            _say(str(open_files.too_many()))
+            return LaunchError.exit_code
         traceback.print_exc()
         return HpcsplitError.exit_code
+
+
+def _say(sentence: str) -> None:
+    """On the standard error, once for all ranks."""
+    if launcher_rank() == 0:
+        print(f"hpcsplit: {printable(sentence)}", file=sys.stderr, flush=True)
+
+
+def _find_modules_here() -> None:
+    """Let the command `hpcsplit` find a user's own network where `python -m hpcsplit` does: in the present folder."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it has been removed
+        return
+    if not sys.flags.safe_path and here not in sys.path[:1]:
+        sys.path.insert(0, here)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -56,7 +87,7 @@ def _dispatch(argv: list[str]) -> int:
     train = _command(commands, "train", "train a network, or continue a run")
     train.epilog = _keys()
     train.formatter_class = argparse.RawDescriptionHelpFormatter
-    train.add_argument("--run-dir", type=Path, help="default: runs/<config name>-<seed>")
+    train.add_argument("--run-dir", type=_path, help="default: runs/<config name>-<seed>")
     train.add_argument("--take-over", action="store_true", help="go on in a folder that is another user's or run's")
     _links(train)
 
@@ -68,7 +99,7 @@ def _dispatch(argv: list[str]) -> int:
     plan.add_argument(
         "--measure", action="store_true", help="time the parts of a step on this machine, and predict speed-ups from it"
     )
-    plan.add_argument("--run-dir", type=Path, help="where the run would be; default: as for train")
+    plan.add_argument("--run-dir", type=_path, help="where the run would be; default: as for train")
     plan.add_argument("--timetable", action="store_true", help="draw the pipeline of an exact step, too")
     plan.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -78,10 +109,10 @@ def _dispatch(argv: list[str]) -> int:
     report = commands.add_parser(
         "report", help="runs side by side: a table, a page with every curve, a picture, numbers"
     )
-    report.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+")
+    report.add_argument("runs", metavar="RUN_DIR", type=_path, nargs="+")
     _links(report)
     report.add_argument(
-        "--out", type=Path, help="write a page (.html), the curves (.png, .pdf, .svg) or numbers (.csv)"
+        "--out", type=_path, help="write a page (.html), the curves (.png, .pdf, .svg) or numbers (.csv)"
     )
     report.add_argument(
         "--no-mistakes",
@@ -91,10 +122,10 @@ def _dispatch(argv: list[str]) -> int:
 
     _saved(commands, "evaluate", "loss and accuracy of a checkpoint on held-out data, on this process alone")
     export = _saved(commands, "export", "the weights of a checkpoint as one state dict for plain torch")
-    export.add_argument("--out", type=Path, required=True, help="the file to write (torch.save)")
+    export.add_argument("--out", type=_path, required=True, help="the file to write (torch.save)")
 
     doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
-    doctor.add_argument("--scratch", type=Path, help="a further folder to try for the store of auxiliary variables")
+    doctor.add_argument("--scratch", type=_path, help="a further folder to try for the store of auxiliary variables")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
@@ -136,6 +167,7 @@ def _dispatch(argv: list[str]) -> int:
             out=args.out,
             as_json=args.json,
         )
+    output.during_a_run()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
@@ -194,16 +226,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _command(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EPILOG)
-    parser.add_argument("config", metavar="CONFIG.toml", type=Path)
+    parser.add_argument("config", metavar="CONFIG.toml", type=_path)
     return parser
 
 
 def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    parser.add_argument("run", metavar="RUN_DIR", type=Path)
+    parser.add_argument("run", metavar="RUN_DIR", type=_path)
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
-    parser.add_argument("--config", type=Path, help="the run's CONFIG.toml; needed for a user's own network")
+    parser.add_argument("--config", type=_path, help="the run's CONFIG.toml; needed for a user's own network")
     _links(parser)
     if name == "evaluate":
         parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -230,13 +262,17 @@ def _simulate(commands: argparse._SubParsersAction) -> None:
     simulate.add_argument("--disk-gb", type=_number, default=0.0, help="GB/s of a node's disk; 0: rows stay in memory")
     simulate.add_argument("--straggler", type=_number, default=1.0, help="the middle rank is so many times as slow (1)")
     simulate.add_argument("--deeper", type=_whole, default=0, help="every block so many times; 0: as the ranks need it")
-    simulate.add_argument("--profile", type=Path, help="a run's forecast.json, instead of timing this machine")
-    simulate.add_argument("--out", type=Path, help="draw a few steps and the scaling curves to this .png file")
+    simulate.add_argument("--profile", type=_path, help="a run's forecast.json, instead of timing this machine")
+    simulate.add_argument("--out", type=_path, help="draw a few steps and the scaling curves to this .png file")
     simulate.add_argument("--json", action="store_true", help="machine-readable")
 
 
+def _path(text: str) -> Path:
+    return expanded(text, "the path", UsageError)
+
+
 def _number(text: str) -> float:
-    value = float(text)
+    value = math.nan if (read := number_in(text)) is None else read
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} must be a number from 0")
     return value
@@ -250,10 +286,10 @@ def _two(text: str) -> tuple[float, float]:
 
 
 def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
+    value = number_in(text) or 0
+    if not 1 <= value < 2**53 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(value)
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -298,12 +334,9 @@ def _ranks(text: str) -> tuple[int, ...]:
     if not text:
         return ()
     try:
-        ranks = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--ranks {text} must be whole numbers with commas, such as 1,2,4") from None
-    if min(ranks) < 1:
-        raise UsageError(f"--ranks {text} must be 1 or more")
-    return ranks
+        return tuple(map(_whole, text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise UsageError(f"--ranks {text} must be whole numbers from 1 with commas, such as 1,2,4") from None
 
 
 def _keys() -> str:

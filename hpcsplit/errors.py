@@ -7,6 +7,7 @@ from typing import Self
 DONE = 0
 REQUEUE = 75  # checkpointed, wants to be started again (EX_TEMPFAIL)
 INTERNAL = 70  # a failure that nobody foresaw (EX_SOFTWARE)
+INTERRUPTED = 130  # by Ctrl-C, where there is nothing to save (128 + SIGINT)
 STALLED = 69  # nothing has moved for run.stall_limit (EX_UNAVAILABLE)
 
 

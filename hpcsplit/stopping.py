@@ -9,23 +9,26 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from hpcsplit.errors import REQUEUE
 
-_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_AGAIN_S = 1.0  # Ctrl-C sooner than this after the first is the same one, passed on by the launcher as well
 _ANSWER_S = 60  # how long squeue may take
 START_S = 5.0  # from a signal to the first step; a start that takes longer may hang, and has nothing to lose
 _LOOK_S = 0.25
 
 
 class StopRequest:
-    """Set by SIGUSR1 or SIGTERM, or by the clock; read at every step.  Made before anything slow is imported.
+    """Set by SIGUSR1, SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal is gone), or by the clock; read at every step.
+    Made before anything slow is imported.
 
-    From the first signal on, and once Python ends, both are ignored: without its handler the process would end by the
+    From the first signal on, and once Python ends, they are ignored: without its handler the process would end by the
     second one, or by the TERM that srun sends when another rank has left a moment earlier, and lose its exit code.
+    A second Ctrl-C alone ends the process at once.  A SIGHUP that is ignored, as under nohup, stays so.
     `stop_before_minutes` is the margin before the end of the Slurm job, 0 ignores that end.  `$SLURM_JOB_END_TIME`
     tells it, or else squeue, asked once in a thread of its own and only where `ask` is true: one rank suffices.
 
@@ -42,7 +45,8 @@ class StopRequest:
         if time_limit_minutes:
             self.deadlines.append((now + 60 * time_limit_minutes, "run.time_limit reached"))
         for number in _SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
         atexit.register(_ignore_signals)
         if stop_before_minutes and (job := _slurm_job()):
             told = os.environ.get("SLURM_JOB_END_TIME", "")
@@ -82,7 +86,8 @@ class StopRequest:
                 noted = noted or time.monotonic()
                 if self._starting and time.monotonic() - noted > START_S:
                     sentence = f"{self.signal} received before the first step; start the same command again"
-                    os.write(2, f"hpcsplit: {sentence} (exit {REQUEUE})\n".encode())
+                    with suppress(OSError):  # nobody reads it any more
+                        os.write(2, f"hpcsplit: {sentence} (exit {REQUEUE})\n".encode())
                     self.end()
                     return
 
@@ -98,8 +103,14 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number).name
+        self.signal, self._noted = signal.Signals(number).name, time.monotonic()
         _ignore_signals()
+        signal.signal(signal.SIGINT, self._insist)
+
+    def _insist(self, number: int, frame: Any) -> None:
+        if time.monotonic() - self._noted > _AGAIN_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def _ask(self, job: str, margin_minutes: float) -> None:
         """Learn from squeue when the job ends; no squeue, no end or no answer leaves the request as it is."""

@@ -73,6 +73,33 @@ def test_messages_of_an_exact_step_are_put_together() -> None:
     assert with_messages.exact_s - alone.exact_s == pytest.approx(0.25 + 0.25 + 0.25)
 
 
+UNEQUAL = Profile(  # the dearest cut, the longest stage and the largest optimizer step are each in another place
+    blocks=tuple(BlockTime(*times) for times in TIMES),
+    pieces=tuple(BlockTime(f / 4, b / 8) for f, b in TIMES),
+    microbatches=3,
+    joins=(JoinTime(), JoinTime(0.25, 2.0, 0.125, 0.25), JoinTime(0.5, 1.0, 0.75, 0.5), JoinTime(0.75, 0.5, 0.5, 1.5)),
+    params=(40, 5, 10, 10),
+    update_s=0.01,
+    data_s=1.5,
+    packing_s=0.001,
+)
+
+
+def test_the_dearest_cut_counts_of_each_kind() -> None:
+    f = forecast(UNEQUAL, (1, 2, 3), 1.0)
+    assert (f.t_psi, f.t_lam, f.t_kappa) == (0.75, 2.0 + 1.5, 0.75)
+    assert (f.ranks, f.microbatches) == (4, 3)
+
+
+def test_the_slowest_stage_and_the_largest_optimizer_step_bound_an_exact_step() -> None:
+    f = forecast(UNEQUAL, (1, 3), 1.0, [100, 300])
+    # pieces: f/4 + b/8; messages: 0.001 s a byte of both edges, a third of them with each micro-batch
+    first = 0.25 + 0.25 + 0.1 / 3
+    middle = 1.75 + 1.75 + 0.4 / 3
+    last = 0.5 + 0.5 + 0.3 / 3
+    assert f.exact_s == pytest.approx(1.5 + first + middle + last + 2 * middle + 0.4)
+
+
 def test_a_schedule_without_parallel_epochs_is_as_fast_as_its_pipeline() -> None:
     assert gamma_of(("serial", "serial")) is None
     assert gamma_of(("serial", "parallel", "parallel", "serial", "parallel")) == pytest.approx(2 / 3)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcsplit import cli
 from hpcsplit.stopping import StopRequest
 
 SQUEUE = """#!/bin/sh
@@ -23,12 +24,15 @@ echo "$SLURM_TIME_FORMAT" "$@" >> "{asked}"
 """
 
 
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Not in a Slurm job, and the handlers of this process come back."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGUSR1, signal.SIGTERM)]
+    handlers = [(number, signal.getsignal(number)) for number in SIGNALS]
     yield
     for number, handler in handlers:
         signal.signal(number, handler)
@@ -74,14 +78,14 @@ def left(request: StopRequest) -> float:
     return deadline - time.monotonic()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal(number: signal.Signals) -> None:
     request = StopRequest(0.0)
     assert request.reason() is None
     os.kill(os.getpid(), number)
     assert request.reason() == f"{number.name} received"
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGUSR1)
+    for again in SIGNALS:  # SIGINT so soon is the same Ctrl-C, by way of the launcher
+        os.kill(os.getpid(), again)
     assert request.reason() == f"{number.name} received"
 
 
@@ -99,10 +103,59 @@ sys.exit(75)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGHUP"])
 def test_a_signal_while_python_ends_does_not_change_the_exit_code(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", ENDING.format(signal=name)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (75, "late\n", "")
+
+
+TWICE = """
+import os, signal, time
+from hpcsplit.stopping import StopRequest
+request = StopRequest(0.0)
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGINT)
+print(request.reason(), flush=True)
+now = time.monotonic()
+time.monotonic = lambda: now + 2
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "SIGINT received\n", "")
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request = StopRequest(0.0)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert request.reason() is None
+
+
+def test_the_time_limit_is_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = StopRequest(2.0)
+    assert left(request) == pytest.approx(120, abs=5)
+    pass_time(110, monkeypatch)
+    assert request.reason() is None
+    pass_time(125, monkeypatch)
+    assert request.reason() == "run.time_limit reached"
+
+
+def test_the_command_asks_for_the_limits_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    def see(*minutes: float, ask: bool) -> None:
+        raise Seen(*minutes)
+
+    monkeypatch.setattr(cli, "StopRequest", see)
+    (tmp_path / "c.toml").write_text("[run]\ntime_limit = 7.0\nstop_before = 3.0\n")
+    with pytest.raises(Seen) as seen:
+        cli._dispatch(["train", str(tmp_path / "c.toml")])
+    assert seen.value.args == (7.0, 3.0)
 
 
 def test_the_time_limit_of_the_run() -> None:

@@ -5,7 +5,6 @@ Exit code: 0 when nothing is broken, 70 otherwise.  It never hangs: each part ha
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
@@ -110,14 +109,11 @@ def _without_mpi(error: Exception, scratch: Path | None, as_json: bool) -> int:
 
 
 def _print(findings: Sequence[Finding], as_json: bool) -> None:
-    try:
-        if as_json:
-            print(table.as_json(findings))
-        else:
-            table.show(findings)
+    if as_json:
+        print(table.as_json(findings), flush=True)
+    else:
+        table.show(findings)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(findings: Sequence[Finding]) -> int:

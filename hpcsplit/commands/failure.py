@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import torch
 
+from hpcsplit import open_files
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
 from hpcsplit.files.atomic import REFUSALS, write_failure
@@ -91,7 +93,11 @@ class Failure:
 
 
 def in_words(error: BaseException) -> BaseException:
-    """A refusal of the disk or of the memory as a sentence; any other error as it is."""
+    """A refusal of the disk, of one more open file or of the memory as a sentence; any other error as it is."""
+    if isinstance(error, OSError) and (
+        error.errno == errno.EMFILE or f"errno = {errno.EMFILE}," in str(error)
+    ):  # HDF5's
+        return open_files.too_many()
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return write_failure(error.filename or "a file", error)
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from hpcsplit import output
 from hpcsplit.allocator import give_back
 from hpcsplit.assemble import (
     Prepared,
@@ -40,6 +41,7 @@ from hpcsplit.records import Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
+from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
 from hpcsplit.rundir import RunDir
 from hpcsplit.rundir.provenance import place, sharing
@@ -118,6 +120,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     with start_limit(60 * config.run.stall_limit), request.in_library():
         wire = Wire()
     world = wire.world
+    output.during_a_run(launcher_would_fail)
     failure = Failure(world.rank, world.host, wire.abort)
     request.end = lambda: _leave_start(run_dir, wire.abort)
     watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits, launcher.died)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,8 +15,10 @@ from typing import Any
 from hpcsplit.config import sections as s
 from hpcsplit.config.checks import check_combination
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.config.option import Option, option, options_of, show
+from hpcsplit.config.option import Option, number_in, option, options_of, show
 from hpcsplit.errors import ConfigError, UsageError
+
+_COMMAND_LINE = "command line"  # the origin of a value whose text is still to be read
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def load(
 
     Args:
         path: a TOML file.
-        overrides: pairs ("section.key", text); the text is a TOML value or, where that fails, a plain text.  With
+        overrides: pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
             another method.name than the file's, the file's keys that only its own method has are left out.
         read: gives the content of the file.
 
@@ -128,14 +131,18 @@ def load(
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(read(path).decode("utf-8"))
+        text = read(path).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file in UTF-8") from None
+        raise ConfigError(f"{path} is not a text file in UTF-8; save it as that") from None
+    try:
+        raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOML errors, and numbers or nesting that Python refuses
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return resolve(raw, overrides, stem=path.stem, source=str(path))
+        line = re.search(r"at line (\d+)", str(error))
+        raise ConfigError(f"{path} is not valid TOML: {error}{_advice(text, int(line[1]) if line else 0)}") from None
+    source = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+    return resolve(raw, overrides, stem=path.stem, source=source)
 
 
 def resolve(
@@ -151,16 +158,18 @@ def resolve(
         section, dot, key = name.partition(".")
         if not dot:
             raise UsageError(f"--{name} is no option; overrides have the form --section.key VALUE")
-        given.setdefault(section, {})[key] = (_parse(text), "command line")
+        given.setdefault(section, {})[key] = (text, _COMMAND_LINE)
 
     name, origin = given.get("method", {}).get("name", ("penalty", ""))
+    if origin is _COMMAND_LINE:
+        name = options_of(Method)[0].read(name)
     tree = option_tree(str(name))
-    if origin == "command line":  # the file is about another method
+    if origin is _COMMAND_LINE:  # the file is about another method
         theirs = option_tree(str(raw.get("method", {}).get("name", "penalty")))["method"]
         given["method"] = {
             key: value
             for key, value in given["method"].items()
-            if key in tree["method"] or key not in theirs or value[1] == "command line"
+            if key in tree["method"] or key not in theirs or value[1] is _COMMAND_LINE
         }
     for section in given:
         if section not in tree:
@@ -175,6 +184,7 @@ def resolve(
                 raise ConfigError(f"unknown key {section}.{key}{_hint(section, key, options)}")
         for key, opt in options.items():
             value, origin = given.get(section, {}).get(key, (opt.default, "default"))
+            value = opt.read(value) if origin is _COMMAND_LINE else value
             values[key] = opt.accept(value, f"{section}.{key}")
             origins[f"{section}.{key}"] = origin
         if section == "method":
@@ -187,12 +197,20 @@ def resolve(
     return config
 
 
-def _parse(text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # TOML errors, and numbers or nesting that Python refuses
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
+def _advice(text: str, line: int) -> str:
+    """What to write where TOML refuses a value that people write."""
+    lines = text.splitlines()
+    found = re.match(r"\s*[\w.\"'-]+\s*=\s*([^\s#]+)", lines[line - 1]) if 0 < line <= len(lines) else None
+    if not found:
+        return ""
+    value = found[1]
+    if value.lower() in ("true", "false"):
+        return f"; write {value.lower()} for {value}"
+    if re.fullmatch(r"[+-]?\d+,\d+", value):
+        return f"; write {value.replace(',', '.')} for {value}"
+    if (number := number_in(value)) is not None:
+        return f"; write {show(number)} for {value}"
+    return f'; a text stands in quotes: "{value}"' if re.match(r"[^\W\d]|[~$/.]", value) else ""
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

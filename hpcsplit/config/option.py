@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import tomllib
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,14 @@ class Option:
     above: float | None = None
     high: float | None = None
 
+    def read(self, text: str) -> Any:
+        """The value that a word of the command line means: a TOML value, or what people write for one."""
+        if self.kind == "str":
+            return parsed if isinstance(parsed := _toml(text), str) else text
+        if self.kind == "bool" and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        return number_in(text) if number_in(text) is not None else _toml(text)
+
     def accept(self, value: Any, where: str) -> Any:
         """The value in its declared type, or a ConfigError that says what was given and what is allowed."""
         value = self._typed(value, where)
@@ -35,7 +45,7 @@ class Option:
             if isinstance(number, str | bool):
                 continue
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{where} = {number} is not a finite number")
+                raise ConfigError(f"{where} = {number} is not a finite number; it must be one{self._limits(', ')}")
             if self.low is not None and number < self.low:
                 raise ConfigError(f"{where} = {number} is below its smallest value {self.low}")
             if self.above is not None and number <= self.above:
@@ -51,8 +61,8 @@ class Option:
                 raise ConfigError(f"{where} is beyond the whole numbers of TOML, -2^63 to 2^63 - 1")
         if self.kind == "bool" and isinstance(value, bool):
             return value
-        if self.kind == "int" and whole_number:
-            return value
+        if self.kind == "int" and (whole_number or _is_whole(value)):
+            return int(value)
         if self.kind == "float" and (whole_number or isinstance(value, float)):
             return float(value)
         if "str" in self.kind and isinstance(value, str):
@@ -60,10 +70,20 @@ class Option:
                 raise ConfigError(f"{where} = {value!r} is not a text in UTF-8")
             return value
         if "tuple" in self.kind and isinstance(value, list | tuple):
-            if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-                return tuple(value)
+            if all((isinstance(v, int) and not isinstance(v, bool)) or _is_whole(v) for v in value):
+                return tuple(map(int, value))
             raise ConfigError(f"{where} = {list(value)!r} must hold whole numbers only")
-        raise ConfigError(f"{where} = {value!r} is {_kind_of(value)}; it must be {_KINDS[self.kind]}")
+        said = f"{where} = {value!r} is {_kind_of(value)}; it must be {_KINDS[self.kind]}"
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+,\d+", value):
+            said += f"; the decimal sign is a point: {value.replace(',', '.')}"
+        elif isinstance(value, float):
+            said += self._limits(", ")
+        raise ConfigError(said)
+
+    def _limits(self, before: str = "") -> str:
+        limits = {">=": self.low, ">": self.above, "<=": self.high}
+        text = ", ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
+        return before + text if text else ""
 
     def describe(self) -> str:
         """One line of help: default, unit, limits, sentence."""
@@ -72,12 +92,8 @@ class Option:
             facts.append(self.unit)
         if self.choices:
             facts.append(" | ".join(self.choices))
-        if self.low is not None:
-            facts.append(f">= {self.low:g}")
-        if self.above is not None:
-            facts.append(f"> {self.above:g}")
-        if self.high is not None:
-            facts.append(f"<= {self.high:g}")
+        if limits := self._limits():
+            facts.append(limits)
         return f"{self.doc} ({', '.join(facts)})"
 
 
@@ -94,6 +110,34 @@ _KINDS = {
 def _kind_of(value: Any) -> str:
     names = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list"}
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def number_in(text: str) -> int | float | None:
+    """The number that a text is, written as people do: 1e3, .1, 1., 1_000, 007; None where it is none."""
+    text = text.strip()
+    if not re.fullmatch(
+        r"[+-]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[+-]?\d+)?|[+-]?(inf(inity)?|nan)", text, re.IGNORECASE
+    ):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:  # not of this kind, or with more digits than Python takes
+            continue
+    return None
+
+
+def _toml(text: str) -> Any:
+    """The value of a TOML text; the text itself where it is none."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # TOML errors, and numbers or nesting that Python refuses
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # beyond, floats skip numbers
 
 
 def option(

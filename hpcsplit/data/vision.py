@@ -1,9 +1,8 @@
-"""Data sets that torchvision knows, read from a folder or downloaded.  The only importer of torchvision."""
+"""Data sets that torchvision knows, read from a folder or downloaded by it.  The only importer of torchvision."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import socket
 import sys
@@ -12,50 +11,51 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
+from hpcsplit.data.files import LAYOUTS, Files
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
+from hpcsplit.paths import expanded
 
-# data set -> torchvision's class, and a file that its layout has
-LAYOUT = {
-    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte"),
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte"),
-    "kmnist": ("KMNIST", "KMNIST/raw/train-images-idx3-ubyte"),
-    "svhn": ("SVHN", "train_32x32.mat"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py/data_batch_1"),
-    "cifar100": ("CIFAR100", "cifar-100-python/train"),
-}
 # data set -> folder of a Debian package (dataset-fashion-mnist) with gzipped idx files
 PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 NETWORK_TIMEOUT_S = 10.0
 
 
 def folder_of(root: str) -> Path:
-    """The folder meant by data.root: itself with ~ and $VARIABLES replaced; empty: $HPCSPLIT_DATA, or else ./data."""
-    return Path(os.path.expandvars(root or os.environ.get("HPCSPLIT_DATA") or "data")).expanduser()
+    """The folder meant by data.root, or where that is empty by $HPCSPLIT_DATA, or else ./data; see paths.expanded."""
+    given = root or os.environ.get("HPCSPLIT_DATA", "")
+    return expanded(given or "data", "data.root =" if root else "$HPCSPLIT_DATA =")
 
 
 def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
-    """Training and test part of `spec` from folder_of(root).
+    """Training and test part of `spec` from folder_of(root), in any of the layouts of data/files.py.
 
     When `root` is empty and the folder lacks the set, Debian's package is taken if installed.  With `download`,
     torchvision fetches what is still absent.  DataError says what to do when that leaves nothing, or when files cannot
     be read.
     """
     folder = folder_of(root)
-    expected = folder / LAYOUT[spec.name][1]
+    layout = LAYOUTS[spec.name]
+    files = Files(layout, folder)
     packaged = None if root else PACKAGED.get(spec.name)
-    if packaged and packaged.is_dir() and not expected.exists():
+    if packaged and packaged.is_dir() and not files.place:
         return _packaged(spec, packaged)
-    if not expected.exists() and not download:
+    if not files.place and not download:
         also = f" nor in {packaged}" if packaged else ""
+        packed = f" ({', '.join(files.others()[:3])} cannot be read: unpack it there)" if files.others() else ""
+        expected = (folder / layout.folder / layout.names[0]).absolute()
         raise DataError(
-            f"{spec.name} is not there: found no {expected.absolute()}{also}; "
+            f"{spec.name} is not there: found no {expected}{also}{packed}; "
             f"set data.root to a folder that has it in torchvision's layout, or data.download = true"
         )
     try:
         with _calm():
-            return _part(spec, folder, True, download), _part(spec, folder, False, download)
+            if download and not files.complete:
+                _download(spec, folder)
+                files = Files(layout, folder)
+            return _part(spec, files, True), _part(spec, files, False)
     except MemoryError:
         raise
     except Exception as problem:  # torchvision meets damaged files and broken networks with errors of every kind
@@ -66,25 +66,47 @@ def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
                 f"repeat this with network access, or set data.root to a folder that has the files"
             ) from problem
         raise DataError(
-            f"{spec.name} in {folder} is incomplete or damaged ({reason}); "
+            f"{spec.name} in {files.place} is incomplete or damaged ({reason}); "
             f"replace the files, or delete them and set data.download = true"
         ) from problem
 
 
-def _part(spec: Spec, folder: Path, train: bool, download: bool) -> Part:
+def _part(spec: Spec, files: Files, train: bool) -> Part:
+    if files.layout.family:
+        return _idx_part(files, train)
     from torchvision import datasets
 
-    kind = getattr(datasets, LAYOUT[spec.name][0])
+    kind = getattr(datasets, files.layout.kind)
     if spec.name == "svhn":
-        found = kind(folder, split="train" if train else "test", download=download)
-        return Part.of(found.data, found.labels)
-    found = kind(folder, train=train, download=download)
-    images = np.asarray(found.data)
-    if images.ndim == 3:  # grey: (N, H, W)
-        images = images[:, None]
-    else:  # colour: (N, H, W, C)
-        images = images.transpose(0, 3, 1, 2)
-    return Part.of(images, np.asarray(found.targets))
+        _, file, md5 = kind.split_list["train" if train else "test"]
+        return Part.of(*decode.svhn(files.read(file, md5)))
+    pieces = [decode.cifar(files.read(name, md5)) for name, md5 in (kind.train_list if train else kind.test_list)]
+    labels = [label for _, piece in pieces for label in piece]
+    return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
+
+
+def _idx_part(files: Files, train: bool) -> Part:
+    prefix = "train" if train else "t10k"
+    images = decode.idx(files.read(f"{prefix}-images-idx3-ubyte"), 3)
+    labels = decode.idx(files.read(f"{prefix}-labels-idx1-ubyte"), 1)
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} {prefix} images have {len(labels)} labels")
+    return Part.of(images[:, None], labels)
+
+
+def _download(spec: Spec, folder: Path) -> None:
+    """Let torchvision fetch what is absent, and read nothing: its way of reading runs what a pickle says."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, LAYOUTS[spec.name].kind)
+    if spec.name == "svhn":
+        for split in ("train", "test"):
+            url, file, md5 = kind.split_list[split]
+            datasets.utils.download_url(url, str(folder), file, md5)
+        return
+    fetcher = kind.__new__(kind)  # without __init__, which reads
+    fetcher.root = str(folder)
+    fetcher.download()
 
 
 @contextlib.contextmanager
@@ -100,23 +122,11 @@ def _calm() -> Iterator[None]:
 
 
 def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
-    def part(prefix: str) -> Part:
-        images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", 3)
-        return Part.of(images[:, None], _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 1))
-
+    files = Files(LAYOUTS[spec.name], folder)
     try:
-        return part("train"), part("t10k")
-    except (OSError, EOFError, ValueError) as problem:
+        return _idx_part(files, True), _idx_part(files, False)
+    except (OSError, ValueError) as problem:
         raise DataError(
             f"{spec.name} in {folder} cannot be read ({problem}); "
             f"install Debian's package dataset-fashion-mnist again, or set data.root to another copy"
         ) from problem
-
-
-def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """A gzipped idx file of unsigned bytes: magic number 0x0800 + dimensions, sizes as big-endian int32, the bytes."""
-    content = gzip.decompress(path.read_bytes())
-    header = np.frombuffer(content, ">i4", 1 + dimensions)
-    if header[0] != 0x0800 + dimensions:
-        raise ValueError(f"{path.name} is no idx file of {dimensions} dimensions")
-    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 import stat
 from pathlib import Path
 from typing import TextIO
@@ -40,6 +42,31 @@ def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = No
     except OSError:
         return None
     return target if _TERMINAL.fullmatch(target) else None
+
+
+def launcher_would_fail(descriptor: int, proc: Path = Path("/proc")) -> int:
+    """The error number with which the launcher above this process would fail to pass on what is written to `descriptor`
+    (1 or 2), 0 for none: EPIPE where nobody reads its pipe any more, ENOSPC where the disk of its file is full."""
+    launcher = _launcher_above(proc, os.getpid())
+    if launcher is None or launcher[0] in DAEMONS:
+        return 0
+    target = proc / str(launcher[1]) / "fd" / str(descriptor)
+    try:
+        kind = target.stat().st_mode
+        if stat.S_ISREG(kind):
+            return 0 if os.statvfs(target).f_bavail else errno.ENOSPC
+        return errno.EPIPE if stat.S_ISFIFO(kind) and not _has_reader(target) else 0
+    except OSError:
+        return 0
+
+
+def _has_reader(pipe: Path) -> bool:
+    end, poll = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), select.poll()
+    try:
+        poll.register(end, select.POLLOUT)
+        return not any(event & select.POLLERR for _, event in poll.poll(0))
+    finally:
+        os.close(end)
 
 
 def terminal_width(device: str) -> int:

@@ -21,6 +21,7 @@ from hpcsplit.errors import ConfigError, LaunchError, StoreError
 from hpcsplit.files import nofollow, scratch
 from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_text
 from hpcsplit.files.nofollow import read_bytes, read_text
+from hpcsplit.paths import expanded
 from hpcsplit.printable import printable
 from hpcsplit.rundir import trust
 from hpcsplit.rundir.lock import RunLock
@@ -155,10 +156,7 @@ class RunDir:
             return [place.path / self._store_name for place in scratch.candidates() if not place.obstacle]
         if not configured:
             return [self._folder("aux")]
-        expanded = os.path.expandvars(os.path.expanduser(configured))
-        if "$" in expanded:
-            raise ConfigError(f'store.path = "{configured}": an environment variable in it is not set here')
-        return [Path(expanded) / self._store_name]
+        return [expanded(configured, "store.path =") / self._store_name]
 
     @property
     def _store_name(self) -> str:

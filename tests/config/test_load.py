@@ -286,3 +286,83 @@ def test_another_method_on_the_command_line_leaves_out_what_only_the_files_metho
         resolve({"method": {"name": "al", "betta": 7.0}}, [("method.name", "penalty")])
     with pytest.raises(ConfigError, match="unknown key method"):
         resolve({"method": {"name": "penalty", "eta_kappa": 0.5}})
+
+
+# ------------------------------------------------------------------------------------------------ as people write
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("optim.lr", ".1", 0.1),
+        ("optim.lr", "1.", 1.0),
+        ("optim.lr", "+.5e0", 0.5),
+        ("schedule.epochs", "1e3", 1000),
+        ("schedule.epochs", "2.", 2),
+        ("schedule.epochs", "1_000", 1000),
+        ("schedule.epochs", "007", 7),
+        ("run.channels_last", "False", False),
+        ("data.augment", "TRUE", True),
+        ("split.cuts", "[2e0, 5]", (2, 5)),
+        ("data.root", "2024", "2024"),
+        ("data.root", "true", "true"),
+    ],
+)
+def test_numbers_and_truth_as_people_write_them(name: str, text: str, value: object):
+    section, key = name.split(".")
+    found = getattr(getattr(resolve({}, [(name, text)]), section), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("optim.lr", "inf", r"optim\.lr = inf is not a finite number; it must be one, > 0"),
+        ("optim.lr", "NaN", r"optim\.lr = nan is not a finite number"),
+        ("schedule.epochs", "inf", r"schedule\.epochs = inf .* a whole number, >= 1, <= 1e\+06"),
+        ("schedule.epochs", "1.5", r"schedule\.epochs = 1\.5 .* a whole number"),
+        ("optim.lr", "0,1", r"the decimal sign is a point: 0\.1"),
+        ("data.augment", "yes", r"data\.augment = 'yes' .* true or false"),
+    ],
+)
+def test_what_is_no_such_number_is_refused_with_the_limit(name: str, text: str, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        resolve({}, [(name, text)])
+
+
+def test_a_file_may_have_a_byte_order_mark_and_windows_lines(tmp_path: Path):
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbf[optim]\r\nlr = 0.5\r\n[schedule]\r\nepochs = 1e1\r\n")
+    config = load(path)
+    assert (config.optim.lr, config.schedule.epochs) == (0.5, 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        (".1", "write 0.1 for .1"),
+        ("1.", "write 1.0 for 1."),
+        ("1.e3", "write 1000.0 for 1.e3"),
+        ("007", "write 7 for 007"),
+        ("True", "write true for True"),
+        ("FALSE", "write false for FALSE"),
+        ("0,1", "write 0.1 for 0,1"),
+        ("~/data", 'a text stands in quotes: "~/data"'),
+        ("cosine", 'a text stands in quotes: "cosine"'),
+    ],
+)
+def test_what_toml_refuses_is_said_with_its_line_and_what_to_write(tmp_path: Path, written: str, advice: str):
+    path = tmp_path / "c.toml"
+    path.write_text(f"# my run\n[optim]\nlr = {written}  # as in the paper\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert "(at line 3, " in str(caught.value)
+    assert str(caught.value).endswith(f"; {advice}")
+
+
+def test_a_file_name_of_strange_bytes_leaves_the_resolved_text_readable(tmp_path: Path):
+    path = tmp_path / "a\udcff\nb = 1.toml"
+    path.write_text("[run]\nseed = 3\n")
+    again = tmp_path / "again.toml"
+    again.write_text(load(path).to_toml(), encoding="utf-8")
+    assert load(again).run.seed == 3

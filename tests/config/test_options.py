@@ -17,11 +17,11 @@ from hpcsplit.errors import ConfigError
 
 WRONG = {
     "bool": [1, 0, "true", 1.0, [], {}],
-    "int": [True, 1.0, "1", [1], {}],
+    "int": [True, 1.5, 1e18, "1", [1], {}],
     "float": [True, "0.1", [0.1], {}, None],
     "str": [True, 1, 1.5, ["a"], {}],
-    "tuple[int, ...]": [1, "1", True, {}, [1.0], [True], ["1"], [[1]]],
-    "tuple[int, ...] | str": [1, 1.5, True, {}, [1.0], [True], ["1"]],
+    "tuple[int, ...]": [1, "1", True, {}, [1.5], [True], ["1"], [[1]]],
+    "tuple[int, ...] | str": [1, 1.5, True, {}, [1.5], [True], ["1"]],
 }
 KEYS = [
     pytest.param(method, section, option, id=f"{method}:{section}.{name}")

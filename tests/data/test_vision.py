@@ -5,6 +5,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from hpcsplit.data import vision
 from hpcsplit.data.catalog import SPECS, Spec
 from hpcsplit.data.dataset import load
-from hpcsplit.errors import DataError
+from hpcsplit.errors import ConfigError, DataError
 
 TRAIN, TEST = 6, 4
 GREY = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -44,7 +45,7 @@ def _shrink(monkeypatch: pytest.MonkeyPatch, name: str) -> Spec:
     published = SPECS[name]
     spec = Spec(name, TRAIN, TEST, published.shape, published.classes, published.flip)
     monkeypatch.setitem(SPECS, name, spec)
-    kind = getattr(datasets, vision.LAYOUT[name][0])
+    kind = getattr(datasets, vision.LAYOUTS[name].kind)
     if name == "svhn":
         files = {split: (url, file, None) for split, (url, file, _) in kind.split_list.items()}
         monkeypatch.setattr(kind, "split_list", files)
@@ -76,7 +77,7 @@ def _write_idx(folder: Path, spec: Spec, compress: bool = False) -> None:
 def _write_cifar(root: Path, spec: Spec) -> None:
     from torchvision import datasets
 
-    kind = getattr(datasets, vision.LAYOUT[spec.name][0])
+    kind = getattr(datasets, vision.LAYOUTS[spec.name].kind)
     folder = root / kind.base_folder
     folder.mkdir(parents=True)
     key = "labels" if spec.name == "cifar10" else "fine_labels"
@@ -106,7 +107,7 @@ def _write(root: Path, spec: Spec) -> None:
         _write_cifar(root, spec)
 
 
-@pytest.mark.parametrize("name", list(vision.LAYOUT))
+@pytest.mark.parametrize("name", list(vision.LAYOUTS))
 def test_reads_torchvisions_layout(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +135,7 @@ def test_root_is_the_argument_or_the_variable_or_data(tmp_path: Path, monkeypatc
     assert vision.folder_of("~/x") == Path.home() / "x"
 
 
-@pytest.mark.parametrize("name", list(vision.LAYOUT))
+@pytest.mark.parametrize("name", list(vision.LAYOUTS))
 def test_absent_says_where_it_looked_and_both_ways_out(name: str, tmp_path: Path) -> None:
     started = time.perf_counter()
     with pytest.raises(DataError) as caught:
@@ -160,7 +161,7 @@ def test_absent_is_found_out_without_torchvision() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", list(vision.LAYOUT))
+@pytest.mark.parametrize("name", list(vision.LAYOUTS))
 def test_download_without_a_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torchvision  # noqa: F401  (its import is not what is timed)
 
@@ -185,11 +186,11 @@ def test_stdout_stays_clean_and_the_network_gets_little_time(
 ) -> None:
     from torchvision import datasets
 
-    def chatty(root: str, train: bool, download: bool) -> None:
+    def chatty(self: object) -> None:
         print("Downloading: 50%")
         raise TimeoutError(f"no answer in {socket.getdefaulttimeout()} s")
 
-    monkeypatch.setattr(datasets, "MNIST", chatty)
+    monkeypatch.setattr(datasets.MNIST, "download", chatty)
     with pytest.raises(DataError, match=r"no answer in 10\.0 s"):
         load("mnist", str(tmp_path), download=True)
     assert capsys.readouterr() == ("", "Downloading: 50%\n")
@@ -264,3 +265,86 @@ def test_real_debian_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.test.labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
     torch.testing.assert_close(data.mean, torch.tensor([0.2860]), rtol=0, atol=5e-5)
     torch.testing.assert_close(data.std, torch.tensor([0.3530]), rtol=0, atol=5e-5)
+
+
+# ------------------------------------------------------------------------------------------------ as downloaded
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "MNIST", "raw", ""])
+@pytest.mark.parametrize("form", ["gz", "plain", "dotted gz"])
+def test_idx_files_as_they_are_downloaded(
+    place: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, root = _shrink(monkeypatch, "mnist"), tmp_path / "here"
+    _write_idx(root / place, spec, compress="gz" in form)
+    if "dotted" in form:
+        for path in (root / place).iterdir():
+            path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    data = load("mnist", str(root))
+    images, labels = _samples(spec, TEST)
+    assert np.array_equal(data.test.images.numpy(), images)
+    assert np.array_equal(data.test.labels.numpy(), labels)
+
+
+def test_a_folder_named_after_another_set_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_idx(tmp_path / "MNIST" / "raw", _shrink(monkeypatch, "mnist"))
+    for root in (tmp_path / "MNIST" / "raw", tmp_path / "MNIST", tmp_path):
+        assert len(load("mnist", str(root)).train) == TRAIN
+        with pytest.raises(DataError, match="fashion_mnist is not there"):
+            load("fashion_mnist", str(root))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("place", [".", "cifar-10-batches-py", "cifar-100-python", ".."])
+def test_an_archive_of_cifar_is_read_where_it_is(
+    name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, root = _shrink(monkeypatch, name), tmp_path / "root"
+    layout = vision.LAYOUTS[name]
+    if place.startswith("cifar"):
+        place = layout.folder
+    root.mkdir()
+    (root / place).mkdir(exist_ok=True)
+    _write_cifar(tmp_path / "made", spec)
+    with tarfile.open(root / place / layout.archive, "w:gz") as tar:
+        tar.add(tmp_path / "made" / layout.folder, layout.folder)
+    data = load(name, str(root))
+    for part, size in ((data.train, TRAIN), (data.test, TEST)):
+        images, labels = _samples(spec, size)
+        assert np.array_equal(part.images.numpy(), images)
+        assert np.array_equal(part.labels.numpy(), labels)
+    assert not list(root.rglob("data_batch_*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "no gzip", "more labels", "negative"])
+def test_damage_in_packed_files_is_one_sentence(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _shrink(monkeypatch, "mnist")
+    _write_idx(tmp_path / "MNIST" / "raw", spec, compress=True)
+    path = tmp_path / "MNIST" / "raw" / f"t10k-{'labels-idx1' if damage == 'more labels' else 'images-idx3'}-ubyte.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(
+        {
+            "cut": path.read_bytes()[:-20],
+            "longer": gzip.compress(content + b"x"),
+            "no gzip": content,
+            "more labels": gzip.compress(_idx(np.zeros(TEST + 1))),
+            "negative": gzip.compress(content[:4] + b"\xff" * 4 + content[8:]),
+        }[damage]
+    )
+    with pytest.raises(DataError, match=r"mnist in .* is incomplete or damaged") as caught:
+        load("mnist", str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_packed_in_another_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "archive.zip").touch()
+    with pytest.raises(DataError, match=r"archive\.zip cannot be read: unpack it there"):
+        load("mnist", str(tmp_path))
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for root in ("$NOWHERE/data", "${NOWHERE}/data"):
+        with pytest.raises(ConfigError, match=r"data\.root = .*NOWHERE\}? is not set"):
+            load("mnist", root)

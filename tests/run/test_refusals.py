@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,32 @@ def test_one_process_is_no_two_stages(tmp_path: Path, key: str, capsys: pytest.C
     assert train_here(toml, tmp_path / "run", *value, "--run.runner", "mpi") == 77
     assert f"1 rank was started, {key} asks for 2: start with mpirun -n 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+ASLEEP = """
+import os, time
+import torch
+from torch import nn
+
+class Asleep(nn.Module):
+    def forward(self, x):
+        if os.path.exists("r/records.jsonl"):  # after the first epoch
+            time.sleep(120)
+        return x
+
+def net(input_shape, classes):
+    return nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)), Asleep(), nn.Linear(4, classes))
+"""
+
+
+def test_a_run_in_which_nothing_moves_ends_with_exit_69(tmp_path: Path) -> None:
+    (tmp_path / "asleep.py").write_text(ASLEEP)
+    (tmp_path / "c.toml").write_text(
+        '[data]\nname = "fake"\nlimit_train = 32\nlimit_test = 32\nbatch_size = 16\n[model]\nname = "asleep:net"\n'
+        '[run]\nrunner = "lockstep"\nstages = 2\nthreads = 1\nbaseline = false\nstall_limit = 0.1\n'
+    )
+    command = [sys.executable, "-m", "hpcsplit", "train", "c.toml", "--run-dir", "r"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 69
+    assert "no progress for" in done.stderr

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.split.cuts import balanced_cuts, charged, ranges, recut, stage_shares
+from hpcsplit.split.cuts import balanced_cuts, charged, quick_cuts, ranges, recut, stage_shares
 from tests.fuzz import examples
 
 
@@ -45,6 +45,41 @@ def test_equals_brute_force_with_the_cost_of_cuts(both: list[tuple[int, int]], d
 
     assert slowest(found) == min(map(slowest, combinations(range(1, len(costs)), stages - 1)))
     assert largest(list(charged(costs, found, joins)), found) == slowest(found)
+
+
+def slowest_of(costs: list[int], joins: list[int], cuts: tuple[int, ...]) -> float:
+    return max(
+        sum(costs[part.start : part.stop])
+        + (joins[part.start] if part.start else 0)
+        + (joins[part.stop] if part.stop < len(costs) else 0)
+        for part in ranges(cuts, len(costs))
+    )
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=40), st.data())
+def test_quick_cuts_are_the_best_where_cuts_cost_nothing(costs: list[int], data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, len(costs)))
+    assert largest(costs, quick_cuts(costs, stages)) == largest(costs, balanced_cuts(costs, stages))
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=20), st.data())
+def test_quick_cuts_know_what_cuts_cost(both: list[tuple[int, int]], data: st.DataObject) -> None:
+    costs, joins = [list(each) for each in zip(*both, strict=True)]
+    stages = data.draw(st.integers(1, len(costs)))
+    best, found = balanced_cuts(costs, stages, joins), quick_cuts(costs, stages, joins)
+    assert slowest_of(costs, joins, found) <= slowest_of(costs, joins, best) + 2 * max(joins)
+
+
+def test_quick_cuts_by_hand() -> None:
+    assert quick_cuts([3, 3, 3, 3], 2) == (2,)
+    assert quick_cuts([3, 3, 3, 3], 2, [0, 8, 8, 1]) == (3,)
+    assert quick_cuts([2, 2, 2, 2], 2, [0, 1, 5, 1]) in ((1,), (3,))
+    assert quick_cuts([9, 1, 1, 1], 3) == (1, 3)
+    assert len(quick_cuts([1 + i % 3 for i in range(20_000)], 1024)) == 1023
+    with pytest.raises(ConfigError, match="5 stages need at least 5 blocks"):
+        quick_cuts([1, 1, 1], 5)
 
 
 def test_a_cheaper_boundary_is_worth_a_worse_balance() -> None:

@@ -118,6 +118,55 @@ def test_answers(values: list[float], bounds: dict[str, float], expected: str) -
     assert answer(values, claim(**bounds), points=True) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "bounds", "points", "expected"),
+    [
+        ([1.1, 1.2, 1.3], {"above": 0.0}, True, "holds"),  # a point and more needs no eight
+        ([0.9, 1.0, 0.8], {"above": 0.0}, True, "not decided"),
+        ([0.5, 0.51, 0.49, 0.5, 0.5, 0.51, 0.49], {"above": 0.0}, True, "not decided"),  # seven
+        ([0.5, 0.51, 0.49, 0.5, 0.5, 0.51, 0.49, 0.5], {"above": 0.0}, True, "holds"),
+        ([0.5, 0.51, 0.49], {"above": 0.0}, False, "holds"),  # no points: any clear difference
+        ([-0.5, -0.51, -0.49] * 3, {"below": 0.0}, True, "holds"),
+        ([0.5, 0.51, 0.49] * 3, {"below": 0.0}, True, "does not hold"),
+        ([99.5, 99.6, 99.4] * 3, {"above": 99.0}, True, "holds"),
+        ([98.5, 98.6, 98.4] * 3, {"above": 99.0}, True, "does not hold"),
+        ([0.9, 1.0, 1.1], {"above": -1.0, "below": 1.0}, True, "not decided"),  # reaches over a bound
+    ],
+)
+def test_where_an_answer_turns(values: list[float], bounds: dict[str, float], points: bool, expected: str) -> None:
+    assert answer(values, claim(**bounds), points=points) == expected
+
+
+SAID = (  # what the sentence of a claim says of its bounds: above, below; a number stands where the sentence has it
+    (r"reaches ([\d.]+) % training accuracy", lambda x: (x, None)),
+    (r"not a point below|at most a point", lambda: (-1.0, None)),
+    (r"within a point of", lambda: (-1.0, 1.0)),
+    (r"stays below ([\d.]+) %", lambda x: (None, x)),
+    (r"takes ([\d.]+) % less time", lambda x: (None, -x)),
+    (r"within ([\d.]+) % of", lambda x: (None, x)),
+    (r"at most ([\d.]+) points", lambda x: (-x, None)),
+    (r"reach ([\d.]+) of the machine's limit", lambda x: (x, None)),
+    (r"faster than one", lambda: (1.0, None)),
+    (r"never rises", lambda: (None, 0.5)),  # less than once
+    (r"below a tenth of", lambda: (None, 0.1)),
+    (r"falls: o\(1/k\)", lambda: (None, 1.0)),
+)
+LESS_IS_BETTER = {"test_loss", "seconds", "epoch_seconds", "violation"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_bounds_of_a_claim_are_those_of_its_sentence(name: str) -> None:
+    for each in EXPERIMENTS[name].claims:
+        said = next(((bounds, found) for rule, bounds in SAID if (found := re.search(rule, each.text))), None)
+        if said:
+            bounds, found = said
+            expected = bounds(*map(float, found.groups()))
+        else:  # one is more, or less, than the other
+            less = each.measure in LESS_IS_BETTER or (each.measure == "train_accuracy" and " is below " in each.text)
+            expected = (None, 0.0) if less else (0.0, None)
+        assert (each.above, each.below) == expected, each.text
+
+
 # ------------------------------------------------------------------------------------------------ hand-made runs
 
 

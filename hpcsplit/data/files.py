@@ -1,0 +1,145 @@
+"""Where the files of a data set lie, as torchvision or a browser has left them: unpacked, .gz, or one .tar.gz."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hpcsplit.data import decode
+
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_PACKED = (".zip", ".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z", ".rar", ".part", ".crdownload")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set on a disk.
+
+    `kind` is torchvision's class, `folder` has the `names` of the files below data.root, `archive` (.tar.gz) has that
+    folder.  Sets of one `family` have files of the same names, so a folder named after another one is not taken.
+    """
+
+    kind: str
+    folder: str
+    names: tuple[str, ...]
+    archive: str = ""
+    family: str = ""
+
+    def folders(self, root: Path) -> Iterator[Path]:
+        """Where the files may lie, the usual place first."""
+        yield root / self.folder
+        yield root / self.kind
+        own = {_plain(part) for part in (root.absolute().name, root.absolute().parent.name)}
+        others = {_plain(other.kind) for other in LAYOUTS.values() if self.family and other.family == self.family}
+        if not own & (others - {_plain(self.kind)}):
+            yield root
+            yield root / "raw"
+
+    def archives(self, root: Path) -> Iterator[Path]:
+        """Where all of it may lie in one file."""
+        places = (root, root / self.kind, root / self.folder, root.absolute().parent)
+        stem = self.archive.removesuffix(".tar.gz")
+        yield from (place / f"{stem}{suffix}" for place in places for suffix in (".tar.gz", ".tgz", ".tar") if stem)
+
+
+LAYOUTS = {
+    "mnist": Layout("MNIST", "MNIST/raw", _IDX, family="idx"),
+    "fashion_mnist": Layout("FashionMNIST", "FashionMNIST/raw", _IDX, family="idx"),
+    "kmnist": Layout("KMNIST", "KMNIST/raw", _IDX, family="idx"),
+    "svhn": Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat")),
+    "cifar10": Layout(
+        "CIFAR10",
+        "cifar-10-batches-py",
+        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
+        "cifar-10-python.tar.gz",
+    ),
+    "cifar100": Layout("CIFAR100", "cifar-100-python", ("train", "test"), "cifar-100-python.tar.gz"),
+}
+
+
+class Files:
+    """The files of a data set that is there, wherever that is.  Each is read once."""
+
+    def __init__(self, layout: Layout, root: Path) -> None:
+        self.layout, self.root = layout, root
+        self.archive = next((path for path in layout.archives(root) if path.is_file()), None)
+        there = {folder: [bool(_form(folder, name)) for name in layout.names] for folder in layout.folders(root)}
+        whole = next((folder for folder, found in there.items() if all(found)), None)
+        self.complete = bool(whole or self.archive)  # all are there, by their names
+        self.folder = whole or (None if self.archive else next((f for f, found in there.items() if any(found)), None))
+        self._members: dict[str, bytes] = {}
+
+    @property
+    def place(self) -> Path | None:
+        """The folder or the archive that they are read from; None where there is neither."""
+        return self.folder or self.archive
+
+    def read(self, name: str, md5: str | None = None) -> bytes:
+        """The content of the file published as `name`, unpacked.  Raises OSError or ValueError (see decode.content)."""
+        if not self.folder:
+            if not self._members and self.archive:
+                self._members = _unpacked(self.archive, self.layout)
+            if name not in self._members:
+                raise ValueError(f"{self.archive} has no {self.layout.folder}/{name}")
+            return decode.published(self._members.pop(name), name, md5)
+        path = _form(self.folder, name)
+        if not path:
+            raise ValueError(f"{self.folder / name} is not there")
+        if path.suffix == ".gz":
+            return decode.published(gunzip(path), name, md5)
+        return decode.content(path, md5)
+
+    def others(self) -> list[str]:
+        """Names of packed files beside the usual place that are not understood, for people."""
+        found: list[str] = []
+        for folder in dict.fromkeys((*self.layout.folders(self.root), self.root)):
+            try:
+                found += sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PACKED)
+            except OSError:
+                continue
+        return found
+
+
+def gunzip(path: Path) -> bytes:
+    """The content of a .gz file.  Raises OSError, or ValueError where it is damaged or holds more than any set has."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(decode.content(path))) as file:
+            found = file.read(decode.MOST_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path.name} cannot be unpacked: {error}") from None
+    if len(found) > decode.MOST_BYTES:
+        raise ValueError(f"{path.name} holds more than {decode.MOST_BYTES} bytes")
+    return found
+
+
+def _unpacked(archive: Path, layout: Layout) -> dict[str, bytes]:
+    """The files of a layout by name; nothing is written anywhere."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(decode.content(archive))) as tar:
+            for member in tar:
+                if member.offset_data + member.size > decode.MOST_BYTES:
+                    raise ValueError(f"{archive.name} holds more than {decode.MOST_BYTES} bytes")
+                path = PurePosixPath(member.name)
+                wanted = path.parent.name == layout.folder and path.name in layout.names
+                if wanted and member.isreg() and (file := tar.extractfile(member)):
+                    found[path.name] = file.read()
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{archive.name} cannot be unpacked: {error}") from None
+    return found
+
+
+def _form(folder: Path, name: str) -> Path | None:
+    """The file as it lies in the folder: under its name, with a point before idx, or either as .gz."""
+    plain: Sequence[str] = (name, name.replace("-idx", ".idx"))
+    forms = (folder / f"{stem}{suffix}" for suffix in ("", ".gz") for stem in plain)
+    return next((path for path in forms if path.is_file()), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
