@@ -138,6 +138,7 @@ class Job:
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
+    last_batch: str = "keep"
     evaluate_every: int = 1
     validation: Samples | None = None
     validation_size: int = 0
@@ -171,13 +172,14 @@ class Job:
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> Sequence[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
         if parallel and self.method.full_batch:
-            return batches(np.arange(self.train_size), self.batch_size)
-        dealt = batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size)
+            return batches(np.arange(self.train_size), self.batch_size, self.last_batch)
+        dealt = batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size, self.last_batch)
         return self.method.visiting_order(dealt) if parallel else dealt
 
     def measured(self) -> list[np.ndarray]:
         """Mini-batches to measure something on, the same ones after every epoch."""
-        return batches(epoch_order(self.seed, 0, self.train_size), min(self.batch_size, FORWARD_ROWS))
+        order = epoch_order(self.seed, 0, self.train_size)
+        return batches(order, min(self.batch_size, FORWARD_ROWS), self.last_batch)
 
     def in_order(self, size: int) -> list[np.ndarray]:
         """The first `size` samples in mini-batches for forward passes alone, in their own order."""
