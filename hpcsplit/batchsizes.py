@@ -46,9 +46,10 @@ def evaluation_sizes(config: Config) -> dict[int, str]:
     few = min(train, config.data.eval_train or train)
     kinds = {"training": epoch_samples(config), "test": test, "evaluated training": few}
     kinds |= {"held-out": config.data.validation}
-    most = min(batch_size(config), FORWARD_ROWS)
+    most, last = min(batch_size(config), FORWARD_ROWS), "keep" if config.data.last_batch == "keep" else "join"
+    cure = ': set data.last_batch = "join"' if last == "keep" else ""
     return {
-        len(ids): f"of {number} {kind} samples, {most} at a time, {len(ids)} go forward together"
+        len(ids): f"of {number} {kind} samples, {most} at a time, there are {len(ids)} at the end{cure}"
         for kind, number in kinds.items()
-        for ids in batches(np.arange(number), most)
+        for ids in batches(np.arange(number), most, last)
     }

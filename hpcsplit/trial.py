@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.assemble import batch_sizes, make_stage, precision_of
+from hpcsplit.assemble import make_stage, precision_of
 from hpcsplit.batchsizes import evaluation_sizes, training_sizes
 from hpcsplit.config import Config
 from hpcsplit.config.option import show
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.blame import block_label, line_defined, line_raised, said
-from hpcsplit.nets.custom import find_factory
+from hpcsplit.nets.blame import block_label, line_raised, other_types, said
+from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Pass, Shadow, meta_sample, trace, twin
 from hpcsplit.split.stage import Shape, Stage
 from hpcsplit.tasks import TASKS
@@ -63,15 +63,13 @@ def check_network(config: Config, net: nn.Sequential, device: torch.device) -> C
             values = " and ".join(f"{name} = {show(value)}" for name, value in adapted.items())
             notes = (f"note: {first}; so this run takes {values}",) if first else ()
             return Checked(here, adapted, notes)
-    line = line_defined(find_factory(config.model.name)) if own else ""
-    raise ConfigError(f'model.name = "{config.model.name}"{f" ({line})" if line else ""}: {last}') from last
+    raise ConfigError(f"{whose(config.model.name)}{last}") from last
 
 
 def _adaptations(config: Config, *, own: bool) -> list[dict[str, Any]]:
     """What may be changed for a network, from nothing to all of it."""
     plain = {"run.channels_last": False} if own and config.run.channels_last else {}
-    smaller = config.data.last_batch == "keep" and len(set(batch_sizes(config))) > 1
-    joined = {"data.last_batch": "join"} if smaller else {}
+    joined = {"data.last_batch": "join"} if config.data.last_batch == "keep" else {}
     every: list[dict[str, Any]] = [{}, plain, joined, plain | joined]
     return [changes for number, changes in enumerate(every) if changes not in every[:number]]
 
@@ -231,11 +229,9 @@ def _changes(net: nn.Sequential, index: int, line: str) -> ConfigError:
 def _refuses(net: nn.Sequential, index: int, x: Tensor, error: Exception, *, training: bool) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    types = {str(p.dtype).removeprefix("torch.") for p in net[index].parameters()} - {"float32"}
-    cast = f"; its weights are {', '.join(sorted(types))} and images are float32: make them float32" if types else ""
     return ConfigError(
         f"{block_label(net, index, error)} does not take {_samples(len(x))} of shape {tuple(x.shape[1:])} in "
-        f"{_mode(training)} ({said(error)}){cast}"
+        f"{_mode(training)} ({said(error)}){other_types(net[index])}"
     )
 
 

@@ -182,8 +182,9 @@ class Job:
         return batches(order, min(self.batch_size, FORWARD_ROWS), self.last_batch)
 
     def in_order(self, size: int) -> list[np.ndarray]:
-        """The first `size` samples in mini-batches for forward passes alone, in their own order."""
-        return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS))
+        """The first `size` samples, all of them, in mini-batches for forward passes alone, in their own order."""
+        last = "keep" if self.last_batch == "keep" else "join"
+        return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS), last)
 
     def batch(self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False) -> Batch:
         """The mini-batch of training samples as this stage sees it in such an epoch."""

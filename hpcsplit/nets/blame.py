@@ -50,6 +50,12 @@ def _theirs(file: str) -> bool:
     return file[:1] != "<" and not standard and not any(path.is_relative_to(folder) for folder in _NOT_THEIRS)
 
 
+def other_types(block: nn.Module) -> str:
+    """What to do about a block whose weights do not have the type of the images; or ""."""
+    types = {str(p.dtype).removeprefix("torch.") for p in block.parameters()} - {"float32"}
+    return f"; its weights are {', '.join(sorted(types))} and images are float32: make them float32" if types else ""
+
+
 def said(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     first = str(error).strip().partition("\n")[0]

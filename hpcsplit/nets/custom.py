@@ -36,15 +36,16 @@ def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Seq
             f'model.name = "{name}": the call factory(input_shape={input_shape}, classes={classes}) failed '
             f"({said(error)}); correct the factory, {line_raised(error) or line_defined(factory)}"
         ) from error
-    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
-        raise ConfigError(
-            f'model.name = "{name}" returned {type(net).__name__}; return a plain nn.Sequential of blocks, because the '
-            "network is cut between them"
-        )
-    if len(net) == 0:
-        raise ConfigError(f'model.name = "{name}" returned an nn.Sequential of 0 blocks; it needs at least 1')
-    _check_parameters(name, net)
+    if wrong := _broken(net):
+        raise ConfigError(f"{whose(name)}{wrong}")
+    assert isinstance(net, nn.Sequential)
     return net
+
+
+def whose(name: str) -> str:
+    """What begins a sentence about a network: its name, and the line where its factory begins."""
+    line = line_defined(find_factory(name)) if ":" in name else ""
+    return f'model.name = "{name}"{f" ({line})" if line else ""}: '
 
 
 def find_factory(name: str) -> Callable[..., object]:
@@ -64,18 +65,24 @@ def find_factory(name: str) -> Callable[..., object]:
     return factory
 
 
-def _check_parameters(name: str, net: nn.Sequential) -> None:
+def _broken(net: object) -> str:
+    """Which promise of a network is broken, in words; or ""."""
+    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
+        return (
+            f"it returned {type(net).__name__}; return a plain nn.Sequential of blocks, because the network is cut "
+            "between them"
+        )
+    if len(net) == 0:
+        return "it returned an nn.Sequential of 0 blocks; it needs at least 1"
     owner: dict[tuple[object, object], int] = {}
     for index, block in enumerate(net):
         for parameter in block.parameters():
             if is_lazy(parameter):
-                raise ConfigError(
-                    f'model.name = "{name}": {block_label(net, index)} has a lazy layer; give its size, input_shape is '
-                    "known"
-                )
+                return f"{block_label(net, index)} has a lazy layer; give its size, input_shape is known"
             first = owner.setdefault((parameter.untyped_storage()._cdata, parameter.storage_offset()), index)
             if first != index:
-                raise ConfigError(
-                    f'model.name = "{name}": {block_label(net, first)} and {block_label(net, index)} share a '
-                    "parameter, but may be trained by different ranks; join them in one block or give each its own"
+                return (
+                    f"{block_label(net, first)} and {block_label(net, index)} share a parameter, but may be trained by "
+                    "different ranks; join them in one block or give each its own"
                 )
+    return ""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.blame import block_label, said
+from hpcsplit.nets.blame import block_label, other_types, said
 
 Seen = TypeVar("Seen")
 FEW = 2  # samples
@@ -62,13 +62,14 @@ def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:
         except Exception as error:
             before = f"; {block_label(net, index - 1)} before it returns that" if index else ""
             raise ConfigError(
-                f"{block_label(net, index, error)} of the network does not take a sample of shape "
-                f"{tuple(x.shape[1:])} ({said(error)}){before}"
+                f"{block_label(net, index, error)} of the network does not take samples of shape {tuple(x.shape[1:])} "
+                f"({said(error)}){other_types(net[index])}{before}"
             ) from error
-        if not isinstance(y, Tensor):
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            kind = f"{y.dtype} numbers" if isinstance(y, Tensor) else type(y).__name__
             raise ConfigError(
-                f"{block_label(net, index)} of the network returns {type(y).__name__}; a block returns one tensor, "
-                "so that the network can be cut behind it"
+                f"{block_label(net, index)} of the network returns {kind}; a block returns one tensor of floating "
+                "point, so that the network can be cut behind it"
             )
         flops = counter.get_total_flops() // (2 * FEW)  # the counter takes a multiply-add as two
         found.append(Pass(tuple(x.shape[1:]), tuple(y.shape[1:]), flops, by_value))
