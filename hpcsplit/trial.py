@@ -4,7 +4,7 @@ A few made-up images go forward and backward through a copy of the network, on t
 and precision: once with every block as a stage of its own, once as a whole, in training and in evaluation mode.  Then
 mini-batches of the very sizes that the run will have go forward without values, which costs next to nothing.
 
-The program's own networks are known to be good, up to mini-batches of one sample.
+The program's own networks are known to be good.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def check_network(config: Config, net: nn.Sequential, device: torch.device) -> C
     """
     if config.run.torch_compile:
         _check_compiler(device)
-    own, first = ":" in config.model.name, None
+    if ":" not in config.model.name:
+        return Checked(config, {}, ())
+    first = None
     with _nothing_drawn(device):
-        for adapted in _adaptations(config, own=own):
+        for adapted in _adaptations(config):
             here = config.with_values(adapted, "the network")
             try:
-                (_check_own if own else _check_ours)(here, net, device)
+                _check(here, net, device)
             except ConfigError as error:
                 first, last = first or error, error
                 continue
@@ -66,24 +68,19 @@ def check_network(config: Config, net: nn.Sequential, device: torch.device) -> C
     raise ConfigError(f"{whose(config.model.name)}{last}") from last
 
 
-def _adaptations(config: Config, *, own: bool) -> list[dict[str, Any]]:
+def _adaptations(config: Config) -> list[dict[str, Any]]:
     """What may be changed for a network, from nothing to all of it."""
-    plain = {"run.channels_last": False} if own and config.run.channels_last else {}
+    plain = {"run.channels_last": False} if config.run.channels_last else {}
     joined = {"data.last_batch": "join"} if config.data.last_batch == "keep" else {}
     every: list[dict[str, Any]] = [{}, plain, joined, plain | joined]
     return [changes for number, changes in enumerate(every) if changes not in every[:number]]
 
 
-def _check_ours(config: Config, net: nn.Sequential, device: torch.device) -> None:
-    single = {size: what for size, what in training_sizes(config).items() if size == 1}
-    _check_sizes(config, net, single, training=True)
-
-
-def _check_own(config: Config, net: nn.Sequential, device: torch.device) -> None:
+def _check(config: Config, net: nn.Sequential, device: torch.device) -> None:
     passes = trace(net, lookup(config.data.name).input_shape(config.data.pool))
     _check_values(config, net, passes, device)
-    _check_sizes(config, net, training_sizes(config), passes, training=True)
-    _check_sizes(config, net, evaluation_sizes(config), passes, training=False)
+    _check_sizes(net, training_sizes(config), passes, training=True)
+    _check_sizes(net, evaluation_sizes(config), passes, training=False)
 
 
 # ------------------------------------------------------------------------------------------------ with values
@@ -313,27 +310,23 @@ def _check_shared(net: nn.Sequential, copied: nn.Sequential, before: dict[tuple[
 # ------------------------------------------------------------------------------------------------ without values
 
 
-def _check_sizes(
-    config: Config, net: nn.Sequential, sizes: Mapping[int, str], passes: Sequence[Pass] = (), *, training: bool
-) -> None:
+def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], passes: Sequence[Pass], *, training: bool) -> None:
     """Mini-batches of all these sizes forward."""
-    if not sizes:
-        return
-    shape, shadow = lookup(config.data.name).input_shape(config.data.pool), Shadow(net, training=training)
+    shadow = Shadow(net, training=training)
     for size, what in sizes.items():
-        x = meta_sample(net, shape, size)
+        x = meta_sample(net, passes[0].in_shape, size)
         for index in range(len(net)):
             try:
                 with torch.no_grad():
                     y, *_ = shadow.passed(index, x, nullcontext)
             except Exception as error:
                 raise ConfigError(f"{_refuses(net, index, x, error, training=training)}; {what}") from error
-            wanted = (size, *passes[index].out_shape) if passes else y.shape
-            if not isinstance(y, Tensor) or y.shape != wanted:
+            wanted = (size, *passes[index].out_shape)
+            if not isinstance(y, Tensor) or tuple(y.shape) != wanted:
                 got = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
                 raise ConfigError(
                     f"{block_label(net, index)} returns {got} for {_samples(size)} in {_mode(training)}, not one of "
-                    f"shape {tuple(wanted)}; {what}"
+                    f"shape {wanted}; {what}"
                 )
             x = y
 

@@ -153,7 +153,10 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
 def _uncounted(blocks: Sequence[BlockCost]) -> list[str]:
     """What the numbers of a plan leave open."""
     names = ", ".join(block.name for block in blocks if block.by_value)
-    return [f"note: {names}: multiply-adds and memory are those of random images, values decide there"] if names else []
+    note = (
+        f"note: values decide what these blocks compute: {names}. Multiply-adds and memory are those of random images"
+    )
+    return [note] if names else []
 
 
 def _stage(config: Config, stage: StagePlan, need: Footprint) -> dict[str, Any]:
