@@ -214,7 +214,7 @@ def test_a_view_takes_the_plain_format() -> None:
     found = checked("view")
     assert found.adapted == {"run.channels_last": False}
     assert found.config.run.channels_last is False
-    assert "block 2 (View, trial_nets.py line 70)" in found.notes[0]
+    assert "block 2 (View, trial_nets.py line 69)" in found.notes[0]
     assert checked("view", run__channels_last=False).notes == ()
 
 
