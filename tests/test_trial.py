@@ -22,6 +22,8 @@ from hpcsplit.config.load import resolve
 from hpcsplit.errors import ConfigError
 from hpcsplit.split.cost import block_costs
 from hpcsplit.trial import Checked, check_network
+from tests.engine.small import config as engine_config
+from tests.engine.small import make_jobs
 
 MODULE = """
 import torch
@@ -112,6 +114,7 @@ def spectral_norm(input_shape, classes):
 def shared_statistics(input_shape, classes):
     norm = nn.BatchNorm2d(8, affine=False)
     return between(lambda: nn.Sequential(norm), lambda: nn.Sequential(norm))(input_shape, classes)
+shortens = does(lambda x, training: x[:31])
 def shared_constant(input_shape, classes):
     act = nn.PReLU()
     act.weight.requires_grad_(False)
@@ -176,6 +179,7 @@ def checked(name: str, **changes: Any) -> Checked:
         ("pixels", r"block 2 .* outputs of shape \(10, 1, 1\) a sample; fake needs a vector of 10.*nn.Flatten\(\)"),
         ("too_many", r"block 1 .* outputs of shape \(11,\) a sample; fake needs a vector of 10"),
         ("too_long", r"block 2 \(Linear\) .* does not take samples of shape \(128,\)"),
+        ("shortens", r"block 1 .* \(31, 8, 4, 4\) for 32 samples in training mode.*data.batch_size is 32"),
         ("shared_statistics", r"block 1 .* and block 2 .* share the buffer 0.running_mean and change it"),
     ],
 )
@@ -248,6 +252,14 @@ def test_one_sample_of_an_evaluation_is_joined_too() -> None:
     found = checked("squeezed", data__limit_test=65)
     assert found.adapted == {"data.last_batch": "join"}
     assert 1 not in evaluation_sizes(found.config)
+
+
+@pytest.mark.parametrize(("last", "epoch", "forward"), [("keep", 1, 1), ("join", 33, 33), ("drop", 32, 33)])
+def test_all_passes_of_a_run_have_that_last_batch(tmp_path: Path, last: str, epoch: int, forward: int) -> None:
+    changes = {"data__limit_train": 97, "data__last_batch": last, "method__name": "backprop"}
+    job = make_jobs(engine_config(1, **changes), 1, tmp_path / "run")[0]
+    sizes = [len(batches[-1]) for batches in (job.epoch_batches(1), job.measured(), job.in_order(97))]
+    assert sizes == [epoch, epoch, forward]
 
 
 def test_dropping_needs_a_method_without_variables() -> None:
