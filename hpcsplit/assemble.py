@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +20,7 @@ from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, load
+from hpcsplit.data.order import batches
 from hpcsplit.data.part import Part
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import Choose, Identity, Job, Observer, Silent, seen
@@ -30,7 +33,7 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
 from hpcsplit.split.cuts import ranges
-from hpcsplit.split.stage import Stage
+from hpcsplit.split.stage import Shape, Stage
 from hpcsplit.split.timetable import Order
 from hpcsplit.tasks import TASKS, Samples
 
@@ -55,6 +58,9 @@ class Prepared:
     Attributes:
         code: fingerprints of the user's own network.
         rehearse: rank 0 has written a forecast, which wants the times of stages that compute at once.
+        plans: of the stages, as plain values.
+        adapted: values that the network needs in place of the configuration's, {"section.key": value}.
+        notes: what there is to say of the network.
     """
 
     cuts: tuple[int, ...]
@@ -63,20 +69,28 @@ class Prepared:
     baseline_samples_per_s: float | None
     rehearse: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
+    plans: tuple[dict[str, Any], ...] = ()
+    adapted: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "cuts": list(self.cuts), "costs": list(self.costs)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Prepared:
-        return cls(**{**values, "cuts": tuple(values["cuts"]), "costs": tuple(values["costs"])})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 # ------------------------------------------------------------------------------------------------ pieces by name
 
 
 def build_network(config: Config, *, meta: bool = False) -> nn.Sequential:
-    """The whole network with the initial weights of this seed, the same on every rank."""
+    """The whole network with the initial weights of this seed, the same on every rank.
+
+    Args:
+        meta: without values, for its names and shapes; a factory that looks at values gets them all the same.
+    """
     spec, m = lookup(config.data.name), config.model
     shape = spec.input_shape(config.data.pool)
 
@@ -84,7 +98,7 @@ def build_network(config: Config, *, meta: bool = False) -> nn.Sequential:
         return build(m.name, shape, spec.classes, block=m.block, depth=m.depth, width=m.width)
 
     if meta:
-        with torch.device("meta"):
+        with suppress(ConfigError) if ":" in m.name else nullcontext(), torch.device("meta"):
             return make()
     torch.manual_seed(config.run.seed)
     return make()
@@ -210,6 +224,12 @@ def batch_size(config: Config, most: int = 0) -> int:
     return config.data.batch_size or min(samples, most or samples)
 
 
+def batch_sizes(config: Config) -> list[int]:
+    """Samples of each mini-batch of an epoch."""
+    order = np.arange(epoch_samples(config))
+    return [len(ids) for ids in batches(order, batch_size(config), config.data.last_batch)]
+
+
 def device_of(config: Config, local_rank: int) -> torch.device:
     """The device of a rank: its own GPU of the node where there is one."""
     wish = config.run.device
@@ -228,12 +248,22 @@ def precision_of(config: Config) -> torch.dtype:
 
 
 def make_stage(
-    config: Config, net: nn.Sequential, index: int, count: int, cuts: tuple[int, ...], device: torch.device
+    config: Config,
+    net: nn.Sequential,
+    index: int,
+    count: int,
+    cuts: tuple[int, ...],
+    device: torch.device,
+    shapes: Sequence[Shape] = (),
 ) -> Stage:
-    """Stage `index` with the blocks that the cuts give it."""
+    """Stage `index` with the blocks that the cuts give it.
+
+    Args:
+        shapes: at all boundaries of the network, both ends included; () finds them.
+    """
     part = ranges(cuts, len(net))[index]
     input_shape = lookup(config.data.name).input_shape(config.data.pool)
-    shapes = [input_shape, *block_shapes(net, input_shape)]
+    shapes = shapes or [input_shape, *block_shapes(net, input_shape)]
     return Stage(
         index,
         count,
@@ -334,6 +364,7 @@ def make_job(
         eval_train_size=min(sizes(config)[0], config.data.eval_train or train_size),
         evaluate_every=config.run.evaluate_every,
         batch_size=batch_size(config),
+        last_batch=config.data.last_batch,
         seed=config.run.seed,
         augment=config.data.augment,
         epochs=schedule.epochs,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hpcsplit.assemble import batch_size, build_method, device_of, make_optimizer, make_phases, sizes
+from hpcsplit.assemble import batch_sizes, build_method, device_of, make_optimizer, make_phases, sizes
 from hpcsplit.boundary.generation import no_room
 from hpcsplit.config import Config
 from hpcsplit.errors import ConfigError
@@ -36,7 +36,7 @@ def footprints(config: Config, kept: Sequence[int], stages: Sequence[StagePlan])
             len(stages),
             [next(blocks) for _ in range(stage.blocks)],
             states,
-            batch_size=batch_size(config),
+            batch_size=max(batch_sizes(config)),
             image_bytes=images if stage.stage in (0, len(stages) - 1) or method.images else 0,
             parallel=parallel,
         )

@@ -8,7 +8,8 @@ float32 arithmetic; convolution kernels take room of their own beside it for mom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from torch import nn
 from hpcsplit.boundary.hdf5 import AHEAD, BEHIND
 from hpcsplit.config import Config
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets.shapes import meta_copy, meta_sample
+from hpcsplit.nets.shapes import Shadow, meta_sample
 from hpcsplit.planner import StagePlan
 from hpcsplit.split.timetable import Order, in_flight
 
@@ -59,22 +60,30 @@ def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
 
 
 def _kept(net: nn.Sequential, input_shape: Sequence[int], size: int) -> list[int]:
-    shadow = meta_copy(net).train()
-    weights = {t.untyped_storage()._cdata for t in (*shadow.parameters(), *shadow.buffers())}
-    seen: dict[int, torch.Tensor] = {}  # held, so that no storage takes the place of another
+    shadow = Shadow(net, training=True)
+    weights = {t.untyped_storage()._cdata for t in (*shadow.blocks.parameters(), *shadow.blocks.buffers())}
+    before: dict[int, torch.Tensor] = {}  # held, so that no storage takes the place of another
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in weights:
-            seen.setdefault(key, tensor)
-        return tensor
+    @contextmanager
+    def noticed() -> Iterator[dict[int, torch.Tensor]]:
+        """What autograd keeps inside and did not before, by its storage."""
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            key = tensor.untyped_storage()._cdata
+            if key not in weights and key not in before and not isinstance(tensor, nn.Parameter):
+                seen.setdefault(key, tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            yield seen
 
     x, counts = meta_sample(net, input_shape, size), []
-    with torch.enable_grad(), torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        for block in shadow:
-            before = len(seen)
-            x = block(x)
-            counts.append(sum(t.untyped_storage().nbytes() for t in list(seen.values())[before:]))
+    with torch.enable_grad():
+        for index in range(len(net)):
+            x, seen, _ = shadow.passed(index, x, noticed)
+            before |= seen
+            counts.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
     return counts
 
 

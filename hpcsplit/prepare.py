@@ -47,6 +47,7 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.split.cost import BlockCost, block_costs
 from hpcsplit.split.cuts import balanced_cuts, charged, ranges
 from hpcsplit.split.profile import Profile
+from hpcsplit.trial import check_network
 
 WARM_UP_STEPS, BASELINE_STEPS = 3, 5  # the first ones ask for memory that later ones have
 
@@ -96,6 +97,8 @@ def prepare(
             f"data.batch_size = {config.data.batch_size} is more than the {epoch_samples(config)} training samples; "
             "lower it"
         )
+    checked = check_network(config, net, device)
+    config = checked.config
     key = json.dumps([config.fingerprint()["model"], config.fingerprint()["data"], config.split.cuts, stages])
     known = run_dir.load_split(key)
     if known and len(known["costs"]) != len(net):
@@ -137,7 +140,17 @@ def prepare(
                 "profile": measured.as_dict(),
             }
         )
-    return Prepared(cuts, costs, images, baseline, rehearse, code)
+    return Prepared(
+        cuts,
+        costs,
+        images,
+        baseline,
+        rehearse,
+        code,
+        tuple(plan.as_dict() for plan in plans),
+        checked.adapted,
+        checked.notes,
+    )
 
 
 def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: float) -> None:

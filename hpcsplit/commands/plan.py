@@ -26,6 +26,7 @@ from hpcsplit.split.cost import BlockCost, block_costs
 from hpcsplit.split.cuts import balanced_cuts, stage_shares
 from hpcsplit.split.profile import Profile
 from hpcsplit.split.timetable import Order, in_flight
+from hpcsplit.trial import check_network
 
 MOST = 16  # ranks in the summary
 
@@ -33,7 +34,7 @@ MOST = 16  # ranks in the summary
 @dataclass(frozen=True)
 class Subject:
     """What all plans of a configuration have in common: the blocks, what autograd keeps of each, their measured times,
-    where the run will be, and how many ranks a node has (0: all)."""
+    where the run will be, how many ranks a node has (0: all), and what there is to say of the network."""
 
     config: Config
     blocks: Sequence[BlockCost]
@@ -41,6 +42,7 @@ class Subject:
     run_dir: RunDir
     node: int = 0
     measured: Profile | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_command(
@@ -75,7 +77,8 @@ def plan_command(
         return 0
     lines = [text(each, draw) for each in plans] if wanted else ["\n".join(summary(plans))]
     advised_lines = [f"  {item}: {choice}; {reason}" for item, choice, reason in advised]
-    print("\n\n".join([*lines, "\n".join(["recommended", *advised_lines])]), flush=True)
+    notes = ["\n".join(plans[0]["notes"])] if plans[0]["notes"] else []
+    print("\n\n".join([*lines, *notes, "\n".join(["recommended", *advised_lines])]), flush=True)
     for _, refusal in planned if wanted else []:
         if refusal:
             raise refusal
@@ -86,13 +89,15 @@ def look_at(
     config: Config, run_dir: RunDir, wanted: Sequence[int] = (), *, node: int = 0, measure: bool = False
 ) -> Subject:
     """The blocks of a configuration; numbers of stages that it cannot have are refused before anything is timed."""
-    shape, net = lookup(config.data.name).input_shape(config.data.pool), build_network(config, meta=True)
-    blocks = block_costs(net, shape)
+    shape, device = lookup(config.data.name).input_shape(config.data.pool), device_of(config, 0)
+    net = build_network(config, meta=":" not in config.model.name)
+    checked = check_network(config, net, device)
+    config, blocks = checked.config, block_costs(net, shape)
     for count in wanted:
         check_method_stages(declared_methods()[config.method.name], count)
         choose_cuts(config, blocks, count)
-    measured = profile(config, net, device_of(config, 0)) if measure else None
-    return Subject(config, blocks, kept_bytes(net, shape), run_dir, node, measured)
+    measured = profile(config, net, device) if measure else None
+    return Subject(config, blocks, kept_bytes(net, shape), run_dir, node, measured, checked.notes)
 
 
 def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | None]:
@@ -139,9 +144,19 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "parallel_speed_up_bound_inside_blocks": 1 / finer,
         "hybrid_speed_up_bound": hybrid_speed_up(phases, largest, bound),
         "forecast": expected.as_dict() if expected else None,
+        "notes": [*subject.notes, *_uncounted(subject.blocks)],
         "refused": str(refusal or ""),
     }
     return values, refusal
+
+
+def _uncounted(blocks: Sequence[BlockCost]) -> list[str]:
+    """What the numbers of a plan leave open."""
+    names = ", ".join(block.name for block in blocks if block.by_value)
+    note = (
+        f"note: values decide what these blocks compute: {names}. Multiply-adds and memory are those of random images"
+    )
+    return [note] if names else []
 
 
 def _stage(config: Config, stage: StagePlan, need: Footprint) -> dict[str, Any]:

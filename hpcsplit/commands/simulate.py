@@ -12,10 +12,10 @@ import torch
 from hpcsplit.assemble import (
     aux_policy,
     batch_size,
+    batch_sizes,
     build_method,
     build_network,
     device_of,
-    epoch_samples,
     make_phases,
     precision_of,
 )
@@ -38,6 +38,7 @@ from hpcsplit.split.cuts import balanced_cuts, quick_cuts
 from hpcsplit.split.profile import Profile
 from hpcsplit.split.stage import Place
 from hpcsplit.split.timetable import Order
+from hpcsplit.trial import check_network
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS_A_RANK = 4  # of a network that is made deeper because there are more ranks than blocks
@@ -64,7 +65,7 @@ def simulate_command(
     """
     _check(config)
     problem = problem_of(config, source)
-    schedule, steps = _schedule(config, problem.method), -(-epoch_samples(config) // batch_size(config))
+    schedule, steps = _schedule(config, problem.method), len(batch_sizes(config))
     rows, notes = [], []
     for count in ranks or RANKS:
         times = deeper or _times(len(problem.shapes) - 1, count)
@@ -101,9 +102,11 @@ def _check(config: Config) -> None:
 
 def problem_of(config: Config, source: Path | None = None) -> Problem:
     """What is to be simulated, with the profile of a run's forecast.json, or one that is taken now."""
-    schedule = config.schedule
-    shape, net = lookup(config.data.name).input_shape(config.data.pool), build_network(config, meta=True)
-    measured = load_profile(source) if source else profile(config, net, device_of(config, 0))
+    schedule, device = config.schedule, device_of(config, 0)
+    shape = lookup(config.data.name).input_shape(config.data.pool)
+    net = build_network(config, meta=":" not in config.model.name)
+    config = check_network(config, net, device).config
+    measured = load_profile(source) if source else profile(config, net, device)
     method = build_method(config).at(0)
     found = len(measured.blocks), measured.microbatches, measured.own
     wanted = len(net), schedule.microbatches, method.microbatches

@@ -18,7 +18,6 @@ from hpcsplit.assemble import (
     Prepared,
     aux_policy,
     batch_size,
-    build_network,
     decides,
     device_of,
     make_job,
@@ -28,14 +27,13 @@ from hpcsplit.assemble import (
 from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.data.catalog import lookup
 from hpcsplit.device import use
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
 from hpcsplit.files.atomic import write_text
 from hpcsplit.measure import enough_steps, rehearse, rehearse_exact
-from hpcsplit.prepare import expect_together, prepare, stage_plans
+from hpcsplit.prepare import expect_together, prepare
 from hpcsplit.printable import printable
 from hpcsplit.records import Records
 from hpcsplit.report.console import Console
@@ -47,7 +45,6 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.rundir.provenance import place, sharing
 from hpcsplit.schedule.actions import Phase, Stop
 from hpcsplit.schedule.hybrid import initials
-from hpcsplit.split.cost import block_costs
 from hpcsplit.stopping import StopRequest
 from hpcsplit.watchdog import Pulse, Watchdog, read_sign, start_limit
 from hpcsplit.wire import lockstep
@@ -85,6 +82,7 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         prepared = prepare(config, run_dir, stages, device)
+        config = config.with_values(prepared.adapted, "the network")
         console = Console(config.schedule.epochs)
         guards.callback(console.close)
         here = [place(gethostname(), device)]
@@ -135,6 +133,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         device = use(device_of(config, world.local_rank), deterministic=config.run.deterministic)
         places = wire.share(place(world.host, device))
         prepared = _prepare_together(config, run_dir, wire, device, sharing(places))
+        config = config.with_values(prepared.adapted, "the network")
         guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
         watch = None
         hosts = [f"{there['host']}:{there['device']}" for there in places]
@@ -273,6 +272,7 @@ def _start(
         lines.append(
             'note: rows in memory end with the process; a continued run recomputes them (or checkpoint.aux = "copy")'
         )
+    lines += prepared.notes
     if prepared.baseline_samples_per_s:
         speed = f"{prepared.baseline_samples_per_s:.0f} samples/s"
         lines.append(f"one rank alone ({_equipment(hosts[0])}), whole network, exact: {speed}")
@@ -280,7 +280,7 @@ def _start(
         f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
         f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
         f"on {hosts[p['stage'] % len(hosts)]}"
-        for p in _plans(config, prepared)
+        for p in prepared.plans
     ]
     console.header(lines)
     cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
@@ -300,14 +300,6 @@ def _equipment(host: str) -> str:
     """What a rank computes with, in words."""
     threads = torch.get_num_threads()
     return "1 GPU" if ":cuda" in host else f"{threads} core{'s' * (threads > 1)}"
-
-
-def _plans(config: Config, prepared: Prepared) -> list[dict[str, Any]]:
-    """The plan of every stage, as plain values."""
-    shape = lookup(config.data.name).input_shape(config.data.pool)
-    blocks = block_costs(build_network(config, meta=True), shape)
-    plans = stage_plans(config, blocks, prepared.cuts, prepared.costs)
-    return [plan.as_dict() for plan in plans]
 
 
 @contextmanager
@@ -341,7 +333,7 @@ def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE
-    table = watch.closing(_plans(config, prepared), prepared.baseline_samples_per_s)
+    table = watch.closing(prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)

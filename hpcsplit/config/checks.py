@@ -153,6 +153,11 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
             "set data.batch_size = 0"
         )
+    if config.data.last_batch == "drop" and method.parallel and not method.augments:
+        raise ConfigError(
+            f'data.last_batch = "drop": {method.name} keeps variables of every sample, and each must be visited; set '
+            'data.last_batch = "join"'
+        )
     if method.augments and config.method.options.get("refresh_every"):
         raise ConfigError(
             f"method.refresh_every = {config.method.options['refresh_every']}: {method.name} keeps no variables that "

@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ class Config:
                 tree[name][key] = list(value) if isinstance(value, tuple) else value
         return tree
 
+    def with_values(self, values: Mapping[str, Any], origin: str) -> Config:
+        """This configuration with other values, {"section.key": value}, that come from `origin`."""
+        config = self
+        for name, value in values.items():
+            section, key = name.split(".")
+            changed: Any = {section: replace(getattr(config, section), **{key: value})}
+            config = replace(config, **changed)
+        return replace(config, origins={**self.origins, **dict.fromkeys(values, origin)})
+
     def to_toml(self, origins: bool = True) -> str:
         """The resolved TOML text; each line ends with where its value came from."""
         lines = []
@@ -76,6 +85,7 @@ class Config:
         """A short hash of each section that must not change over the life of a run."""
         tree = self.as_dict()
         aside = ["root", "download", "eval_train"] + ["validation"] * (not self.data.validation)
+        aside += ["last_batch"] * (self.data.last_batch == "keep")
         tree["data"] = {k: v for k, v in tree["data"].items() if k not in aside}
         hashed = ("data", "model", "method", "optim", "schedule")
         prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}

@@ -22,9 +22,15 @@ class Data:
     limit_test: int = option(0, "use only the first so many test samples; 0 uses all", unit="samples", low=0)
     batch_size: int = option(
         128,
-        "mini-batch size; the last, smaller one is trained too; 0: all training samples (full batch)",
+        "mini-batch size; 0: all training samples (full batch)",
         unit="samples",
         low=0,
+    )
+    last_batch: str = option(
+        "keep",
+        "an epoch's last mini-batch, where it is smaller: trained too (joined where the network cannot take it), "
+        "joined to the one before, or left out (other samples in each epoch; only where no variables are kept)",
+        choices=("keep", "join", "drop"),
     )
     augment: bool = option(
         True, "random crop with padding 4 (2 with pool) and flips, where data set and method allow it"

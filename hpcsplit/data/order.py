@@ -22,7 +22,15 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return permutation((seed, epoch), n)
 
 
-def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """`order` dealt into mini-batches of `batch_size` ids (views of `order`); the last may be smaller."""
+def batches(order: np.ndarray, batch_size: int, last: str = "keep") -> list[np.ndarray]:
+    """`order` dealt into mini-batches of `batch_size` ids (views of `order`).
+
+    Args:
+        last: what becomes of a smaller one at the end: "keep" it, "join" it to the one before, or "drop" it.  The only
+            one stays.
+    """
     assert batch_size >= 1, f"batch_size = {batch_size}"
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    dealt = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if last == "keep" or len(dealt) < 2 or len(dealt[-1]) == batch_size:
+        return dealt
+    return dealt[:-1] if last == "drop" else [*dealt[:-2], order[batch_size * (len(dealt) - 2) :]]

@@ -145,6 +145,7 @@ class Job:
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
+    last_batch: str = "keep"
     evaluate_every: int = 1
     validation: Samples | None = None
     validation_size: int = 0
@@ -179,17 +180,19 @@ class Job:
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> Sequence[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
         if parallel and self.method.full_batch:
-            return batches(np.arange(self.train_size), self.batch_size)
-        dealt = batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size)
+            return batches(np.arange(self.train_size), self.batch_size, self.last_batch)
+        dealt = batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size, self.last_batch)
         return self.method.visiting_order(dealt) if parallel else dealt
 
     def measured(self) -> list[np.ndarray]:
         """Mini-batches to measure something on, the same ones after every epoch."""
-        return batches(epoch_order(self.seed, 0, self.train_size), min(self.batch_size, FORWARD_ROWS))
+        order = epoch_order(self.seed, 0, self.train_size)
+        return batches(order, min(self.batch_size, FORWARD_ROWS), self.last_batch)
 
     def in_order(self, size: int) -> list[np.ndarray]:
-        """The first `size` samples in mini-batches for forward passes alone, in their own order."""
-        return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS))
+        """The first `size` samples, all of them, in mini-batches for forward passes alone, in their own order."""
+        last = "keep" if self.last_batch == "keep" else "join"
+        return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS), last)
 
     def batch(self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False) -> Batch:
         """The mini-batch of training samples as this stage sees it in such an epoch."""

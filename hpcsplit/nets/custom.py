@@ -18,45 +18,47 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.shapes import block_names, trace
+from hpcsplit.nets.blame import block_label, line_defined, line_raised, said
 from hpcsplit.nets.statedict import check_state
 
 
 def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """The result of `factory(input_shape=..., classes=...)`, checked against the contract of a network.
+    """The result of `factory(input_shape=..., classes=...)`, as far as it can be checked without computing with it
+    (hpcsplit/trial.py does that).
 
     Raises ConfigError where the import or the call fails, and where the result is no nn.Sequential of at least one
-    block, runs anything but its blocks in order, shares a parameter between blocks, or has a block that changes its
-    input in place.
+    block, runs anything but its blocks in order, or has blocks that share a parameter.
     """
-    factory = _find(name)
+    factory = find_factory(name)
     try:
         net = factory(input_shape=input_shape, classes=classes)
     except Exception as error:
         raise ConfigError(
             f'model.name = "{name}": the call factory(input_shape={input_shape}, classes={classes}) failed '
-            f"({type(error).__name__}: {error}); correct the factory"
+            f"({said(error)}); correct the factory, {line_raised(error) or line_defined(factory)}"
         ) from error
-    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
-        raise ConfigError(
-            f'model.name = "{name}" returned {type(net).__name__}; return a plain nn.Sequential of blocks, because the '
-            "network is cut between them"
-        )
-    if len(net) == 0:
-        raise ConfigError(f'model.name = "{name}" returned an nn.Sequential of 0 blocks; it needs at least 1')
-    _check_parameters(name, net)
+    if wrong := _broken(net):
+        raise ConfigError(f"{whose(name)}{wrong}")
+    assert isinstance(net, nn.Sequential)
     check_state(net)
-    _check_inputs_stay(name, net, input_shape)
     return net
 
 
-def _find(name: str) -> Callable[..., object]:
+def whose(name: str) -> str:
+    """What begins a sentence about a network: its name, and the line where its factory begins."""
+    line = line_defined(find_factory(name)) if ":" in name else ""
+    return f'model.name = "{name}"{f" ({line})" if line else ""}: '
+
+
+def find_factory(name: str) -> Callable[..., object]:
+    """The function that model.name = "package.module:factory" names.  ConfigError where there is none."""
     module_name, factory_name = name.split(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # user code runs here
+        line = line_raised(error)
         raise ConfigError(
-            f'model.name = "{name}": importing {module_name} failed ({type(error).__name__}: {error}); '
+            f'model.name = "{name}": importing {module_name} failed ({said(error)}{f", {line}" if line else ""}); '
             "is its folder on PYTHONPATH?"
         ) from error
     factory = getattr(module, factory_name, None)
@@ -65,29 +67,24 @@ def _find(name: str) -> Callable[..., object]:
     return factory
 
 
-def _check_parameters(name: str, net: nn.Sequential) -> None:
-    owner: dict[int, str] = {}
-    for block_name, block in zip(block_names(net), net, strict=True):
+def _broken(net: object) -> str:
+    """Which promise of a network is broken, in words; or ""."""
+    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
+        return (
+            f"it returned {type(net).__name__}; return a plain nn.Sequential of blocks, because the network is cut "
+            "between them"
+        )
+    if len(net) == 0:
+        return "it returned an nn.Sequential of 0 blocks; it needs at least 1"
+    owner: dict[tuple[object, object], int] = {}
+    for index, block in enumerate(net):
         for parameter in block.parameters():
             if is_lazy(parameter):
-                raise ConfigError(
-                    f'model.name = "{name}": block {block_name} has a lazy layer; give its size, input_shape is known'
-                )
-            first = owner.setdefault(id(parameter), block_name)
-            if first != block_name:
-                raise ConfigError(
-                    f'model.name = "{name}": blocks {first} and {block_name} share a parameter, but may be trained by '
+                return f"{block_label(net, index)} has a lazy layer; give its size, input_shape is known"
+            first = owner.setdefault((parameter.untyped_storage()._cdata, parameter.storage_offset()), index)
+            if first != index:
+                return (
+                    f"{block_label(net, first)} and {block_label(net, index)} share a parameter, but may be trained by "
                     "different ranks; join them in one block or give each its own"
                 )
-
-
-def _check_inputs_stay(name: str, net: nn.Sequential, input_shape: tuple[int, int, int]) -> None:
-    """A tensor counts its changes in `_version`, also on the meta device and through views."""
-    changes = 0
-    for block_name, (x, y) in zip(block_names(net), trace(net, input_shape), strict=True):
-        if x._version != changes:
-            raise ConfigError(
-                f'model.name = "{name}": block {block_name} changes its input in place; use inplace=False in its '
-                "first layer, or join it with the block before it"
-            )
-        changes = y._version
+    return ""

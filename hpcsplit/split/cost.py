@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,21 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpcsplit.device import wait_for
 from hpcsplit.nets.shapes import block_names, trace
+from hpcsplit.nets.shapes import twin as copied
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """A block as the planner sees it; shapes are for one sample, without the batch dimension."""
+    """A block as the planner sees it; shapes are for one sample, without the batch dimension.
+
+    One that looks at values as it computes (`by_value`) may have other FLOPs on other samples.
+    """
 
     name: str
     params: int  # numbers to train
     flops: int  # multiply-adds, forward, one sample
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    by_value: bool = False
 
 
 def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
@@ -33,15 +36,8 @@ def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCos
 
     Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
     """
-    names, params = block_names(net), block_params(net)
-    passes = trace(net, input_shape)
-    costs = []
-    for name, numbers in zip(names, params, strict=True):
-        with FlopCounterMode(display=False) as counter:
-            x, y = next(passes)
-        flops = counter.get_total_flops() // 2  # the counter takes a multiply-add as two
-        costs.append(BlockCost(name, numbers, flops, tuple(x.shape[1:]), tuple(y.shape[1:])))
-    return costs
+    blocks = zip(block_names(net), block_params(net), trace(net, input_shape), strict=True)
+    return [BlockCost(name, params, p.flops, p.in_shape, p.out_shape, p.by_value) for name, params, p in blocks]
 
 
 def block_params(net: nn.Sequential) -> list[int]:
@@ -98,7 +94,7 @@ def block_times(
             look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
             looks.append(look)
             if look not in kinds:
-                twin = _twin(block, device)
+                twin = copied(block, device).train()
                 xs = [torch.randn(size, *cost.in_shape, device=device, dtype=_dtype(block)) for size in sizes]
                 if channels_last:
                     twin, xs = twin.to(memory_format=torch.channels_last), [_channels_last(x) for x in xs]
@@ -134,20 +130,6 @@ def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) ->
         y.backward(torch.ones_like(y))
     wait_for(x.device)
     return time.perf_counter() - start, forward
-
-
-def _twin(block: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of the block on `device`, in training mode; a block on the meta device gets weights of a sane size."""
-    twin = copy.deepcopy(block).train()
-    if not any(t.is_meta for t in (*block.parameters(), *block.buffers())):
-        return twin.to(device)
-    twin = twin.to_empty(device=device)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.normal_(std=0.05)
-        for buffer in twin.buffers():
-            buffer.fill_(1)
-    return twin
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -20,6 +20,12 @@ class Classification(Task):
     def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> torch.Tensor:
         return samples.labels(ids)
 
+    def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
+        if shape == (classes,):
+            return ""
+        flat = "; end with nn.Flatten()" if math.prod(shape) == classes else ""
+        return f"a vector of {classes}, a logit for each class{flat}"
+
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(outputs, targets, reduction="none")
 

@@ -27,6 +27,12 @@ class Generation(Task):
     def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> torch.Tensor:
         return samples.images(ids, **view).flatten(1)
 
+    def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
+        n = math.prod(image)
+        if len(shape) == 1 and shape[0] > n and (shape[0] - n) % 2 == 0:
+            return ""
+        return f"a vector of {n} + 2 Z: the image, then the means and the log variances of its Z latent values"
+
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         n = targets.shape[1]
         mean, log_variance = outputs[:, n:].chunk(2, dim=1)

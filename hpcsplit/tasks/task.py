@@ -30,6 +30,10 @@ class Task(ABC):
         """What the outputs of samples `ids` (B,) should be, (B, …); `view` is that of their images."""
 
     @abstractmethod
+    def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
+        """What the network's output of one sample, of this shape, should be in place of it, in words; or ""."""
+
+    @abstractmethod
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """φ of each sample, (B,): what training descends."""
 

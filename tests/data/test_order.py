@@ -44,6 +44,20 @@ def test_every_sample_comes_to_every_place() -> None:
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
+@pytest.mark.parametrize(
+    ("last", "n", "sizes"),
+    [
+        *(("join", n, sizes) for n, sizes in ((0, []), (3, [3]), (4, [4]), (5, [5]), (8, [4, 4]), (9, [4, 5]))),
+        *(("drop", n, sizes) for n, sizes in ((0, []), (3, [3]), (4, [4]), (5, [4]), (8, [4, 4]), (9, [4, 4]))),
+    ],
+)
+def test_a_smaller_last_batch_is_joined_or_dropped(last: str, n: int, sizes: list[int]) -> None:
+    order = epoch_order(0, 0, n)
+    dealt = batches(order, 4, last)
+    assert [len(batch) for batch in dealt] == sizes
+    assert np.array_equal(np.concatenate([*dealt, order[:0]]), order[: sum(sizes)])
+
+
 @pytest.mark.parametrize(("n", "sizes"), [(0, []), (3, [3]), (8, [4, 4]), (9, [4, 4, 1])])
 def test_last_batch_may_be_smaller(n: int, sizes: list[int]) -> None:
     order = epoch_order(0, 0, n)

@@ -31,7 +31,7 @@ def test_compiled_training_is_the_same_up_to_rounding(make: Make, method: str) -
         lockstep.run([refresh(job, Refresh(1), None) for job in jobs])
         lockstep.run([one_epoch(job, Train(1, "parallel", 0)) for job in jobs])
         ended[compiled] = {name: value for job in jobs for name, value in job.stage.state().items()}
-    assert len(calls) == 6
+    assert sum(isinstance(getattr(call, "__self__", None), torch.nn.Module) for call in calls) == 6
     assert ended[False].keys() == ended[True].keys()
     for name, value in ended[False].items():
         torch.testing.assert_close(ended[True][name], value, rtol=1e-3, atol=1e-5)
