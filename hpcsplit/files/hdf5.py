@@ -1,7 +1,7 @@
 """HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
 
-This is the only module that imports h5py.  Files are never locked (many parallel file systems cannot); every function
-has closed its file when it returns, so raw reads and writes of the rows never meet the library's own buffers.
+This is the only module that imports h5py, for writing; hdf5_format reads.  Files are never locked (many parallel file
+systems cannot); every function has closed its file when it returns, so raw reads and writes of the rows never meet the library's own buffers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import h5py
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, ConfigError, StoreError
+from hpcsplit.errors import CheckpointError, StoreError
 from hpcsplit.files.atomic import free_bytes, fsync_file
+from hpcsplit.files.hdf5_format import VARIABLE_TEXT, Contents, Dataset, Value, VariableText, parse
 from hpcsplit.files.nofollow import open_file, remove
 
 Attribute = str | int | float
+Buffer = bytes | bytearray | memoryview
 
 NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.float64: np.float64,
@@ -34,11 +37,12 @@ NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
 }
-_BFLOAT16 = "bfloat16"
+_BFLOAT16 = b"bfloat16"
 _TYPE_MARK = "torch_dtype"
 _ALIGNMENT_BYTES = 4096
 _SLACK_BYTES = 1 << 16
-_TEXT_BYTES = 1 << 15  # the library has room for an attribute of 64 KiB
+_TEXT_BYTES = 1 << 15  # of one piece; the library has room for an attribute of 64 KiB
+_PIECE = "#"  # begins the number of a further piece of a text in the name of its attribute
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -65,41 +69,105 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
             for key, tensor in tensors.items():
                 dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
                 if tensor.dtype == torch.bfloat16:
-                    dataset.attrs[_TYPE_MARK] = _BFLOAT16
+                    _set_text(dataset.attrs, _TYPE_MARK, _BFLOAT16)
             _set(file, attributes)
         fsync_file(path)
     except (OSError, RuntimeError) as error:
         raise StoreError(f"{_no_room(path, needed, free_bytes(Path(path).parent))} ({error})") from error
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Stored:
+    """An image of a file by `write_tensors`: its headers and attributes, and each tensor when it is asked for.
+
+    Attributes:
+        headers: of every tensor, by its key.
+        attributes: as str, int, float or bool.
+
+    CheckpointError when the file is damaged, or has anything in it that this program does not write.
+    """
+
+    def __init__(self, image: Buffer, path: Path) -> None:
+        """`path` is named in errors."""
+        self._image, self._path = memoryview(image), path
+        with _readable(path):
+            found = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())
+            self._datasets = {_key(link): dataset for link, dataset in found.datasets.items()}
+            self.headers = {key: Header(d.shape, _torch_type(d)) for key, d in self._datasets.items()}
+            self.attributes = _plain(found.attributes)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A copy of the tensor, on the CPU."""
+        found, header = self._datasets[key], self.headers[key]
+        tensor = torch.empty(header.shape, dtype=header.dtype)
+        if found.size:
+            raw = np.frombuffer(self._image, np.uint8, found.size, found.offset)
+            tensor.view(-1).view(torch.uint8).numpy()[:] = raw
+        return tensor
+
+
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and attributes of a file by `write_tensors`.  CheckpointError when it is damaged."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def visit(link: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise ValueError(f"{link} refers to another file")
-            tensor = torch.from_numpy(np.asarray(item[()]))
-            marked = item.attrs.get(_TYPE_MARK) == _BFLOAT16
-            tensors[_key(link)] = tensor.view(torch.bfloat16) if marked else tensor
-
-    with _opened(path) as file:
-        file.visititems(visit)
-        return tensors, _plain(file.attrs)
+    with _readable(path):
+        with open(path, "rb", opener=open_file) as file:
+            image = file.read()
+    stored = Stored(image, path)
+    return {key: stored.tensor(key) for key in stored.headers}, stored.attributes
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of the file as str, int, float or bool.  CheckpointError when it is damaged."""
-    with _opened(path) as file:
-        return _plain(file.attrs)
+    with _readable(path):
+        return _plain(_contents(path)[0].attributes)
+
+
+def _contents(path: Path) -> tuple[Contents, int]:
+    """What a file of any size holds, and its size."""
+    with open(path, "rb", buffering=0, opener=open_file) as file:
+        size = os.fstat(file.fileno()).st_size
+        return parse(lambda offset, length: os.pread(file.fileno(), length, offset), size, _types()), size
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{path} cannot be read as an HDF5 file of this program ({reason}); resume from another checkpoint or "
+            "restore it from a copy"
+        ) from error
+
+
+@cache
+def _types() -> dict[bytes, np.dtype[Any]]:
+    """The numbers that `write_tensors` and `_set` write, by their description in a file."""
+    kinds = [np.dtype(kind) for kind in NUMPY_TYPES.values()]
+    return {h5py.h5t.py_create(kind, logical=True).encode()[2:]: kind for kind in kinds}
+
+
+def _torch_type(found: Dataset) -> torch.dtype:
+    mark = found.attributes.get(_TYPE_MARK)
+    if mark is None:
+        return torch.from_numpy(np.empty(0, found.dtype)).dtype
+    if mark not in (_BFLOAT16, VARIABLE_TEXT) or found.dtype != np.uint16:  # of variable length in older files
+        raise ValueError(f"it has an array of another type than it says: {mark!r}")
+    return torch.bfloat16
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
     """Change or add attributes.  A number takes the place of the old number, so the file does not grow.  StoreError."""
+    present = read_attributes(path)
     try:
         with h5py.File(path, "r+", locking=False) as file:
-            present = _plain(file.attrs)
             _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
     except (OSError, RuntimeError) as error:
         raise StoreError(
@@ -117,34 +185,32 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
 
 
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+def _plain(attributes: Mapping[str, Value | VariableText]) -> dict[str, Any]:
+    """The values, texts decoded and put together of their pieces."""
+    values: dict[str, Any] = {}
+    for name, value in sorted(attributes.items()):
+        whole, piece, _ = name.partition(_PIECE)
+        if isinstance(value, VariableText):
+            raise ValueError(f"its attribute {name!r} is text of variable length, which is not read")
+        values[whole] = values.get(whole, b"") + value if piece else value
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def _set(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
-    """Write attributes; texts of fixed length, since in a damaged file the library looks for others for ever."""
+    """Write attributes; texts of fixed length, in pieces, since in a damaged file others may lie anywhere."""
     for name, value in attributes.items():
-        if isinstance(value, str) and len(raw := value.encode()) <= _TEXT_BYTES:
-            file.attrs.create(name, np.array(raw, f"S{max(1, len(raw))}"))
-        elif isinstance(value, str):
-            file.attrs[name] = value
+        if isinstance(value, str):
+            raw = value.encode()
+            for number, first in enumerate(range(0, max(1, len(raw)), _TEXT_BYTES)):
+                _set_text(
+                    file.attrs, f"{name}{_PIECE}{number:04d}" if number else name, raw[first : first + _TEXT_BYTES]
+                )
         else:
             file.attrs.modify(name, value)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    try:
-        os.close(open_file(path, os.O_RDONLY))  # the library would wait for a pipe, and follow a link
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except ConfigError:
-        raise
-    except Exception as error:  # the library raises nearly every built-in exception on a damaged file
-        raise CheckpointError(
-            f"{path} cannot be read as an HDF5 file ({error}); resume from another checkpoint or restore it from a copy"
-        ) from error
+def _set_text(attributes: h5py.AttributeManager, name: str, raw: bytes) -> None:
+    attributes.create(name, np.array(raw, f"S{max(1, len(raw))}"))
 
 
 def _link(key: str, keys: Mapping[str, Any]) -> str:
@@ -196,7 +262,7 @@ def create_rows(
             _allocate(file, "rows", (rows, *row_shape), NUMPY_TYPES[dtype])
             _allocate(file, "index", (rows,), np.int64)
             if dtype == torch.bfloat16:
-                file["rows"].attrs[_TYPE_MARK] = _BFLOAT16
+                _set_text(file["rows"].attrs, _TYPE_MARK, _BFLOAT16)
             _set(file, attributes)
         layout = rows_layout(path)
         reserve(path, layout.size_bytes)
@@ -227,25 +293,13 @@ def reserve(path: Path, size_bytes: int) -> None:
 
 def rows_layout(path: Path) -> RowsLayout:
     """The layout of an existing file by `create_rows`.  CheckpointError when it is damaged or of another kind."""
-    with _opened(path) as file:
-        rows, index = file["rows"], file["index"]
-        marked = rows.attrs.get(_TYPE_MARK) == _BFLOAT16
-        dtype = torch.bfloat16 if marked else torch.from_numpy(np.empty(0, rows.dtype)).dtype
-        layout = RowsLayout(
-            rows=rows.shape[0],
-            row_shape=tuple(rows.shape[1:]),
-            dtype=dtype,
-            rows_offset=rows.id.get_offset(),
-            index_offset=index.id.get_offset(),
-            size_bytes=os.path.getsize(path),
+    with _readable(path):
+        found, size = _contents(path)
+        if found.datasets.keys() != {"rows", "index"}:
+            raise ValueError("it has no rows")
+        rows, index = found.datasets["rows"], found.datasets["index"]
+        if not rows.shape or index.shape != rows.shape[:1] or index.dtype != np.int64:
+            raise ValueError("the datasets rows and index do not belong together")
+        return RowsLayout(
+            rows.shape[0], tuple(rows.shape[1:]), _torch_type(rows), rows.offset, index.offset, size_bytes=size
         )
-        if (
-            None in (layout.rows_offset, layout.index_offset)
-            or index.shape != rows.shape[:1]
-            or index.dtype != np.int64
-        ):
-            raise ValueError("the datasets rows and index are not contiguous or do not belong together")
-        ends = (layout.rows_offset + layout.rows * layout.row_bytes, layout.index_offset + layout.rows * 8)
-        if max(ends) > layout.size_bytes:
-            raise ValueError(f"it is cut off: {layout.size_bytes} bytes, {max(ends)} expected")
-        return layout
