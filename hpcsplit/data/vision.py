@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows, read from a folder or downloaded.  The only importer of torchvision."""
+"""Data sets that torchvision knows, read from a folder or downloaded by it.  The only importer of torchvision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
@@ -55,7 +56,9 @@ def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
         )
     try:
         with _calm():
-            return _part(spec, folder, True, download), _part(spec, folder, False, download)
+            if download:
+                _download(spec, folder)
+            return _part(spec, folder, True), _part(spec, folder, False)
     except MemoryError:
         raise
     except Exception as problem:  # torchvision meets damaged files and broken networks with errors of every kind
@@ -71,20 +74,38 @@ def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
         ) from problem
 
 
-def _part(spec: Spec, folder: Path, train: bool, download: bool) -> Part:
+def _part(spec: Spec, folder: Path, train: bool) -> Part:
     from torchvision import datasets
 
     kind = getattr(datasets, LAYOUT[spec.name][0])
     if spec.name == "svhn":
-        found = kind(folder, split="train" if train else "test", download=download)
-        return Part.of(found.data, found.labels)
-    found = kind(folder, train=train, download=download)
-    images = np.asarray(found.data)
-    if images.ndim == 3:  # grey: (N, H, W)
-        images = images[:, None]
-    else:  # colour: (N, H, W, C)
-        images = images.transpose(0, 3, 1, 2)
-    return Part.of(images, np.asarray(found.targets))
+        _, file, md5 = kind.split_list["train" if train else "test"]
+        return Part.of(*decode.svhn(decode.content(folder / file, md5)))
+    if spec.name.startswith("cifar"):
+        files = [
+            (folder / kind.base_folder / name, md5) for name, md5 in (kind.train_list if train else kind.test_list)
+        ]
+        pieces = [decode.cifar(decode.content(path, md5)) for path, md5 in files]
+        labels = [label for _, piece in pieces for label in piece]
+        return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
+    prefix = folder / kind.__name__ / "raw" / ("train" if train else "t10k")
+    images = decode.idx(decode.content(Path(f"{prefix}-images-idx3-ubyte")), 3)
+    return Part.of(images[:, None], decode.idx(decode.content(Path(f"{prefix}-labels-idx1-ubyte")), 1))
+
+
+def _download(spec: Spec, folder: Path) -> None:
+    """Let torchvision fetch what is absent, and read nothing: its way of reading runs what a pickle says."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, LAYOUT[spec.name][0])
+    if spec.name == "svhn":
+        for split in ("train", "test"):
+            url, file, md5 = kind.split_list[split]
+            datasets.utils.download_url(url, str(folder), file, md5)
+        return
+    fetcher = kind.__new__(kind)  # without __init__, which reads
+    fetcher.root = str(folder)
+    fetcher.download()
 
 
 @contextlib.contextmanager
@@ -101,8 +122,9 @@ def _calm() -> Iterator[None]:
 
 def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
     def part(prefix: str) -> Part:
-        images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", 3)
-        return Part.of(images[:, None], _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 1))
+        images = decode.idx(gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes()), 3)
+        labels = decode.idx(gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()), 1)
+        return Part.of(images[:, None], labels)
 
     try:
         return part("train"), part("t10k")
@@ -111,12 +133,3 @@ def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
             f"{spec.name} in {folder} cannot be read ({problem}); "
             f"install Debian's package dataset-fashion-mnist again, or set data.root to another copy"
         ) from problem
-
-
-def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """A gzipped idx file of unsigned bytes: magic number 0x0800 + dimensions, sizes as big-endian int32, the bytes."""
-    content = gzip.decompress(path.read_bytes())
-    header = np.frombuffer(content, ">i4", 1 + dimensions)
-    if header[0] != 0x0800 + dimensions:
-        raise ValueError(f"{path.name} is no idx file of {dimensions} dimensions")
-    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])

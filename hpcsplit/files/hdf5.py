@@ -1,7 +1,8 @@
 """HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
 
 This is the only module that imports h5py, for writing; hdf5_format reads.  Files are never locked (many parallel file
-systems cannot); every function has closed its file when it returns, so raw reads and writes of the rows never meet the library's own buffers.
+systems cannot); every function has closed its file when it returns, so raw reads and writes of the rows never meet the
+library's own buffers.
 """
 
 from __future__ import annotations
@@ -115,9 +116,8 @@ class Stored:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and attributes of a file by `write_tensors`.  CheckpointError when it is damaged."""
-    with _readable(path):
-        with open(path, "rb", opener=open_file) as file:
-            image = file.read()
+    with _readable(path), open(path, "rb", opener=open_file) as file:
+        image = file.read()
     stored = Stored(image, path)
     return {key: stored.tensor(key) for key in stored.headers}, stored.attributes
 
