@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 
 from hpcsplit.errors import CheckpointError
+from hpcsplit.files.hdf5 import Header
 from hpcsplit.split.stage import Stage
 
 Tensors = dict[str, torch.Tensor]
@@ -51,6 +53,22 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
         state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         if state:
             stage.optimizer.state[parameter] = {key: _like(parameter, t) for key, t in state.items()}
+
+
+def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
+    """Raise CheckpointError where a file has weights or optimizer state that cannot be of this stage, before it is read.
+
+    What a method carries along has any shape; a file cannot claim more of it than it has bytes.
+    """
+    own, sizes = stage.state(), {name: p.numel() for name, p in stage.blocks.named_parameters()}
+    for key, header in headers.items():
+        kind, _, name = key.partition("/")
+        if kind == "weights" and name in own and header.shape != own[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {header.shape} in the checkpoint and {tuple(own[name].shape)} in this network"
+            )
+        if kind == "optim" and math.prod(header.shape) > max(1, sizes.get(name.rpartition("/")[0], 0)):
+            raise CheckpointError(f"{key} has shape {header.shape} in the checkpoint, more than its weight has")
 
 
 def _optimizer_state(stage: Stage, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor | None]:

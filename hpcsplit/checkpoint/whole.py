@@ -14,7 +14,7 @@ import torch
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import Tensors, tensor_digests, weights_sha256
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.hdf5 import read_tensors
+from hpcsplit.files.hdf5 import Stored
 
 WEIGHTS = "weights/"
 
@@ -30,7 +30,7 @@ def stage_files(folder: Path) -> list[str]:
 def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
     """The weights and buffers of the whole network, in the order of `like`, on the CPU.
 
-    All checksums are compared before the first file is opened.
+    A tensor is read when the checksum of its file, its shape and its type are right.
 
     Args:
         like: the network's own state dict; only names, shapes and types are looked at, so it may be on "meta".
@@ -39,28 +39,26 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Tensors:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
             is that of another network.
     """
-    names = stage_files(folder)
-    ckpt.verify(folder, names)
     weights: Tensors = {}
-    for file in names:
-        tensors = read_tensors(folder / file)[0]
-        found = {key.removeprefix(WEIGHTS): t for key, t in tensors.items() if key.startswith(WEIGHTS)}
-        if twice := sorted(found.keys() & weights.keys()):
+    for file in stage_files(folder):
+        stored = Stored(ckpt.image(folder, file), folder / file)
+        headers = {k.removeprefix(WEIGHTS): header for k, header in stored.headers.items() if k.startswith(WEIGHTS)}
+        if twice := sorted(headers.keys() & weights.keys()):
             raise ckpt.damaged(folder, f"{twice[0]} is in {file} and in a file before it")
-        weights |= found
-    if surplus := sorted(weights.keys() - like.keys()):
-        raise CheckpointError(
-            f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config"
-        )
-    for name, t in like.items():
-        if name not in weights:
-            raise CheckpointError(f"checkpoint {folder} has no {name}, this network has; give the run's own --config")
-        here, there = (tuple(t.shape), t.dtype), (tuple(weights[name].shape), weights[name].dtype)
-        if here != there:
+        if surplus := sorted(headers.keys() - like.keys()):
             raise CheckpointError(
-                f"{name} has shape {there[0]} ({there[1]}) in checkpoint {folder} and {here[0]} ({here[1]}) in this "
-                "network; give the run's own --config"
+                f"checkpoint {folder} has {surplus[0]}, this network has not; give the run's own --config"
             )
+        for name, header in headers.items():
+            there, here = (header.shape, header.dtype), (tuple(like[name].shape), like[name].dtype)
+            if here != there:
+                raise CheckpointError(
+                    f"{name} has shape {there[0]} ({there[1]}) in checkpoint {folder} and {here[0]} ({here[1]}) in "
+                    "this network; give the run's own --config"
+                )
+        weights |= {name: stored.tensor(WEIGHTS + name) for name in headers}
+    if absent := [name for name in like if name not in weights]:
+        raise CheckpointError(f"checkpoint {folder} has no {absent[0]}, this network has; give the run's own --config")
     return {name: weights[name] for name in like}
 
 

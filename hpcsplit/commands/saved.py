@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from hpcsplit.assemble import build_network, load_data, make_identity
 from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.state import Tensors
 from hpcsplit.checkpoint.whole import read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
-from hpcsplit.files.hdf5 import read_attributes
 from hpcsplit.rundir import RunDir, trust
 from hpcsplit.wire.launcher import claimed_size
 
@@ -98,19 +96,9 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
     _alone()
     chosen = _choose(run, name)
     config = own_config(run, config_path, data_root)
-    ckpt.verify(chosen, [ckpt.MANIFEST])
-    manifest = read_attributes(chosen / ckpt.MANIFEST)
-    try:
-        prints: dict[str, Any] = json.loads(manifest["fingerprints"])
-        done, step = int(manifest["epochs_done"]), int(manifest["step"])
-        return Saved(
-            run, chosen, done, step, config, dict(prints), manifest.get("phases", ""), run.load_config().data.root
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {chosen} is of another version of this program: its {ckpt.MANIFEST} cannot be understood "
-            f"({type(error).__name__}: {error}); use the version that wrote it"
-        ) from None
+    found = manifest.read(chosen)
+    root = run.load_config().data.root
+    return Saved(run, chosen, found.epochs_done, found.step, config, found.fingerprints, found.phases, root)
 
 
 def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:
