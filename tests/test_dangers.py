@@ -28,6 +28,8 @@ LOADING: dict[str, dict[str, str]] = {
 # where a file may be opened, made, changed or removed by its name, past files/nofollow.py, and whose it is
 PAST_NOFOLLOW = {
     "allocator.py": "/proc",
+    "boundary/hdf5.py folder.mkdir": "the store's folder, which the user names",
+    "boundary/rowfile.py np.memmap": "of an open file",
     "commands/doctor.py": "disks and devices of this machine",
     "commands/export.py": "--out is the user's",
     "commands/simulate.py": "--profile is the user's",
@@ -39,6 +41,7 @@ PAST_NOFOLLOW = {
     "files/nofollow.py": "the one way",
     "files/scratch.py": "disks of this machine",
     "fits.py": "/proc and /sys",
+    "rundir/folder.py path.mkdir": "the run directory, which the user names",
     "report/terminal.py": "the terminal",
     "rundir/process.py": "/proc",
     "rundir/provenance.py": "/proc and the program's own folder",
@@ -62,13 +65,16 @@ def modules() -> list[str]:
     return [str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
-def allowed(module: str, places: dict[str, str]) -> bool:
-    return any(module == place or module.startswith(f"{place}/") for place in places)
+def allowed(module: str, call: ast.Call, places: dict[str, str]) -> bool:
+    """Whether it may stand in this module or room, or this one call in this module."""
+    this = f"{module} {'.'.join(ast.unparse(call.func).split('.')[-2:])}"
+    return any(place in (module, this) or module.startswith(f"{place}/") for place in places)
 
 
 def opens(name: str, call: ast.Call) -> bool:
     """Whether it opens something by its name.  Of nofollow's own functions only `open` is a word of Python, too."""
-    safe = any(keyword.arg in ("opener", "dir_fd") for keyword in call.keywords)
+    safe = any(keyword.arg in ("opener", "dir_fd", "closefd") for keyword in call.keywords)
+    safe |= any(ast.unparse(word).startswith("open_file(") for word in call.args[:1])
     return name in OPENING and not safe and (isinstance(call.func, ast.Attribute) or name == "open")
 
 
@@ -79,8 +85,8 @@ def loads(name: str, call: ast.Call) -> bool:
 
 def dangers(module: str) -> Iterator[str]:
     for name, call in calls(PACKAGE / module):
-        if (loads(name, call) and not allowed(module, LOADING[name])) or (
-            opens(name, call) and not allowed(module, PAST_NOFOLLOW)
+        if (loads(name, call) and not allowed(module, call, LOADING[name])) or (
+            opens(name, call) and not allowed(module, call, PAST_NOFOLLOW)
         ):
             yield f"{module}:{call.lineno} {ast.unparse(call.func)}"
 

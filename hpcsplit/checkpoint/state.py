@@ -56,7 +56,7 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
-    """Raise CheckpointError where a file has weights or optimizer state that cannot be of this stage, before it is read.
+    """Raise CheckpointError where a file has weights or optimizer state, not read yet, that this stage cannot have.
 
     What a method carries along has any shape; a file cannot claim more of it than it has bytes.
     """
