@@ -41,6 +41,7 @@ PAST_NOFOLLOW = {
     "files/nofollow.py": "the one way",
     "files/scratch.py": "disks of this machine",
     "fits.py": "/proc and /sys",
+    "rundir/folder.py folder.mkdir": "the store's folder, which the user names",
     "rundir/folder.py path.mkdir": "the run directory, which the user names",
     "report/terminal.py": "the terminal",
     "rundir/process.py": "/proc",
