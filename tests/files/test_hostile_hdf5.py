@@ -142,10 +142,10 @@ def other_byte_order(file: h5py.File, _: Path) -> None:
     file["x"] = np.zeros(3, ">f4")
 
 
-@made("shared|neither")
+@made("types that are shared")
 def committed_type(file: h5py.File, _: Path) -> None:
     file["type"] = np.dtype("f8")
-    file.create_dataset("x", (3,), dtype=file["type"])
+    file.create_dataset("a", (3,), dtype=file["type"])
 
 
 @made("more than 1000 attributes")
