@@ -119,6 +119,7 @@ def _dispatch(argv: list[str]) -> int:
         action="store_true",
         help="no confusion matrix and worst samples: these pass the test set through the networks",
     )
+    _data_root(report)
 
     _saved(commands, "evaluate", "loss and accuracy of a checkpoint on held-out data, on this process alone")
     export = _saved(commands, "export", "the weights of a checkpoint as one state dict for plain torch")
@@ -142,6 +143,10 @@ def _dispatch(argv: list[str]) -> int:
         print(config.to_toml(), end="")
         return 0
     keep_freed_memory()
+    if args.command in ("plan", "simulate") and config.origins["model.name"] != "command line":
+        from hpcsplit.rundir import trust
+
+        trust.check_code(config.model.name, args.config, f"if it is yours, add --model.name {config.model.name}")
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
         from hpcsplit.rundir import RunDir
@@ -202,7 +207,7 @@ def _without_overrides(args: argparse.Namespace) -> int:
         from hpcsplit.rundir import RunDir
 
         runs = [RunDir(path, follow_links=args.follow_links) for path in args.runs]
-        return report_command(runs, args.out, mistakes=not args.no_mistakes)
+        return report_command(runs, args.out, args.data_root, mistakes=not args.no_mistakes)
     if args.command == "doctor":
         from hpcsplit.commands.doctor import doctor_command
 
@@ -216,7 +221,7 @@ def _without_overrides(args: argparse.Namespace) -> int:
         return export_command(run, args.checkpoint, args.config, args.out)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(run, args.checkpoint, args.config, as_json=args.json)
+    return evaluate_command(run, args.checkpoint, args.config, args.data_root, as_json=args.json)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -235,9 +240,10 @@ def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> arg
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
-    parser.add_argument("--config", type=_path, help="the run's CONFIG.toml; needed for a user's own network")
+    parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)
     if name == "evaluate":
+        _data_root(parser)
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
 
@@ -248,6 +254,11 @@ def _links(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the folders checkpoints, aux, log and tensorboard of a run directory may be links, such as to scratch",
     )
+
+
+def _data_root(parser: argparse.ArgumentParser) -> None:
+    where = "folder of the data sets, which is never taken from a run directory; default: $HPCSPLIT_DATA or ./data"
+    parser.add_argument("--data.root", dest="data_root", default="", metavar="DIR", help=where)
 
 
 def _simulate(commands: argparse._SubParsersAction) -> None:

@@ -1,20 +1,24 @@
 """The folders of checkpoints: checkpoints/epoch-0007-step-000000/{stage-000.h5, …, manifest.h5, SHA256SUMS}.
 
-SHA256SUMS is written last, in a folder that still ends in .tmp; the rename makes it count.  No file is opened by the
-HDF5 library before its checksum has been compared.
+SHA256SUMS is written last, in a folder that still ends in .tmp; the rename makes it count.  No file is parsed
+before its checksum has been compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.atomic import fsync_dir, make_folders, replace_symlink, sha256_file, write_text
-from hpcsplit.files.nofollow import make_folder, names, read_text, remove_tree, replace
+from hpcsplit.files.nofollow import make_folder, names, open_file, read_text, remove_tree, replace
+from hpcsplit.files.scratch import memory_available_bytes
 
 MANIFEST = "manifest.h5"
 SUMS = "SHA256SUMS"
@@ -60,6 +64,33 @@ def verify(folder: Path, names: Iterable[str]) -> None:
             raise damaged(folder, f"{name} cannot be read ({error.strerror})") from None
         if found != sums[name]:
             raise damaged(folder, f"{name} does not have the checksum that {SUMS} lists")
+
+
+def image(folder: Path, name: str, most_bytes: int = 0) -> bytes:
+    """The content of a file, read once, when it has the checksum that SHA256SUMS lists.
+
+    Args:
+        most_bytes: it may have; 0: as many as there is memory for.
+
+    Raises:
+        CheckpointError: as `verify`, or it is larger.
+    """
+    sums, most = _read_sums(folder), min(memory_available_bytes(), most_bytes or sys.maxsize)
+    if name not in sums:
+        raise damaged(folder, f"{name} is not listed in {SUMS}")
+    try:
+        with open(folder / name, "rb", opener=open_file) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise CheckpointError(
+                    f"{folder / name} has {size} bytes, at most {most} are read; is it the run's own?"
+                )
+            content = file.read()
+    except OSError as error:
+        raise damaged(folder, f"{name} cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).hexdigest() != sums[name]:
+        raise damaged(folder, f"{name} does not have the checksum that {SUMS} lists")
+    return content
 
 
 def listed(folder: Path) -> list[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from hpcsplit.errors import CheckpointError
+from hpcsplit.files.hdf5 import Header
 from hpcsplit.nets.statedict import entry, is_extra, tensors_of, values_of
 from hpcsplit.split.stage import Stage
 
 Tensors = dict[str, torch.Tensor]
+Item = TypeVar("Item")
 _OTHER = "it belongs to another network: change the code back, or give the run's own configuration"
 
 
@@ -35,7 +39,8 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
         CheckpointError: a weight is absent or has another shape or type.
     """
     load_weights(stage.blocks, below("weights/", tensors), below("buffers/", tensors))
-    stage.carry = {name: t.to(stage.device) for name, t in below("carry/", tensors).items()}
+    carried = below("carry/", tensors)
+    stage.carry = {name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()}
     if stage.optimizer is None:
         return
     stage.optimizer.state.clear()
@@ -49,7 +54,7 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
                 }
 
 
-def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def below(prefix: str, tensors: Mapping[str, Item]) -> dict[str, Item]:
     """The tensors whose names begin so, by the rest of the name."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
@@ -81,7 +86,7 @@ def load_weights(blocks: nn.Module, weights: Mapping[str, torch.Tensor], buffers
             blocks.get_submodule(owner)._buffers[leaf] = t.to(device)
 
 
-def check_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+def check_weights(weights: Mapping[str, torch.Tensor | Header], own: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError where saved weights are not those of a network with `own`, which may be on "meta"."""
     saved, wanted = {entry(name) for name in weights}, {entry(name) for name in own}
     if surplus := sorted(saved - wanted):
@@ -97,6 +102,22 @@ def check_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.T
                 f"{name} has shape {tuple(there.shape)} ({there.dtype}) in the checkpoint and {tuple(t.shape)} "
                 f"({t.dtype}) in this network; {_OTHER}"
             )
+
+
+def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
+    """Raise CheckpointError where a file has weights or optimizer state, not read yet, that this stage cannot have.
+
+    What a method carries along has any shape; a file cannot claim more of it than it has bytes.
+    """
+    own, sizes = stage.state(), {name: p.numel() for name, p in stage.blocks.named_parameters()}
+    for key, header in headers.items():
+        kind, _, name = key.partition("/")
+        if kind == "weights" and name in own and header.shape != own[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {header.shape} in the checkpoint and {tuple(own[name].shape)} in this network"
+            )
+        if kind == "optim" and math.prod(header.shape) > max(1, sizes.get(name.rpartition("/")[0], 0)):
+            raise CheckpointError(f"{key} has shape {header.shape} in the checkpoint, more than its weight has")
 
 
 def _optimizer_state(stage: Stage, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor | None]:

@@ -15,7 +15,7 @@ import torch
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import Tensors, below, check_weights, tensor_digests, weights_sha256
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.hdf5 import read_tensors
+from hpcsplit.files.hdf5 import Header, Stored
 from hpcsplit.nets.statedict import entry, is_extra
 
 WEIGHTS, BUFFERS = "weights/", "buffers/"
@@ -38,7 +38,7 @@ class Whole(NamedTuple):
 
 
 def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
-    """The weights of the whole network.  All checksums are compared before the first file is opened.
+    """The weights of the whole network; each is read when the checksum of its file, its shape and type are right.
 
     Args:
         like: the network's own tensors (nets/statedict.py), whose values are not looked at: they may be on "meta".
@@ -47,25 +47,24 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
             is that of another network.
     """
-    names = stage_files(folder)
-    ckpt.verify(folder, names)
-    found: Tensors = {}
-    for file in names:
-        tensors = read_tensors(folder / file)[0]
-        tensors = {key: t for key, t in tensors.items() if key.startswith((WEIGHTS, BUFFERS))}
-        if twice := sorted(tensors.keys() & found.keys()):
+    found: dict[str, tuple[Header, Stored]] = {}
+    for file in stage_files(folder):
+        stored = Stored(ckpt.image(folder, file), folder / file)
+        mine = {key: (h, stored) for key, h in stored.headers.items() if key.startswith((WEIGHTS, BUFFERS))}
+        if twice := sorted(mine.keys() & found.keys()):
             raise ckpt.damaged(folder, f"{twice[0].partition('/')[2]} is in {file} and in a file before it")
-        found |= tensors
-    weights = below(WEIGHTS, found)
+        found |= mine
     try:
-        check_weights(weights, like)
+        check_weights(below(WEIGHTS, {key: header for key, (header, _) in found.items()}), like)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+    tensors = {key: stored.tensor(key) for key, (_, stored) in found.items()}
+    weights = below(WEIGHTS, tensors)
     order = dict.fromkeys(map(entry, like))
     parts = {name: [part for part in weights if entry(part) == name] for name in order if is_extra(name)}
     return Whole(
         {part: weights[part] for name in order for part in sorted(parts.get(name, [name]), key=_number)},
-        below(BUFFERS, found),
+        below(BUFFERS, tensors),
     )
 
 

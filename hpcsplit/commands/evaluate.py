@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import Prepared, build_network, load_data, make_job, make_phases, sizes
+from hpcsplit.assemble import Prepared, build_network, make_job, make_phases, sizes
 from hpcsplit.checkpoint.state import load_weights
 from hpcsplit.checkpoint.whole import Whole, digest
 from hpcsplit.commands.saved import Saved, find, warn
 from hpcsplit.config import Config, Method
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
@@ -34,14 +33,14 @@ _SAME = 1e-2  # apart from rounding on another device
 NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
 
 
-def evaluate_command(run: RunDir, name: str, config_path: Path | None, *, as_json: bool) -> int:
+def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, as_json: bool) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
     """
-    saved = find(run, name, config_path)
-    saved.check(fingerprint(load_data(saved.config)), "model", "data", "images", "seed")
+    saved = find(run, name, config_path, data_root)
+    saved.data()
     whole = saved.weights(build_network(saved.config, meta=True))
     scores = score(saved, whole)
     record = _record(saved)
@@ -89,7 +88,8 @@ def alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.config
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(config.run.threads or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(min(config.run.threads or cores, cores))
     alone = dataclasses.replace(config, method=Method(name="backprop"))
     blocks = len(build_network(config, meta=True))
     job = make_job(alone, Prepared((), (1.0,) * blocks, "", None), saved.run, 0, 1, device)

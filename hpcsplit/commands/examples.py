@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcsplit.assemble import build_network, load_data
+from hpcsplit.assemble import build_network
 from hpcsplit.commands.evaluate import alone
 from hpcsplit.commands.saved import Saved, find
 from hpcsplit.data.catalog import lookup
-from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.data.dataset import Dataset
 from hpcsplit.engine.evaluate import outcomes, outputs
 from hpcsplit.engine.job import Job
 from hpcsplit.report.mistakes import Mistakes, Wrong, confusion_matrix, worst
@@ -18,15 +18,14 @@ from hpcsplit.rundir import RunDir
 from hpcsplit.wire import lockstep
 
 
-def examples_of(run: RunDir) -> Mistakes | Reconstructions:
+def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
     """What is wrong, or the first images and their reconstructions, by the whole network on this process alone.
 
     Raises:
         HpcsplitError: there is no checkpoint, or no data, or they are not those of the run.
     """
-    saved = find(run, "", None)
-    data = load_data(saved.config)
-    saved.check(fingerprint(data), "model", "data", "images", "seed")
+    saved = find(run, "", None, data_root)
+    data = saved.data()
     job = alone(saved, saved.weights(build_network(saved.config, meta=True)))
     source = f"checkpoint {saved.name}, {saved.position()}"
     ids, shape = np.arange(min(SHOWN, job.test_size)), tuple(data.test.images.shape[1:])

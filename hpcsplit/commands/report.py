@@ -29,10 +29,11 @@ from hpcsplit.rundir import RunDir
 KINDS = ("html", "csv", *picture.FORMATS)
 
 
-def report_command(run_dirs: Sequence[RunDir], out: Path | None, *, mistakes: bool = True) -> int:
+def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str = "", *, mistakes: bool = True) -> int:
     """Print one line for each run directory, and write `out`, whose suffix says what; the exit code.
 
     Args:
+        data_root: the folder of the data sets; empty: see vision.folder_of.
         mistakes: let the page pass the test set through the network of each run's newest checkpoint.
     """
     if out:
@@ -59,7 +60,10 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, *, mistakes: bo
     what = {"html": "page", "csv": "numbers"}.get(kind, "curves")
     try:
         if kind == "html":
-            runs = {name: _run(name, found[name], records[name], configs[name], mistakes) for name in found}
+            runs = {
+                name: _run(name, found[name], records[name], configs[name], data_root if mistakes else None)
+                for name in found
+            }
             write_text(out, page(runs))
         elif kind == "csv":
             write_text(out, csv_text(records))
@@ -127,16 +131,18 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def _run(name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, mistakes: bool) -> Run:
+def _run(
+    name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, data_root: str | None
+) -> Run:
     try:
         summary = read_text(run_dir.summary).rstrip()
     except OSError:
         summary = ""
-    wrong = _mistakes(name, run_dir, config) if mistakes else "Left out by --no-mistakes."
+    wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
     return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
 
 
-def _mistakes(name: str, run_dir: RunDir, config: Config | str) -> Mistakes | Reconstructions | str:
+def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:
     """What the newest checkpoint gets wrong, or why nobody knows."""
     from hpcsplit.commands.examples import examples_of
 
@@ -144,6 +150,6 @@ def _mistakes(name: str, run_dir: RunDir, config: Config | str) -> Mistakes | Re
         return f'Not known: model.name = "{config.model.name}" is code of the user\'s, which a report does not run.'
     print(f"{name}: test set through the network (--no-mistakes leaves it out)", flush=True)
     try:
-        return examples_of(run_dir)
+        return examples_of(run_dir, data_root)
     except HpcsplitError as error:
         return f"Not known, since the network of a checkpoint would be needed: {error}."

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from hpcsplit.assemble import build_network, code_prints, make_identity
+from hpcsplit.assemble import build_network, code_prints, load_data, make_identity
 from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.whole import Whole, read_weights
-from hpcsplit.config import Config, load
-from hpcsplit.errors import CheckpointError, ConfigError, LaunchError
-from hpcsplit.files.hdf5 import read_attributes
+from hpcsplit.config import Config, load, resolve
+from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
 from hpcsplit.nets.code import change_of, said_of
 from hpcsplit.nets.statedict import tensors_of
 from hpcsplit.printable import printable
-from hpcsplit.rundir import RunDir
+from hpcsplit.rundir import RunDir, trust
 from hpcsplit.wire.launcher import claimed_size
 
 
@@ -30,6 +30,7 @@ class Saved:
 
     Attributes:
         phases: initials of the kinds of epochs that had been decided, where that happens during the run.
+        data_root: where the run had its data, for people.
     """
 
     run: RunDir
@@ -39,6 +40,7 @@ class Saved:
     config: Config
     fingerprints: dict[str, str]
     phases: str = ""
+    data_root: str = ""
 
     @property
     def name(self) -> str:
@@ -52,6 +54,25 @@ class Saved:
     def weights(self, net: nn.Sequential) -> Whole:
         """All weights and buffers in the order of `net`, which may be on "meta".  CheckpointError where they differ."""
         return read_weights(self.folder, tensors_of(net))
+
+    def data(self) -> Dataset:
+        """The data of the run, from where the user says.
+
+        Raises:
+            DataError: they are not there.
+            CheckpointError: they are others, or something else differs from what the run was made with.
+        """
+        try:
+            data = load_data(self.config)
+        except DataError as error:
+            if self.config.data.root or not self.data_root or not self.data_root.isprintable():
+                raise
+            raise DataError(
+                f"{error}. The run had them elsewhere, but no data are taken from where a run directory says; if you "
+                f"know that folder, add --data.root {shlex.quote(self.data_root)}"
+            ) from None
+        self.check(fingerprint(data), "model", "data", "images", "seed")
+        return data
 
     def check(self, images: str, *sections: str) -> None:
         """Raise CheckpointError where these parts of the identity are not those that the checkpoint was made with.
@@ -68,11 +89,11 @@ class Saved:
         if changed := [name for name in sections if self.fingerprints.get(name) != here[name]]:
             raise CheckpointError(
                 f"checkpoint {self.folder} was made with another {' and '.join(changed)} than the configuration says; "
-                "give the run's own file as --config, with data.root at the same images"
+                "give the run's own file as --config, and the folder of the same images as --data.root"
             )
 
 
-def find(run: RunDir, name: str, config_path: Path | None) -> Saved:
+def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
     """The checkpoint `name` ("": the newest complete one) of a run directory; its manifest has been verified.
 
     Raises:
@@ -82,45 +103,38 @@ def find(run: RunDir, name: str, config_path: Path | None) -> Saved:
     """
     _alone()
     chosen = _choose(run, name)
-    config = own_config(run, config_path)
-    ckpt.verify(chosen, [ckpt.MANIFEST])
-    manifest = read_attributes(chosen / ckpt.MANIFEST)
-    try:
-        prints: dict[str, Any] = json.loads(manifest["fingerprints"])
-        done, step = int(manifest["epochs_done"]), int(manifest["step"])
-        return Saved(run, chosen, done, step, config, dict(prints), manifest.get("phases", ""))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {chosen} is of another version of this program: its {ckpt.MANIFEST} cannot be understood "
-            f"({type(error).__name__}: {error}); use the version that wrote it"
-        ) from None
+    config = own_config(run, config_path, data_root)
+    found = manifest.read(chosen)
+    root = run.load_config().data.root
+    return Saved(run, chosen, found.epochs_done, found.step, config, found.fingerprints, found.phases, root)
 
 
-def own_config(run: RunDir, config_path: Path | None) -> Config:
-    """The configuration of a run as its directory has it, overrides included.
+def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:
+    """The configuration of a run as its directory has it, overrides included, but for what reaches outside of it.
 
-    The user's file says where the data are now, and vouches for a network of the user's own: that is code to be run,
-    and a run directory may come from somebody else.
+    A run directory may come from somebody else.  So it is the user who says where data are, by `data_root` or by the
+    file, whether they may be downloaded, and whether blocks are compiled; and the file vouches for a network of the
+    user's own, which is code to be run.
 
     Raises:
         ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
             the run directory says so.
     """
-    config = run.load_config()
-    if config_path:
-        theirs = load(config_path)
-        if theirs.model.name != config.model.name:
-            raise ConfigError(
-                f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
-                "the file that the run was started with"
-            )
-        return replace(config, data=replace(config.data, root=theirs.data.root))
-    if ":" in config.model.name:
+    config, theirs = run.load_config(), load(config_path) if config_path else None
+    if theirs and theirs.model.name != config.model.name:
         raise ConfigError(
-            f'model.name = "{config.model.name}" in {run.config} names code to be run, which is not taken from a run '
-            "directory; give the run's own CONFIG.toml with --config"
+            f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
+            "the file that the run was started with"
         )
-    return config
+    if not theirs:
+        trust.check_code(config.model.name, run.config, "give the run's own CONFIG.toml with --config")
+    own = theirs or resolve({})
+    return replace(
+        config,
+        data=replace(config.data, root=data_root or own.data.root, download=own.data.download),
+        store=own.store,
+        run=replace(config.run, torch_compile=own.run.torch_compile, tensorboard=own.run.tensorboard),
+    )
 
 
 def warn(sentence: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from hpcsplit.data import embedded, vision
 from hpcsplit.data.catalog import Spec, lookup
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
+from hpcsplit.files.scratch import memory_available_bytes
 
 __all__ = ["Dataset", "Part", "fingerprint", "load"]
 
@@ -61,6 +63,7 @@ def load(
     spec = lookup(name)
     if spec.endless:
         spec = replace(spec, train=max(spec.train, limit_train), test=max(spec.test, limit_test))
+        _check_memory(spec)
     _check_limit(spec, "limit_train", limit_train, spec.train)
     _check_limit(spec, "limit_test", limit_test, spec.test)
     reader = embedded.READERS.get(name)
@@ -102,6 +105,15 @@ def channel_moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         means.append(mean)
         stds.append(variance.sqrt() if variance > 0 else torch.ones_like(variance))
     return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def _check_memory(spec: Spec) -> None:
+    needed, free = (spec.train + spec.test) * math.prod(spec.shape), memory_available_bytes()
+    if needed > free:
+        raise DataError(
+            f"{spec.train} + {spec.test} samples of {spec.name} have {needed} bytes, {free} bytes of memory are free; "
+            "lower data.limit_train or data.limit_test"
+        )
 
 
 def _check_limit(spec: Spec, key: str, limit: int, size: int) -> None:

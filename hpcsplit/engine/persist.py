@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint.manifest import FORMAT, fits, parsed
 from hpcsplit.checkpoint.state import stage_tensors
 from hpcsplit.engine.job import Job
 from hpcsplit.files.atomic import fsync_dir, write_failure
@@ -17,7 +18,11 @@ from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Save
 from hpcsplit.wire.port import Share, Verb
 
-FORMAT = 2
+_SUMS: dict[str, Any] = {
+    "tally": {"samples": int, "terms": {str: float}, "gap_sq": float, "aux_sq": float},
+    "seconds": {str: float},
+    "sent_bytes": int,
+}
 
 
 @dataclass
@@ -36,9 +41,13 @@ class EpochSums:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> EpochSums:
-        values = json.loads(text)
-        return cls(Tally(**values["tally"]), values["seconds"], values["sent_bytes"])
+    def from_json(cls, text: Any) -> EpochSums | None:
+        """None where it is not what `to_json` has written."""
+        values = parsed(text)
+        if not fits(values, _SUMS):
+            return None
+        tally = {key: values["tally"][key] for key in _SUMS["tally"]}
+        return cls(Tally(**tally), values["seconds"], values["sent_bytes"])
 
 
 def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[Verb, Any, None]:

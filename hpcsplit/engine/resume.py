@@ -7,7 +7,6 @@ need from the files that have it.  Variables at a boundary that is new are compu
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,12 +18,13 @@ import torch
 
 from hpcsplit.boundary.store import Store
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.checkpoint.state import load_stage
+from hpcsplit.checkpoint import manifest
+from hpcsplit.checkpoint.state import check_headers, load_stage
 from hpcsplit.config import differences
 from hpcsplit.engine.job import Identity, Job
-from hpcsplit.engine.persist import FORMAT, EpochSums
+from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError
-from hpcsplit.files.hdf5 import read_attributes, read_tensors
+from hpcsplit.files.hdf5 import Stored
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
@@ -139,36 +139,29 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
     if not candidates:
         return None
     folder = candidates[0]
-    ckpt.verify(folder, [ckpt.MANIFEST])
-    manifest = read_attributes(folder / ckpt.MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {folder} has format {manifest.get('format')}, this program reads {FORMAT}; continue with the "
-            "version that wrote it, or take another --run-dir"
-        )
-    theirs, ours = json.loads(manifest["fingerprints"]), identity.fingerprints
+    found = manifest.read(folder)
+    theirs, ours = found.fingerprints, identity.fingerprints
     changed = [section for section in ours if section != NETWORK and theirs.get(section) != ours[section]]
     if changed:
-        keys = differences(tomllib.loads(manifest["config"]), tomllib.loads(identity.config_toml), changed)
+        keys = differences(_tables(found.config), _tables(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
             f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
         )
     note = _code_note(folder, theirs, identity)
-    cuts = json.loads(manifest["cuts"])
-    missing = {ckpt.stage_file(k) for k in range(len(cuts) + 1)} - set(ckpt.listed(folder))
+    missing = {ckpt.stage_file(k) for k in range(len(found.cuts) + 1)} - set(ckpt.listed(folder))
     if missing:
         raise ckpt.damaged(folder, f"{', '.join(sorted(missing))} is not listed in {ckpt.SUMS}")
     return Found(
         folder=str(folder),
-        epochs_done=int(manifest["epochs_done"]),
-        step=int(manifest["step"]),
-        cuts=cuts,
-        aux_mode=manifest["aux_mode"],
-        aux_needed=bool(manifest["aux_needed"]),
-        recomputed=bool(manifest["recomputed"]),
-        aux=json.loads(manifest["aux"]),
-        phases=manifest.get("phases", ""),
+        epochs_done=found.epochs_done,
+        step=found.step,
+        cuts=found.cuts,
+        aux_mode=found.aux_mode,
+        aux_needed=bool(found.aux_needed),
+        recomputed=bool(found.recomputed),
+        aux=found.aux,
+        phases=found.phases,
         note=note,
     )
 
@@ -182,6 +175,13 @@ def _code_note(folder: Path, theirs: Mapping[str, str], identity: Identity) -> s
             "take another --run-dir, or go on with the code as it is now by --checkpoint.changed_code accept"
         )
     return said_of(change, folder.name)
+
+
+def _tables(toml: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(toml)
+    except (ValueError, RecursionError):  # of somebody else's checkpoint
+        return {}
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -200,19 +200,27 @@ def _load(job: Job, found: Found, recut: bool, sums: list[EpochSums]) -> bool:
     for k, theirs in enumerate(ranges(tuple(found.cuts), stage.net_blocks)):
         if blocks.isdisjoint(theirs):
             continue
-        ckpt.verify(folder, [ckpt.stage_file(k)])
-        saved, attributes = read_tensors(folder / ckpt.stage_file(k))
+        stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
         everything = blocks.issuperset(theirs)
+        wanted = [key for key in stored.headers if everything or _belongs(key, stage)]
         if recut:
-            stays = {key: t for key, t in saved.items() if not key.startswith("carry/stage/")}
-            saved, left_out = stays, left_out or len(stays) < len(saved)
-        tensors |= {key: t for key, t in saved.items() if everything or _belongs(key, stage)}
+            stays = [key for key in wanted if not key.startswith("carry/stage/")]
+            left_out = left_out or any(key.startswith("carry/stage/") for key in stored.headers)
+            wanted = stays
+        check_headers(stage, {key: stored.headers[key] for key in wanted})
+        tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
-            sums[0] = EpochSums.from_json(attributes["sums"])
+            sums[0] = _sums(folder, ckpt.stage_file(k), stored.attributes)
     if job.store and found.aux_mode == "copy" and (described := _described(job.store, found.aux)):
         ckpt.verify(folder, map(job.store.identity.saved_name, described["checksums"]))
     load_stage(stage, tensors)
     return left_out
+
+
+def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
+    if (sums := EpochSums.from_json(attributes.get("sums"))) is None:
+        raise ckpt.damaged(folder, f"{file} does not say what the epoch under way has added up to")
+    return sums
 
 
 def _belongs(key: str, stage: Stage) -> bool:

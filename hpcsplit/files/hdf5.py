@@ -1,9 +1,9 @@
 """HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
 
-This is the only module that imports h5py.  The library writes into memory alone, since it does not survive a disk that
-refuses; what it has made goes to the disk by checked writes.  Files are never locked (many parallel file systems
-cannot); every function has closed its file when it returns, so raw reads and writes of the rows never meet the
-library's own buffers.
+This is the only module that imports h5py, for writing; hdf5_format reads, since the library does not survive a damaged
+file.  It does not survive a disk that refuses, either, so it writes into memory alone, and what it has made goes to the
+disk by checked writes.  Files are never locked (many parallel file systems cannot); every function has closed its file
+when it returns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ import h5py
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, ConfigError
-from hpcsplit.files.atomic import free_bytes, gone_on_failure, opened, write_all, write_failure, write_new
+from hpcsplit.errors import CheckpointError
+from hpcsplit.files.atomic import free_bytes, gone_on_failure, opened, write_failure, write_new
+from hpcsplit.files.changes import Changes
+from hpcsplit.files.hdf5_format import VARIABLE_TEXT, Contents, Dataset, Value, VariableText, parse
 from hpcsplit.files.nofollow import open_file
 
 Attribute = str | int | float
+Buffer = bytes | bytearray | memoryview
 
 NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.float64: np.float64,
@@ -53,7 +57,8 @@ _BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_
 NUMPY_TYPES |= {dtype: NUMPY_TYPES[bits] for dtype, bits in _BITS.items()}
 _TYPE_MARK = "torch_dtype"  # where a dataset has the bits of such a type, its name
 _ALIGNMENT_BYTES = 4096
-_TEXT_BYTES = 1 << 15  # the library has room for an attribute of 64 KiB
+_TEXT_BYTES = 1 << 15  # of one piece; the library has room for an attribute of 64 KiB
+_PIECE = "#"  # begins the number of a further piece of a text in the name of its attribute
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -88,80 +93,107 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
     return hashlib.sha256(content).hexdigest()
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Stored:
+    """An image of a file by `write_tensors`: its headers and attributes, and each tensor when it is asked for.
+
+    Attributes:
+        headers: of every tensor, by its key.
+        attributes: as str, int, float or bool.
+
+    CheckpointError when the file is damaged, or has anything in it that this program does not write.
+    """
+
+    def __init__(self, image: Buffer, path: Path) -> None:
+        """`path` is named in errors."""
+        self._image, self._path = memoryview(image), path
+        with _readable(path):
+            found = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())
+            self._datasets = {_key(link): dataset for link, dataset in found.datasets.items()}
+            self.headers = {key: Header(d.shape, _torch_type(d)) for key, d in self._datasets.items()}
+            self.attributes = _plain(found.attributes)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A copy of the tensor, on the CPU."""
+        found, header = self._datasets[key], self.headers[key]
+        tensor = torch.empty(header.shape, dtype=header.dtype)
+        if found.size:
+            raw = np.frombuffer(self._image, np.uint8, found.size, found.offset)
+            tensor.view(-1).view(torch.uint8).numpy()[:] = raw
+        return tensor
+
+
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and attributes of a file by `write_tensors`.  CheckpointError when it is damaged."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def visit(link: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise ValueError(f"{link} refers to another file")
-            tensor = torch.from_numpy(np.asarray(item[()]))
-            tensors[_key(link)] = tensor.view(_dtype(item))
-
-    with _opened(path) as file:
-        file.visititems(visit)
-        return tensors, _plain(file.attrs)
+    with _readable(path), open(path, "rb", opener=open_file) as file:
+        image = file.read()
+    stored = Stored(image, path)
+    return {key: stored.tensor(key) for key in stored.headers}, stored.attributes
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of the file as str, int, float or bool.  CheckpointError when it is damaged."""
-    with _opened(path) as file:
-        return _plain(file.attrs)
+    with _readable(path):
+        return _plain(_contents(path)[0].attributes)
+
+
+def _contents(path: Path) -> tuple[Contents, int]:
+    """What a file of any size holds, and its size."""
+    with open(path, "rb", buffering=0, opener=open_file) as file:
+        size = os.fstat(file.fileno()).st_size
+        return parse(lambda offset, length: os.pread(file.fileno(), length, offset), size, _types()), size
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{path} cannot be read as an HDF5 file of this program ({reason}); resume from another checkpoint or "
+            "restore it from a copy"
+        ) from error
+
+
+@cache
+def _types() -> dict[bytes, np.dtype[Any]]:
+    """The numbers that `write_tensors` and `_set` write, by their description in a file."""
+    kinds = [np.dtype(kind) for kind in NUMPY_TYPES.values()]
+    return {h5py.h5t.py_create(kind, logical=True).encode()[2:]: kind for kind in kinds}
+
+
+def _torch_type(found: Dataset) -> torch.dtype:
+    """The type of an array's values: the one that it is marked with, or its own."""
+    own, mark = torch.from_numpy(np.empty(0, found.dtype)).dtype, found.attributes.get(_TYPE_MARK)
+    if mark is None:
+        return own
+    if mark == VARIABLE_TEXT and own == torch.uint16:  # as older files mark bfloat16
+        return torch.bfloat16
+    marks = {dtype_name(dtype).encode(): dtype for dtype, bits in _BITS.items() if bits == own}
+    if not isinstance(mark, bytes) or mark not in marks:
+        raise ValueError(f"it has an array of another type than it says, or than this torch knows: {mark!r}")
+    return marks[mark]
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
     """Change or add attributes.  A number takes the place of the old number, so the file does not grow.  StoreError."""
+    present = read_attributes(path)
     try:
         with opened(path, os.O_RDWR) as disk:
-            changes = _Changes(disk)
+            changes = Changes(disk)
             with h5py.File(changes, "r+") as file:
-                present = _plain(file.attrs)
                 _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
             changes.apply()
     except OSError as error:
         raise write_failure(path, error) from error
-
-
-class _Changes(io.RawIOBase):
-    """A file for the library to work on: it reads what is on the disk, and what it writes stays here until `apply`."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self._position = 0
-        self._written: list[tuple[int, bytes]] = []
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view, first = memoryview(buffer).cast("B"), self._position
-        content = bytearray(os.pread(self.descriptor, len(view), first).ljust(len(view), b"\0"))
-        for offset, piece in self._written:
-            begin, end = max(first, offset), min(first + len(view), offset + len(piece))
-            if begin < end:
-                content[begin - first : end - first] = piece[begin - offset : end - offset]
-        view[:] = content
-        self._position += len(view)
-        return len(view)
-
-    def write(self, content: Any) -> int:
-        piece = bytes(content)
-        self._written.append((self._position, piece))
-        self._position += len(piece)
-        self.size = max(self.size, self._position)
-        return len(piece)
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self._position if size is None else size
-        return self.size
-
-    def apply(self) -> None:
-        """Write to the disk what the library has written.  Raises OSError."""
-        for offset, piece in self._written:
-            write_all(self.descriptor, piece, offset)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -170,46 +202,32 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return plain.view(_BITS.get(plain.dtype, plain.dtype)).numpy()
 
 
-def _dtype(dataset: h5py.Dataset) -> torch.dtype:
-    """The type of a dataset's values: the one it is marked with, or its own."""
-    own = torch.from_numpy(np.empty(0, dataset.dtype)).dtype
-    mark = _plain(dataset.attrs).get(_TYPE_MARK)
-    if mark is None:
-        return own
-    marks = {dtype_name(dtype): dtype for dtype, bits in _BITS.items() if bits == own}
-    if mark not in marks:
-        raise ValueError(f"{dataset.name} has the type {mark!r}, which this torch does not know")
-    return marks[mark]
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+def _plain(attributes: Mapping[str, Value | VariableText]) -> dict[str, Any]:
+    """The values, texts decoded and put together of their pieces."""
+    values: dict[str, Any] = {}
+    for name, value in sorted(attributes.items()):
+        whole, piece, _ = name.partition(_PIECE)
+        if isinstance(value, VariableText):
+            raise ValueError(f"its attribute {name!r} is text of variable length, which is not read")
+        values[whole] = values.get(whole, b"") + value if piece else value
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def _set(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Attribute]) -> None:
-    """Write attributes; texts of fixed length, since in a damaged file the library looks for others for ever."""
+    """Write attributes; texts of fixed length, in pieces, since in a damaged file others may lie anywhere."""
     for name, value in attributes.items():
-        if isinstance(value, str) and len(raw := value.encode()) <= _TEXT_BYTES:
-            file.attrs.create(name, np.array(raw, f"S{max(1, len(raw))}"))
-        elif isinstance(value, str):
-            file.attrs[name] = value
+        if isinstance(value, str):
+            raw = value.encode()
+            for number, first in enumerate(range(0, max(1, len(raw)), _TEXT_BYTES)):
+                _set_text(
+                    file.attrs, f"{name}{_PIECE}{number:04d}" if number else name, raw[first : first + _TEXT_BYTES]
+                )
         else:
             file.attrs.modify(name, value)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    try:
-        os.close(open_file(path, os.O_RDONLY))  # the library would wait for a pipe, and follow a link
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except ConfigError:
-        raise
-    except Exception as error:  # the library raises nearly every built-in exception on a damaged file
-        raise CheckpointError(
-            f"{path} cannot be read as an HDF5 file ({error}); resume from another checkpoint or restore it from a copy"
-        ) from error
+def _set_text(attributes: h5py.AttributeManager, name: str, raw: bytes) -> None:
+    attributes.create(name, np.array(raw, f"S{max(1, len(raw))}"))
 
 
 def _link(key: str, keys: Mapping[str, Any]) -> str:
@@ -254,7 +272,7 @@ def create_rows(
     returned.  OSError (ENOSPC, EDQUOT) when there is no room; the file is then gone.
     """
     with gone_on_failure(path), opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) as descriptor:
-        changes = _Changes(descriptor)
+        changes = Changes(descriptor)
         with h5py.File(
             changes, "w", alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
         ) as file:
@@ -286,23 +304,13 @@ def reserve(path: Path, size_bytes: int) -> None:
 
 def rows_layout(path: Path) -> RowsLayout:
     """The layout of an existing file by `create_rows`.  CheckpointError when it is damaged or of another kind."""
-    with _opened(path) as file:
-        rows, index = file["rows"], file["index"]
-        layout = RowsLayout(
-            rows=rows.shape[0],
-            row_shape=tuple(rows.shape[1:]),
-            dtype=_dtype(rows),
-            rows_offset=rows.id.get_offset(),
-            index_offset=index.id.get_offset(),
-            size_bytes=os.path.getsize(path),
+    with _readable(path):
+        found, size = _contents(path)
+        if found.datasets.keys() != {"rows", "index"}:
+            raise ValueError("it has no rows")
+        rows, index = found.datasets["rows"], found.datasets["index"]
+        if not rows.shape or index.shape != rows.shape[:1] or index.dtype != np.int64:
+            raise ValueError("the datasets rows and index do not belong together")
+        return RowsLayout(
+            rows.shape[0], tuple(rows.shape[1:]), _torch_type(rows), rows.offset, index.offset, size_bytes=size
         )
-        if (
-            None in (layout.rows_offset, layout.index_offset)
-            or index.shape != rows.shape[:1]
-            or index.dtype != np.int64
-        ):
-            raise ValueError("the datasets rows and index are not contiguous or do not belong together")
-        ends = (layout.rows_offset + layout.rows * layout.row_bytes, layout.index_offset + layout.rows * 8)
-        if max(ends) > layout.size_bytes:
-            raise ValueError(f"it is cut off: {layout.size_bytes} bytes, {max(ends)} expected")
-        return layout

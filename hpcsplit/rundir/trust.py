@@ -13,6 +13,8 @@ from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.files.nofollow import state as state_of
 
+_OF_A_RUN = ("records.jsonl", "provenance.json", "checkpoints")
+
 
 def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, instead: str) -> None:
     """Refuse a folder that is another user's, or that everybody may write; one that is absent is fine.
@@ -67,6 +69,25 @@ def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None
             os.close(open_file(path, os.O_RDONLY))  # says why not
         if not take_over:
             _check_owner(str(path), state, instead)
+
+
+def check_code(model: str, config: Path, way_out: str) -> None:
+    """Refuse a network that is code to be run where only a run directory's own configuration file names it.
+
+    Args:
+        model: model.name.
+        config: the file that says so.
+        way_out: how the user says so.
+
+    Raises:
+        ConfigError: the file lies in a run directory.
+    """
+    inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
+    if ":" in model and inside:
+        raise ConfigError(
+            f'model.name = "{model}" in {config} names code to be run, which is not taken from a run directory; '
+            f"{way_out}"
+        )
 
 
 def _check_owner(what: str, state: os.stat_result, instead: str) -> None:

@@ -129,7 +129,7 @@ def test_a_manifest_of_another_program_is_a_sentence(copy: Run, hpcsplit: Comman
     sign(copy.newest)
     code, _, err = hpcsplit("evaluate", copy.folder)
     assert code == BAD
-    assert "manifest.h5 cannot be understood (KeyError" in err
+    assert "manifest.h5 cannot be understood (it has no cuts)" in err
 
 
 def test_a_stage_that_is_missing_is_a_sentence(copy: Run, hpcsplit: Command) -> None:

@@ -194,7 +194,7 @@ def test_folders_that_are_no_runs(copy: Run, hpcsplit: Command, tmp_path: Path) 
     (tmp_path / "a" / "records.jsonl").mkdir(parents=True)
     (tmp_path / "b").mkdir()
     for folder, sentence in (
-        (tmp_path / "a", "records.jsonl cannot be read"),
+        (tmp_path / "a", "records.jsonl is a folder, no regular file"),
         (tmp_path / "b", "is no run directory with a finished epoch"),
         (tmp_path / "absent", "is no run directory with a finished epoch"),
     ):

@@ -54,6 +54,13 @@ def test_random_images_are_as_many_as_are_asked_for(fake: Dataset) -> None:
     assert torch.equal(many.train.images[: len(fake.train)], fake.train.images)
 
 
+def test_random_images_beyond_the_memory() -> None:
+    with pytest.raises(
+        DataError, match=r"1000000000000 \+ 256 samples of fake have 3072000000786432 bytes, \d+ bytes of"
+    ):
+        load("fake", limit_train=10**12)
+
+
 def test_negative_limit() -> None:
     with pytest.raises(DataError, match="limit_test = -1"):
         load("fake", limit_test=-1)

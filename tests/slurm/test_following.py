@@ -91,7 +91,12 @@ def test_evaluation_and_report_wait_for_a_requeued_training_job(mock_desk: Desk)
         ("COMPLETED", "0:0", "0"),
     ]
     training = f"train c.toml --run-dir runs/c-{train.id} --run.seed 1 --run-dir runs/x"
-    assert mock_desk.started("x") == [training, training, "evaluate runs/x", "report runs/x --out runs/x.png"]
+    assert mock_desk.started("x") == [
+        training,
+        training,
+        "evaluate runs/x --config c.toml",
+        "report runs/x --out runs/x.png",
+    ]
 
 
 def test_nothing_follows_a_training_job_that_fails(mock_desk: Desk) -> None:

@@ -1,0 +1,149 @@
+"""A manifest with a right checksum and wrong values is refused in a sentence, by every command that reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcsplit.checkpoint import folder as ckpt
+from hpcsplit.checkpoint import manifest
+from hpcsplit.engine.persist import EpochSums
+from hpcsplit.errors import CheckpointError
+from hpcsplit.files.hdf5 import Stored, write_tensors
+from tests.checkpoint.conftest import Run
+from tests.commands.damage import sign
+
+AUX = {"slot": 1, "epoch": 3, "rows": 9, "dtype": "float32", "filled": {"u": 0}, "checksums": {"l": 5}}
+GOOD: dict[str, Any] = {
+    "format": 2,
+    "epochs_done": 3,
+    "step": 0,
+    "stages": 2,
+    "cuts": "[3]",
+    "fingerprints": '{"seed": "0"}',
+    "config": "[data]",
+    "provenance": "",
+    "aux_mode": "keep",
+    "aux_needed": 1,
+    "aux": json.dumps([None, {**AUX, "boundaries": {"l": 3}}]),
+    "recomputed": 0,
+    "phases": "SPP",
+}
+
+
+def written(place: Path, **changes: Any) -> Path:
+    """A checkpoint with a manifest of these values; None leaves one out."""
+    folder = place / "epoch-0003-step-000000"
+    folder.mkdir()
+    values = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    write_tensors(folder / ckpt.MANIFEST, {}, values)
+    sign(folder)
+    return folder
+
+
+def test_what_is_there_comes_back(tmp_path: Path) -> None:
+    found = manifest.read(written(tmp_path, phases=None))
+    assert (found.epochs_done, found.step, found.cuts, found.phases) == (3, 0, [3], "")
+    assert found.fingerprints == {"seed": "0"}
+    assert found.aux == [None, {**AUX, "boundaries": {"l": 3}}]
+
+
+WRONG = {
+    "epochs_done": ["three", 0.5, -1],
+    "step": ["0", -1],
+    "cuts": ["[3, 3]", "[0]", '["3"]', "{}", "3", "[3", "[" * 100_000, "[1" + "0" * 5000 + "]"],
+    "fingerprints": ["[]", '{"seed": 0}', "null"],
+    "config": [3],
+    "aux_mode": [1],
+    "aux_needed": ["yes"],
+    "aux": ["{}", "[3]", '[{"slot": 0}]', json.dumps([{**AUX, "boundaries": {"l": "3"}}]), json.dumps([AUX])],
+    "recomputed": [""],
+    "phases": [1.5],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in [None, *values]])
+def test_absent_or_of_another_kind(tmp_path: Path, key: str, value: Any) -> None:
+    if (key, value) == ("phases", None):
+        pytest.skip("older versions wrote none")
+    with pytest.raises(
+        CheckpointError, match=r"its manifest\.h5 cannot be understood .*; use the version that wrote it"
+    ):
+        manifest.read(written(tmp_path, **{key: value}))
+
+
+def test_another_format_and_a_file_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path, format=3)
+    with pytest.raises(CheckpointError, match="has format 3, this program reads 2"):
+        manifest.read(folder)
+    monkeypatch.setattr(manifest, "_MOST_BYTES", 100)
+    with pytest.raises(CheckpointError, match=r"manifest\.h5 has \d+ bytes, at most 100 are read"):
+        manifest.read(folder)
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    with open(folder / "stage-000.h5", "wb") as file:
+        file.truncate(1 << 43)
+    with open(folder / ckpt.SUMS, "a") as sums:
+        sums.write(f"{'0' * 64}  stage-000.h5\n")
+    with pytest.raises(CheckpointError, match="has 8796093022208 bytes, at most"):
+        ckpt.image(folder, "stage-000.h5")
+
+
+@pytest.mark.parametrize("text", [None, 3, "", "[]", '{"tally": 0}', "[" * 100_000])
+def test_sums_of_another_kind(text: Any) -> None:
+    sums = EpochSums(seconds={"a": 1.0})
+    assert EpochSums.from_json(sums.to_json()) == sums
+    assert EpochSums.from_json(text) is None
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        stored = Stored(path.read_bytes(), path)
+        tensors = {key: stored.tensor(key) for key in stored.headers}
+        change(tensors, stored.attributes)
+        write_tensors(path, tensors, stored.attributes)
+        sign(path.parent)
+
+    return write
+
+
+def _wide(tensors: dict[str, torch.Tensor]) -> None:
+    key = next(key for key in tensors if key.startswith("weights/"))
+    tensors[key] = torch.zeros(7, 7, 7)
+
+
+def _momentum(tensors: dict[str, torch.Tensor]) -> None:
+    key = next(key for key in tensors if key.startswith("optim/"))
+    tensors[key] = torch.zeros(100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensors, attributes: _wide(tensors), r"has shape \(7, 7, 7\)"),
+        (lambda tensors, attributes: _momentum(tensors), r"has shape \(100, 1000\) in the checkpoint, more than"),
+        (lambda tensors, attributes: attributes.pop("sums"), "does not say what the epoch under way"),
+        (lambda tensors, attributes: attributes.update(sums="[]"), "does not say what the epoch under way"),
+    ],
+)
+def test_a_stage_with_other_things_than_expected(
+    half: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
+) -> None:
+    """Nothing of its tensors is read."""
+    rewritten(change)(half.newest / "stage-001.h5")
+    asked: list[str] = []
+    real = Stored.tensor
+    monkeypatch.setattr(Stored, "tensor", lambda self, key: (asked.append(str(self._path)), real(self, key))[1])
+    said = refused()
+    assert re.search(reason, said)
+    assert said.count("\n") == 1
+    if "shape" in reason:
+        assert not any("stage-001" in path for path in asked)
