@@ -14,16 +14,14 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
         "assemble.py": "a method of this program, by its declaration",
         "nets/custom.py": "the user's own network, which no run directory names",
     },
-    "expandvars": {
-        "hpcsplit/paths.py",
-        "data/vision.py": "data.root, which is the user's",
-        "rundir/folder.py": "store.path of a run that is started",
-    },
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},
     "loadmat": {"data/decode.py": "numbers only, of a file whose sum is known"},
     "File": {"files/hdf5.py": "h5py, on files that are new or that hdf5_format has read before"},
     "memmap": {"boundary/rowfile.py": "of an open file"},
-    **{name: {} for name in ("__import__", "eval", "exec", "extractall", "fromfile", "system", "unpack_archive")},
+    **{
+        name: {}
+        for name in ("__import__", "eval", "exec", "expandvars", "extractall", "fromfile", "system", "unpack_archive")
+    },
 }
 
 
