@@ -12,7 +12,7 @@ _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|(\w*))")
 
 
 def expanded(text: str, where: str, refusal: type[HpcsplitError] = ConfigError) -> Path:
-    """The path that is meant by `text`; `where` it stands is for the message.
+    """The path that is meant by `text`, itself where something has just this name; `where` it stands is for the message.
 
     Raises:
         refusal: a variable is not set or empty, there is no such user, or the text can be no path.
@@ -26,7 +26,7 @@ def expanded(text: str, where: str, refusal: type[HpcsplitError] = ConfigError) 
 
     if "\0" in text:
         raise refusal(f"{where} {text!r} can be no path; give another one")
-    path = os.path.expanduser(_VARIABLE.sub(value, text))
+    path = os.path.expanduser(text if os.path.lexists(text) else _VARIABLE.sub(value, text))
     if path.startswith("~"):
         raise refusal(
             f'{where} "{text}": {path.split("/")[0]} is nobody\'s home folder here; write it out, or ./{path}'

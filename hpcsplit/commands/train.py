@@ -180,7 +180,7 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
     end(REQUEUE)
 
 
-def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device, sharing: int) -> Prepared:
+def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device, sharing: int = 0) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if wire.world.rank == 0:

@@ -89,7 +89,7 @@ class Files:
             return decode.published(self._members.pop(name), name, md5)
         path = _form(self.folder, name)
         if not path:
-            raise ValueError(f"{self.folder / name} is not there")
+            raise ValueError(f"{self.folder / name} is not there, or no file")
         if path.suffix == ".gz":
             return decode.published(gunzip(path), name, md5)
         return decode.content(path, md5)

@@ -71,16 +71,17 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
     held_out = (None, None) if fair else (yield from _held_out(job))
     if bn and job.batch_norm:
-        with job.stage.statistics_kept():  # those of other layers, too
-            job.stage.blocks.train()
-            fresh = FreshStatistics(job.stage)
-            order = job.measured()[:BN_BATCHES]
-            yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
-            job.stage.blocks.eval()
-            _, accuracy_bn = yield from _score(job, job.test, test)
-            if fair:
-                held_out = yield from _held_out(job)
-            fresh.restore()
+        forget = job.stage.remember()  # the statistics of other layers, too
+        job.stage.blocks.train()
+        fresh = FreshStatistics(job.stage)
+        order = job.measured()[:BN_BATCHES]
+        yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
+        job.stage.blocks.eval()
+        _, accuracy_bn = yield from _score(job, job.test, test)
+        if fair:
+            held_out = yield from _held_out(job)
+        fresh.restore()
+        forget()
     mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *held_out] if job.stage.last else None
     return Scores(*(yield Share(mine))[-1])
 

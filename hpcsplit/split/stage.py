@@ -184,6 +184,14 @@ class Stage:
     def statistics_kept(self) -> Iterator[None]:
         """Forward passes inside leave every buffer (BatchNorm statistics) and extra state as it was.  Yield a verb
         inside only where all that the stage does until it is answered is to be forgotten, too."""
+        forget = self.remember()
+        try:
+            yield
+        finally:
+            forget()
+
+    def remember(self) -> Callable[[], None]:
+        """The answer gives every buffer and extra state back as it is now."""
         saved = [
             (module._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
             for module in self.blocks.modules()
@@ -194,15 +202,16 @@ class Stage:
             for module in self.blocks.modules()
             if has_extra_state(module)
         ]
-        try:
-            yield
-        finally:
+
+        def forget() -> None:
             for buffers, name, buffer, value in saved:
                 buffers[name] = buffer
                 if buffer is not None and value is not None:
                     buffer.data.copy_(value)
             for module, state in extra:
                 module.set_extra_state(state)
+
+        return forget
 
     @contextmanager
     def pass_again(self, number: int, position: tuple[int, int] | None = None) -> Iterator[None]:

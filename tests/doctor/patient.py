@@ -31,7 +31,8 @@ def main() -> int:
     elif os.environ.get("PMI_RANK", "0") == rank and what != "nothing":
         doctor._PART_LIMIT_S = 3.0
         doctor.place.look_around = {"raise": fail, "stuck": stuck}[what]
-    return command(argv)
+    sys.argv[1:] = argv
+    return command()
 
 
 if __name__ == "__main__":

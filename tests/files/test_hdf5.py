@@ -73,8 +73,8 @@ def test_types_of_every_precision_are_among_them() -> None:
 def test_a_mark_that_nobody_knows_is_damage(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.h5", {"x": torch.zeros(2, dtype=torch.bfloat16)}, {})
     with h5py.File(tmp_path / "a.h5", "r+") as file:
-        file["x"].attrs["torch_dtype"] = "float9"
-    with pytest.raises(CheckpointError, match="has the type 'float9', which this torch does not know"):
+        file["x"].attrs.create("torch_dtype", np.bytes_("float9"))
+    with pytest.raises(CheckpointError, match="than this torch knows: b'float9'"):
         read_tensors(tmp_path / "a.h5")
 
 
@@ -151,7 +151,7 @@ def test_the_library_is_given_no_file_to_write(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(h5py, "File", opened)
     write_everything(tmp_path)
-    assert sorted(modes) == ["r", "r+", "w", "w"]
+    assert sorted(modes) == ["r+", "w", "w"]
     check_everything(tmp_path)
 
 

@@ -33,6 +33,7 @@ ELSEWHERE = {  # what opens no file of a run directory, and why
     "commands/export.py": "a new file that the user has named",
     "commands/doctor.py": "/dev/null",
     "output.py": "/dev/null",
+    "nets/code.py": "the user's own modules, which run already",
 }
 ROOMS = ("data/", "doctor/")  # the user's data sets; folders that are tried
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import activations, aux_of, batch_for, batch_of, listen, make_stages, mlp_parts, random_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.wire import lockstep
+from tests.methods.tiny import activations, aux_of, batch_for, batch_of, listen, make_stages, mlp_parts, random_rows
 
 SHAPE = (1, 2, 3)
 SIZE = 12

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lagrangian import Lagrangian
-from tiny import activations, batch_for, batch_of, boundaries, conv_parts, linear_parts, make_stages, weights
 from torch import nn
 from torch.func import functional_call
 
@@ -17,6 +15,17 @@ from hpcsplit.methods.auxnet import MOMENTUM, AuxNet, auxiliary_network
 from hpcsplit.methods.contract import StepResult
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
+from tests.methods.lagrangian import Lagrangian
+from tests.methods.tiny import (
+    activations,
+    batch_for,
+    batch_of,
+    boundaries,
+    conv_parts,
+    linear_parts,
+    make_stages,
+    weights,
+)
 
 SHAPE, BETA, LR = (1, 6, 6), 3.0, 0.1
 WEIGHTS = "stage/auxnet/w/"

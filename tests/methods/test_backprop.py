@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import batch_of, boundaries, conv_parts, linear_parts, make_stages, step, weights
 from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets import build
 from hpcsplit.split.timetable import Order
+from tests.methods.tiny import batch_of, boundaries, conv_parts, linear_parts, make_stages, step, weights
 
 SHAPE = (1, 8, 8)
 CUTS = [(), (4,), (1,), (1, 2), (2, 4), (1, 3, 4)]

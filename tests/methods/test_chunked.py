@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from tiny import activations, batch_for, batch_of, conv_parts, make_stages, weights
-from tiny import step as step_with_rows
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +15,8 @@ from hpcsplit.methods.contract import Batch, StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
+from tests.methods.tiny import activations, batch_for, batch_of, conv_parts, make_stages, weights
+from tests.methods.tiny import step as step_with_rows
 
 SHAPE, BETA = (1, 6, 6), 3.0
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from tiny import aux_of, batch_for, batch_of, conv_parts, listen, make_stages, parts_for, random_rows, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +27,17 @@ from hpcsplit.split.stage import Place, Stage
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send
+from tests.methods.tiny import (
+    aux_of,
+    batch_for,
+    batch_of,
+    conv_parts,
+    listen,
+    make_stages,
+    parts_for,
+    random_rows,
+    weights,
+)
 
 SHAPE = (1, 6, 6)
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from hpcsplit.methods.contract import Talk
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire import lockstep
+from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
 Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]

@@ -8,13 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from layered import SIZE, Network, Point, assert_longest_step, assert_same_point, descended, halves, newton, risk, slope
-from tiny import batch_for
 from torch import Tensor
 
 from hpcsplit.methods import dladmm
 from hpcsplit.methods.dladmm import DlAdmm
 from hpcsplit.methods.pdadmm import PdAdmm
+from tests.methods.layered import (
+    SIZE,
+    Network,
+    Point,
+    assert_longest_step,
+    assert_same_point,
+    descended,
+    halves,
+    newton,
+    risk,
+    slope,
+)
+from tests.methods.tiny import batch_for
 
 RHO, NU, LAST = 0.7, 0.3, 3
 EXACT: dict[str, Any] = {"tolerance": 1e-12, "fista_steps": 5000}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import listen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire import lockstep
 from tests.engine.small import config, make_jobs, one_epoch
+from tests.methods.tiny import listen
 
 ALPHA, RHO, TAU = 0.7, 0.4, 3.0
 SMALL: dict[str, Any] = {

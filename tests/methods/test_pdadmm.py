@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from layered import (
+from torch import Tensor
+
+from hpcsplit.methods.pdadmm import PdAdmm
+from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import Recv, Send
+from tests.methods.layered import (
     SIZE,
     Network,
     Point,
@@ -21,12 +26,7 @@ from layered import (
     risk,
     slope,
 )
-from tiny import batch_for, listen
-from torch import Tensor
-
-from hpcsplit.methods.pdadmm import PdAdmm
-from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import Recv, Send
+from tests.methods.tiny import batch_for, listen
 
 RHO, NU = 0.7, 0.3
 EXACT: dict[str, Any] = {"tolerance": 1e-12, "fista_steps": 5000}

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from layered import Network, assert_identical
 from torch import nn
 
 from hpcsplit.methods.pdadmm import PdAdmm
 from hpcsplit.terms.quantise import rounded
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from tests.methods.layered import Network, assert_identical
 
 RHO, NU = 0.7, 0.3
 METHOD = PdAdmm(rho=RHO, nu=NU)

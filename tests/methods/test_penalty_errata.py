@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import activations, batch_of, conv_parts, make_stages, random_rows, step
 from torch.nn import functional as F
 
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
+from tests.methods.tiny import activations, batch_of, conv_parts, make_stages, random_rows, step
 
 SHAPE = (1, 6, 6)
 

@@ -6,7 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import (
+from torch.nn import functional as F
+
+from hpcsplit.engine.epochs import receive_copies, send_copies
+from hpcsplit.methods.contract import own_variables
+from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
+from hpcsplit.split.stage import Stage
+from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import Meter, Traffic
+from tests.methods.tiny import (
     activations,
     aux_of,
     batch_for,
@@ -18,14 +26,6 @@ from tiny import (
     step,
     weights,
 )
-from torch.nn import functional as F
-
-from hpcsplit.engine.epochs import receive_copies, send_copies
-from hpcsplit.methods.contract import own_variables
-from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.split.stage import Stage
-from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import Meter, Traffic
 
 SHAPE = (1, 6, 6)
 

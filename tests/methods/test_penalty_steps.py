@@ -7,12 +7,22 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from lagrangian import Lagrangian
-from tiny import activations, batch_of, boundaries, conv_parts, linear_parts, make_stages, random_rows, step, weights
 
 from hpcsplit.methods.contract import StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.split.stage import Stage
+from tests.methods.lagrangian import Lagrangian
+from tests.methods.tiny import (
+    activations,
+    batch_of,
+    boundaries,
+    conv_parts,
+    linear_parts,
+    make_stages,
+    random_rows,
+    step,
+    weights,
+)
 
 SHARP = {"rtol": 1e-10, "atol": 1e-12}
 ETA_LAMBDA, ETA_KAPPA, BETA, LR = 0.7, 0.3, 3.0, 0.2

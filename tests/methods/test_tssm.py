@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows
 from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.gsadmm import GsAdmm
 from hpcsplit.methods.gsam import GsAm
 from hpcsplit.wire import lockstep
+from tests.methods.tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows
 
 SHAPE = (1, 6, 6)
 LR = 0.03

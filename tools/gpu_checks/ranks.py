@@ -30,15 +30,15 @@ _SHAPES = [(128, 16, 32, 32), (3,), (128, 64, 8, 8), (5, 7), (1, 1), (64, 32, 16
 _TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 _LATE_CYCLES = 20_000_000  # about 10 ms
 
-CORRECTED = {"epoch_end": "run", "predict": True, "spike": True, "lr_anneal": 1000}
-WAYS: dict[str, tuple[Phase, str, dict[str, Any]]] = {  # of two ranks
-    "exact": ("serial", "penalty", {}),
-    "penalty": ("parallel", "penalty", {}),
-    "delayed": ("parallel", "delayed", {"method": {"epoch_end": "run"}}),
-    "al": ("parallel", "al", {}),
-    "delayed, corrected": ("parallel", "delayed", {"method": CORRECTED}),
-    "penalty, store in files": ("parallel", "penalty", {"store": {"kind": "hdf5"}}),
-    "exact in 4 micro-batches": ("serial", "penalty", {"schedule": {"microbatches": 4}}),
+DELAYED = {"name": "delayed", "epoch_end": "run"}
+WAYS: dict[str, tuple[Phase, dict[str, dict[str, Any]]]] = {  # of two ranks
+    "exact": ("serial", {}),
+    "penalty": ("parallel", {"method": {"name": "penalty"}}),
+    "delayed": ("parallel", {"method": DELAYED}),
+    "al": ("parallel", {"method": {"name": "al"}}),
+    "delayed, corrected": ("parallel", {"method": {**DELAYED, "predict": True, "spike": True, "lr_anneal": 1000}}),
+    "penalty, store in files": ("parallel", {"method": {"name": "penalty"}, "store": {"kind": "hdf5"}}),
+    "exact in 4 micro-batches": ("serial", {"schedule": {"microbatches": 4}}),
 }
 
 
@@ -125,10 +125,10 @@ def together(setting: Setting) -> Iterator[Finding]:
 
 
 def _together(setting: Setting, wire: Any, network: str, precision: str, way: str) -> Finding:
-    phase, method, sections = WAYS[way]
+    phase, sections = WAYS[way]
     torch.backends.cudnn.benchmark = True
     steps, turns = _sizes(setting)
-    config = configuration(setting, network, 2, method, steps=steps, **sections, run={"precision": precision})
+    config = configuration(setting, network, 2, steps=steps, **sections, run={"precision": precision})
     place = wire.share(tempfile.mkdtemp(prefix="gpu-check-") if wire.world.rank == 0 else None)[0]
     run_dir = RunDir(Path(place) / "run")
     prepared = prepare(config, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None

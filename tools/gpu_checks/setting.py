@@ -68,16 +68,14 @@ class Setting:
         return statistics.median(found[1:])
 
 
-def configuration(
-    setting: Setting, network: str, stages: int, method: str = "backprop", *, steps: int, **sections: dict[str, Any]
-) -> Config:
+def configuration(setting: Setting, network: str, stages: int, *, steps: int, **sections: dict[str, Any]) -> Config:
     """A run on random images whose epoch has so many steps, parallel ones if the method has any."""
     batch = setting.batch
     raw: dict[str, dict[str, Any]] = {
         "data": {"name": "fake", "limit_train": batch * steps, "limit_test": 64, "batch_size": batch, "augment": True},
         "model": {"name": network},
         "split": {"cuts": [CUTS[network]] if stages == 2 else []},
-        "method": {"name": method},
+        "method": {"name": "backprop"},
         "schedule": {"epochs": 1000, "ratio": "0:1", "warmup": 0},
         "store": {"kind": "memory"},
         "run": {"threads": 1, "baseline": False, "device": setting.device.type},

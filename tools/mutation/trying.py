@@ -19,7 +19,7 @@ from typing import Any
 
 from tools.mutation.mutants import Mutant
 from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
-from tools.program import MARK, kill, marked
+from tools.program import MARK, ROOT, kill, marked
 
 NO_TESTS = 5  # pytest's exit code
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
@@ -41,7 +41,7 @@ class Worker:
                 shutil.copy2(source, target)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.mutation.worker", str(tree)],
-            cwd=root, env={**os.environ, MARK: str(tree)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env={**os.environ, MARK: str(tree)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
