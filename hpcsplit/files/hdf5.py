@@ -57,6 +57,7 @@ _BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_
 NUMPY_TYPES |= {dtype: NUMPY_TYPES[bits] for dtype, bits in _BITS.items()}
 _TYPE_MARK = "torch_dtype"  # where a dataset has the bits of such a type, its name
 _ALIGNMENT_BYTES = 4096
+_OLDEST = ("earliest", "latest")  # the structures that hdf5_format reads, whatever the library would choose
 _TEXT_BYTES = 1 << 15  # of one piece; the library has room for an attribute of 64 KiB
 _PIECE = "#"  # begins the number of a further piece of a text in the name of its attribute
 
@@ -77,7 +78,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], attributes: M
     as it was made in memory, which takes as many bytes as the tensors.  StoreError when it cannot be written.
     """
     image = io.BytesIO()
-    with h5py.File(image, "w") as file:
+    with h5py.File(image, "w", libver=_OLDEST) as file:
         for key, tensor in tensors.items():
             dataset = file.create_dataset(_link(key, tensors), data=_to_numpy(tensor))
             if tensor.dtype in _BITS:
@@ -189,7 +190,7 @@ def set_attributes(path: Path, attributes: Mapping[str, Attribute]) -> None:
     try:
         with opened(path, os.O_RDWR) as disk:
             changes = Changes(disk)
-            with h5py.File(changes, "r+") as file:
+            with h5py.File(changes, "r+", libver=_OLDEST) as file:
                 _set(file, {k: v for k, v in attributes.items() if k not in present or present[k] != v})
             changes.apply()
     except OSError as error:
@@ -274,7 +275,7 @@ def create_rows(
     with gone_on_failure(path), opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) as descriptor:
         changes = Changes(descriptor)
         with h5py.File(
-            changes, "w", alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
+            changes, "w", libver=_OLDEST, alignment_threshold=_ALIGNMENT_BYTES // 8, alignment_interval=_ALIGNMENT_BYTES
         ) as file:
             _allocate(file, "rows", (rows, *row_shape), NUMPY_TYPES[dtype])
             _allocate(file, "index", (rows,), np.int64)
