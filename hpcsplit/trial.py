@@ -10,7 +10,6 @@ The program's own networks are known to be good.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from hpcsplit.config.option import show
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_raised, other_types, said
+from hpcsplit.nets.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Pass, Shadow, meta_sample, trace, twin
 from hpcsplit.split.stage import Shape, Stage
@@ -54,7 +54,7 @@ def check_network(config: Config, net: nn.Sequential, device: torch.device) -> C
     if ":" not in config.model.name:
         return Checked(config, {}, ())
     first = None
-    with _nothing_drawn(device):
+    with nothing_drawn(device):
         for adapted in _adaptations(config):
             here = config.with_values(adapted, "the network")
             try:
@@ -351,15 +351,3 @@ def _check_compiler(device: torch.device) -> None:
             f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler (g++, or "
             "name it in CXX; for GPUs triton), or set run.torch_compile = false"
         ) from error
-
-
-@contextmanager
-def _nothing_drawn(device: torch.device) -> Iterator[None]:
-    """What is inside draws no random number from anybody."""
-    others = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(others[0])
-        np.random.set_state(others[1])  # noqa: NPY002

@@ -18,10 +18,10 @@ def seed_all(key: int) -> None:
 
 
 @contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Afterwards the random numbers of the CPU go on as if nothing had been drawn inside."""
+def nothing_drawn(device: torch.device | None = None) -> Iterator[None]:
+    """Afterwards the random numbers of the CPU, and of a GPU, go on as if nothing had been drawn inside."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device and device.type == "cuda" else []):
         try:
             yield
         finally:
