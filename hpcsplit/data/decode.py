@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 import os
-import pickle  # nosec B403  (only _Plain reads, which finds no class that a pickle names)
+import pickle  # nosec B403
 import stat
 from pathlib import Path
 from typing import Any
