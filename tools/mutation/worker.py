@@ -93,6 +93,7 @@ def _forked(tree: Path, run: Any, limit_s: float) -> tuple[int | None, str, floa
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             code = run()
+            sys.stdout.flush()
         finally:
             os._exit(code)
     status = None
