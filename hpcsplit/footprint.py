@@ -1,4 +1,4 @@
-"""How much memory a rank needs, from shapes alone: weights, gradients, optimizer, activations, rows, images.
+"""How much memory a rank needs, from shapes alone: weights, optimizer, activations, rows, images, checkpoint.
 
 Activations are what autograd keeps of a pass for its backward pass, counted on meta tensors, so they are those of
 float32 arithmetic; convolution kernels take room of their own beside it for moments, and Python with torch and MPI some
@@ -36,6 +36,7 @@ class Footprint:
         rows: mini-batches of auxiliary rows being read, used and written, and neighbours' copies.
         store: a store in memory.
         images: the data set, where a stage sees it.
+        checkpoint: the stage's file, which is made in memory between steps, when activations and rows are gone.
     """
 
     weights: int
@@ -43,10 +44,11 @@ class Footprint:
     rows: int
     store: int
     images: int
+    checkpoint: int
 
     @property
     def peak(self) -> int:
-        return sum(asdict(self).values())
+        return self.weights + self.store + self.images + max(self.activations + self.rows, self.checkpoint)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"peak": self.peak}
@@ -130,4 +132,5 @@ def footprint(
         rows=rows * (1 + AHEAD + BEHIND) + 2 * batch_size * sum(ends) if ranks > 1 else rows,
         store=stage.store_bytes if parallel and config.store.kind == "memory" else 0,
         images=image_bytes,
+        checkpoint=_WIDE_BYTES * (1 + states) * stage.params,
     )

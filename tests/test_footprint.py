@@ -81,7 +81,17 @@ def test_images_are_where_they_are_seen_and_a_store_in_memory_counts() -> None:
     assert on_disk[0]["images"] == 160 * 3 * 32 * 32
     assert [m["store"] for m in on_disk] == [0, 0, 0]
     assert [m["store"] > 0 for m in in_memory] == [False, True, True]
-    assert all(m["peak"] == sum(v for name, v in m.items() if name != "peak") for m in in_memory)
+    held = [m["weights"] + m["store"] + m["images"] for m in in_memory]
+    assert [m["peak"] for m in in_memory] == [
+        h + m["activations"] + m["rows"] for h, m in zip(held, in_memory, strict=True)
+    ]
+
+
+def test_a_checkpoint_is_made_in_memory_between_steps() -> None:
+    small, large = memory(2), memory(2, model__name="mlp", model__width=2000, data__batch_size=2)
+    assert all(3 * m["checkpoint"] == 2 * m["weights"] for m in small + large)  # without the gradients
+    for m, hungrier in ((small[1], small[1]["activations"] + small[1]["rows"]), (large[1], large[1]["checkpoint"])):
+        assert m["peak"] == m["weights"] + m["images"] + hungrier
 
 
 def test_the_groups_above_limit_a_process_too(tmp_path: Any) -> None:

@@ -109,7 +109,7 @@ def _several(p: Plan, draw: bool) -> list[str]:
 
 def _memory(p: Plan) -> list[str]:
     """The footprint of each rank; an estimate."""
-    columns = ("weights", "activations", "rows", "store", "images", "peak")
+    columns = ("weights", "activations", "rows", "store", "images", "checkpoint", "peak")
     lines = [
         "memory of a rank at its peak, about (weights with gradients and optimizer; what autograd keeps in float32; "
         "torch and MPI themselves take some 0.3 GiB more)",

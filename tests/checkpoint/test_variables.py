@@ -44,7 +44,7 @@ PDADMM = {"method__name": "pdadmm", "method__grow": [2, 5], "method__grow_every"
 PDADMM |= {"schedule__epochs": 4, "schedule__ratio": "0:1", "schedule__warmup": 0}  # PP PP: it starts anew
 STOPS: list[Place] = [(1, 0), (1, 6), (3, 1), (4, 1)]  # within epochs; one at the end of the second one
 ROWS = [("copy", "hdf5"), ("copy", "memory"), ("keep", "hdf5")]
-NO_ROWS = [("recompute", "hdf5"), ("keep", "memory")]
+NO_ROWS = [("recompute", "hdf5"), ("recompute", "memory"), ("keep", "memory")]
 ANEW = [False, True, True, False, True, True, False]
 Start = Callable[..., Course]
 
@@ -143,7 +143,7 @@ def test_without_its_rows_a_run_goes_on_from_those_of_a_forward_pass(
     check_sensible(course, whole(method))
 
 
-@pytest.mark.parametrize(("aux", "store"), [("copy", "hdf5"), ("keep", "hdf5"), ("recompute", "memory")])
+@pytest.mark.parametrize(("aux", "store"), [*ROWS, ("recompute", "memory")])
 @pytest.mark.parametrize("method", METHODS)
 def test_with_other_stages_only_new_boundaries_start_anew(
     begin: Start, whole: Any, refreshed: Refreshed, method: str, aux: str, store: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import grp
 import os
+import pwd
 import shutil
 import stat
 import sys
@@ -15,7 +17,7 @@ import pytest
 import hpcsplit
 from hpcsplit.cli import main
 from hpcsplit.errors import ConfigError
-from hpcsplit.rundir import RunDir
+from hpcsplit.rundir import RunDir, trust
 from tests.engine.small import config, train_here, weights, write_toml
 
 REFUSED = 65
@@ -286,3 +288,32 @@ def test_the_trap_would_spring(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(str(place))
     with pytest.raises(ConfigError, match="sprung"):
         build_network(config(1, model__name="trapnets:small"))
+
+
+# ------------------------------------------------------------------------------------------------ who else can write
+
+
+@pytest.fixture
+def shared_place(place: Path) -> Iterator[Path]:
+    """`place` below folders that only their owner can write, but for the one that the test opens."""
+    place.chmod(0o755)
+    yield place
+    place.chmod(0o755)
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o755, ""), (0o775, "by the group"), (0o757, "by everybody"), (0o1777, "")])
+def test_a_folder_above_that_others_can_write_is_said(
+    shared_place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: int, who: str
+) -> None:
+    monkeypatch.setattr("hpcsplit.rundir.trust._group", lambda gid: "students")
+    shared_place.chmod(mode)
+    assert train_here(shared_place / "c.toml", shared_place / "run") == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "others can change this run" in line]
+    assert len(said) == bool(who)
+    assert all(f"{shared_place} {who}" in line and "chmod go-w" in line for line in said)
+
+
+def test_the_group_that_a_user_has_alone_is_nobody_else() -> None:
+    own = pwd.getpwuid(os.geteuid())
+    assert grp.getgrgid(own.pw_gid).gr_name != own.pw_name or trust._group(own.pw_gid) == ""
+    assert trust._group(2**31 - 7) == f"gid {2**31 - 7}"
