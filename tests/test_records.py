@@ -64,6 +64,11 @@ def test_a_line_that_does_not_say_so_is_of_an_epoch_that_was_not_recomputed() ->
     assert EpochRecord.from_json('{"epoch": 1, "phase": "parallel"}') == EpochRecord(1, "parallel", recomputed=False)
 
 
+def test_a_square_may_be_zero() -> None:
+    read = EpochRecord.from_json('{"epoch": 1, "phase": "parallel", "terms": {"residual_sq": 0.0}}')
+    assert read.terms == {"residual_sq": 0.0}
+
+
 def test_unknown_keys_are_left_out() -> None:
     values = json.loads(record(1).to_json())
     values["of_the_future"] = 1

@@ -138,7 +138,7 @@ def load_profile(path: Path) -> Profile:
 
 def _schedule(config: Config, method: TrainingMethod) -> list[Action]:
     """Everything that the hybrid schedule does, checkpoints apart."""
-    rows = bool(method.variables(Place(False, True, ())))
+    rows = bool(method.variables(Place(False, True, (), 0)))
     course = actions(
         make_phases(config), SavePolicy(0, 0.0, aux_policy(config)), no_aux=not rows, restarts=method.restarts
     )

@@ -29,7 +29,7 @@ class Place:
     first: bool
     last: bool
     shapes: tuple[Shape, ...]
-    first_block: int = 0
+    first_block: int
 
 
 class Stage:

@@ -76,8 +76,7 @@ class Wire:
             socket.gethostname(),
         )
         node.Barrier()
-        if node.rank == 0:
-            _take_names_away()
+        _take_names_away()
         node.Free()
         self.device = torch.device("cpu")
         self.traffic = Traffic()
@@ -314,10 +313,18 @@ def _take_names_away() -> None:
 
     MPICH unlinks it in MPI_Finalize only, so each job that was killed would leave 2 MB in /dev/shm.
     """
-    with suppress(OSError):
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-        for name in set(re.findall(r" (/dev/shm/mpich_shm_\S+)$", maps, re.MULTILINE)):
+    for name in _shared_memory():
+        with suppress(OSError):  # another rank of the node has done it
             os.unlink(name)
+
+
+def _shared_memory() -> set[str]:
+    """The files of shared memory that this process has from MPICH, but for those that are unlinked."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return set(re.findall(r" (/dev/shm/mpich_shm_\S+)$", maps, re.MULTILINE))
 
 
 # ---------------------------------------------------------------------------------------------- what `doctor` asks

@@ -237,3 +237,29 @@ store.close()
     grown, size = map(int, run.stdout.split())
     assert size > 65_000_000
     assert grown < 40_000_000  # batches under way, and one block of the verification
+
+
+def test_a_copy_that_was_taken_over_in_part_is_no_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has been complete for another epoch before, and its attributes still say so."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with closing(build(tmp_path / "saved")) as saved:
+        write_epoch(saved, 1)
+        saved.save(copy)
+        description = saved.describe()
+    with closing(build(tmp_path / "own")) as store:
+        for epoch in (2, 3):
+            write_epoch(store, epoch)
+            store.sync()
+        before = store.describe()
+
+    def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with closing(build(tmp_path / "own")) as store:
+        monkeypatch.setattr("hpcsplit.boundary.rowfile.RowFile.put_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.restore(copy, description)
+        monkeypatch.undo()
+    with closing(build(tmp_path / "own")) as store, pytest.raises(StoreError, match="complete is 0, 1 is wanted"):
+        store.adopt(before)

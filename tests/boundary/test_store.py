@@ -89,7 +89,7 @@ def test_misuse_is_noticed(make: Make, kind: str) -> None:
         store.write(0, draw(rng, batches[0], ["lam", "kappa"]))
     with pytest.raises(AssertionError, match="not written"):
         store.finish(0)
-    for call in (store.describe, store.sync, lambda: store.fill("lam", 0.0)):
+    for call in (store.describe, store.sync, lambda: store.fill("lam", 0.0), lambda: store.peek(batches[0])):
         with pytest.raises(AssertionError, match="under way"):
             call()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
+from hpcsplit.checkpoint.whole import stage_files
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import Stored, write_tensors
@@ -85,6 +87,25 @@ def test_another_format_and_a_file_without_limit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(manifest, "_MOST_BYTES", 100)
     with pytest.raises(CheckpointError, match=r"manifest\.h5 has \d+ bytes, at most 100 are read"):
         manifest.read(folder)
+
+
+def test_a_checkpoint_without_stages_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="SHA256SUMS lists no file of a stage"):
+        stage_files(written(tmp_path))
+
+
+def test_a_checkpoint_takes_the_place_of_one_with_its_name(tmp_path: Path) -> None:
+    """As when a run goes on from an older checkpoint and comes by the same step again."""
+    for text in ("old", "new"):
+        folder = ckpt.begin(tmp_path, "epoch-0003-step-000000")
+        for name in (text, "stage-000.h5"):
+            (folder / name).write_text(text)
+        final = ckpt.finish(
+            folder, {name: hashlib.sha256(text.encode()).hexdigest() for name in (text, "stage-000.h5")}, 2
+        )
+    assert sorted(path.name for path in final.iterdir()) == [ckpt.SUMS, "new", "stage-000.h5"]
+    assert ckpt.image(final, "stage-000.h5") == b"new"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()] == [final.name]
 
 
 def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
-from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.checkpoint.state import load_stage, load_weights, stage_tensors
 from hpcsplit.files.hdf5 import read_tensors, write_tensors
 from hpcsplit.split.stage import Stage
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
@@ -53,6 +54,23 @@ def test_a_checkpoint_without_a_carry_leaves_none() -> None:
     loaded.carry = dict(CARRY)
     load_stage(loaded, stage_tensors(stage()))
     assert loaded.carry == {}
+
+
+class Late(nn.Module):
+    """Has a buffer from its first pass on, of a type that may change."""
+
+    def __init__(self, seen: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("seen", seen, persistent=False)
+
+
+@pytest.mark.parametrize("before", [None, torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(2)])
+def test_a_buffer_that_training_has_made_comes_back(before: torch.Tensor | None) -> None:
+    blocks, seen = nn.Sequential(Late(before)), torch.tensor([3.0, 4.0])
+    load_weights(blocks, {"0.weight": torch.ones(2)}, {"0.seen": seen})
+    assert blocks[0].seen.dtype == seen.dtype
+    assert torch.equal(blocks[0].seen, seen)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

@@ -251,6 +251,16 @@ def test_recomputation_keeps_inputs_only():
     assert kept == {False: 3, True: 0}
 
 
+def test_recomputation_goes_through_a_stage_again_only_where_other_passes_come_between():
+    """Forward and backward follow each other at once on the last stage in 1F1B order."""
+    net = nn.Sequential(nn.Linear(5, 5), Traced(), nn.Linear(5, 3), Traced()).double()
+    images, labels = batch_of((5,), size=6)
+    stages = make_stages([net[:2], net[2:]], images)
+    step(Backprop(3, "1f1b", recompute=True), stages, images, labels, {})
+    passes = [next(m.seen for m in s.blocks.modules() if isinstance(m, Traced)).count("F2") for s in stages]
+    assert passes == [6, 3]
+
+
 @pytest.mark.parametrize("cuts", [(), (2,)])
 def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]):
     """To the mean of the micro-batches' statistics, from torch's own BatchNorm with momentum 1 on each of them."""

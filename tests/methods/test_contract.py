@@ -183,7 +183,7 @@ def test_a_variable_lives_on_the_stages_that_have_its_boundary():
 
 
 def test_the_row_of_a_variable_has_the_shape_of_its_boundary():
-    place = Place(first=False, last=False, shapes=((2, 7, 7), (3,), (5,)))
+    place = Place(first=False, last=False, shapes=((2, 7, 7), (3,), (5,)), first_block=1)
     assert Variable("a", "input", "zero").row_shape(place) == (2, 7, 7)
     assert Variable("a", "output", "zero").row_shape(place) == (5,)
     assert Variable("a", 1, "own").row_shape(place) == (3,)

@@ -45,6 +45,10 @@ def epochs_of(kind: type, found: list) -> list[int]:
     return [a.epoch for a in found if isinstance(a, kind)]
 
 
+def test_keep_saves_nothing_but_the_end_where_no_parallel_epoch_follows_another():
+    assert epochs_of(Save, all_actions("SPSPSS", SavePolicy(0, 0.0, "keep"))) == [5]
+
+
 @given(PLANS)
 def test_every_epoch_is_trained_once_in_order_in_its_phase(letters):
     trained = [a for a in all_actions(letters) if isinstance(a, Train)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hpcsplit.nets.resnet import PostBlock
-from hpcsplit.split.stage import Place, Stage, may_draw
+from hpcsplit.split.stage import Stage, may_draw
 
 SHAPES = ((2, 7, 7), (5,), (3,), (4,))
 
@@ -46,10 +46,6 @@ def test_what_one_stage_carries_another_does_not() -> None:
     first, last = stage(0, 0, 2), stage(1, 2, 3)
     first.carry["sum"] = torch.ones(1)
     assert last.carry == {}
-
-
-def test_a_place_is_at_the_beginning_unless_it_is_said() -> None:
-    assert Place(True, True, SHAPES) == Place(True, True, SHAPES, first_block=0)
 
 
 class Users(nn.Module):

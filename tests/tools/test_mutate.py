@@ -11,7 +11,7 @@ import pytest
 
 from tools.mutation import __main__ as program
 from tools.mutation.mutants import drawn, equivalents, mutants
-from tools.mutation.rooms import files_of_tests, modules
+from tools.mutation.rooms import ROOMS, files_of_tests, modules, own
 from tools.program import ROOT
 
 SOURCE = '''"""A text of 7 words."""
@@ -125,6 +125,11 @@ TREE = {
     "tests/__init__.py": "",
     "tests/test_records.py": TESTS,
 }
+
+
+def test_the_tests_that_may_notice_are_there() -> None:
+    places = {place for _, others in ROOMS.values() for place in others} | {own(room) for room in ROOMS}
+    assert [place for place in places if not (ROOT / place).exists()] == []
 
 
 def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -114,6 +116,16 @@ def taken_in(wire: Wire, rank: int, size: int) -> Program:
     return most
 
 
+def clock_offsets(wire: Wire) -> list[float]:
+    """With clocks that are 100 s apart, on hosts of other names."""
+    world, clock = wire.world, time.time
+    wire.world = replace(world, host=f"host {world.rank}")
+    with patch.object(time, "time", lambda: clock() + 100 * world.rank):
+        found = wire._clock_offsets()
+    wire.world = world
+    return found
+
+
 def wrong_shape(rank: int, size: int) -> Program:
     if rank == 0:
         yield Send(NEXT, "x", torch.ones(2))
@@ -141,13 +153,18 @@ class LateCopy:
 def main(answers: Path) -> None:
     wire = Wire()
     rank, size = wire.world.rank, wire.world.size
-    found = {"late": "late" in sys.argv}
+    found, on_their_way = {"late": "late" in sys.argv, "library": wire.world.library}, 0
     for program in (*PROGRAMS, big_both_ways, many_big_both_ways, many_unread, late_sender, slow_message):
         # counted_bytes expects a fresh meter
         wire.traffic.__init__()
-        found[program.__name__] = wire.share(wire.run(program(rank, size)))
+        answer = wire.run(program(rank, size))
+        on_their_way += len(wire.leaving) + len(wire.outgoing)
+        found[program.__name__] = wire.share(answer)
     for watched in (flood, taken_in):
         found[watched.__name__] = wire.share(wire.run(watched(wire, rank, size)))
+    found["on_their_way"] = wire.share(on_their_way)
+    found["clock_offset"] = wire.share([wire.clock_offset, clock_offsets(wire)])
+    found["names_left"] = wire.share(sorted(mpi._shared_memory()))
     complaint = None
     try:
         wire.run(wrong_shape(rank, size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,30 @@ def test_messages_on_their_way_are_bounded(answers: dict[str, list]) -> None:
     """Memory for messages does not grow with how far a stage is ahead; the bounds are used, too."""
     assert answers["flood"][0] == 8
     assert answers["taken_in"][1] == 16
+
+
+def test_nothing_is_on_its_way_when_a_program_has_ended(answers: dict[str, list], ranks: int) -> None:
+    assert answers["on_their_way"] == [0] * ranks
+
+
+def test_the_library_is_named(answers: dict[str, str]) -> None:
+    assert re.fullmatch(r"(MPICH|Open MPI|Intel).*\d\.\d.*", answers["library"])
+
+
+def test_an_import_does_not_begin_with_mpi() -> None:
+    """Under a launcher that belongs to another MPI, that may hang."""
+    ended = python("-c", "import hpcsplit.wire.mpi; from mpi4py import MPI; print(MPI.Is_initialized())")
+    assert ended.out == "False\n"
+
+
+def test_clocks_of_other_hosts_are_compared_with_ours(answers: dict[str, list], ranks: int) -> None:
+    for rank, (one_host, many) in enumerate(answers["clock_offset"]):
+        assert one_host == [0.0] * ranks
+        assert many == pytest.approx([100 * (other - rank) for other in range(ranks)], abs=1.0)
+
+
+def test_shared_memory_has_no_name_that_could_be_left_behind(answers: dict[str, list], ranks: int) -> None:
+    assert answers["names_left"] == [[]] * ranks
 
 
 def test_waiting_for_a_late_sender_is_imbalance(answers: dict[str, list]) -> None:

@@ -7,20 +7,21 @@ from pathlib import Path
 # Of each room its code, and the tests beside its own (tests/ROOM, or tests/test_ROOM.py) that are tried.
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "terms": ("hpcsplit/terms", ("tests/methods",)),
-    "methods": ("hpcsplit/methods", ("tests/engine",)),
-    "boundary": ("hpcsplit/boundary", ("tests/engine",)),
+    "methods": ("hpcsplit/methods", ("tests/test_planner.py", "tests/engine")),
+    "boundary": ("hpcsplit/boundary", ("tests/files/test_durable.py", "tests/engine")),
     "split": (
         "hpcsplit/split",
         ("tests/test_forecast.py", "tests/test_prepare.py", "tests/simulator", "tests/methods", "tests/engine"),
     ),
-    "checkpoint": ("hpcsplit/checkpoint", ()),
+    "checkpoint": ("hpcsplit/checkpoint", ("tests/files/test_durable.py", "tests/rundir/test_planted.py")),
     "schedule": ("hpcsplit/schedule", ("tests/engine",)),
     "wire": ("hpcsplit/wire", ()),
-    "records": ("hpcsplit/records.py", ()),
+    "records": ("hpcsplit/records.py", ("tests/files/test_durable.py",)),
     "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
 }
 # Files that only other processes pass through, and the tests that start those.
 LAUNCHED = {f"hpcsplit/wire/{file}.py": ("tests/wire/test_mpi.py",) for file in ("mpi", "message")}
+LAUNCHED |= {"hpcsplit/wire/launcher.py": ("tests/wire/test_launcher.py",)}
 LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
 SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
 
@@ -41,5 +42,5 @@ def files_of_tests(root: Path, room: str, near: bool) -> list[str]:
     found: set[str] = set()
     for place in (own(room), *(() if near else ROOMS[room][1])):
         paths = [root / place] if place.endswith(".py") else (root / place).rglob("test_*.py")
-        found |= {str(path.relative_to(root)) for path in paths}
+        found |= {str(path.relative_to(root)) for path in paths if path.exists()}
     return sorted(found.difference(LAUNCHED_TESTS, SLOW))
