@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.boundary.rowfile import checksum, wrap
+from hpcsplit.boundary.rowfile import RowFile, checksum, wrap
 from hpcsplit.boundary.store import MemoryStore
 from hpcsplit.errors import StoreError
 from hpcsplit.files.hdf5 import read_attributes, read_tensors, rows_layout
@@ -237,6 +239,27 @@ store.close()
     grown, size = map(int, run.stdout.split())
     assert size > 65_000_000
     assert grown < 40_000_000  # batches under way, and one block of the verification
+
+
+def test_what_was_read_ahead_and_is_left_out_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    gather = RowFile.gather
+
+    def noted(file: RowFile, positions: np.ndarray) -> torch.Tensor:
+        rows = gather(file, positions)
+        alive.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(RowFile, "gather", noted)
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        store.start([np.arange(first, first + 10) for first in range(0, N, 10)], write=False)
+        for step in (0, 5, 10, 19):
+            store.read(step)
+        store.finish(2)
+        gc.collect()
+        assert len(alive) > 10
+        assert [ref for ref in alive if ref() is not None] == []
 
 
 def test_a_copy_that_was_taken_over_in_part_is_no_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

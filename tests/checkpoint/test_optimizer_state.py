@@ -55,6 +55,18 @@ def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monk
             assert value.dtype == wanted[key].dtype, key
 
 
+@pytest.mark.parametrize("flag", ["fused", "capturable"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_read_is_not_changed_by_training_on(name: str, flag: str) -> None:
+    saved, loaded = trained(name), stage(name)
+    loaded.optimizer.param_groups[0][flag] = True
+    tensors = {key: t.clone() for key, t in stage_tensors(saved).items()}
+    load_stage(loaded, tensors)
+    theirs = {t.untyped_storage().data_ptr() for t in tensors.values()}
+    ours = [t for state in loaded.optimizer.state.values() for t in state.values()]
+    assert not [t for t in (*ours, *loaded.parameters) if t.untyped_storage().data_ptr() in theirs]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_state_comes_back_to_the_bit(name: str) -> None:
     saved, loaded = trained(name), stage(name)

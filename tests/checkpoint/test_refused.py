@@ -84,6 +84,11 @@ def test_damage_is_named_and_the_checkpoint_before_offered(half: Run, refused: R
     assert said.count("hpcsplit: ") == 1
 
 
+def test_a_stage_that_is_not_listed_is_named_with_other_cuts_too(half: Run, refused: Refused) -> None:
+    forget_a_line(half)
+    assert "stage-001.h5 is not listed in SHA256SUMS" in refused("--split.cuts", "[2]")
+
+
 def test_the_offer_holds(half: Run, never_stopped) -> None:
     """The checkpoint before refers to rows that have been overwritten: its weights are taken, the rows recomputed."""
     shutil.rmtree(half.newest)

@@ -87,6 +87,14 @@ def test_with_its_rows_a_run_ends_as_one_that_was_never_stopped(
     assert not any("computed anew" in line for line in course.kept.said)
 
 
+def test_a_stage_alone_goes_on_as_one_that_was_never_stopped(begin: Start, tmp_path: Path) -> None:
+    whole, parts = (Course(tmp_path / name, **SHORT) for name in ("whole", "parts"))
+    assert whole.start([])
+    assert not parts.start([], stop=(1, 3))
+    assert parts.start([])
+    assert learned(parts) == learned(whole)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_switch_starts_the_variables_anew(begin: Start, refreshed: Refreshed, method: str) -> None:
     """Multipliers too, which the phase before has moved away from 0."""

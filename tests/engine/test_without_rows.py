@@ -51,6 +51,13 @@ def test_one_stage_is_exact_training_with_its_augmentation(make: Make) -> None:
         torch.testing.assert_close(t, exact[name], rtol=1e-5, atol=1e-7)  # the loss is a mean here, a share there
 
 
+@pytest.mark.parametrize("phases", ["SPPS", "SPS"])
+def test_an_exact_epoch_is_compared_with_the_rows_of_the_parallel_epoch_before_it(make: Make, phases: str) -> None:
+    ratio = f"1:{phases.count('P')}"
+    _, records = trained(make, 2, schedule__epochs=len(phases), schedule__ratio=ratio)
+    assert [record.stages[1].violation is not None for record in records] == [False] + [True] * (len(phases) - 1)
+
+
 def test_no_row_is_kept_and_no_pass_refreshes_any(make: Make) -> None:
     jobs = make(3, Listener(), **SEVEN_STEPS)
     assert all(job.store is None for job in jobs)
