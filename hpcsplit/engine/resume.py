@@ -149,9 +149,6 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
             f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
         )
     note = _code_note(folder, theirs, identity)
-    missing = {ckpt.stage_file(k) for k in range(len(found.cuts) + 1)} - set(ckpt.listed(folder))
-    if missing:
-        raise ckpt.damaged(folder, f"{', '.join(sorted(missing))} is not listed in {ckpt.SUMS}")
     return Found(
         folder=str(folder),
         epochs_done=found.epochs_done,

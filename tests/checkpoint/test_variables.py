@@ -91,6 +91,7 @@ def test_a_stage_alone_goes_on_as_one_that_was_never_stopped(begin: Start, tmp_p
     whole, parts = (Course(tmp_path / name, **SHORT) for name in ("whole", "parts"))
     assert whole.start([])
     assert not parts.start([], stop=(1, 3))
+    assert [path.name for path in parts.checkpoints.glob("epoch-*")] == ["epoch-0001-step-000006"]
     assert parts.start([])
     assert learned(parts) == learned(whole)
 
