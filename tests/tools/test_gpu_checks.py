@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,11 @@ SLOW = "tests", "methods", "loops", "doctor", "training"  # of what other tests 
 
 def gpu(out: Path, *words: str) -> tuple[int, list[dict], str]:
     command = [sys.executable, "-m", "tools.gpu_checks", "--device", "cpu", "--tiny", "--out", str(out), *words]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    temporary = out.with_name("temporary")
+    temporary.mkdir(parents=True)
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert list(temporary.iterdir()) == []
     path = out / "results.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return ended.returncode, found, ended.stdout + ended.stderr
@@ -30,7 +35,7 @@ def gpu(out: Path, *words: str) -> tuple[int, list[dict], str]:
 @pytest.mark.slow
 def test_the_checks_run_without_a_gpu(tmp_path: Path) -> None:
     assert {*QUICK, *SLOW} == CHECKS.keys()
-    code, found, said = gpu(tmp_path, *QUICK)
+    code, found, said = gpu(tmp_path / "out", *QUICK)
     assert code == 0, said
     assert list(dict.fromkeys(line["check"] for line in found)) == list(QUICK)
     assert all(line["ok"] for line in found)
@@ -56,9 +61,9 @@ def test_what_fails_is_said(tmp_path: Path) -> None:
 
 
 def test_unknown_checks_and_no_time_are_said(tmp_path: Path) -> None:
-    code, _, said = gpu(tmp_path, "nothing")
+    code, _, said = gpu(tmp_path / "a" / "out", "nothing")
     assert code == 64
     assert "there is no check 'nothing'; take some of environment" in said
-    code, found, _ = gpu(tmp_path, "--minutes", "0.1")
+    code, found, _ = gpu(tmp_path / "b" / "out", "--minutes", "0.1")
     assert code == 0
     assert {line["why"] for line in found} == {"no time left"}

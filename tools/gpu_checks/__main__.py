@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -80,8 +81,8 @@ def _checked(name: str, limit_s: float, shared: list[str], out: Path) -> list[Fi
     mark, began = f"gpu-{name}-{time.time()}", time.time()
     words = ["-m", "tools.gpu_checks", "--child", name, "--until", str(began + limit_s), *shared]
     said, problems = out / f"{name}.jsonl", out / f"{name}.err"
-    with open(said, "wb") as stdout, open(problems, "wb") as stderr:
-        process = launch(words, CHECKS[name][1], mark, stdout, stderr, {"PYTHONUNBUFFERED": "1"})
+    with TemporaryDirectory(prefix="gpu-check-") as place, open(said, "wb") as stdout, open(problems, "wb") as stderr:
+        process = launch(words, CHECKS[name][1], mark, stdout, stderr, {"PYTHONUNBUFFERED": "1", "TMPDIR": place})
         while process.poll() is None and time.time() < began + limit_s:
             time.sleep(0.05)
         code = process.poll()

@@ -137,7 +137,7 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
 
 def jobs(setting: Setting, config: Any, stages: int = 1) -> list[Job]:
     """One job for each stage, all in this process."""
-    run_dir = RunDir(Path(tempfile.mkdtemp(prefix="gpu-check-")) / "run")
+    run_dir = RunDir(Path(tempfile.mkdtemp()) / "run")
     prepared = prepare(config, run_dir, stages, setting.device)
     return [make_job(config, prepared, run_dir, k, stages, setting.device) for k in range(stages)]
 

@@ -129,7 +129,7 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     torch.backends.cudnn.benchmark = True
     steps, turns = _sizes(setting)
     config = configuration(setting, network, 2, steps=steps, **sections, run={"precision": precision})
-    place = wire.share(tempfile.mkdtemp(prefix="gpu-check-") if wire.world.rank == 0 else None)[0]
+    place = wire.share(tempfile.mkdtemp() if wire.world.rank == 0 else None)[0]
     run_dir = RunDir(Path(place) / "run")
     prepared = prepare(config, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None
     prepared = Prepared.from_dict(wire.share(prepared)[0])

@@ -69,7 +69,7 @@ def train(toml: Path, folder: Path, ranks: int, *words: object, **extra: str) ->
 
 def methods(setting: Setting) -> Iterator[Finding]:
     """Four epochs of every method, two ranks: losses on the device beside those on the CPU."""
-    base = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    base = Path(tempfile.mkdtemp())
     names = list(METHODS)[: 2 if setting.tiny else len(METHODS)]
     tasks = [(name, kind) for name in names for kind in dict.fromkeys(("cpu", setting.device.type))]
 
@@ -114,7 +114,7 @@ def _small(method: str, options: dict[str, Any]) -> Sections:
 
 def resume(setting: Setting) -> Iterator[Finding]:
     """Stopped by a signal after some epochs and started again: the weights of a run that was never stopped."""
-    base = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    base = Path(tempfile.mkdtemp())
     cases = [("penalty", "sgd"), ("penalty", "adam"), ("delayed", "sgd")][: 1 if setting.tiny else 3]
 
     def one(case: tuple[str, str]) -> Finding:
