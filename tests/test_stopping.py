@@ -80,6 +80,7 @@ def left(request: StopRequest) -> float:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)  # nohup, which may have started the tests, has SIGHUP ignored
     request = StopRequest(0.0)
     assert request.reason() is None
     os.kill(os.getpid(), number)
