@@ -53,6 +53,14 @@ def test_a_file_of_python_2() -> None:
     assert labels == [7, 2]
 
 
+def test_an_archive_of_arrays_with_a_pickle(tmp_path: Path) -> None:
+    archive, marker = tmp_path / "it.npz", tmp_path / "marker"
+    np.savez(archive, images=np.array([Evil(marker)], dtype=object), labels=np.zeros(1))
+    with pytest.raises(ValueError, match="pickle"):
+        decode.npz(archive.read_bytes())
+    assert not marker.exists()
+
+
 def evil_array(marker: Path) -> bytes:
     """A valid file whose array is made by a call of `open`."""
     good = pickle.dumps({"data": IMAGES, "labels": LABELS}, 2)

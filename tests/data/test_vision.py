@@ -91,7 +91,8 @@ def _write_cifar(root: Path, spec: Spec) -> None:
 
 
 def _write_svhn(root: Path, spec: Spec) -> None:
-    savemat = pytest.importorskip("scipy.io").savemat
+    from scipy.io import savemat
+
     for split, size in (("train", TRAIN), ("test", TEST)):
         images, labels = _samples(spec, size)
         labels = np.where(labels == 0, 10, labels)[:, None]  # the files call the digit 0 "10"
@@ -153,7 +154,7 @@ def test_absent_is_found_out_without_torchvision() -> None:
         "import sys\nfrom hpcsplit.data.dataset import load\nfrom hpcsplit.errors import DataError\n"
         "load('fake')\n"
         "try:\n    load('mnist', '/nonexistent')\nexcept DataError:\n"
-        "    print({'torchvision', 'sklearn'} & set(sys.modules))"
+        "    print({'torchvision', 'scipy'} & set(sys.modules))"
     )
     project = Path(vision.__file__).parents[2]
     answer = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
