@@ -5,7 +5,6 @@ Random numbers are raw words of Philox, which numpy promises never to change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ SPLIT_SEED = 0
 FAKE_SEED = 20
 
 
-def digits(spec: Spec) -> tuple[Part, Part]:
+def digits(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part]:
     """The 1797 handwritten digits of 8 x 8 pixels (values 0 .. 16), enlarged to 32 x 32.
 
     Source: UCI, Optical Recognition of Handwritten Digits, the test half (Alpaydin and Kaynak, 1998).
@@ -44,7 +43,7 @@ def digits(spec: Spec) -> tuple[Part, Part]:
     return Part.of(images[train], labels[train]), Part.of(images[test], labels[test])
 
 
-def fake(spec: Spec) -> tuple[Part, Part]:
+def fake(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part]:
     """One pattern of 4 x 4 blocks for each class under three times as much noise; classes take turns, 0 1 2 ...
 
     For the same sizes they are always the same.  Training and test noise differ, so a network can generalise.
@@ -67,6 +66,3 @@ def _random_bytes(words: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray
     """Uniform uint8 of `shape`, the same for any byte order of the machine."""
     size = int(np.prod(shape))
     return words.random_raw(-(-size // 8)).astype("<u8").view(np.uint8)[:size].reshape(shape)
-
-
-READERS: dict[str, Callable[[Spec], tuple[Part, Part]]] = {"digits": digits, "fake": fake}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from hpcsplit.assemble import make_optimizer
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.split.stage import Stage
 from tests.engine.small import config
 
@@ -38,7 +40,7 @@ def trained(name: str) -> Stage:
 def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device without values stands for a GPU."""
     saved = trained(name)
-    monkeypatch.setattr("hpcsplit.assemble._FUSED", ())
+    monkeypatch.setitem(OPTIMIZERS, name, replace(OPTIMIZERS[name], fused=False))
     there, torchs = stage(name, "meta"), stage(name, "meta")
     for each in (there, torchs):
         each.optimizer.param_groups[0][flag] = True

@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
-from hpcsplit.config.sections import DATASETS
+from hpcsplit.config.option import options_of
+from hpcsplit.config.sections import Data
 from hpcsplit.data.catalog import SPECS, lookup
 from hpcsplit.errors import DataError
 
 
 def test_every_name_that_the_configuration_allows_is_known() -> None:
-    assert set(SPECS) == set(DATASETS)
+    [option] = [option for option in options_of(Data) if option.name == "name"]
+    assert option.choices == tuple(SPECS)
     assert all(name == spec.name for name, spec in SPECS.items())
 
 
