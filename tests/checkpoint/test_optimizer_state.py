@@ -18,10 +18,10 @@ from tests.engine.small import config
 NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax"]
 
 
-def stage(name: str, device: str = "cpu") -> Stage:
+def stage(name: str, device: str = "cpu", momentum: float = 0.9) -> Stage:
     blocks = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 3))
     blocks.register_parameter("scalar", nn.Parameter(torch.ones(())))
-    cfg = config(optim__name=name, optim__lr=0.01)
+    cfg = config(optim__name=name, optim__lr=0.01, optim__momentum=momentum)
     shapes = ((1, 3, 3), (2, 1, 1), (2,), (3,))
     return Stage(0, 1, blocks, shapes, lambda parameters: make_optimizer(cfg, parameters), device=device)
 
@@ -33,6 +33,12 @@ def trained(name: str) -> Stage:
         (made.forward(torch.randn(4, 1, 3, 3)).square().sum() * made.blocks.scalar).backward()
         made.update()
     return made
+
+
+def test_names_are_torchs_and_two_have_the_momentum() -> None:
+    made = {name: stage(name, momentum=0.7).optimizer for name in NAMES}
+    assert [type(optimizer).__name__.lower() for optimizer in made.values()] == NAMES
+    assert {name for name in NAMES if made[name].param_groups[0].get("momentum") == 0.7} == {"sgd", "rmsprop"}
 
 
 @pytest.mark.parametrize("flag", ["fused", "capturable"])
