@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from hpcsplit.boundary.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import declared_methods
+from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset, load
 from hpcsplit.data.order import batches
@@ -36,19 +38,6 @@ from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Shape, Stage
 from hpcsplit.split.timetable import Order
 from hpcsplit.tasks import TASKS, Samples
-
-_OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "rmsprop": torch.optim.RMSprop,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "adamax": torch.optim.Adamax,
-}
-_FUSED = ("sgd", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -125,15 +114,15 @@ def build_method(config: Config) -> TrainingMethod:
 
 def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The configured optimizer over these parameters."""
-    o = config.optim
+    o, known = config.optim, OPTIMIZERS[config.optim.name]
     options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
-    if o.name in ("sgd", "rmsprop"):
+    if known.momentum:
         options["momentum"] = o.momentum
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
-    if o.name in _FUSED:  # all real weights in one kernel: a third to a seventh of the time
+    if known.fused:
         kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}
         groups = [{"params": those, "fused": fused} for fused, those in kinds.items() if those]
-    optimizer = _OPTIMIZERS[o.name](groups, **options)
+    optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(groups, **options)
     optimizer.register_step_pre_hook(_start_late_momentum)
     return optimizer
 

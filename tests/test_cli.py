@@ -13,7 +13,7 @@ from hpcsplit import __version__
 from hpcsplit.cli import main
 
 USAGE, CONFIG = 64, 65
-HEAVY = {"torch", "numpy", "mpi4py", "h5py", "torchvision", "matplotlib", "rich", "sklearn"}
+HEAVY = {"torch", "numpy", "mpi4py", "h5py", "torchvision", "matplotlib", "rich", "scipy"}
 
 
 @pytest.fixture

@@ -14,6 +14,10 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
         "assemble.py": "a method of this program, by its declaration",
         "nets/custom.py": "the user's own network, which no run directory names",
     },
+    "resolve_name": {
+        "assemble.py": "an optimizer, by the list of them",
+        "data/dataset.py": "a reader of this program, by the catalog",
+    },
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},
     "loadmat": {"data/decode.py": "numbers only, of a file whose sum is known"},
     "File": {"files/hdf5.py": "h5py, on files that are new or that hdf5_format has read before"},

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
+from hpcsplit.data.catalog import SPECS
 
 TASKS = ("classification", "generation")
-DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100", "fake")
-OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax")
+_WITH_MOMENTUM = " and ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
 
 
 @dataclass(frozen=True)
 class Data:
     """Which images, and how they are dealt into mini-batches."""
 
-    name: str = option("digits", "data set", choices=DATASETS)
+    name: str = option("digits", "data set", choices=tuple(SPECS))
     root: str = option("", "folder with the data in torchvision's layout; empty: ./data, or Debian's package")
     download: bool = option(False, "allow torchvision to download what is absent")
     limit_train: int = option(0, "use only the first so many training samples; 0 uses all", unit="samples", low=0)
@@ -103,9 +104,9 @@ class Schedule:
 class Optim:
     """The weight step of every stage."""
 
-    name: str = option("sgd", "torch's optimizer", choices=OPTIMIZERS)
+    name: str = option("sgd", "torch's optimizer", choices=tuple(OPTIMIZERS))
     lr: float = option(0.1, "initial learning rate", above=0.0)
-    momentum: float = option(0.9, "momentum of sgd and rmsprop", low=0.0, high=1.0)
+    momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
     lr_schedule: str = option("cosine", "over the whole run", choices=("constant", "cosine", "step", "multistep"))
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)

@@ -1,10 +1,29 @@
-"""What is known of every data set before it is read: sizes, shape, classes.  Imports nothing heavy."""
+"""What is known of every data set before it is read: sizes, shape, classes, where it comes from.
+
+The one list of data sets: a new one is an entry here, and a file with its reader where torchvision does not know it.
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hpcsplit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set on a disk.
+
+    `kind` is torchvision's class, `folder` has the `names` of the files below data.root, `archive` (.tar.gz) has that
+    folder.  Sets of one `family` have files of the same names, so a folder named after another one is not taken.
+    """
+
+    kind: str
+    folder: str
+    names: tuple[str, ...]
+    archive: str = ""
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -15,6 +34,9 @@ class Spec:
     0 .. classes-1.  `flip` says whether a mirrored image keeps its label (a mirrored digit does not).  An `endless` set
     is made by the program, with as many samples as are asked for, at least `train` and `test`.  `names` are those of
     the classes, for people; empty where a label says all.
+
+    `reader` is "module:function"; called with (spec, root, download), see dataset.load, the function returns the
+    training and the test part.  `layout` is for the reader of torchvision's files.
     """
 
     name: str
@@ -25,6 +47,8 @@ class Spec:
     flip: bool
     endless: bool = False
     names: tuple[str, ...] = ()
+    reader: str = "hpcsplit.data.vision:read"
+    layout: Layout | None = None
 
     def input_shape(self, pool: bool = False) -> tuple[int, int, int]:
         """(C, H, W) of one sample as the network sees it; `pool` halves height and width."""
@@ -35,15 +59,24 @@ class Spec:
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_MNIST = Layout("MNIST", "MNIST/raw", _IDX, family="idx")
+_FASHION = Layout("FashionMNIST", "FashionMNIST/raw", _IDX, family="idx")
+_KMNIST = Layout("KMNIST", "KMNIST/raw", _IDX, family="idx")
+_SVHN = Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat"))
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+_CIFAR10 = Layout("CIFAR10", "cifar-10-batches-py", _BATCHES, "cifar-10-python.tar.gz")
+_CIFAR100 = Layout("CIFAR100", "cifar-100-python", ("train", "test"), "cifar-100-python.tar.gz")
+
 _ALL = (
-    Spec("digits", 1437, 360, (1, 32, 32), 10, flip=False),
-    Spec("mnist", 60000, 10000, (1, 28, 28), 10, flip=False),
-    Spec("fashion_mnist", 60000, 10000, (1, 28, 28), 10, flip=True, names=_CLOTHES),
-    Spec("kmnist", 60000, 10000, (1, 28, 28), 10, flip=False),
-    Spec("svhn", 73257, 26032, (3, 32, 32), 10, flip=False),
-    Spec("cifar10", 50000, 10000, (3, 32, 32), 10, flip=True, names=_THINGS),
-    Spec("cifar100", 50000, 10000, (3, 32, 32), 100, flip=True),
-    Spec("fake", 1024, 256, (3, 32, 32), 10, flip=False, endless=True),
+    Spec("digits", 1437, 360, (1, 32, 32), 10, flip=False, reader="hpcsplit.data.embedded:digits"),
+    Spec("mnist", 60000, 10000, (1, 28, 28), 10, flip=False, layout=_MNIST),
+    Spec("fashion_mnist", 60000, 10000, (1, 28, 28), 10, flip=True, names=_CLOTHES, layout=_FASHION),
+    Spec("kmnist", 60000, 10000, (1, 28, 28), 10, flip=False, layout=_KMNIST),
+    Spec("svhn", 73257, 26032, (3, 32, 32), 10, flip=False, layout=_SVHN),
+    Spec("cifar10", 50000, 10000, (3, 32, 32), 10, flip=True, names=_THINGS, layout=_CIFAR10),
+    Spec("cifar100", 50000, 10000, (3, 32, 32), 100, flip=True, layout=_CIFAR100),
+    Spec("fake", 1024, 256, (3, 32, 32), 10, flip=False, endless=True, reader="hpcsplit.data.embedded:fake"),
 )
 
 SPECS: dict[str, Spec] = {spec.name: spec for spec in _ALL}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pkgutil
 from dataclasses import dataclass, replace
 
 import torch
 
-from hpcsplit.data import embedded, vision
 from hpcsplit.data.catalog import Spec, lookup
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
@@ -66,8 +66,7 @@ def load(
         _check_memory(spec)
     _check_limit(spec, "limit_train", limit_train, spec.train)
     _check_limit(spec, "limit_test", limit_test, spec.test)
-    reader = embedded.READERS.get(name)
-    train, test = reader(spec) if reader else vision.read(spec, root, download=download)
+    train, test = pkgutil.resolve_name(spec.reader)(spec, root, download)
     _check_part(spec, "training", train, spec.train)
     _check_part(spec, "test", test, spec.test)
     train, test = train.first(limit_train), test.first(limit_test)

@@ -75,6 +75,12 @@ def svhn(found: bytes) -> tuple[np.ndarray, np.ndarray]:
     return arrays["X"].transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels)
 
 
+def npz(found: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays `images` and `labels` of an npz file; ValueError for one that is a pickle."""
+    with np.load(io.BytesIO(found), allow_pickle=False) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
 # ------------------------------------------------------------------------------------------------ pickles
 
 

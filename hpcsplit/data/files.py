@@ -7,59 +7,12 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpcsplit.data import decode
+from hpcsplit.data.catalog import SPECS, Layout
 
-_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _PACKED = (".zip", ".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z", ".rar", ".part", ".crdownload")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A data set on a disk.
-
-    `kind` is torchvision's class, `folder` has the `names` of the files below data.root, `archive` (.tar.gz) has that
-    folder.  Sets of one `family` have files of the same names, so a folder named after another one is not taken.
-    """
-
-    kind: str
-    folder: str
-    names: tuple[str, ...]
-    archive: str = ""
-    family: str = ""
-
-    def folders(self, root: Path) -> Iterator[Path]:
-        """Where the files may lie, the usual place first."""
-        yield root / self.folder
-        yield root / self.kind
-        own = {_plain(part) for part in (root.absolute().name, root.absolute().parent.name)}
-        others = {_plain(other.kind) for other in LAYOUTS.values() if self.family and other.family == self.family}
-        if not own & (others - {_plain(self.kind)}):
-            yield root
-            yield root / "raw"
-
-    def archives(self, root: Path) -> Iterator[Path]:
-        """Where all of it may lie in one file."""
-        places = (root, root / self.kind, root / self.folder, root.absolute().parent)
-        stem = self.archive.removesuffix(".tar.gz")
-        yield from (place / f"{stem}{suffix}" for place in places for suffix in (".tar.gz", ".tgz", ".tar") if stem)
-
-
-LAYOUTS = {
-    "mnist": Layout("MNIST", "MNIST/raw", _IDX, family="idx"),
-    "fashion_mnist": Layout("FashionMNIST", "FashionMNIST/raw", _IDX, family="idx"),
-    "kmnist": Layout("KMNIST", "KMNIST/raw", _IDX, family="idx"),
-    "svhn": Layout("SVHN", "", ("train_32x32.mat", "test_32x32.mat")),
-    "cifar10": Layout(
-        "CIFAR10",
-        "cifar-10-batches-py",
-        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
-        "cifar-10-python.tar.gz",
-    ),
-    "cifar100": Layout("CIFAR100", "cifar-100-python", ("train", "test"), "cifar-100-python.tar.gz"),
-}
 
 
 class Files:
@@ -67,8 +20,8 @@ class Files:
 
     def __init__(self, layout: Layout, root: Path) -> None:
         self.layout, self.root = layout, root
-        self.archive = next((path for path in layout.archives(root) if path.is_file()), None)
-        there = {folder: [bool(_form(folder, name)) for name in layout.names] for folder in layout.folders(root)}
+        self.archive = next((path for path in _archives(layout, root) if path.is_file()), None)
+        there = {folder: [bool(_form(folder, name)) for name in layout.names] for folder in _folders(layout, root)}
         whole = next((folder for folder, found in there.items() if all(found)), None)
         self.complete = bool(whole or self.archive)  # all are there, by their names
         self.folder = whole or (None if self.archive else next((f for f, found in there.items() if any(found)), None))
@@ -97,12 +50,31 @@ class Files:
     def others(self) -> list[str]:
         """Names of packed files beside the usual place that are not understood, for people."""
         found: list[str] = []
-        for folder in dict.fromkeys((*self.layout.folders(self.root), self.root)):
+        for folder in dict.fromkeys((*_folders(self.layout, self.root), self.root)):
             try:
                 found += sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PACKED)
             except OSError:
                 continue
         return found
+
+
+def _folders(layout: Layout, root: Path) -> Iterator[Path]:
+    """Where the files may lie, the usual place first."""
+    yield root / layout.folder
+    yield root / layout.kind
+    own = {_plain(part) for part in (root.absolute().name, root.absolute().parent.name)}
+    layouts = [spec.layout for spec in SPECS.values() if spec.layout]
+    others = {_plain(other.kind) for other in layouts if layout.family and other.family == layout.family}
+    if not own & (others - {_plain(layout.kind)}):
+        yield root
+        yield root / "raw"
+
+
+def _archives(layout: Layout, root: Path) -> Iterator[Path]:
+    """Where all of it may lie in one file."""
+    places = (root, root / layout.kind, root / layout.folder, root.absolute().parent)
+    stem = layout.archive.removesuffix(".tar.gz")
+    yield from (place / f"{stem}{suffix}" for place in places for suffix in (".tar.gz", ".tgz", ".tar") if stem)
 
 
 def gunzip(path: Path) -> bytes:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from hpcsplit.data import decode
-from hpcsplit.data.catalog import Spec
-from hpcsplit.data.files import LAYOUTS, Files
+from hpcsplit.data.catalog import Layout, Spec
+from hpcsplit.data.files import Files
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
 from hpcsplit.paths import expanded
@@ -29,15 +29,15 @@ def folder_of(root: str) -> Path:
     return expanded(given or "data", "data.root =" if root else "$HPCSPLIT_DATA =")
 
 
-def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
-    """Training and test part of `spec` from folder_of(root), in any of the layouts of data/files.py.
+def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
+    """Training and test part of `spec` from folder_of(root), in any of the places of data/files.py.
 
     When `root` is empty and the folder lacks the set, Debian's package is taken if installed.  With `download`,
     torchvision fetches what is still absent.  DataError says what to do when that leaves nothing, or when files cannot
     be read.
     """
     folder = folder_of(root)
-    layout = LAYOUTS[spec.name]
+    layout = _layout(spec)
     files = Files(layout, folder)
     packaged = None if root else PACKAGED.get(spec.name)
     if packaged and packaged.is_dir() and not files.place:
@@ -71,6 +71,11 @@ def read(spec: Spec, root: str, *, download: bool) -> tuple[Part, Part]:
         ) from problem
 
 
+def _layout(spec: Spec) -> Layout:
+    assert spec.layout, f"{spec.name} has no layout"
+    return spec.layout
+
+
 def _part(spec: Spec, files: Files, train: bool) -> Part:
     if files.layout.family:
         return _idx_part(files, train)
@@ -98,7 +103,7 @@ def _download(spec: Spec, folder: Path) -> None:
     """Let torchvision fetch what is absent, and read nothing: its way of reading runs what a pickle says."""
     from torchvision import datasets
 
-    kind = getattr(datasets, LAYOUTS[spec.name].kind)
+    kind = getattr(datasets, _layout(spec).kind)
     if spec.name == "svhn":
         for split in ("train", "test"):
             url, file, md5 = kind.split_list[split]
@@ -122,7 +127,7 @@ def _calm() -> Iterator[None]:
 
 
 def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
-    files = Files(LAYOUTS[spec.name], folder)
+    files = Files(_layout(spec), folder)
     try:
         return _idx_part(files, True), _idx_part(files, False)
     except (OSError, ValueError) as problem:

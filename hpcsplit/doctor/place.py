@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "h5py", "mpi4py", "matplotlib", "rich", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "numpy", "h5py", "mpi4py", "matplotlib", "rich", "scipy")
 _PARENTS = {
     "hydra_pmi_proxy": "mpirun of MPICH",
     "prterun": "mpirun of Open MPI",

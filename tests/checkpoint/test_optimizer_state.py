@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,16 +11,17 @@ from torch import nn
 
 from hpcsplit.assemble import make_optimizer
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.split.stage import Stage
 from tests.engine.small import config
 
 NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax"]
 
 
-def stage(name: str, device: str = "cpu") -> Stage:
+def stage(name: str, device: str = "cpu", momentum: float = 0.9) -> Stage:
     blocks = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 3))
     blocks.register_parameter("scalar", nn.Parameter(torch.ones(())))
-    cfg = config(optim__name=name, optim__lr=0.01)
+    cfg = config(optim__name=name, optim__lr=0.01, optim__momentum=momentum)
     shapes = ((1, 3, 3), (2, 1, 1), (2,), (3,))
     return Stage(0, 1, blocks, shapes, lambda parameters: make_optimizer(cfg, parameters), device=device)
 
@@ -33,12 +35,18 @@ def trained(name: str) -> Stage:
     return made
 
 
+def test_names_are_torchs_and_two_have_the_momentum() -> None:
+    made = {name: stage(name, momentum=0.7).optimizer for name in NAMES}
+    assert [type(optimizer).__name__.lower() for optimizer in made.values()] == NAMES
+    assert {name for name in NAMES if made[name].param_groups[0].get("momentum") == 0.7} == {"sgd", "rmsprop"}
+
+
 @pytest.mark.parametrize("flag", ["fused", "capturable"])
 @pytest.mark.parametrize("name", NAMES)
 def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device without values stands for a GPU."""
     saved = trained(name)
-    monkeypatch.setattr("hpcsplit.assemble._FUSED", ())
+    monkeypatch.setitem(OPTIMIZERS, name, replace(OPTIMIZERS[name], fused=False))
     there, torchs = stage(name, "meta"), stage(name, "meta")
     for each in (there, torchs):
         each.optimizer.param_groups[0][flag] = True

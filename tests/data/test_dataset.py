@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from hpcsplit.data import embedded
-from hpcsplit.data.catalog import SPECS, Spec
+from hpcsplit.data.catalog import SPECS
 from hpcsplit.data.dataset import Dataset, Part, channel_moments, fingerprint, load
 from hpcsplit.errors import DataError
 
@@ -92,9 +92,10 @@ def test_constant_channel_divides_by_one() -> None:
 
 def _reader_with(monkeypatch: pytest.MonkeyPatch, image_shape: tuple[int, ...], *labels: list[int]) -> None:
     """`labels` of the training and the test part, or of both."""
-    monkeypatch.setitem(SPECS, "fake", Spec("fake", 3, 3, (1, 4, 4), 10, flip=False))
+    spec = replace(SPECS["fake"], train=3, test=3, shape=(1, 4, 4), endless=False)
+    monkeypatch.setitem(SPECS, "fake", spec)
     parts = [Part.of(np.zeros(image_shape, np.uint8), np.array(numbers)) for numbers in labels]
-    monkeypatch.setitem(embedded.READERS, "fake", lambda spec: (parts[0], parts[-1]))
+    monkeypatch.setattr(embedded, "fake", lambda *_: (parts[0], parts[-1]))
 
 
 @pytest.mark.parametrize("which", ["training", "test"])
@@ -135,7 +136,7 @@ def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset) -> None:
     assert fingerprint(load("fake", limit_test=255)) != mark
 
     def changed(**parts: Part) -> str:
-        return fingerprint(dataclasses.replace(fake, **parts))
+        return fingerprint(replace(fake, **parts))
 
     pixel = fake.train.images.clone()
     pixel[-1, -1, -1, -1] ^= 1

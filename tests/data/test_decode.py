@@ -6,6 +6,7 @@ import builtins
 import hashlib
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.data import decode, vision
+from hpcsplit.data import decode
 from hpcsplit.data.catalog import SPECS
 from hpcsplit.data.dataset import load
 from hpcsplit.errors import DataError
@@ -51,6 +52,14 @@ def test_a_file_of_python_2() -> None:
     images, labels = decode.cifar(PYTHON_2)
     assert images.tobytes() == bytes(range(200, 248)) * 128
     assert labels == [7, 2]
+
+
+def test_an_archive_of_arrays_with_a_pickle(tmp_path: Path) -> None:
+    archive, marker = tmp_path / "it.npz", tmp_path / "marker"
+    np.savez(archive, images=np.array([Evil(marker)], dtype=object), labels=np.zeros(1))
+    with pytest.raises(ValueError, match="pickle"):
+        decode.npz(archive.read_bytes())
+    assert not marker.exists()
 
 
 def evil_array(marker: Path) -> bytes:
@@ -113,12 +122,12 @@ def test_an_exchange_behind_the_checksum_changes_nothing(
     """Each file is right when it is looked at for the first time, and a planted one from then on."""
     from torchvision import datasets
 
-    kind, marker = getattr(datasets, vision.LAYOUTS[name].kind), tmp_path / "run"
+    kind, marker = getattr(datasets, SPECS[name].layout.kind), tmp_path / "run"
     good = pickle.dumps({"data": IMAGES, "labels" if name == "cifar10" else "fine_labels": LABELS})
     md5 = hashlib.md5(good).hexdigest()
     for files in ("train_list", "test_list"):
         monkeypatch.setattr(kind, files, [[file, md5] for file, _ in getattr(kind, files)[:1]])
-    monkeypatch.setitem(SPECS, name, SPECS[name].__class__(name, 5, 5, (3, 32, 32), SPECS[name].classes, flip=True))
+    monkeypatch.setitem(SPECS, name, replace(SPECS[name], train=5, test=5))
     folder = tmp_path / kind.base_folder
     folder.mkdir()
     evil, opened = pickle.dumps({"data": Evil(marker)}), []

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
-import numpy as np
+import fnmatch
+import hashlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
 
+from hpcsplit.data import decode, embedded
 from hpcsplit.data.dataset import Dataset, fingerprint, load
+from hpcsplit.errors import DataError
+
+PROJECT = Path(embedded.__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +29,63 @@ def _accuracy_of_nearest_class_mean(data: Dataset) -> float:
 
 
 def test_digits_are_all_there_once(digits: Dataset) -> None:
-    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    """How many samples each class has in the test half says UCI's optdigits.names."""
     assert (len(digits.train), len(digits.test), digits.input_shape) == (1437, 360, (1, 32, 32))
     labels = torch.cat([digits.train.labels, digits.test.labels])
-    assert torch.equal(labels.bincount(), torch.from_numpy(load_digits().target).bincount())
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     images = torch.cat([digits.train.images, digits.test.images]).flatten(1)
-    assert len(images.unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
+    assert len(images.unique(dim=0)) == 1797
 
 
 def test_digits_are_enlarged_without_a_shift(digits: Dataset) -> None:
-    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    pixels, labels = map(torch.from_numpy, decode.npz(embedded.DIGITS.read_bytes()))
     shrunk = torch.nn.functional.avg_pool2d(digits.train.images.float(), 4).flatten(1) * 16 / 255
-    originals = torch.from_numpy(load_digits().data).float()
+    originals = pixels.flatten(1).float()
     distance, nearest = torch.cdist(shrunk, originals).min(1)
-    assert torch.equal(torch.from_numpy(load_digits().target)[nearest], digits.train.labels)
+    assert torch.equal(labels[nearest].long(), digits.train.labels)
     assert distance.max() < 25
     assert int(digits.train.images.max()) == 255
+
+
+def test_the_file_has_what_scikit_learn_has() -> None:
+    """SHA-256 of `images` and `target` of load_digits (scikit-learn 1.9.1) as bytes."""
+    sums = [hashlib.sha256(values.tobytes()).hexdigest() for values in decode.npz(embedded.DIGITS.read_bytes())]
+    assert sums == [
+        "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3",
+        "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
+    ]
+
+
+def test_digits_need_no_scikit_learn() -> None:
+    code = (
+        "import sys\nsys.modules['sklearn'] = sys.modules['scipy'] = None\n"
+        "from hpcsplit.data.dataset import fingerprint, load\nprint(fingerprint(load('digits')))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "d9c4a59f7128a5e9"
+
+
+@pytest.mark.parametrize("damage", ["absent", "a bit"])
+def test_a_damaged_installation_is_a_sentence(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bytearray(embedded.DIGITS.read_bytes())
+    found[40_000] ^= 1
+    if damage == "a bit":
+        (tmp_path / "digits.npz").write_bytes(found)
+    monkeypatch.setattr(embedded, "DIGITS", tmp_path / "digits.npz")
+    with pytest.raises(DataError, match=r"digits\.npz cannot be read \(.*\); install hpcsplit again"):
+        load("digits")
+
+
+def test_the_package_takes_its_data_along() -> None:
+    """Every file that is no module is named in pyproject.toml, and so are the licences."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    named = project["tool"]["setuptools"]["package-data"]
+    others = [path for path in (PROJECT / "hpcsplit").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {path.name for path in others} >= {"digits.npz", "digits.txt"}
+    for path in others:
+        patterns = named.get(".".join(path.parent.relative_to(PROJECT).parts), [])
+        assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns), path
+    assert "hpcsplit/data/digits.txt" in project["project"]["license-files"]
 
 
 def test_both_sets_are_the_same_on_every_machine(digits: Dataset) -> None:

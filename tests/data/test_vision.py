@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hpcsplit.data.dataset import load
 from hpcsplit.errors import ConfigError, DataError
 
 TRAIN, TEST = 6, 4
+LAYOUTS = {name: spec.layout for name, spec in SPECS.items() if spec.layout}
 GREY = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
@@ -43,9 +45,9 @@ def _shrink(monkeypatch: pytest.MonkeyPatch, name: str) -> Spec:
     from torchvision import datasets
 
     published = SPECS[name]
-    spec = Spec(name, TRAIN, TEST, published.shape, published.classes, published.flip)
+    spec = replace(published, train=TRAIN, test=TEST)
     monkeypatch.setitem(SPECS, name, spec)
-    kind = getattr(datasets, vision.LAYOUTS[name].kind)
+    kind = getattr(datasets, LAYOUTS[name].kind)
     if name == "svhn":
         files = {split: (url, file, None) for split, (url, file, _) in kind.split_list.items()}
         monkeypatch.setattr(kind, "split_list", files)
@@ -77,7 +79,7 @@ def _write_idx(folder: Path, spec: Spec, compress: bool = False) -> None:
 def _write_cifar(root: Path, spec: Spec) -> None:
     from torchvision import datasets
 
-    kind = getattr(datasets, vision.LAYOUTS[spec.name].kind)
+    kind = getattr(datasets, LAYOUTS[spec.name].kind)
     folder = root / kind.base_folder
     folder.mkdir(parents=True)
     key = "labels" if spec.name == "cifar10" else "fine_labels"
@@ -91,7 +93,8 @@ def _write_cifar(root: Path, spec: Spec) -> None:
 
 
 def _write_svhn(root: Path, spec: Spec) -> None:
-    savemat = pytest.importorskip("scipy.io").savemat
+    from scipy.io import savemat
+
     for split, size in (("train", TRAIN), ("test", TEST)):
         images, labels = _samples(spec, size)
         labels = np.where(labels == 0, 10, labels)[:, None]  # the files call the digit 0 "10"
@@ -107,7 +110,7 @@ def _write(root: Path, spec: Spec) -> None:
         _write_cifar(root, spec)
 
 
-@pytest.mark.parametrize("name", list(vision.LAYOUTS))
+@pytest.mark.parametrize("name", list(LAYOUTS))
 def test_reads_torchvisions_layout(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +138,7 @@ def test_root_is_the_argument_or_the_variable_or_data(tmp_path: Path, monkeypatc
     assert vision.folder_of("~/x") == Path.home() / "x"
 
 
-@pytest.mark.parametrize("name", list(vision.LAYOUTS))
+@pytest.mark.parametrize("name", list(LAYOUTS))
 def test_absent_says_where_it_looked_and_both_ways_out(name: str, tmp_path: Path) -> None:
     started = time.perf_counter()
     with pytest.raises(DataError) as caught:
@@ -153,7 +156,7 @@ def test_absent_is_found_out_without_torchvision() -> None:
         "import sys\nfrom hpcsplit.data.dataset import load\nfrom hpcsplit.errors import DataError\n"
         "load('fake')\n"
         "try:\n    load('mnist', '/nonexistent')\nexcept DataError:\n"
-        "    print({'torchvision', 'sklearn'} & set(sys.modules))"
+        "    print({'torchvision', 'scipy'} & set(sys.modules))"
     )
     project = Path(vision.__file__).parents[2]
     answer = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
@@ -161,7 +164,7 @@ def test_absent_is_found_out_without_torchvision() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", list(vision.LAYOUTS))
+@pytest.mark.parametrize("name", list(LAYOUTS))
 def test_download_without_a_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torchvision  # noqa: F401  (its import is not what is timed)
 
@@ -210,7 +213,7 @@ def test_damaged_files(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_files_of_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path, _shrink(monkeypatch, "mnist"))
-    monkeypatch.setitem(SPECS, "mnist", Spec("mnist", TRAIN + 1, TEST, (1, 28, 28), 10, flip=False))
+    monkeypatch.setitem(SPECS, "mnist", replace(SPECS["mnist"], train=TRAIN + 1))
     with pytest.raises(DataError, match=r"shape \(6, 1, 28, 28\), expected \(7, 1, 28, 28\)"):
         load("mnist", str(tmp_path))
 
@@ -300,7 +303,7 @@ def test_an_archive_of_cifar_is_read_where_it_is(
     name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, root = _shrink(monkeypatch, name), tmp_path / "root"
-    layout = vision.LAYOUTS[name]
+    layout = LAYOUTS[name]
     if place.startswith("cifar"):
         place = layout.folder
     root.mkdir()

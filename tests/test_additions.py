@@ -1,0 +1,123 @@
+"""A data set and an optimizer are added to a copy of the package: one file and one line in the one list, each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hpcsplit
+
+STRIPES = """
+import numpy as np
+from hpcsplit.data.part import Part
+
+def read(spec, root, download):
+    def part(size):
+        labels = np.arange(size) % 2
+        images = np.zeros((size, *spec.shape), np.uint8)
+        images[labels == 0, :, ::2] = 255
+        images[labels == 1, :, :, ::2] = 255
+        return Part.of(images, labels)
+    return part(spec.train), part(spec.test)
+"""
+SIGN = """
+import torch
+
+class Sign(torch.optim.Optimizer):
+    def __init__(self, parameters, lr, weight_decay):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign(), alpha=group["lr"])
+"""
+ADDED = {  # the new file, its content, the list, the line before the new one, the new one
+    "stripes": (
+        "data/stripes.py",
+        STRIPES,
+        "data/catalog.py",
+        "_ALL = (\n",
+        '    Spec("stripes", 64, 32, (1, 8, 8), 2, flip=False, reader="hpcsplit.data.stripes:read"),\n',
+    ),
+    "sign": (
+        "sign.py",
+        SIGN,
+        "config/optimizers.py",
+        "OPTIMIZERS = {\n",
+        '    "sign": Optimizer("hpcsplit.sign:Sign"),\n',
+    ),
+}
+RUN = """
+[data]
+name = "stripes"
+batch_size = 16
+[model]
+name = "mlp"
+depth = 2
+width = 8
+[method]
+downsample = 1
+[schedule]
+epochs = 4
+[optim]
+name = "sign"
+lr = 0.01
+[run]
+runner = "lockstep"
+stages = 2
+threads = 1
+baseline = false
+"""
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Runs the copy in the folder where it lies."""
+    folder = tmp_path_factory.mktemp("copy")
+    package = folder / "hpcsplit"
+    shutil.copytree(Path(hpcsplit.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, text, catalog, before, line in ADDED.values():
+        (package / file).write_text(text)
+        old = (package / catalog).read_text()
+        assert old.count(before) == 1
+        (package / catalog).write_text(old.replace(before, before + line))
+    (folder / "c.toml").write_text(RUN)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        call = [sys.executable, "-m", "hpcsplit", *words]
+        return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+    return run
+
+
+def test_help_lists_them(command: Command) -> None:
+    done = command("train", "--help")
+    assert "stripes | digits |" in done.stdout
+    assert "sign | sgd |" in done.stdout
+
+
+@pytest.mark.parametrize(("key", "name"), [("data.name", "stripes"), ("optim.name", "sign")])
+def test_a_wrong_name_is_told_of_them(command: Command, key: str, name: str) -> None:
+    done = command("plan", "c.toml", f"--{key}", "other")
+    assert done.returncode == 65
+    assert f"{key} = 'other' is not one of {name}, " in done.stderr
+
+
+def test_they_run(command: Command) -> None:
+    """Every other line white, in rows or in columns: a small network learns which."""
+    done = command("train", "c.toml", "--run-dir", "r")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test accuracy: last 100.00%" in done.stdout
+    done = command("evaluate", "r")
+    assert done.returncode == 0
+    assert "mlp on stripes: 64 training samples" in done.stdout
