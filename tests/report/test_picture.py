@@ -33,14 +33,14 @@ def with_terms(records: list[EpochRecord], **terms: list[float]) -> list[EpochRe
 
 
 @pytest.fixture
-def panels(monkeypatch: pytest.MonkeyPatch) -> Any:
+def panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """panels(runs): what would be drawn, by heading."""
 
     def drawn(runs: dict[str, list[EpochRecord]]) -> dict[str, Any]:
         figures: list[Figure] = []
         with monkeypatch.context() as patch:
             patch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
-            draw(runs, "nowhere.png", "title")
+            draw(runs, tmp_path / "picture.png", "title")
         return {axes.get_title(): axes for axes in figures[0].axes}
 
     return drawn

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,10 +208,10 @@ def test_the_seconds_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------ the picture
 
 
-def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
-    draw({"one": RUN}, "nowhere.png", "title")
+    draw({"one": RUN}, tmp_path / "picture.png", "title")
     panels = {axes.get_title(): axes for axes in figures[0].axes}
     shown = {title: named(axes, [*axes.get_legend().legend_handles]) for title, axes in panels.items()}
     accuracy = {label: values for label, values in ONE_RUN["Accuracy"].items() if label != "train"}
