@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
@@ -74,6 +75,19 @@ def kill(processes: Iterable[int]) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def content(root: Path, *places: str) -> str:
+    """A hash of these files, and of all Python files in these folders."""
+    found = [
+        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    ]
+    return digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
+
+
+def digest(text: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def last_line(text: str) -> str:

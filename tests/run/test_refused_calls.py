@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,11 +32,14 @@ def test_a_run_and_an_export_under_refusals(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.fault_campaign", "--calls", "--every", every, "--out", str(tmp_path)]
     ended = subprocess.run([*command, "--scenes", "copy,export"], cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    trials = [Trial(**values) for values in json.loads((tmp_path / "refusals.json").read_text())]
+    trials = [Trial(**json.loads(line)) for line in (tmp_path / "refusals.jsonl").read_text().splitlines()]
     assert len(trials) >= len(KINDS)
     assert {trial.kind for trial in trials} == {refusing.kind(*each) for each in KINDS}
     assert not any(trial.wrong for trial in trials)
     assert any(trial.code == 73 for trial in trials)
+    again = subprocess.run([*command, "--scenes", "export"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert re.search(r"export: \d+ calls, (\d+) refusals, \1 of them tried already", again.stderr)
+    assert len((tmp_path / "refusals.jsonl").read_text().splitlines()) == len(trials)
 
 
 PROGRAM = """

@@ -14,6 +14,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,11 +22,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from tools.fault_campaign.problem import Outcome
-from tools.program import ROOT, last_line
+from tools.program import ROOT, content, last_line
 
 NO_ROOM, DONE, REQUEUE = 73, 0, 75
 SHORT = "short write"
@@ -96,7 +98,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a refusal; `wrong` says what should not have, "" for nothing."""
+    """What came of a refusal; `wrong` says what should not have, "" for nothing; `program` is a hash of the code."""
 
     scene: str
     number: int
@@ -104,6 +106,12 @@ class Trial:
     call: str
     code: int
     wrong: str
+    program: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """Which refusal it is; the call without the numbers of processes in its path."""
+        return self.scene, self.number, self.kind, re.sub(r"\d+|[0-9a-f]{8,}", "*", self.call)
 
 
 class Scene:
@@ -182,15 +190,12 @@ class Scene:
         shutil.rmtree(self.work)
         shutil.copytree(self.state, self.work, symlinks=True)
         code = self._start(self._command(), refusal)
+        return replace(self.planned(refusal), code=code, wrong="; ".join(self._complaints(code)))
+
+    def planned(self, refusal: Refusal) -> Trial:
+        """The trial of a refusal, before it."""
         call = self.calls[refusal.number - 1]
-        return Trial(
-            self.name,
-            refusal.number,
-            kind(refusal.error, refusal.for_good),
-            call,
-            code,
-            "; ".join(self._complaints(code)),
-        )
+        return Trial(self.name, refusal.number, kind(refusal.error, refusal.for_good), call, 0, "", program())
 
     def _complaints(self, code: int) -> Iterator[str]:
         """What should not have come of it."""
@@ -270,23 +275,50 @@ def _cell(trials: Sequence[Trial]) -> str:
     return f"{len(trials)}/{spoken}/{len(right) - spoken}/{len(trials) - len(right)}"
 
 
+@cache
+def program() -> str:
+    """Which program it is that is tried: results of another one do not count."""
+    return content(ROOT, "hpcsplit", "tools/fault_campaign")
+
+
+def known(file: Path) -> dict[object, Trial]:
+    """The trials of this program that an earlier start has kept, by their keys."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    trials = [Trial(**json.loads(line)) for line in lines if line.endswith("}")]
+    return {trial.key: trial for trial in trials if trial.program == program()}
+
+
 def refuse_all(out: Path, library: Path, scenes: Sequence[str], every: int, say: Callable[[str], None]) -> list[Trial]:
     """The trials of all scenes, of every `every`-th call of each, and their table in `out`; for a process that has the
-    library preloaded."""
+    library preloaded.  Each is kept, and not made again by a later start."""
     loaded = ctypes.CDLL(str(library))
     loaded.refuse_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     trials: list[Trial] = []
+    kept = out / "refusals.jsonl"
     for name in scenes:
-        scene = Scene(name, out / name, loaded)
-        say(f"{name}: {len(scene.calls)} calls")
-        for position, (error, for_good) in enumerate(KINDS):
-            for number in range(1 + position % every, len(scene.calls) + 1, every):
-                trials.append(scene.attempt(Refusal(name, number, error, for_good)))
-                if trials[-1].wrong:
-                    say(f"WRONG: {trials[-1]}")
+        scene, before = Scene(name, out / name, loaded), known(kept)
+        refusals = [
+            Refusal(name, number, error, for_good)
+            for position, (error, for_good) in enumerate(KINDS)
+            for number in range(1 + position % every, len(scene.calls) + 1, every)
+        ]
+        keys = [scene.planned(refusal).key for refusal in refusals]
+        done = sum(key in before for key in keys)
+        say(f"{name}: {len(scene.calls)} calls, {len(refusals)} refusals, {done} of them tried already")
+        for refusal, key in zip(refusals, keys, strict=True):
+            if (trial := before.get(key)) is None:
+                trial = scene.attempt(refusal)
+                append(kept, trial)
+            trials.append(trial)
+            if trial.wrong:
+                say(f"WRONG: {trial}")
         (out / "refusals.txt").write_text(table(trials) + "\n", encoding="utf-8")
-        (out / "refusals.json").write_text(json.dumps([asdict(trial) for trial in trials], indent=1), encoding="utf-8")
     return trials
+
+
+def append(file: Path, trial: Trial) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        print(json.dumps(asdict(trial)), file=lines)
 
 
 def start(out: Path, scenes: Sequence[str], every: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 from tools.mutation.mutants import Mutant
 from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
-from tools.program import MARK, ROOT, kill, marked
+from tools.program import MARK, ROOT, content, digest, kill, marked
 
 NO_TESTS = 5  # pytest's exit code
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
@@ -72,18 +71,6 @@ def workers(root: Path, count: int) -> Iterator[list[Worker]]:
         yield started
 
 
-def state(root: Path, *places: str) -> str:
-    """A hash of these files, and of all Python files in these folders."""
-    found = [
-        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
-    ]
-    return _hash(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worker], say: Say) -> dict[str, Any]:
     """For each test in the files its seconds and the lines it passes through, from a run without a change.
 
@@ -92,9 +79,9 @@ def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worke
     Raises:
         SystemExit: a test fails on the code as it is.
     """
-    code, folder = state(root, "hpcsplit"), out / "passing"
+    code, folder = content(root, "hpcsplit"), out / "passing"
     folder.mkdir(exist_ok=True)
-    kept = {file: folder / f"{code}-{_hash((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
+    kept = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
     waiting: Queue[str] = Queue()
     for file in files:
         if not kept[file].exists():
@@ -146,10 +133,10 @@ class Results:
         self.path = out / "results.jsonl"
         started = [test for test in LAUNCHED_TESTS if (root / test).exists()]
         self.tests = {
-            room: state(root, *files_of_tests(root, room, near), *started)
+            room: content(root, *files_of_tests(root, room, near), *started)
             for room in {mutant.room for mutant in mutants}
         }
-        self.sources = {path: _hash((root / path).read_bytes()) for path in {mutant.path for mutant in mutants}}
+        self.sources = {path: digest((root / path).read_bytes()) for path in {mutant.path for mutant in mutants}}
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self._known = {found["id"]: found for found in map(json.loads, lines)}
         self._lock = threading.Lock()
