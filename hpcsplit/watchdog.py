@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import FunctionType
+from typing import TypeVar
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file, read_text, remove, replace
@@ -33,6 +35,8 @@ ORPHAN_S = 30.0  # of silence without a launcher, which may have ended other ran
 END_S = 3.0  # for saying the last words; then the process ends without them
 _MOVED_BYTES = 1 << 20
 _STDERR = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -203,15 +207,23 @@ class Watchdog:
                 file.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
 
 
-@contextmanager
-def start_limit(limit_s: float) -> Iterator[None]:
-    """End this process when the block takes longer, whatever it does: MPI's start-up lets no other thread run."""
+def in_time(limit_s: float, who: str, make: Callable[[], T]) -> T:
+    """What `make` returns.  When it takes longer, whatever it does, this process ends: MPI's start-up lets no other
+    thread run.  0: no limit.
+
+    The stack is all that is printed then, so `who` (rank, stage, phase) stands in it as the name of a function.
+    """
+    code = _called.__code__.replace(co_name=who, co_qualname=who)
     if limit_s:
         faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=_STDERR)
     try:
-        yield
+        return FunctionType(code, globals())(make)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _called(make: Callable[[], T]) -> T:
+    return make()
 
 
 def sign_beside(log: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -163,3 +165,19 @@ def test_a_limit_of_0_never_ends_a_run(tmp_path: Path) -> None:
 def test_a_broken_sign_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "rank-000.sign").write_text(text)
     assert read_sign(tmp_path / "rank-000.log") is None
+
+
+HANGS = """
+import sys, time
+from hpcsplit import watchdog
+watchdog.GRACE_S = 0.0
+print(watchdog.in_time(60.0, "nobody", lambda: 7), watchdog.in_time(0.0, "nobody", lambda: 8), flush=True)
+watchdog.in_time(0.2, "rank 3 (stage 3) on here, start of MPI", lambda: time.sleep(60))
+"""
+
+
+def test_a_start_of_mpi_that_hangs_says_whose_it_is() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50)
+    assert (ended.returncode, ended.stdout) == (1, "7 8\n")
+    assert ended.stderr.count("rank 3 (stage 3) on here, start of MPI") == 1
+    assert "nobody" not in ended.stderr
