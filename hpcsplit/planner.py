@@ -1,4 +1,4 @@
-"""What a configuration will need, from the network's shapes alone: cuts, parameters, auxiliary bytes, traffic."""
+"""What a configuration will need, from the network's shapes alone: cuts, parameters, auxiliary bytes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from hpcsplit.split.cost import BlockCost
 from hpcsplit.split.cuts import ranges, stage_shares
 from hpcsplit.split.stage import Place, Shape
 from hpcsplit.terms.resample import cells
-from hpcsplit.wire.port import NEXT, PREV
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage as it will run.
 
-    Store bytes are of one generation, row bytes of one sample's float32 values; message bytes of one full mini-batch of
-    the method, edge bytes of its activations at the stage's output; FLOPs are multiply-adds, forward, of one sample.
+    Store bytes are of one generation, row bytes of one sample's float32 values; edge bytes of a mini-batch's
+    activations at the stage's output; FLOPs are multiply-adds, forward, of one sample.
     """
 
     stage: int
@@ -37,8 +36,6 @@ class StagePlan:
     in_shape: Shape
     out_shape: Shape
     store_bytes: int
-    to_next_bytes: int
-    to_prev_bytes: int
     row_bytes: int
     edge_bytes: int
 
@@ -67,15 +64,6 @@ def plan_stages(
         place = Place(k == 0, last, tuple(shapes[part.start : part.stop + 1]), part.start)
         own = own_variables(method, place)
         fields = [Field(v.name, v.row_shape(place), v.before_block(place)) for v in own]
-        sent = {PREV: 0, NEXT: 0}
-        for v, field in zip(own, fields, strict=True):
-            if v.copy_to is not None:
-                sent[v.copy_to] += batch_size * math.prod(field.shape) * dtype.itemsize
-        for message in method.messages():
-            shape = place.shapes[0 if message.side == PREV else -1]
-            if not (k == 0 if message.side == PREV else last):
-                values = math.prod(cells(shape, message.factor))
-                sent[message.side] += batch_size * (values * message.itemsize_bytes + message.row_bytes)
         plans.append(
             StagePlan(
                 stage=k,
@@ -88,8 +76,6 @@ def plan_stages(
                 in_shape=place.shapes[0],
                 out_shape=place.shapes[-1],
                 store_bytes=generation_bytes(fields, samples, dtype) if fields else 0,
-                to_next_bytes=sent[NEXT],
-                to_prev_bytes=sent[PREV],
                 row_bytes=4 * sum(math.prod(field.shape) for field in fields),
                 edge_bytes=0 if last else batch_size * math.prod(place.shapes[-1]) * activation.itemsize,
             )

@@ -189,11 +189,11 @@ def test_the_store_of_a_stage_is_that_of_the_table(capsys, toml, method: str, do
     assert [round(stage["store_bytes"] / 2**30, 2) for stage in plan["stages"]] == [0, gib]
 
 
-def test_plan_counts_the_bytes_of_a_mini_batch_in_both_directions(capsys, toml):
+def test_plan_counts_the_bytes_of_an_epoch_in_both_directions(capsys, toml):
     words = ["--method.name=al", "--method.downsample=2", "--data.batch_size=100", "--json"]
     assert main(["plan", toml(SMALL), *words]) == 0
     first, last = json.loads(capsys.readouterr().out)[0]["stages"]
-    one_tensor = 100 * 32 * 8 * 8 * 4
+    one_tensor = 50_000 * 32 * 8 * 8 * 4
     assert (first["to_next_bytes"], first["to_prev_bytes"]) == (one_tensor, 0)
     assert (last["to_next_bytes"], last["to_prev_bytes"]) == (0, 2 * one_tensor)
 

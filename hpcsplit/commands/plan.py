@@ -7,8 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
+
 from hpcsplit.advice import advice
-from hpcsplit.assemble import aux_policy, batch_size, build_method, build_network, device_of, epoch_samples, make_phases
+from hpcsplit.assemble import (
+    aux_policy,
+    batch_size,
+    batch_sizes,
+    build_method,
+    build_network,
+    device_of,
+    epoch_samples,
+    make_phases,
+    precision_of,
+)
 from hpcsplit.commands.planned import summary, text
 from hpcsplit.config import Config
 from hpcsplit.config.checks import check_method_stages
@@ -19,9 +31,11 @@ from hpcsplit.fits import check_fits, footprints
 from hpcsplit.footprint import Footprint, kept_bytes
 from hpcsplit.forecast import forecast, gamma_of
 from hpcsplit.measure import profile
+from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.planner import StagePlan, auxiliary_gib, hybrid_speed_up
 from hpcsplit.prepare import choose_cuts, stage_plans
 from hpcsplit.rundir import RunDir
+from hpcsplit.simulator.traffic import epoch_bytes
 from hpcsplit.split.cost import BlockCost, block_costs
 from hpcsplit.split.cuts import balanced_cuts, stage_shares
 from hpcsplit.split.profile import Profile
@@ -106,7 +120,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     cuts, costs = choose_cuts(config, subject.blocks, count, measured)
     method, phases = build_method(config), make_phases(config)
     stages = stage_plans(config, subject.blocks, cuts, costs)
-    needs, refusal = footprints(config, subject.kept, stages), None
+    sent, needs, refusal = _sent(subject, method, cuts), footprints(config, subject.kept, stages), None
     try:
         check_fits(config, stages, needs, subject.run_dir, subject.node or count)
     except HpcsplitError as error:
@@ -131,7 +145,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "method": config.method.name,
         "dtype": config.store.dtype,
         "batch_size": batch_size(config),
-        "stages": [_stage(config, s, need) for s, need in zip(stages, needs, strict=True)],
+        "stages": [_stage(config, *each) for each in zip(stages, needs, sent, strict=True)],
         "delays": [method.delay(k, count) for k in range(count)],
         "aux_float32_gib": auxiliary_gib(edges, epoch_samples(config)),
         "pipeline": {
@@ -159,6 +173,23 @@ def _uncounted(blocks: Sequence[BlockCost]) -> list[str]:
     return [note] if names else []
 
 
-def _stage(config: Config, stage: StagePlan, need: Footprint) -> dict[str, Any]:
-    aux = stage.store_bytes if aux_policy(config) == "copy" else 0
-    return stage.as_dict() | {"memory": need.as_dict(), "checkpoint_aux_bytes": aux}
+def _sent(subject: Subject, method: TrainingMethod, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """Bytes of an epoch of the method, to the stage before and to the next one, for each stage."""
+    config, blocks = subject.config, subject.blocks
+    return epoch_bytes(
+        method,
+        [blocks[0].in_shape, *(block.out_shape for block in blocks)],
+        cuts,
+        batch_sizes(config),
+        dtype=precision_of(config),
+        aux_dtype=getattr(torch, config.store.dtype),
+    )
+
+
+def _stage(config: Config, stage: StagePlan, need: Footprint, sent: tuple[int, int]) -> dict[str, Any]:
+    return stage.as_dict() | {
+        "to_prev_bytes": sent[0],
+        "to_next_bytes": sent[1],
+        "memory": need.as_dict(),
+        "checkpoint_aux_bytes": stage.store_bytes if aux_policy(config) == "copy" else 0,
+    }

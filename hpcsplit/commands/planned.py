@@ -17,7 +17,7 @@ def summary(plans: Sequence[Plan]) -> list[str]:
         f"{first['params']:,} parameters, {first['flops'] / 1e6:,.1f} M multiply-adds a sample in {first['blocks']} "
         f"blocks; {first['method']}, mini-batches of {first['batch_size']}; balance by {first['balance']}, speed-ups "
         + ("predicted from the times of the parts" if first["forecast"] else "if nothing but balance cost time"),
-        f"{'ranks':>5} {'largest share':>13} {'memory':>10} {'store of two':>12} {'sent/step':>10} "
+        f"{'ranks':>5} {'largest share':>13} {'memory':>10} {'store of two':>12} {'sent/epoch':>10} "
         f"{'parallel':>8} {'exact':>6} {'hybrid':>6}  cuts",
     ]
     for p in plans:
@@ -53,7 +53,7 @@ def text(p: Plan, draw: bool) -> str:
         f"{p['ranks']} rank{'s' * (p['ranks'] > 1)}: {p['params']:,} parameters in {p['blocks']} blocks, "
         f"cuts {p['cuts']}, shares by {p['balance']}",
         f"{'stage':>5}  {'blocks':<32} {'parameters':>11} {'M mult-adds':>11} {'share':>6}  {'input':<12} "
-        f"{'store, one of two':>17} {'to next/step':>13} {'to prev/step':>13}",
+        f"{'store, one of two':>17} {'to next/epoch':>13} {'to prev/epoch':>13}",
     ]
     for s in p["stages"]:
         blocks = f"{s['first_block']} .. {s['last_block']} ({s['blocks']})"

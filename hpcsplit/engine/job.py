@@ -179,9 +179,9 @@ class Job:
 
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> Sequence[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
-        if parallel and self.method.full_batch:
-            return batches(np.arange(self.train_size), self.batch_size, self.last_batch)
-        dealt = batches(epoch_order(self.seed, epoch, self.train_size), self.batch_size, self.last_batch)
+        as_they_are = parallel and self.method.full_batch
+        order = np.arange(self.train_size) if as_they_are else epoch_order(self.seed, epoch, self.train_size)
+        dealt = batches(order, self.batch_size, self.last_batch)
         return self.method.visiting_order(dealt) if parallel else dealt
 
     def measured(self) -> list[np.ndarray]:

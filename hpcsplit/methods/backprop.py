@@ -24,7 +24,6 @@ import torch
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -49,9 +48,6 @@ class Backprop(TrainingMethod):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
-
-    def messages(self) -> tuple[Message, ...]:
-        return (Message(NEXT), Message(PREV))
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()

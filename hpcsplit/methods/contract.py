@@ -97,19 +97,6 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One tensor that a step sends across every boundary, one value a cell of `factor` x `factor` pixels.
-
-    `row_bytes` come with each sample beside its values.
-    """
-
-    side: Side
-    factor: int = 1
-    itemsize_bytes: int = 4
-    row_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Batch:
     """A mini-batch as one stage sees it: images `x` on the first stage (on all, where the method asks for that), the
     task's targets `y` (labels) on the last; empty elsewhere.
@@ -191,12 +178,11 @@ class TrainingMethod(ABC):
         """The per-sample variables; those at stage boundaries are the same on every stage that has the boundary."""
 
     @abstractmethod
-    def messages(self) -> tuple[Message, ...]:
-        """What a step sends, the copies of variables apart."""
-
-    @abstractmethod
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`."""
+        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`.
+
+        Every message has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step.
+        """
 
     def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
         """The passes over all mini-batches that make an epoch; only the last one returns new rows."""

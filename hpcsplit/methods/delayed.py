@@ -52,7 +52,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Talk,
@@ -95,9 +94,6 @@ class Delayed(TrainingMethod):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
-
-    def messages(self) -> tuple[Message, ...]:
-        return (Message(NEXT), Message(PREV))
 
     def delay(self, stage: int, stages: int) -> float:
         return self._behind(stage, stages) / self.microbatches

@@ -29,7 +29,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -59,9 +58,6 @@ class DlAdmm(TrainingMethod):
         last = len(place.shapes) - 2
         z = [Variable(f"z{j}", j + 1, "own") for j in range(last + 1)]
         return (*z, *(Variable(f"a{j}", j + 1, "own") for j in range(last)), Variable("u", last + 1, "zero"))
-
-    def messages(self) -> tuple[Message, ...]:
-        return ()
 
     def start(self, stage: Stage, x: Rows) -> Aux:
         rows, a = {}, x.flatten(1)

@@ -34,7 +34,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -69,9 +68,6 @@ class GsAdmm(TrainingMethod):
             Variable("q", "output", "forward", copy_to=NEXT),
             Variable("u", "output", "zero", copy_to=NEXT),
         )
-
-    def messages(self) -> tuple[Message, ...]:
-        return (Message(PREV),)
 
     def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
         return (self.step,) if self.update == "batch" else (self.train, self.correct)

@@ -26,7 +26,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -52,9 +51,6 @@ class GsAm(TrainingMethod):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return (Variable("p", "input", "forward", copy_to=PREV),)
-
-    def messages(self) -> tuple[Message, ...]:
-        return (Message(NEXT),)
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         s, tally, new = share_of(self.scaling, batch), Tally(batch.size), {}

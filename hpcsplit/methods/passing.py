@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import Aux, Message, Variable
+from hpcsplit.methods.contract import Aux, Variable
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.split.stage import Place, Stage
 from hpcsplit.terms.resample import cells
@@ -24,10 +24,6 @@ class Passing(AugmentedLagrangian):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
-
-    def messages(self) -> tuple[Message, ...]:
-        passed = tuple(Message(PREV, self.downsample) for _ in self.names)
-        return (Message(NEXT, self.downsample), *passed)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -40,7 +40,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -82,10 +81,6 @@ class PdAdmm(TrainingMethod):
             if j + 1 < layers or not place.last:
                 own += [Variable(f"q{n}", j + 1, "own"), Variable(f"u{n}", j + 1, "zero")]
         return tuple(own)
-
-    def messages(self) -> tuple[Message, ...]:
-        itemsize, scale = {"float32": (4, 0), "float16": (2, 0), "int8": (1, 2)}[self.exchange]
-        return (Message(PREV, 1, itemsize, scale), Message(NEXT, 1, itemsize, scale), Message(NEXT))
 
     # ------------------------------------------------------------------------------------------------ growing
 

@@ -31,7 +31,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -64,9 +63,6 @@ class Penalty(TrainingMethod):
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return (Variable("lam", "input", "forward", copy_to=PREV, factor=self.downsample),)
-
-    def messages(self) -> tuple[Message, ...]:
-        return (Message(NEXT, self.downsample),)
 
     def at(self, parallel_epoch: int) -> Penalty:
         limit = max(self.beta, self.beta_max)

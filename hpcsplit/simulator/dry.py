@@ -3,20 +3,22 @@
 A sample here stands for a whole mini-batch, or for a micro-batch where a step has several, so that shapes of rows and
 messages are the real ones and only their number is not.  A stage's passes take what the profile says of its blocks;
 what the cuts beside it cost it, t_ψ at its output, t_λ and t_κ at its input, is charged once a step, behind the first
-backward pass.
+backward pass.  The step of a full-batch method computes with the weights of layers, which a simulation could not hold:
+its tensors have no values ("meta").
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hpcsplit.boundary.generation import Visits
 from hpcsplit.boundary.hdf5 import AHEAD, BEHIND
@@ -46,6 +48,11 @@ class Problem:
     @property
     def microbatches(self) -> int:
         return self.profile.microbatches
+
+    @property
+    def device(self) -> torch.device:
+        """Of all tensors here."""
+        return torch.device("meta" if self.method.full_batch else "cpu")
 
     def samples(self, phase: Phase) -> int:
         """Of a mini-batch here."""
@@ -108,7 +115,7 @@ def make_jobs(
 
 
 class DryStage(Stage):
-    """A stage whose blocks are one that takes as long."""
+    """A stage whose blocks are one that takes as long; a full-batch method finds each of them, a layer."""
 
     def __init__(
         self,
@@ -120,18 +127,17 @@ class DryStage(Stage):
         joins: tuple[JoinTime, JoinTime],
         phase: Phase,
     ) -> None:
-        profile, shapes = problem.profile, (problem.shapes[part.start], problem.shapes[part.stop])
-        times, of = (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
-        block = DryBlock(
-            clock, shapes[1], sum(times[i].forward_s for i in part) / of, sum(times[i].backward_s for i in part) / of
-        )
+        profile = problem.profile
+        pieces = [range(i, i + 1) for i in part] if problem.method.full_batch else [part]
+        blocks = [DryBlock(problem, piece, clock, phase, self._charge) for piece in pieces]
         update_s = profile.update_s * sum(profile.params[i] for i in part)
         super().__init__(
             index,
             count,
-            nn.Sequential(block),
-            shapes,
+            nn.Sequential(*blocks),
+            [problem.shapes[part.start], *(block.shape for block in blocks)],
             lambda weights: DryUpdate(weights, clock, update_s),
+            device=problem.device,
             dtype=problem.dtype,
             first_block=part.start,
             net_blocks=len(profile.blocks),
@@ -139,11 +145,15 @@ class DryStage(Stage):
         self._clock = clock
         self._cuts_s = joins[0].lam_s + joins[0].kappa_s + joins[1].psi_s if phase == "parallel" else 0.0
         self._charged = False
-        block.after_backward = self._charge
 
     def at(self, epoch: int, step: int) -> None:
         super().at(epoch, step)
         self._charged = False
+
+    def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Whatever the weights are, and without autocast, which knows no "meta"."""
+        self._passes += 1
+        return self.blocks(x).to(self.wide if self.last else self.dtype)
 
     def _seed_block(self, number: int) -> None:
         """Nothing here draws random numbers."""
@@ -157,11 +167,19 @@ class DryStage(Stage):
 class DryBlock(nn.Module):
     """Zeros of the right shape, after the right time."""
 
-    def __init__(self, clock: Clock, shape: Shape, forward_s: float, backward_s: float) -> None:
+    def __init__(
+        self, problem: Problem, part: range, clock: Clock, phase: Phase, after_backward: Callable[[], None]
+    ) -> None:
         super().__init__()
-        self.clock, self.shape, self.forward_s, self.backward_s = clock, shape, forward_s, backward_s
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.after_backward = lambda: None
+        profile, device = problem.profile, problem.device
+        times, of = (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
+        self.forward_s, self.backward_s = (
+            sum(getattr(times[i], name) for i in part) / of for name in ("forward_s", "backward_s")
+        )
+        self.clock, self.shape, self.after_backward = clock, problem.shapes[part.stop], after_backward
+        self.weight = nn.Parameter(torch.zeros((), device=device))
+        if problem.method.full_batch:
+            self.layer = nn.Linear(math.prod(problem.shapes[part.start]), math.prod(self.shape), device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Pass.apply(x, self.weight, self)
@@ -171,16 +189,27 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, block: DryBlock) -> torch.Tensor:
         block.clock.work("forward", len(x) * block.forward_s)
-        ctx.block, ctx.shape, ctx.dtype = block, x.shape, x.dtype
-        return torch.zeros((), dtype=x.dtype).expand(len(x), *block.shape)
+        ctx.block, ctx.zero, ctx.shape = block, x.new_zeros(()), x.shape
+        return x.new_zeros(()).expand(len(x), *block.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         block = ctx.block
         block.clock.work("backward", ctx.shape[0] * block.backward_s)
         block.after_backward()
-        x = torch.zeros((), dtype=ctx.dtype).expand(ctx.shape) if ctx.needs_input_grad[0] else None
-        return x, torch.zeros(()), None
+        x = ctx.zero.expand(ctx.shape) if ctx.needs_input_grad[0] else None
+        return x, torch.zeros_like(block.weight), None
+
+
+class Unknown(TorchFunctionMode):
+    """What is asked of tensors without values: numbers are 0 and truths true, so that a search ends at once."""
+
+    ASKED = tuple(getattr(torch.Tensor, name) for name in ("__bool__", "__float__", "__int__", "item", "tolist"))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.ASKED and args[0].is_meta:
+            args = (torch.full(args[0].shape, args[0].dtype == torch.bool, dtype=args[0].dtype),)
+        return func(*args, **(kwargs or {}))
 
 
 class DryUpdate(torch.optim.SGD):
@@ -198,15 +227,15 @@ class DryImages:
     """Images that only take time."""
 
     def __init__(self, problem: Problem, clock: Clock, phase: Phase) -> None:
-        self._shape, self._clock = problem.shapes[0], clock
+        self._shape, self._clock, self._device = problem.shapes[0], clock, problem.device
         self._seconds = problem.profile.data_s / problem.samples(phase)
 
     def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
         self._clock.work("data", len(ids) * self._seconds)
-        return torch.zeros(len(ids), *self._shape)
+        return torch.zeros(len(ids), *self._shape, device=self._device)
 
     def labels(self, ids: np.ndarray) -> torch.Tensor:
-        return torch.zeros(len(ids), dtype=torch.int64)
+        return torch.zeros(len(ids), dtype=torch.int64, device=self._device)
 
 
 class DryStore(MemoryStore):
@@ -215,7 +244,7 @@ class DryStore(MemoryStore):
     def __init__(self, problem: Problem, fields: Sequence[Field], rows: int, clock: Clock, disk: Disk) -> None:
         Store.__init__(self, fields, rows, problem.aux_dtype)
         self.epoch = 0  # something is stored
-        self._clock, self._disk = clock, disk
+        self._clock, self._disk, self._device = clock, disk, problem.device
         row = sum(math.prod(field.shape) for field in fields) * problem.aux_dtype.itemsize
         self._row_bytes = row * problem.samples_of_one("parallel")
         self._there: dict[int, float] = {}
@@ -236,7 +265,8 @@ class DryStore(MemoryStore):
         self._ask(visits, step + AHEAD)
         self._clock.wait(self._there.pop(step), "store")
         count = len(visits.batches[step])
-        return {name: torch.zeros(()).expand(count, *self.fields[name].shape) for name in self._stored()}
+        zero = torch.zeros((), device=self._device)
+        return {name: zero.expand(count, *self.fields[name].shape) for name in self._stored()}
 
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Any) -> None:
         size = len(visits.batches[step]) * self._row_bytes

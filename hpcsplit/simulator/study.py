@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Action, Phase, Refresh, Train
-from hpcsplit.simulator.dry import Problem, make_jobs
+from hpcsplit.simulator.dry import Problem, Unknown, make_jobs
 from hpcsplit.simulator.machine import WORK, Clock, Machine, Span
 from hpcsplit.simulator.runner import Simulation
 from hpcsplit.wire.port import Traffic, Verb
@@ -104,7 +105,8 @@ def replay(
         bytes_of_one=problem.samples_of_one(phase),
         packing_s=problem.profile.packing_s,
     )
-    length = simulation.run()
+    with Unknown() if problem.device.type == "meta" else nullcontext():
+        length = simulation.run()
     spent: dict[str, float] = {}
     for clock in clocks:
         clock.wait(length, "wait")

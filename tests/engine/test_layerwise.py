@@ -194,6 +194,12 @@ def test_a_growing_run_starts_its_variables_anew_in_each_phase(make: Make, stage
 # ------------------------------------------------------------------------------------------------ dlADMM
 
 
+def test_an_iteration_visits_the_samples_in_their_own_order(make: Make) -> None:
+    job = make(2, Silent(), **PDADMM, split__cuts=CUTS[2])[0]
+    blocks = [ids.tolist() for ids in job.epoch_batches(3, parallel=True)]
+    assert blocks == [list(range(25)), list(range(25, 50)), list(range(50, 60))]
+
+
 def test_dladmm_from_end_to_end(tmp_path: Path) -> None:
     assert len({digest for _, digest in finished(tmp_path, 1, DLADMM)}) == 6
     found = records(tmp_path / "run")

@@ -1,7 +1,8 @@
-"""What simulated ranks send each other is what a run sends, message by message and byte by byte."""
+"""What simulated ranks send each other is what a run sends, message by message and byte by byte; what plan counts."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from hpcsplit.assemble import build_method, build_network
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.backprop import Backprop
+from hpcsplit.methods.chunked import Chunked
+from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.delayed import Delayed
+from hpcsplit.methods.gsadmm import GsAdmm
+from hpcsplit.methods.pdadmm import PdAdmm
+from hpcsplit.methods.penalty import Penalty
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.simulator.dry import Problem
 from hpcsplit.simulator.machine import Machine
 from hpcsplit.simulator.study import replay
+from hpcsplit.simulator.traffic import epoch_bytes
 from hpcsplit.split.cost import BlockTime, block_costs
 from hpcsplit.split.profile import JoinTime, Profile
 from hpcsplit.wire import lockstep
@@ -78,3 +86,22 @@ def test_of_an_exact_epoch(tmp_path: Path, stages: int, microbatches: int) -> No
     cfg = config(stages, data__limit_train=STEPS * BATCH, data__batch_size=BATCH, schedule__microbatches=microbatches)
     jobs = make_jobs(cfg, stages, tmp_path / "run")
     assert simulated(cfg, stages, "serial") == lockstep.run([sent(job, "serial") for job in jobs])
+
+
+def counted(method: TrainingMethod, shapes: list[tuple[int, ...]], cuts: tuple[int, ...]) -> list[tuple[int, int]]:
+    return epoch_bytes(method, shapes, cuts, [40, 40, 7], dtype=torch.float32, aux_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", [Penalty, GsAdmm, Delayed, Chunked, Backprop])
+def test_tensors_without_values_weigh_as_much(kind: type[TrainingMethod]) -> None:
+    """As those of a full-batch method are."""
+    hollow = type("Hollow", (kind,), {"full_batch": True})
+    shapes = [(3, 32, 32), *[(16, 9, 9)] * 4, (10,)]
+    assert counted(hollow(), shapes, (2, 3)) == counted(kind(), shapes, (2, 3))
+
+
+def test_an_epoch_of_layers_that_no_machine_could_hold_is_counted_in_a_moment() -> None:
+    width, began = 1_000_000, time.process_time()
+    sent = counted(PdAdmm(exchange="float16"), [(3, 32, 32), *[(width,)] * 5, (10,)], (2, 4))
+    assert sent == [(0, 6 * 87 * width), (2 * 87 * width, 6 * 87 * width), (2 * 87 * width, 0)]  # p back, q and u on
+    assert time.process_time() - began < 1

@@ -7,7 +7,7 @@ from pathlib import Path
 # Of each room its code, and the tests beside its own (tests/ROOM, or tests/test_ROOM.py) that are tried.
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "terms": ("hpcsplit/terms", ("tests/methods",)),
-    "methods": ("hpcsplit/methods", ("tests/test_planner.py", "tests/engine")),
+    "methods": ("hpcsplit/methods", ("tests/test_planner.py", "tests/test_planned_bytes.py", "tests/engine")),
     "boundary": ("hpcsplit/boundary", ("tests/files/test_durable.py", "tests/engine")),
     "split": (
         "hpcsplit/split",
