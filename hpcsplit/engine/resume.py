@@ -74,9 +74,10 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
     folder, saved = Path(verdict["found"][0]), Manifest(**verdict["found"][1])
     recut = tuple(saved.cuts) != job.identity.cuts
     loaded, error = _attempt(lambda: _load(job, folder, saved, recut))
-    verdicts = yield Share({"error": error, "left_out": loaded is not None and loaded[1]})
+    sums, left_out = loaded or (None, False)
+    verdicts = yield Share({"error": error, "left_out": left_out})
     _agree(verdicts)
-    assert loaded is not None
+    assert sums is not None
     within = f"step {saved.step} of epoch {saved.epochs_done + 1}" if saved.step else f"epoch {saved.epochs_done}"
     job.observer.say(f"continuing after {within} from {folder}")
     if note := said_of(_code_change(saved, job.identity), folder.name):
@@ -86,7 +87,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         if any(each["left_out"] for each in verdicts):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
     aux = yield from _auxiliary(job, folder, saved, recut)
-    return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, loaded[0], of_initials(saved.phases))
+    return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, str]:
