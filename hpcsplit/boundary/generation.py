@@ -81,7 +81,7 @@ class Visits:
 
 
 @dataclass(frozen=True)
-class Identity:
+class Schema:
     """What all files of a stage have in common: a generation belongs to a run when these agree."""
 
     fields: Mapping[str, Field]

@@ -79,7 +79,7 @@ class HdfStore(Store):
                 remove(path)
             for name, path in absent:
                 fresh.append(path)
-                attributes = self.identity.attributes(name, None, None, 0) | {"complete": 0}
+                attributes = self.schema.attributes(name, None, None, 0) | {"complete": 0}
                 create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
             slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
             for path, layout in (file for slot in slots for file in slot.values()):
@@ -109,7 +109,7 @@ class HdfStore(Store):
         return self.rows * (elements * self.dtype.itemsize + 8) + _HEADER_BYTES
 
     def _no_room(self, needed: int, free: int) -> StoreError:
-        return no_room(self.folder, f"stage {self.identity.stage}", needed, free, self.dtype)
+        return no_room(self.folder, f"stage {self.schema.stage}", needed, free, self.dtype)
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
@@ -215,17 +215,17 @@ class HdfStore(Store):
         self._check()
         for name, file in self._files[self.slot].items():
             if name in self.filled or self.epoch is not None:
-                attributes = self.identity.attributes(name, self.epoch, self.filled.get(name), self._checksum(name))
+                attributes = self.schema.attributes(name, self.epoch, self.filled.get(name), self._checksum(name))
                 set_attributes(file.path, attributes)
 
     def adopt(self, description: Mapping[str, Any]) -> None:
         self._resting()
-        self.identity.check(description, StoreError, self.folder)
+        self.schema.check(description, StoreError, self.folder)
         slot, filled = int(description["slot"]), self._constants_of(description)
         stored = [name for name in self.fields if name not in filled] if description["epoch"] is not None else []
         for name in stored:
             file = self._files[slot][name]
-            reason = self.identity.mismatch(file, name, description)
+            reason = self.schema.mismatch(file, name, description)
             if not reason and not np.array_equal(file.index(), self._files[slot][stored[0]].index()):
                 reason = f"its samples are in another order than those of '{stored[0]}'"
             if not reason and file.total() != description["checksums"][name]:

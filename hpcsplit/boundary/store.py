@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcsplit.boundary.generation import Field, Identity, Visits, generation_bytes
+from hpcsplit.boundary.generation import Field, Schema, Visits, generation_bytes
 from hpcsplit.boundary.rowfile import RowFile, checksum, narrowed, row_bytes, wrap, write_rows
 from hpcsplit.device import download
 from hpcsplit.errors import CheckpointError, StoreError
@@ -49,8 +49,8 @@ class Store(ABC):
         assert dtype in DTYPES, f"a store of {dtype}"
         assert rows > 0, f"a store of {rows} rows"
         assert len({field.name for field in fields}) == len(fields), "two fields of one name"
-        self.identity = Identity({field.name: field for field in fields}, rows, dtype, stage, dict(labels or {}))
-        self.fields = self.identity.fields
+        self.schema = Schema({field.name: field for field in fields}, rows, dtype, stage, dict(labels or {}))
+        self.fields = self.schema.fields
         self.rows, self.dtype = rows, dtype
         self.slot = 0  # of the current generation
         self.epoch: int | None = None  # that wrote the current generation; None before the first
@@ -191,7 +191,7 @@ class Store(ABC):
         self._resting()
         description, sums = self.describe(), {}
         for name in self._stored() if self.epoch is not None else []:
-            path = Path(folder) / self.identity.saved_name(name)
+            path = Path(folder) / self.schema.saved_name(name)
             self._save_field(name, path)
             sums[path.name] = sha256_file(path)
             try:
@@ -205,10 +205,10 @@ class Store(ABC):
     def restore(self, folder: Path, description: Mapping[str, Any]) -> None:
         """The reverse of `save`, by a store of either kind.  CheckpointError, with what differs, on damage."""
         self._resting()
-        self.identity.check(description, CheckpointError, Path(folder))
+        self.schema.check(description, CheckpointError, Path(folder))
         self.slot, self.epoch, self.filled = 0, description["epoch"], self._constants_of(description)
         for name in self._stored() if self.epoch is not None else []:
-            path = Path(folder) / self.identity.saved_name(name)
+            path = Path(folder) / self.schema.saved_name(name)
             reason = self._difference(path, name, description, partial(self._absorb, name))
             if reason:
                 raise CheckpointError(
@@ -220,7 +220,7 @@ class Store(ABC):
     ) -> str:
         """Why a saved file is not the described generation, or ""; `total` reads its rows and gives their checksum."""
         with closing(RowFile(path, rows_layout(path), writable=False)) as source:
-            reason = self.identity.mismatch(source, name, description)
+            reason = self.schema.mismatch(source, name, description)
             if not reason and total(source) != description["checksums"][name]:
                 reason = "its rows have changed since they were written"
         return reason
@@ -281,7 +281,7 @@ class Store(ABC):
         return {name: torch.full((count, *self.fields[name].shape), value) for name, value in self.filled.items()}
 
     def _constants_of(self, description: Mapping[str, Any]) -> dict[str, float]:
-        return dict(description["filled"]) | dict.fromkeys(self.identity.absent(description), 0.0)
+        return dict(description["filled"]) | dict.fromkeys(self.schema.absent(description), 0.0)
 
     def _running(self) -> Visits:
         assert self._visits is not None, "no epoch has been started"
@@ -329,7 +329,7 @@ class MemoryStore(Store):
         )
 
     def _save_field(self, name: str, path: Path) -> None:
-        write_rows(path, self._values[name], self.identity.attributes(name, self.epoch, None, self._checksum(name)))
+        write_rows(path, self._values[name], self.schema.attributes(name, self.epoch, None, self._checksum(name)))
 
     @property
     def reserved_bytes(self) -> int:

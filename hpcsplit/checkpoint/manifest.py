@@ -1,48 +1,42 @@
-"""What the manifest of a checkpoint says, with every value of the kind that it must be."""
+"""The manifest of a checkpoint: what it says, and its attributes in a file, read and written here alone."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.hdf5 import Stored
+from hpcsplit.files.hdf5 import Attribute, Stored, write_tensors
 
 FORMAT = 2
 _MOST_BYTES = 1 << 26
-_AUX = {
-    "slot": int,
-    "epoch": (int, None),
-    "rows": int,
-    "dtype": str,
-    "filled": {str: float},
-    "checksums": {str: int},
-    "boundaries": {str: int},
-}
-_KINDS: dict[str, Any] = {
-    "epochs_done": int,
-    "step": int,
-    "cuts": [int],
-    "fingerprints": {str: str},
-    "config": str,
-    "aux_mode": str,
-    "aux_needed": int,
-    "recomputed": int,
-    "aux": [(_AUX, None)],
-    "phases": str,
-}
-_JSON = ("cuts", "fingerprints", "aux")
 
 
-@dataclass(frozen=True)
+class Description(TypedDict):
+    """What a stage's store says of its variables (Store.describe)."""
+
+    slot: int
+    epoch: int | None
+    rows: int
+    dtype: str
+    filled: dict[str, float]
+    checksums: dict[str, int]
+    boundaries: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A checkpoint after `epochs_done` whole epochs and `step` steps of the next one.
+    """A checkpoint after `epochs_done` whole epochs and `step` steps of the next one; JSON by `vars`.
+
+    The fields are the attributes of the file, in its order; lists and dicts are JSON there, bools are 0 or 1.  A field
+    with a default is absent from older files.
 
     Attributes:
-        aux: what each stage's store says of its variables (Store.describe), None where it has none.
+        aux: for each stage, None where it has no variables or the checkpoint needs none.
         phases: initials of the kinds of epochs that had been decided, where that happens during the run.
     """
 
@@ -51,11 +45,24 @@ class Manifest:
     cuts: list[int]
     fingerprints: dict[str, str]
     config: str
+    provenance: str = ""
     aux_mode: str
-    aux_needed: int
-    recomputed: int
-    aux: list[dict[str, Any] | None]
-    phases: str
+    aux_needed: bool
+    aux: list[Description | None]
+    recomputed: bool
+    phases: str = ""
+
+
+def position(epochs_done: int, step: int) -> dict[str, Attribute]:
+    """The attributes with which the manifest and the file of every stage begin."""
+    return {"format": FORMAT, "epochs_done": epochs_done, "step": step}
+
+
+def write(folder: Path, manifest: Manifest) -> str:
+    """Write a new manifest durably; the SHA-256 of its content.  StoreError when it cannot be written."""
+    own = {field.name: _encoded(getattr(manifest, field.name)) for field in fields(manifest)}
+    begin = position(manifest.epochs_done, manifest.step) | {"stages": len(manifest.cuts) + 1}
+    return write_tensors(folder / ckpt.MANIFEST, {}, begin | own)
 
 
 def read(folder: Path) -> Manifest:
@@ -64,24 +71,40 @@ def read(folder: Path) -> Manifest:
     Raises:
         CheckpointError: it is absent, damaged or of another version, or a value in it is not what it must be.
     """
-    values = Stored(ckpt.image(folder, ckpt.MANIFEST, _MOST_BYTES), folder / ckpt.MANIFEST).attributes
-    if "format" in values and values["format"] != FORMAT:
+    attributes = Stored(ckpt.image(folder, ckpt.MANIFEST, _MOST_BYTES), folder / ckpt.MANIFEST).attributes
+    if "format" not in attributes:
+        raise _strange(folder, "it has no format")
+    if attributes["format"] != FORMAT:
         raise CheckpointError(
-            f"checkpoint {folder} has format {values['format']}, this program reads {FORMAT}; continue with the "
+            f"checkpoint {folder} has format {attributes['format']!r}, this program reads {FORMAT}; continue with the "
             "version that wrote it, or take another --run-dir"
         )
-    values = {"phases": "", **values}
-    for key, kind in _KINDS.items():
-        if key not in values:
-            raise _strange(folder, f"it has no {key}")
-        if key in _JSON:
-            values[key] = parsed(values[key])
-        if not fits(values[key], kind):
-            raise _strange(folder, f"its {key} is not what it must be")
-    cuts = values["cuts"]
-    if min(values["epochs_done"], values["step"]) < 0 or any(a >= b for a, b in zip([0, *cuts], cuts, strict=False)):
+    kinds, values = get_type_hints(Manifest), {}
+    for field in fields(Manifest):
+        name, kind = field.name, kinds[field.name]
+        if name in attributes:
+            values[name] = _decoded(attributes[name], kind)
+            if not fits(values[name], kind):
+                raise _strange(folder, f"its {name} is not what it must be")
+        elif field.default is MISSING:
+            raise _strange(folder, f"it has no {name}")
+    manifest = Manifest(**values)
+    cuts = manifest.cuts
+    if min(manifest.epochs_done, manifest.step) < 0 or any(a >= b for a, b in zip([0, *cuts], cuts, strict=False)):
         raise _strange(folder, "its epochs, step or cuts cannot be")
-    return Manifest(**{field.name: values[field.name] for field in fields(Manifest)})
+    return manifest
+
+
+def _encoded(value: Any) -> Attribute:
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _decoded(attribute: Any, kind: Any) -> Any:
+    if get_origin(kind):
+        return parsed(attribute)
+    return bool(attribute) if kind is bool and type(attribute) is int else attribute
 
 
 def parsed(text: Any) -> Any:
@@ -93,21 +116,23 @@ def parsed(text: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a kind.
+    """Whether a value of JSON is of a type.
 
     Args:
-        kind: a type (float takes whole numbers, too); None; (kind, ...) for one of these; [kind] for a list;
-            {str: kind} for a dict with any keys; {"key": kind, ...} for one that has these.
+        kind: int, bool, str, float (which takes whole numbers, too), None, a union of types, list[kind],
+            dict[str, kind], or a TypedDict, whose keys are there, and maybe others.
     """
-    if isinstance(kind, tuple):
-        return any(fits(value, one) for one in kind)
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(fits(one, kind[0]) for one in value)
-    if isinstance(kind, dict) and str in kind:
-        return isinstance(value, dict) and all(fits(one, kind[str]) for one in value.values())
-    if isinstance(kind, dict):
-        return isinstance(value, dict) and all(key in value and fits(value[key], one) for key, one in kind.items())
-    return value is None if kind is None else type(value) in ((int, float) if kind is float else (kind,))
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        return isinstance(value, dict) and all(key in value and fits(value[key], one) for key, one in hints.items())
+    origin, of = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in of)
+    if origin is list:
+        return isinstance(value, list) and all(fits(one, of[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(one, of[1]) for one in value.values())
+    return value is None if kind is NoneType else type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _strange(folder: Path, reason: str) -> CheckpointError:

@@ -47,8 +47,8 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
     found: dict[str, Any] = {
         "run": str(run.path),
         "checkpoint": saved.name,
-        "epochs_done": saved.epochs_done,
-        "step": saved.step,
+        "epochs_done": saved.manifest.epochs_done,
+        "step": saved.manifest.step,
         **dataclasses.asdict(scores),
         "train_samples": _train_samples(saved.config),
         "test_samples": sizes(saved.config)[1],
@@ -101,15 +101,15 @@ def _phase(saved: Saved) -> Phase:
     """The kind of the checkpoint's last epoch, for a method that has exact ones only."""
     if declared_methods()[saved.config.method.name].augments:
         return "serial"
-    phases = of_initials(saved.phases) or make_phases(saved.config)
-    return phases[: saved.epochs_done + bool(saved.step)][-1]
+    phases = of_initials(saved.manifest.phases) or make_phases(saved.config)
+    return phases[: saved.manifest.epochs_done + bool(saved.manifest.step)][-1]
 
 
 def _record(saved: Saved) -> EpochRecord | None:
     """What the run wrote down of the checkpoint's last epoch; none within an epoch."""
-    if saved.step:
+    if saved.manifest.step:
         return None
-    return next((r for r in Records(saved.run.records).load() if r.epoch == saved.epochs_done - 1), None)
+    return next((r for r in Records(saved.run.records).load() if r.epoch == saved.manifest.epochs_done - 1), None)
 
 
 def _train_samples(config: Config) -> int:
@@ -134,6 +134,6 @@ def _text(saved: Saved, found: dict[str, Any]) -> str:
         lines.append(f"{title:<40} {shown(key, found[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
     lines.append(f"weights_sha256 {found['weights_sha256']}")
     if recorded is None:
-        why = "it lies within an epoch" if saved.step else f"{saved.run.records} has no line for it"
+        why = "it lies within an epoch" if saved.manifest.step else f"{saved.run.records} has no line for it"
         lines.append(f"nothing recorded to compare with: {why}")
     return "\n".join(lines)

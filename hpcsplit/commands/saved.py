@@ -13,6 +13,7 @@ from torch import nn
 from hpcsplit.assemble import build_network, code_prints, load_data, make_identity
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
+from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.whole import Whole, read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.data.dataset import Dataset, fingerprint
@@ -26,20 +27,17 @@ from hpcsplit.wire.launcher import claimed_size
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint: after `epochs_done` whole epochs and `step` steps of the next one.
+    """A complete checkpoint of a run directory.
 
     Attributes:
-        phases: initials of the kinds of epochs that had been decided, where that happens during the run.
+        config: what a command makes of the run's own (`own_config`).
         data_root: where the run had its data, for people.
     """
 
     run: RunDir
     folder: Path
-    epochs_done: int
-    step: int
+    manifest: Manifest
     config: Config
-    fingerprints: dict[str, str]
-    phases: str = ""
     data_root: str = ""
 
     @property
@@ -48,8 +46,9 @@ class Saved:
 
     def position(self) -> str:
         """Where in the run it stands, in words."""
-        within = f" and {self.step} steps of the next" if self.step else ""
-        return f"after {self.epochs_done} epoch{'s' * (self.epochs_done != 1)}{within}"
+        done, step = self.manifest.epochs_done, self.manifest.step
+        within = f" and {step} steps of the next" if step else ""
+        return f"after {done} epoch{'s' * (done != 1)}{within}"
 
     def weights(self, net: nn.Sequential) -> Whole:
         """All weights and buffers in the order of `net`, which may be on "meta".  CheckpointError where they differ."""
@@ -84,9 +83,10 @@ class Saved:
         """
         code = code_prints(self.config)
         here = make_identity(self.config, build_network(self.config, meta=True), (), images, code).fingerprints
-        if note := said_of(change_of(self.fingerprints, {**here, **code}), self.name):
+        theirs = self.manifest.fingerprints
+        if note := said_of(change_of(theirs, {**here, **code}), self.name):
             warn(note)
-        if changed := [name for name in sections if self.fingerprints.get(name) != here[name]]:
+        if changed := [name for name in sections if theirs.get(name) != here[name]]:
             raise CheckpointError(
                 f"checkpoint {self.folder} was made with another {' and '.join(changed)} than the configuration says; "
                 "give the run's own file as --config, and the folder of the same images as --data.root"
@@ -104,9 +104,7 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
     _alone()
     chosen = _choose(run, name)
     config = own_config(run, config_path, data_root)
-    found = manifest.read(chosen)
-    root = run.load_config().data.root
-    return Saved(run, chosen, found.epochs_done, found.step, config, found.fingerprints, found.phases, root)
+    return Saved(run, chosen, manifest.read(chosen), config, run.load_config().data.root)
 
 
 def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:

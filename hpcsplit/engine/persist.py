@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypedDict
 
 from hpcsplit.checkpoint import folder as ckpt
-from hpcsplit.checkpoint.manifest import FORMAT, fits, parsed
+from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.state import stage_tensors
 from hpcsplit.engine.job import Job
 from hpcsplit.files.atomic import fsync_dir, write_failure
@@ -18,11 +18,18 @@ from hpcsplit.methods.contract import Tally
 from hpcsplit.schedule.actions import Save
 from hpcsplit.wire.port import Share, Verb
 
-_SUMS: dict[str, Any] = {
-    "tally": {"samples": int, "terms": {str: float}, "gap_sq": float, "aux_sq": float},
-    "seconds": {str: float},
-    "sent_bytes": int,
-}
+
+class _Tally(TypedDict):
+    samples: int
+    terms: dict[str, float]
+    gap_sq: float
+    aux_sq: float
+
+
+class _Sums(TypedDict):
+    tally: _Tally
+    seconds: dict[str, float]
+    sent_bytes: int
 
 
 @dataclass
@@ -43,10 +50,10 @@ class EpochSums:
     @classmethod
     def from_json(cls, text: Any) -> EpochSums | None:
         """None where it is not what `to_json` has written."""
-        values = parsed(text)
-        if not fits(values, _SUMS):
+        values = manifest.parsed(text)
+        if not manifest.fits(values, _Sums):
             return None
-        tally = {key: values["tally"][key] for key in _SUMS["tally"]}
+        tally = {each.name: values["tally"][each.name] for each in fields(Tally)}
         return cls(Tally(**tally), values["seconds"], values["sent_bytes"])
 
 
@@ -69,13 +76,9 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
         ckpt.begin(job.checkpoints, name)
     yield Share()
     folder = job.checkpoints / f"{name}.tmp"
-    position: dict[str, str | int | float] = {
-        "format": FORMAT,
-        "epochs_done": action.epochs_done,
-        "step": action.step,
-    }
 
-    file, attributes = ckpt.stage_file(job.rank), position | {"stage": job.rank, "sums": sums.to_json()}
+    file, position = ckpt.stage_file(job.rank), manifest.position(action.epochs_done, action.step)
+    attributes = position | {"stage": job.rank, "sums": sums.to_json()}
     sums_of = {file: write_tensors(folder / file, stage_tensors(job.stage), attributes)}
     aux: dict[str, Any] | None = None
     if job.store and have_aux and policy != "recompute":
@@ -90,19 +93,20 @@ def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[
 
     if job.rank == 0:
         _say_what_is_left_out(job, [name for part in parts for name in part["left_out"]])
-        manifest = position | {
-            "stages": job.stage.count,
-            "cuts": json.dumps(job.identity.cuts),
-            "fingerprints": json.dumps({**job.identity.fingerprints, **job.identity.code}),
-            "config": job.identity.config_toml,
-            "provenance": job.provenance,
-            "aux_mode": policy,
-            "aux_needed": int(action.need_aux),
-            "aux": json.dumps([part["aux"] for part in parts]),
-            "recomputed": int(action.recomputed),
-            "phases": action.phases,
-        }
-        everything = {ckpt.MANIFEST: write_tensors(folder / ckpt.MANIFEST, {}, manifest)}
+        said = manifest.Manifest(
+            epochs_done=action.epochs_done,
+            step=action.step,
+            cuts=list(job.identity.cuts),
+            fingerprints={**job.identity.fingerprints, **job.identity.code},
+            config=job.identity.config_toml,
+            provenance=job.provenance,
+            aux_mode=policy,
+            aux_needed=action.need_aux,
+            aux=[part["aux"] for part in parts],
+            recomputed=action.recomputed,
+            phases=action.phases,
+        )
+        everything = {ckpt.MANIFEST: manifest.write(folder, said)}
         for part in parts:
             everything |= part["sums"]
         job.still_ours()

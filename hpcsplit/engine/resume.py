@@ -12,13 +12,14 @@ import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hpcsplit.boundary.store import Store
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
+from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.state import check_headers, load_stage
 from hpcsplit.config import differences
 from hpcsplit.engine.job import Identity, Job
@@ -32,6 +33,7 @@ from hpcsplit.split.cuts import ranges
 from hpcsplit.split.stage import Stage
 from hpcsplit.wire.port import Share, Verb
 
+T = TypeVar("T")
 LEFT_OUT = "mini-batches in flight, networks and variables of a stage's own, or rows to measure with"
 
 
@@ -56,27 +58,6 @@ class Start:
     phases: Sequence[Phase] = ()
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the manifest of a checkpoint says; JSON by `vars`."""
-
-    folder: str
-    epochs_done: int
-    step: int
-    cuts: list[int]
-    aux_mode: str
-    aux_needed: bool
-    recomputed: bool
-    aux: list[dict[str, Any] | None]
-    phases: str = ""
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        within = f"step {self.step} of epoch {self.epochs_done + 1}" if self.step else f"epoch {self.epochs_done}"
-        return f"{within} from {self.folder}"
-
-
 def resume(job: Job) -> Generator[Verb, Any, Start]:
     """Continue from the newest complete checkpoint, if there is one.
 
@@ -84,43 +65,40 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         CheckpointError: the newest checkpoint is damaged or belongs to another run; the same on every rank.
     """
     job.where = "resume"
-    verdict = None
-    if job.rank == 0:
-        verdict = _attempt(lambda: _plain(newest(job.checkpoints, job.identity)))
-    verdict = (yield Share(verdict))[0]
+    found, error = _attempt(lambda: newest(job.checkpoints, job.identity)) if job.rank == 0 else (None, "")
+    verdict, *_ = yield Share({"error": error, "found": found and (str(found[0]), vars(found[1]))})
     _agree([verdict])
-    if verdict["value"] is None:
+    if verdict["found"] is None:
         return Start()
 
-    found = Found(**verdict["value"])
-    recut = tuple(found.cuts) != job.identity.cuts
-    sums: list[EpochSums] = []
-    loaded = yield Share(_attempt(lambda: _load(job, found, recut, sums)))
-    _agree(loaded)
-    job.observer.say(f"continuing after {found.name}")
-    if found.note:
-        job.observer.say(found.note)
+    folder, saved = Path(verdict["found"][0]), Manifest(**verdict["found"][1])
+    recut = tuple(saved.cuts) != job.identity.cuts
+    loaded, error = _attempt(lambda: _load(job, folder, saved, recut))
+    sums, left_out = loaded or (None, False)
+    verdicts = yield Share({"error": error, "left_out": left_out})
+    _agree(verdicts)
+    assert sums is not None
+    within = f"step {saved.step} of epoch {saved.epochs_done + 1}" if saved.step else f"epoch {saved.epochs_done}"
+    job.observer.say(f"continuing after {within} from {folder}")
+    if note := said_of(_code_change(saved, job.identity), folder.name):
+        job.observer.say(note)
     if recut:
-        job.observer.say(f"the stages were cut at {found.cuts} and are cut at {list(job.identity.cuts)} now")
-        if any(verdict["value"] for verdict in loaded):
+        job.observer.say(f"the stages were cut at {saved.cuts} and are cut at {list(job.identity.cuts)} now")
+        if any(each["left_out"] for each in verdicts):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
-    aux = yield from _auxiliary(job, found, recut)
-    return Start(found.epochs_done, found.step, *aux, found.recomputed, sums[0], of_initials(found.phases))
+    aux = yield from _auxiliary(job, folder, saved, recut)
+    return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
 
-def _plain(found: Found | None) -> dict[str, Any] | None:
-    return None if found is None else dict(vars(found))
-
-
-def _attempt(action: Callable[[], Any]) -> dict[str, Any]:
+def _attempt(action: Callable[[], T]) -> tuple[T | None, str]:
     """The value of a call, or the sentence it failed with: what one rank finds out, all must know."""
     try:
-        return {"value": action(), "error": None}
+        return action(), ""
     except HpcsplitError as error:
-        return {"value": None, "error": str(error)}
+        return None, str(error)
 
 
-def _agree(verdicts: list[dict[str, Any]]) -> None:
+def _agree(verdicts: Sequence[Mapping[str, Any]]) -> None:
     for verdict in verdicts:
         if verdict["error"]:
             raise CheckpointError(verdict["error"]).on_all_ranks()
@@ -129,7 +107,7 @@ def _agree(verdicts: list[dict[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------------ which checkpoint
 
 
-def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
+def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest] | None:
     """The newest complete checkpoint if it can be continued with this identity, or None when there is none.
 
     Raises:
@@ -139,39 +117,25 @@ def newest(checkpoints: Path | None, identity: Identity) -> Found | None:
     if not candidates:
         return None
     folder = candidates[0]
-    found = manifest.read(folder)
-    theirs, ours = found.fingerprints, identity.fingerprints
+    saved = manifest.read(folder)
+    theirs, ours = saved.fingerprints, identity.fingerprints
     changed = [section for section in ours if section != NETWORK and theirs.get(section) != ours[section]]
     if changed:
-        keys = differences(_tables(found.config), _tables(identity.config_toml), changed)
+        keys = differences(_tables(saved.config), _tables(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
             f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
         )
-    note = _code_note(folder, theirs, identity)
-    return Found(
-        folder=str(folder),
-        epochs_done=found.epochs_done,
-        step=found.step,
-        cuts=found.cuts,
-        aux_mode=found.aux_mode,
-        aux_needed=bool(found.aux_needed),
-        recomputed=bool(found.recomputed),
-        aux=found.aux,
-        phases=found.phases,
-        note=note,
-    )
-
-
-def _code_note(folder: Path, theirs: Mapping[str, str], identity: Identity) -> str:
-    """What is to be said of the network's code; CheckpointError where it computes something else, unaccepted."""
-    change = change_of(theirs, {**identity.fingerprints, **identity.code})
-    if change == FUNCTION and not identity.accepts_code:
+    if _code_change(saved, identity) == FUNCTION and not identity.accepts_code:
         raise CheckpointError(
             f"checkpoint {folder} was made with another network: what it computes has changed. Change the code back, "
             "take another --run-dir, or go on with the code as it is now by --checkpoint.changed_code accept"
         )
-    return said_of(change, folder.name)
+    return folder, saved
+
+
+def _code_change(saved: Manifest, identity: Identity) -> str:
+    return change_of(saved.fingerprints, {**identity.fingerprints, **identity.code})
 
 
 def _tables(toml: str) -> dict[str, Any]:
@@ -184,17 +148,16 @@ def _tables(toml: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def _load(job: Job, found: Found, recut: bool, sums: list[EpochSums]) -> bool:
-    """Take up weights, optimizer state and carry of this stage's blocks, and append to `sums` what the epoch under way
-    has added up to; whether something was left out that belongs to a stage with other cuts.
+def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSums, bool]:
+    """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to, and
+    whether something was left out that belongs to a stage with other cuts.
 
     CheckpointError where a file that this stage needs, its copied rows included, is damaged.
     """
-    stage, folder = job.stage, Path(found.folder)
+    stage, sums = job.stage, EpochSums()
     blocks, left_out = set(stage.block_numbers), False
-    sums.append(EpochSums())
     tensors: dict[str, torch.Tensor] = {}
-    for k, theirs in enumerate(ranges(tuple(found.cuts), stage.net_blocks)):
+    for k, theirs in enumerate(ranges(tuple(saved.cuts), stage.net_blocks)):
         if blocks.isdisjoint(theirs):
             continue
         stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
@@ -207,11 +170,11 @@ def _load(job: Job, found: Found, recut: bool, sums: list[EpochSums]) -> bool:
         check_headers(stage, {key: stored.headers[key] for key in wanted})
         tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
-            sums[0] = _sums(folder, ckpt.stage_file(k), stored.attributes)
-    if job.store and found.aux_mode == "copy" and (described := _described(job.store, found.aux)):
-        ckpt.verify(folder, map(job.store.identity.saved_name, described["checksums"]))
+            sums = _sums(folder, ckpt.stage_file(k), stored.attributes)
+    if job.store and saved.aux_mode == "copy" and (described := _described(job.store, saved.aux)):
+        ckpt.verify(folder, map(job.store.schema.saved_name, described["checksums"]))
     load_stage(stage, tensors)
-    return left_out
+    return sums, left_out
 
 
 def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
@@ -232,10 +195,14 @@ def _belongs(key: str, stage: Stage) -> bool:
 # ------------------------------------------------------------------------------------------------ auxiliary variables
 
 
-def _auxiliary(job: Job, found: Found, recut: bool) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:
+def _auxiliary(
+    job: Job, folder: Path, saved: Manifest, recut: bool
+) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:
     """Take up the auxiliary variables; whether there are any, which ones this stage misses, whether any stage does."""
     store = job.store
-    missing, reason = _take_up(store, found) if store else ([], "no epoch is parallel" if job.own_variables() else "")
+    missing, reason = (
+        _take_up(store, folder, saved) if store else ([], "no epoch is parallel" if job.own_variables() else "")
+    )
     names = {name: field.file_stem for name, field in store.fields.items()} if store else {}
     kept = [names[name] for name in names if name not in missing]
     answers = yield Share({"kept": kept, "missing": [names[name] for name in missing], "why": reason})
@@ -246,37 +213,37 @@ def _auxiliary(job: Job, found: Found, recut: bool) -> Generator[Verb, Any, tupl
     if reasons or not everyone["kept"]:
         if store:
             store.protect(None)  # without the other stages' rows ours are of no use to that checkpoint
-        if found.aux_needed and everyone["missing"]:
+        if saved.aux_needed and everyone["missing"]:
             why = "; ".join(reasons) or "the checkpoint has those of other boundaries"
             job.observer.say(f"the auxiliary variables are computed anew: {why}")
         return not (reasons or everyone["missing"]), frozenset(), False
-    if recut and found.aux_needed:
+    if recut and saved.aux_needed:
         job.observer.say(f"auxiliary variables taken up: {', '.join(everyone['kept'])}")
         if everyone["missing"]:
             job.observer.say(f"auxiliary variables computed anew at new boundaries: {', '.join(everyone['missing'])}")
     return True, frozenset(missing), bool(everyone["missing"])
 
 
-def _take_up(store: Store, found: Found) -> tuple[list[str], str]:
+def _take_up(store: Store, folder: Path, saved: Manifest) -> tuple[list[str], str]:
     """The variables that the checkpoint does not have for this stage; all of them with the reason when it fails."""
-    description = _described(store, found.aux)
+    description = _described(store, saved.aux)
     if description is None:
-        whole = all(aux is None for aux in found.aux)
+        whole = all(aux is None for aux in saved.aux)
         none = "the checkpoint has none (checkpoint.aux = recompute, or none were needed)"
         return list(store.fields), none if whole else ""
     try:
-        if found.aux_mode == "copy":
-            store.restore(Path(found.folder), description)
+        if saved.aux_mode == "copy":
+            store.restore(folder, description)
         else:
             store.adopt(description)
     except HpcsplitError as error:
         return list(store.fields), str(error)
-    if found.aux_mode == "keep" and found.aux_needed:
+    if saved.aux_mode == "keep" and saved.aux_needed:
         store.protect(description["slot"])
-    return store.identity.absent(description), ""
+    return store.schema.absent(description), ""
 
 
-def _described(store: Store, descriptions: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _described(store: Store, descriptions: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """What the stages of the checkpoint say of this stage's variables, as one description; None when nothing."""
     merged: dict[str, Any] | None = None
     for theirs in descriptions:

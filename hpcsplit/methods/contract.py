@@ -47,11 +47,20 @@ def method(
         images: every stage computes with the images in parallel epochs, not only the first one.
         network: the only `model.name` that it trains, or "".
         stages: the largest number of stages; 0 has no limit.
+
+    Raises:
+        TypeError: the class does not say what a stage was trained with in parallel epochs, so the probe finds no label
+            signal (engine/probe.py), and schedule.ratio = "auto" nothing to judge it by.
     """
 
     def mark(cls: Class) -> Class:
         cls.name, cls.parallel = name, parallel  # type: ignore[attr-defined]
         cls.full_batch, cls.augments, cls.images = full_batch, augments, images  # type: ignore[attr-defined]
+        if parallel and stages != 1 and not _has_label_signal(cls):
+            raise TypeError(
+                f"{cls.__name__}, @method({name!r}), does not say what its parallel epochs have used: define "
+                "local_input(), target() and adjoint(), and made() where variables() is empty; or there used() alone"
+            )
         return cls
 
     return mark
@@ -259,6 +268,16 @@ class TrainingMethod(ABC):
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
         raise AssertionError("no variable stands on a stage boundary")
+
+
+def _has_label_signal(cls: type[TrainingMethod]) -> bool:
+    """Whether the probe can ask a stage between two others what it was trained with."""
+    asked = ("local_input", "target", "adjoint", "made", "used")
+    defined = {name for name in asked if getattr(cls, name) is not getattr(TrainingMethod, name)}
+    between = Place(first=False, last=False, shapes=((1, 1, 1), (1, 1, 1)), first_block=1)
+    if cls().variables(between):
+        return defined >= {"local_input", "target", "adjoint"}
+    return "used" in defined or defined >= {"local_input", "target", "adjoint", "made"}
 
 
 def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:

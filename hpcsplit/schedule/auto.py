@@ -2,7 +2,8 @@
 
 A parallel epoch does the work of w exact ones, w the mean over the stages of the cosine between what a stage was
 trained with and the exact gradient there (the label signal, 0 where it is negative; the last stage has the label
-itself, and a stage that measures none is left out).  It pays while
+itself, and a stage that measures none is left out; so is an epoch in which no other stage measures any, as where
+delayed gradients run on into the next one).  It pays while
 
     w t_E > t_P,     t_E, t_P: seconds of an exact and of a parallel epoch, refresh included.
 
@@ -10,8 +11,8 @@ The rules, in their order; an epoch is decided while the one before it runs, by 
 
 1. The first epochs are exact: schedule.warmup of them, at least two.  So are the last tenth, at least one.
 2. A parallel phase has three epochs at least, and begins only where three are left.  It ends when
-   - w t_E < 0.9 t_P, w of the two that have finished last, t_P the mean of the phase, t_E the median of all exact
-     epochs: they did less work than exact ones in the same time, or
+   - w t_E < 0.9 t_P, w of the two that have measured it last (1, the most there is, before any has), t_P the mean of
+     the phase, t_E the median of all exact epochs: they did less work than exact ones in the same time, or
    - the violation at the worst boundary is more than twice that after the phase's first epoch, or
    - the accuracy on the samples held out is not above the one before the phase: it gained nothing.
 3. An exact phase lasts 2 epochs after the first parallel phase, 4 after the second, 8 …; then parallel is tried again.
@@ -45,14 +46,14 @@ class Seen:
     Attributes:
         seconds: of training, and of the refresh before it.
         score: of the samples held out; more is better.
-        work: mean label signal of the stages, from 0 to 1.
+        work: mean label signal of the stages, from 0 to 1; None where none but the last has measured any.
         violation: at the worst boundary, 0 without one.
     """
 
     phase: Phase
     seconds: float
     score: float
-    work: float = 1.0
+    work: float | None = 1.0
     violation: float = 0.0
 
 
@@ -98,13 +99,14 @@ def tail(epochs: int) -> int:
 def _does_not_pay(phase: Sequence[Seen], before: Sequence[Seen]) -> str:
     """Why these finished parallel epochs do not pay, or ""."""
     latest = phase[-FINISHED:]
-    work = statistics.mean(each.work for each in latest)
+    known = [each.work for each in (*before, *phase) if each.phase == "parallel" and each.work is not None]
+    work = statistics.mean(known[-FINISHED:] or [1.0])
     exact_s = statistics.median(each.seconds for each in before if each.phase == "serial")
     parallel_s = statistics.mean(each.seconds for each in phase)
     if work * exact_s < CLEARLY * parallel_s:
         return (
-            f"parallel ones do the work of {work:.2f} exact ones (mean label signal) in {parallel_s / exact_s:.2f} of "
-            "the time"
+            f"parallel ones do the work of {work:.2f} exact ones ({'mean' if known else 'at most, with no'} label "
+            f"signal) in {parallel_s / exact_s:.2f} of the time"
         )
     first, last = phase[0].violation, latest[-1].violation
     if last > DRIFTED * first > 0:

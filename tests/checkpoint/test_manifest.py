@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -14,14 +15,15 @@ import torch
 
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
+from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.whole import stage_files
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.hdf5 import Stored, write_tensors
+from hpcsplit.files.hdf5 import Stored, read_attributes, write_tensors
 from tests.checkpoint.conftest import Run
 from tests.commands.damage import sign
 
-AUX = {"slot": 1, "epoch": 3, "rows": 9, "dtype": "float32", "filled": {"u": 0}, "checksums": {"l": 5}}
+AUX: dict[str, Any] = {"slot": 1, "epoch": 3, "rows": 9, "dtype": "float32", "filled": {"u": 0}, "checksums": {"l": 5}}
 GOOD: dict[str, Any] = {
     "format": 2,
     "epochs_done": 3,
@@ -49,19 +51,47 @@ def written(place: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_what_is_there_comes_back(tmp_path: Path) -> None:
-    found = manifest.read(written(tmp_path, phases=None))
-    assert (found.epochs_done, found.step, found.cuts, found.phases) == (3, 0, [3], "")
-    assert found.fingerprints == {"seed": "0"}
-    assert found.aux == [None, {**AUX, "boundaries": {"l": 3}}]
+SAID = Manifest(
+    epochs_done=3,
+    step=0,
+    cuts=[3],
+    fingerprints={"seed": "0"},
+    config="[data]",
+    provenance="",
+    aux_mode="keep",
+    aux_needed=True,
+    aux=[None, {**AUX, "boundaries": {"l": 3}}],
+    recomputed=False,
+    phases="SPP",
+)
 
 
-WRONG = {
+def test_what_is_written_is_what_every_checkpoint_of_this_format_has(tmp_path: Path) -> None:
+    """To the byte: the attributes, their types and their order are those of the versions before."""
+    before = written(tmp_path) / ckpt.MANIFEST
+    digest = manifest.write(tmp_path, SAID)
+    now = tmp_path / ckpt.MANIFEST
+    assert read_attributes(now) == GOOD
+    assert {key: type(value) for key, value in read_attributes(now).items()} == {k: type(v) for k, v in GOOD.items()}
+    assert now.read_bytes() == before.read_bytes()
+    assert digest == hashlib.sha256(now.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("absent", ["", "phases", "provenance"])
+def test_what_is_there_comes_back(tmp_path: Path, absent: str) -> None:
+    """Older versions wrote no phases, and at first no provenance."""
+    changes = {absent: None} if absent else {}
+    assert manifest.read(written(tmp_path, **changes)) == dataclasses.replace(SAID, **dict.fromkeys(changes, ""))
+
+
+WRONG: dict[str, list[Any]] = {
+    "format": [],
     "epochs_done": ["three", 0.5, -1],
     "step": ["0", -1],
     "cuts": ["[3, 3]", "[0]", '["3"]', "{}", "3", "[3", "[" * 100_000, "[1" + "0" * 5000 + "]"],
     "fingerprints": ["[]", '{"seed": 0}', "null"],
     "config": [3],
+    "provenance": [0],
     "aux_mode": [1],
     "aux_needed": ["yes"],
     "aux": ["{}", "[3]", '[{"slot": 0}]', json.dumps([{**AUX, "boundaries": {"l": "3"}}]), json.dumps([AUX])],
@@ -70,10 +100,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in [None, *values]])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in WRONG if key not in ("phases", "provenance")),
+        *((key, value) for key, values in WRONG.items() for value in values),
+    ],
+)
 def test_absent_or_of_another_kind(tmp_path: Path, key: str, value: Any) -> None:
-    if (key, value) == ("phases", None):
-        pytest.skip("older versions wrote none")
     with pytest.raises(
         CheckpointError, match=r"its manifest\.h5 cannot be understood .*; use the version that wrote it"
     ):

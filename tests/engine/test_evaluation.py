@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -134,4 +133,21 @@ def test_where_stages_take_turns_a_parallel_epoch_is_as_long_as_the_slowest() ->
     exact, parallel = (EpochRecord(0, phase, train_s=9.0, stages=stages) for phase in ("serial", "parallel"))
     assert [seen(r, in_turn=True).seconds for r in (exact, parallel)] == [4.0, 3.0]
     assert [seen(r).seconds for r in (exact, parallel)] == [9.0, 9.0]
-    assert np.isclose(seen(parallel).work, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("signals", "work"),
+    [
+        ([1.0], 1.0),
+        ([0.5, 1.0], 0.75),
+        ([-0.5, 1.0], 0.5),
+        ([None, 0.5, 1.0], 0.75),
+        ([None, 1.0], None),  # the last stage has the label itself, which says nothing of the method
+        ([None, math.nan, 1.0], None),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_an_epoch_does_the_work_that_its_stages_have_measured(signals: list[float | None], work: float | None) -> None:
+    stages = tuple(StageRecord(k, label_signal=signal) for k, signal in enumerate(signals))
+    assert seen(EpochRecord(0, "parallel", stages=stages)).work == work

@@ -26,7 +26,7 @@ def course(epochs: int, show: Course, warmup: int = 0) -> tuple[str, list[str]]:
     return initials(decided), reasons
 
 
-def learning(parallel_s: float = 5.0, work: float = 1.0, violation: float = 0.1) -> Course:
+def learning(parallel_s: float = 5.0, work: float | None = 1.0, violation: float = 0.1) -> Course:
     """Better with every epoch; an exact one takes 10 s."""
 
     def show(epoch: int, phase: str) -> Seen:
@@ -49,6 +49,26 @@ def test_what_does_less_work_in_the_same_time_is_tried_ever_less_often() -> None
     assert phases == "SS" + "PPP" + "SS" + "PPP" + "SSSS" + "PPP" + 13 * "S"
     assert reasons[1] == "parallel ones do the work of 0.40 exact ones (mean label signal) in 0.50 of the time"
     assert reasons[2] == "tried again after 2 exact ones"
+
+
+def test_what_has_measured_nothing_does_the_work_that_was_measured_last() -> None:
+    """Only the first parallel epoch measures: all phases are as short as if each one did."""
+
+    def show(epoch: int, phase: str) -> Seen:
+        return learning(work=0.4 if epoch == 2 else None)(epoch, phase)
+
+    phases, reasons = course(30, show)
+    assert phases == "SS" + "PPP" + "SS" + "PPP" + "SSSS" + "PPP" + 13 * "S"
+    assert reasons[3] == "parallel ones do the work of 0.40 exact ones (mean label signal) in 0.50 of the time"
+
+
+def test_what_has_never_measured_anything_must_be_quicker_than_exact_epochs() -> None:
+    assert "PPPP" in course(10, learning(11.0, work=None))[0]
+    phases, reasons = course(10, learning(11.5, work=None))
+    assert phases == "SS" + "PPP" + "SS" + "SSS"
+    assert (
+        reasons[1] == "parallel ones do the work of 1.00 exact ones (at most, with no label signal) in 1.15 of the time"
+    )
 
 
 @pytest.mark.parametrize(("work", "pays"), [(0.46, True), (0.44, False)])

@@ -91,8 +91,8 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook("hpcsplit.boundary.hdf5:HdfStore.save", after=True),
     ),
     "manifest": (
-        Hook("hpcsplit.engine.persist:write_tensors", file="manifest", disk=True),
-        Hook("hpcsplit.engine.persist:write_tensors", file="manifest", after=True, torn=True),
+        Hook("hpcsplit.checkpoint.manifest:write_tensors", file="manifest", disk=True),
+        Hook("hpcsplit.checkpoint.manifest:write_tensors", file="manifest", after=True, torn=True),
     ),
     "sums": (
         Hook(_FOLDER + "write_text", disk=True),
