@@ -107,6 +107,36 @@ def test_nothing_follows_a_training_job_that_fails(mock_desk: Desk) -> None:
     assert len(mock_desk.started("x")) == 1
 
 
+def test_each_task_of_an_experiment_is_requeued_by_itself_and_the_table_waits(mock_desk: Desk) -> None:
+    """Nothing is trained, so the table says what is missing; the next start submits that again."""
+    rows = ["--only", "adam,gsadmm-2", "--seeds", 2, "--out", mock_desk.place / "out"]
+    words = ["jobs/experiment.sbatch", "tssm-stages", *rows, "--", "--comment=x"]
+    said = mock_desk.submit(*words, STANDIN="asked 0")
+    assert [line.split()[0] for line in said] == ["array", "array", "table"]
+    one, two, table = (line.split()[1] for line in said)
+    tasks = {"adam-0": f"{one}_0", "gsadmm-2-0": f"{two}_1", "adam-1": f"{one}_2", "gsadmm-2-1": f"{two}_3"}
+    for name, id in tasks.items():
+        task = Job(mock_desk, id)
+        task.until_said("rank 0")
+        assert Job(mock_desk, table).facts()["JobState"] == "PENDING"
+        facts = task.facts()
+        assert (facts["NumTasks"], facts["JobName"], facts["Comment"]) == (
+            "2" if name.startswith("gsadmm") else "1",
+            "tssm-stages",
+            "x",
+        )
+        task.ask()
+        assert task.until_over() == ("COMPLETED", "0:0", "1")
+        first, second = mock_desk.started(name)
+        assert first == second
+        assert first.startswith("train ")
+        assert first.endswith(f"--run-dir {mock_desk.place}/out/{name}")
+    assert Job(mock_desk, table).until_over() == ("FAILED", "70:0", "0")
+    text = (mock_desk.place / "out" / "tssm-stages.md").read_text()
+    assert "- gsadmm-2-1: not finished, see the output of task 3 of the array\n" in text
+    assert len(mock_desk.submit(*words)) == 3
+
+
 def chain(desk: Desk, count: int, plan: str) -> list[Job]:
     name, *ids = desk.submit("jobs/chain", count, "runs/x", ALONE, "jobs/one-node.sbatch", "c.toml", STANDIN=plan)
     assert name.startswith("chain-x-")
@@ -144,6 +174,8 @@ def test_each_rank_gets_a_gpu_of_its_own(
     """Whether a rank sees all GPUs of its node or one; the numbers are those of the node."""
     job = mock_desk.sbatch(given, "-N", 2, "jobs/several-nodes.sbatch", "c.toml", HPCSPLIT_PMI=launcher)
     assert job.until_over() == ("COMPLETED", "0:0", "0")
+    words = f"train c.toml --run-dir runs/c-{job.id} --store.path scratch --checkpoint.aux copy"
+    assert mock_desk.started(f"c-{job.id}") == [words]
     taken = set()
     for rank, node, visible in re.findall(r"rank (\d) on (n\d) gpus (\S+)", job.out()):
         gpus = visible.split(",")
