@@ -127,6 +127,7 @@ def test_each_task_of_an_experiment_is_requeued_by_itself_and_the_table_waits(mo
         first, second = mock_desk.started(name)
         assert first == second
         assert first.startswith("train ")
+        assert "--schedule.epochs" not in first  # the paper's, which the file has
         assert first.endswith(f"--run-dir {mock_desk.place}/out/{name}")
     assert table.until_over() == ("FAILED", "70:0", "0")
     assert all(table.facts()["StartTime"] >= task.facts()["EndTime"] for task in tasks.values())

@@ -21,6 +21,7 @@ from hpcsplit.records import EpochRecord, StageRecord
 from tools.program import ROOT, mpirun
 from tools.reproductions import __main__ as reproduce
 from tools.reproductions import copies, running
+from tools.reproductions.cluster import ranks_of
 from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
@@ -529,6 +530,7 @@ def test_copies_are_one_task_of_as_many_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where timings are the point a task has its node alone."""
+    assert ranks_of(dataclasses.replace(SMALL, rows=(Row("five", "", copies=5), Row("two", "", stages=2)))) == 5
     words = ["pdadmm-layers", "--only", "4-serial,4-copies-4,4-2", "--seeds", 1, "--out", tmp_path]
     expected = ["-n 1 --exclusive --array=0", "-n 2 --exclusive --array=1", "-n 4 --exclusive --array=2"]
     assert for_slurm("arrays", capsys, *words) == expected
