@@ -1,6 +1,7 @@
 # The body of a training job:  . jobs/run.sh CONFIG.toml [--section.key VALUE ...], from the project's root.
 # One rank a task.  The run directory, runs/CONFIG-JOB unless --run-dir DIR says otherwise, is continued if it is there.
 #   HPCSPLIT_VENV      environment with hpcsplit installed (default .venv)
+#   HPCSPLIT_PROGRAM   module that trains, with its first words (default hpcsplit train)
 #   HPCSPLIT_PMI       srun's --mpi: pmi2 for MPICH (default), pmix for an Open MPI built with Slurm's PMIx;
 #                      "mpirun": start with the mpirun of the environment, MPICH's or Open MPI's, instead
 #   HPCSPLIT_SRUN      further options of srun, or of mpirun
@@ -13,15 +14,13 @@
 # the one of its number on the node), or one for each (--gpus-per-task=1).
 set -u
 ulimit -c 0
-case ${HPCSPLIT_VENV:=.venv} in /*) ;; *) HPCSPLIT_VENV=$PWD/$HPCSPLIT_VENV ;; esac
-export PATH="$HPCSPLIT_VENV/bin:$PATH"
-export HDF5_USE_FILE_LOCKING=FALSE PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+. jobs/environment.sh
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # the id of a task may be that of its whole array
 job=${job:-$SLURM_JOB_ID}
 
 # A rank ignores USR1 until Python has a handler for it; before, it would be the end of it.
 program=(bash -c 'trap "" USR1; exec "$@"' hpcsplit
-    python -m hpcsplit train "$1" --run-dir "runs/$(basename "$1" .toml)-$job" "${@:2}")
+    python -m ${HPCSPLIT_PROGRAM:-hpcsplit train} "$1" --run-dir "runs/$(basename "$1" .toml)-$job" "${@:2}")
 if [ "${HPCSPLIT_PMI:=pmi2}" = mpirun ]; then
     unset SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK # mpirun starts one process a node by srun: that one needs all of it
     export SLURM_CPU_BIND=none

@@ -18,7 +18,8 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started
 USAGE, INTERRUPTED = 64, 130
-_OTHERS = ("PMI", "OMPI_", "SLURM_", "HPCSPLIT_")  # variables that make a run part of another one
+LAUNCHERS = ("PMI", "OMPI_", "SLURM_")  # variables that make a process a rank of others
+_OTHERS = (*LAUNCHERS, "HPCSPLIT_")
 
 
 class Parser(argparse.ArgumentParser):

@@ -107,7 +107,7 @@ class Desk:
         return Job(self, done.stdout.strip())
 
     def submit(self, *words: object, **variables: str) -> list[str]:
-        """The lines that jobs/pipeline or jobs/chain prints."""
+        """The lines that jobs/pipeline, jobs/chain or jobs/experiment.sbatch prints."""
         done = self.cluster.run("bash", *words, place=self.place, **{**self.variables, **variables})
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

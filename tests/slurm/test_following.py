@@ -107,6 +107,34 @@ def test_nothing_follows_a_training_job_that_fails(mock_desk: Desk) -> None:
     assert len(mock_desk.started("x")) == 1
 
 
+def test_each_task_of_an_experiment_is_requeued_by_itself_and_the_table_waits(mock_desk: Desk) -> None:
+    """Nothing is trained, so the table says what is missing."""
+    rows = ["--only", "adam,gsadmm-2", "--seeds", 1, "--out", mock_desk.place / "out"]
+    words = ["jobs/experiment.sbatch", "tssm-stages", *rows, "--", "--comment=x"]
+    said = mock_desk.submit(*words, STANDIN="asked 0")
+    assert [line.split()[0] for line in said] == ["array", "array", "table"]
+    one, two, table = (Job(mock_desk, line.split()[1]) for line in said)
+    tasks = {"adam-0": Job(mock_desk, f"{one.id}_0"), "gsadmm-2-0": Job(mock_desk, f"{two.id}_1")}
+    tasks["adam-0"].until_state("RUNNING")
+    tasks["adam-0"].ask()  # too early
+    for task in tasks.values():
+        task.until_said("rank 0")
+        task.ask()
+    for name, task in tasks.items():
+        assert task.until_over() == ("COMPLETED", "0:0", "1")
+        facts = task.facts()
+        assert (facts["NumTasks"], facts["Comment"]) == ("2" if name == "gsadmm-2-0" else "1", "x")
+        first, second = mock_desk.started(name)
+        assert first == second
+        assert first.startswith("train ")
+        assert "--schedule.epochs" not in first  # the paper's, which the file has
+        assert first.endswith(f"--run-dir {mock_desk.place}/out/{name}")
+    assert table.until_over() == ("FAILED", "70:0", "0")
+    assert all(table.facts()["StartTime"] >= task.facts()["EndTime"] for task in tasks.values())
+    text = (mock_desk.place / "out" / "tssm-stages.md").read_text()
+    assert "- gsadmm-2-0: not finished, see the output of task 1 of the array\n" in text
+
+
 def chain(desk: Desk, count: int, plan: str) -> list[Job]:
     name, *ids = desk.submit("jobs/chain", count, "runs/x", ALONE, "jobs/one-node.sbatch", "c.toml", STANDIN=plan)
     assert name.startswith("chain-x-")
@@ -144,6 +172,8 @@ def test_each_rank_gets_a_gpu_of_its_own(
     """Whether a rank sees all GPUs of its node or one; the numbers are those of the node."""
     job = mock_desk.sbatch(given, "-N", 2, "jobs/several-nodes.sbatch", "c.toml", HPCSPLIT_PMI=launcher)
     assert job.until_over() == ("COMPLETED", "0:0", "0")
+    words = f"train c.toml --run-dir runs/c-{job.id} --store.path scratch --checkpoint.aux copy"
+    assert mock_desk.started(f"c-{job.id}") == [words]
     taken = set()
     for rank, node, visible in re.findall(r"rank (\d) on (n\d) gpus (\S+)", job.out()):
         gpus = visible.split(",")

@@ -165,3 +165,24 @@ def test_srun_without_mpi_is_refused(desk: Desk) -> None:
     assert "SLURM_STEP_NUM_TASKS says that 2 processes were started, but MPI" in job.out()
     assert "--mpi=pmi2" in job.out()
     assert not (desk.place / "runs" / f"quickstart-{job.id}" / "records.jsonl").exists()
+
+
+@needs_mpich
+def test_an_experiment_ends_with_its_table(desk: Desk) -> None:
+    """Independent copies too; what is finished is not submitted again."""
+    small = {"data.name": "digits", "data.pool": "false", "data.limit_train": 96, "data.limit_test": 32}
+    small |= {"data.batch_size": 48, "model.depth": 3}
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    rows = ["--scale", "small", "--only", "300-serial,300-copies-2", "--seeds", 1, "--epochs", 2, *settings]
+    words = ["jobs/experiment.sbatch", "pdadmm-width", *rows, "--out", desk.place / "out"]
+    one, two, table = (Job(desk, line.split()[1]) for line in desk.submit(*words))
+    assert table.until_over() == ("COMPLETED", "0:0", "0"), table.out() + one.out() + two.out()
+    names = {"300-serial-0", "300-copies-2-0-copy0", "300-copies-2-0-copy1"}
+    assert {path.parent.name for path in desk.place.glob("out/*/records.jsonl")} == names
+    assert not [*desk.place.glob("out/*/aux")]
+    shown = json.loads((desk.place / "out" / "pdadmm-width.json").read_text())
+    assert shown["failed"] == []
+    assert [list(row["measures"]["epoch_seconds"]) for row in shown["rows"]] == [["0"], ["0"]]
+    (again,) = desk.submit(*words, "--", "--hold")
+    assert again.startswith("table ")
+    desk.cluster.say("scancel", again.split()[1])

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -21,7 +20,8 @@ from hpcsplit.config import load
 from hpcsplit.records import EpochRecord, StageRecord
 from tools.program import ROOT, mpirun
 from tools.reproductions import __main__ as reproduce
-from tools.reproductions import running
+from tools.reproductions import copies, running
+from tools.reproductions.cluster import ranks_of
 from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.judging import answer, interval, judge
@@ -31,7 +31,6 @@ from tools.reproductions.page import write_page
 from tools.reproductions.reporting import Report
 from tools.reproductions.running import ALONE, Task, may_join, run_all, tasks_of
 
-JOBS = sorted(path for path in (ROOT / "jobs").glob("*.sbatch") if path.with_suffix(".toml").exists())
 SMALL = EXPERIMENTS["tssm-figure-1"]
 GROUP = "fashion_mnist"
 
@@ -77,16 +76,14 @@ def test_copies_are_compared_after_as_many_samples(scale: str) -> None:
     assert len({config.data.copies for config in configs}) > 1
 
 
-@pytest.mark.parametrize("path", [*JOBS, ROOT / "jobs" / "run.sh"], ids=lambda path: path.name)
-def test_a_job_is_sound(path: Path) -> None:
-    subprocess.run(["bash", "-n", path], check=True)
-    if path.suffix == ".sbatch":
-        load(path.with_suffix(".toml"))
-        assert f"jobs/{path.stem}.toml" in path.read_text(encoding="utf-8")
-
-
-def test_every_experiment_has_a_job() -> None:
-    assert set(EXPERIMENTS) <= {path.stem for path in JOBS}
+def test_the_kept_runs_are_those_of_the_declarations(tmp_path: Path) -> None:
+    """Every run behind docs/results.md is found finished by the settings that are declared today."""
+    for archive in sorted((ROOT / "docs" / "results").glob("*-small.tar.xz")):
+        experiment, out = EXPERIMENTS[archive.name.removesuffix("-small.tar.xz")], tmp_path / archive.name
+        out.mkdir()
+        seeds = experiment.small.seeds
+        planned = {task.name: task for task in tasks(experiment, "small", 2, out, seeds=seeds)}
+        assert [name for name in unpack(archive, out) if not planned[name].finished()] == []
 
 
 # ------------------------------------------------------------------------------------------------ judging
@@ -410,7 +407,7 @@ class Pretended(Task):
 
 def pretended(folder: Path, program: str, *, cores: int = 1, key: str = "", seed: int = 0) -> Pretended:
     row = Row(key or folder.name, folder.name, stages=cores)
-    return Pretended(row, seed, ROOT / SMALL.config, {}, folder, measured=True, program=program)
+    return Pretended(row, seed, ROOT / SMALL.file, {}, folder, measured=True, program=program)
 
 
 @pytest.fixture(autouse=True)
@@ -500,6 +497,79 @@ def test_cores_decide_between_mpi_and_lockstep(tmp_path: Path) -> None:
     assert on_two["gsadmm-3"].command()[0] == sys.executable
     assert on_two["gsadmm-3"].cores == 1
     assert {task.row.stages for task in tasks(EXPERIMENTS["pdadmm-width"], "small", 2)} == {1, 2}  # 4 cannot be timed
+
+
+# ------------------------------------------------------------------------------------------------ on a cluster
+
+
+def for_slurm(what: str, capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
+    assert reproduce.main([*map(str, words), "--slurm", what]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_an_array_has_the_unfinished_turns_of_so_many_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tssm-stages", "--only", "adam,gsadmm-2,gsadmm-3", "--seeds", 2, "--epochs", 3, "--out", tmp_path]
+    assert for_slurm("arrays", capsys, *words) == ["-n 1 --array=0,3", "-n 2 --array=1,4", "-n 3 --array=2,5"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    program, config, *given = for_slurm("words", capsys, *words)
+    assert (program, config) == ("hpcsplit train", str(ROOT / "jobs" / "tssm.toml"))
+    assert given[-2:] == ["--run-dir", str(tmp_path / "gsadmm-2-1")]
+    assert load(config, list(zip([k[2:] for k in given[:-2:2]], given[1:-2:2], strict=True))).run.seed == 1
+    e, extra = EXPERIMENTS["tssm-stages"], {"schedule.epochs": 3}
+    rows = [e.row("gsadmm-2")]
+    for task in tasks_of(e, "small", rows=rows, seeds=2, extra=extra, out=tmp_path, cores=2):
+        write_finished(task)
+    words += ["--scale", "small"]
+    assert for_slurm("arrays", capsys, *words) == ["-n 1 --array=0,3", "-n 3 --array=2,5"]
+    assert for_slurm("words", capsys, *words) == [""]
+
+
+def test_copies_are_one_task_of_as_many_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where timings are the point a task has its node alone."""
+    assert ranks_of(dataclasses.replace(SMALL, rows=(Row("five", "", copies=5), Row("two", "", stages=2)))) == 5
+    words = ["pdadmm-layers", "--only", "4-serial,4-copies-4,4-2", "--seeds", 1, "--out", tmp_path]
+    expected = ["-n 1 --exclusive --array=0", "-n 2 --exclusive --array=1", "-n 4 --exclusive --array=2"]
+    assert for_slurm("arrays", capsys, *words) == expected
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    program, *given = for_slurm("words", capsys, *words)
+    assert program == "tools.reproductions.copies"
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append((argv, env)))
+    for name, value in {"PMI_RANK": "3", "SLURM_PROCID": "0", "PMI_SIZE": "4", "HPCSPLIT_DATA": "/data"}.items():
+        monkeypatch.setenv(name, value)
+    copies.main(given)
+    ((argv, env),) = started
+    assert argv[1:4] == ["-m", "hpcsplit", "train"]
+    assert argv[4:] == [*given[:-1], str(tmp_path / "4-copies-4-0-copy3")]
+    assert env["HPCSPLIT_DATA"] == "/data"
+    assert not [name for name in env if name.startswith(("PMI", "SLURM"))]
+
+
+def test_the_end_of_a_task_marks_a_run_that_was_alone_and_drops_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    e = EXPERIMENTS["plane"]
+    extra = {"schedule.epochs": 3}
+    (task,) = tasks_of(e, "small", rows=[e.row("delayed-2")], seeds=1, extra=extra, out=tmp_path, cores=2)
+    words = ["plane", "--scale", "small", "--only", "delayed-2", "--seeds", 1, "--epochs", 3, "--out", tmp_path]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert for_slurm("ended", capsys, *words) == []
+    assert not task.folder.exists()
+    assert reproduce.main([*map(str, words), "--slurm", "table"]) == 70
+    assert "- delayed-2-0: not finished, see the output of task 0 of the array\n" in capsys.readouterr().out
+    write_finished(task)
+    (task.folder / "aux").mkdir()
+    assert not task.finished()
+    assert for_slurm("ended", capsys, *words) == []
+    assert task.finished()
+    assert not (task.folder / "aux").exists()
+    assert reproduce.main([*map(str, words), "--slurm", "table"]) == 0
+    assert "90.00" not in (out := capsys.readouterr().out)
+    assert "80.00 (1)" in out
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.program import INTERRUPTED, ROOT, Parser, mpirun
+from tools.reproductions import cluster
 from tools.reproductions.declaring import Row, ScaleName
 from tools.reproductions.experiments import EXPERIMENTS
 from tools.reproductions.keeping import archive_of, unpack
@@ -61,6 +62,7 @@ def _parser() -> Parser:
         "--only", default="", metavar="ROW,...", help="run only these rows; also rows that the scale leaves"
     )
     parser.add_argument("--kept", action="store_true", help="go on from the runs behind docs/results.md")
+    parser.add_argument("--slurm", choices=("arrays", "words", "ended", "table"), help="for jobs/experiment.sbatch")
     parser.add_argument("--show", action="store_true", help="run nothing; the table of what is there")
     return parser
 
@@ -86,21 +88,28 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
         print(f"{len(unpack(archive, out))} runs of docs/results.md are put back", file=sys.stderr)
     where = {"data.root": str(args.data.resolve())} if args.data else {}
     cores = sorted(os.sched_getaffinity(0))
+    ranks = cluster.ranks_of(experiment) if args.slurm else len(cores)
 
     def planned(rows: Sequence[Row], seeds: int) -> list[Task]:
         settings = {**extra, **where}
-        return tasks_of(experiment, args.scale, rows=rows, seeds=seeds, extra=settings, out=out, cores=len(cores))
+        return tasks_of(experiment, args.scale, rows=rows, seeds=seeds, extra=settings, out=out, cores=ranks)
 
     most = experiment.scale(args.scale).seeds
     tasks = [] if args.show else planned(rows, args.seeds or most)
-    if any(task.command()[0] == mpirun() for task in tasks) and not shutil.which(mpirun()):
-        parser.error("there is no mpirun beside this Python or on PATH; tools/reproduce makes the environment")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        failures = run_all(tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr))
-    except KeyboardInterrupt:
-        print("interrupted; start the same command again to continue", file=sys.stderr)
-        return INTERRUPTED
+    turns = cluster.turns_of(tasks)
+    if args.slurm in ("arrays", "words", "ended"):
+        return _for_slurm(parser, args.slurm, turns, in_turn=experiment.in_turn)
+    if args.slurm == "table":
+        failures = cluster.missing(turns)
+    else:
+        if any(task.command()[0] == mpirun() for task in tasks) and not shutil.which(mpirun()):
+            parser.error("there is no mpirun beside this Python or on PATH; tools/reproduce makes the environment")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            failures = run_all(tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr))
+        except KeyboardInterrupt:
+            print("interrupted; start the same command again to continue", file=sys.stderr)
+            return INTERRUPTED
 
     from tools.reproductions.drawing import draw
     from tools.reproductions.reporting import Report
@@ -111,7 +120,7 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
     shown = [row for row in experiment.rows if row.key in started or results.of(row.key)]
     if args.show and not shown:
         parser.error(f"there is no finished run of {experiment.name} in {out}; leave --show out, or add --kept")
-    report = Report(results, args.scale, shown, extra, failures, left_out, len(cores))
+    report = Report(results, args.scale, shown, extra, failures, left_out, ranks)
     text = report.markdown()
     (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
     (out / f"{experiment.name}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
@@ -119,6 +128,23 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
     print(text)
     print(f"table, values and curves: {out / experiment.name}.md, .json, .png", file=sys.stderr)
     return FAILED if failures else 0
+
+
+def _for_slurm(parser: Parser, what: str, turns: list[list[Task]], *, in_turn: bool) -> int:
+    """What jobs/experiment.sbatch asks: which arrays to submit; in a task of one, what to start, or what has ended."""
+    if what == "arrays":
+        print("\n".join(cluster.arrays(turns, in_turn=in_turn)))
+        return 0
+    try:
+        turn = cluster.own(turns)
+    except ValueError as error:
+        parser.error(str(error))
+    if what == "words":
+        print("\n".join(cluster.words(turn)))
+    else:
+        for task in turn:
+            task.end()
+    return 0
 
 
 def listing() -> str:

@@ -20,6 +20,7 @@ def hybrid(copies: int) -> Row:
 
 FIGURE_4 = Experiment(
     name="sph-figure-4",
+    config="resnet110",
     title="Test accuracy by the ratio of synthetic to real images",
     source="DS-SPH, section 3.2 and Figure 4",
     says="with a larger ρ_DA the gap between parallel and serial training closes; the variables of all synthetic "
@@ -54,6 +55,7 @@ FIGURE_4 = Experiment(
     ),
     paper=Scale({"schedule.epochs": 200}, seeds=3),
     columns=("train_accuracy", "test_accuracy", "label_signal", "violation", "seconds"),
+    base={"data.copies": 4, "schedule.epochs": 50},
     picture=Curves(("test_accuracy",)),
     judged_by="test_accuracy",
     notes=(

@@ -28,6 +28,7 @@ def rows() -> tuple[Row, ...]:
 
 AUTO = Experiment(
     name="auto",
+    config="resnet110",
     title="Exact or parallel, decided on the way",
     source="the ratios of DS-SPH's tables",
     says="nothing; its ratios are fixed.",
@@ -47,6 +48,7 @@ AUTO = Experiment(
     ),
     paper=Scale(seeds=8),
     columns=("test_accuracy", "parallel_epochs", "label_signal", "seconds", "lead_over_ratios"),
+    base={"method.name": "delayed", "data.validation": 5000, "schedule.ratio": "auto", "schedule.warmup": 2},
     picture=Plane("test_accuracy"),
     judged_by="test_accuracy",
     timed=3,

@@ -98,7 +98,8 @@ class Experiment:
 
     Attributes:
         source: where it stands; `says`: the paper's claim and numbers; `hardware`: the paper's.
-        config: the file in jobs/ with its settings at the paper's scale.
+        config: the file in jobs/, without .toml, with the settings that it shares with others.
+        base: what every row has over those of the file.
         columns: measures (see measuring.MEASURES) in the table.
         judged_by: the accuracy at which exact training stopped at the same time is compared.
         in_turn: one row at a time, all rows once before any again: for timings.
@@ -107,6 +108,7 @@ class Experiment:
     """
 
     name: str
+    config: str
     title: str
     source: str
     says: str
@@ -116,6 +118,7 @@ class Experiment:
     small: Scale
     paper: Scale
     columns: tuple[str, ...]
+    base: Settings = field(default_factory=dict)
     picture: Curves | Against | Plane = field(default_factory=Curves)
     judged_by: str = "train_accuracy"
     in_turn: bool = False
@@ -123,8 +126,8 @@ class Experiment:
     notes: tuple[str, ...] = ()
 
     @property
-    def config(self) -> str:
-        return f"jobs/{self.name}.toml"
+    def file(self) -> str:
+        return f"jobs/{self.config}.toml"
 
     def times(self, seed: int) -> bool:
         """Whether the times of runs with this seed count."""

@@ -138,6 +138,7 @@ ROWS = (
 
 PLANE = Experiment(
     name="plane",
+    config="resnet110",
     title="Test accuracy against training time",
     source="DS-SPH, Figure 5, with delayed gradients",
     says="the hybrid's points lie above the line of exact training that is stopped early.",
@@ -156,6 +157,7 @@ PLANE = Experiment(
     ),
     paper=Scale(seeds=8),
     columns=("test_accuracy", "label_signal", "violation", "seconds", "lead_over_line"),
+    base=DELAYED,
     picture=Plane("test_accuracy"),
     judged_by="test_accuracy",
     timed=3,

@@ -52,7 +52,7 @@ class Report:
         if verdicts := self.verdicts():
             parts += ["## Claims", _bullets(verdict.sentence() for verdict in verdicts)]
         parts += ["## What differs from the paper", _bullets(self._differences())]
-        missing = [f"{f.task.name}: exit {f.exit_code}, {f.sentence}" for f in self.failures]
+        missing = [str(failure) for failure in self.failures]
         missing += [f"{row.key}: needs more than {self.cores} cores" for row in self.left_out]
         parts += ["## Not in the table", _bullets(missing)] if missing else []
         return "\n\n".join(parts) + "\n"

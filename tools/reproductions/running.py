@@ -65,11 +65,14 @@ class Task:
     def resolved(self) -> Config:
         return load(self.config, self.overrides())
 
+    def words(self) -> list[str]:
+        """Of the command line, behind the program."""
+        words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
+        return [str(self.config), *words, "--run-dir", str(self.folder)]
+
     def command(self) -> list[str]:
         launcher = [mpirun(), "-n", str(self.row.stages)] if self.measured and self.row.stages > 1 else []
-        words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
-        train = [sys.executable, "-m", *self.row.program.split(), str(self.config), *words]
-        return [*launcher, *train, "--run-dir", str(self.folder)]
+        return [*launcher, sys.executable, "-m", *self.row.program.split(), *self.words()]
 
     def finished(self) -> bool:
         """Whether all epochs of a run with these settings are there."""
@@ -82,6 +85,15 @@ class Task:
         except HpcsplitError:
             return False
 
+    def end(self) -> bool:
+        """After its start has ended: note that it was alone, drop rows that its checkpoint needs no more; finished?"""
+        if self.alone and self.folder.is_dir():
+            self.mark.touch()
+        finished = self.finished()
+        if finished:
+            shutil.rmtree(self.folder / "aux", ignore_errors=True)
+        return finished
+
     def result(self) -> Run:
         """The finished run."""
         records = Records(RunDir(self.folder).records).load()
@@ -91,11 +103,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not end well: what it said last."""
+    """A run that did not end well: what it said last.  No exit code: of another process, which Slurm has started."""
 
     task: Task
-    exit_code: int
+    exit_code: int | None
     sentence: str
+
+    def __str__(self) -> str:
+        code = "" if self.exit_code is None else f"exit {self.exit_code}, "
+        return f"{self.task.name}: {code}{self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,7 @@ def tasks_of(
             if ((experiment.in_turn or row.real) and not measured) or row.copies > cores:
                 continue
             settings = {
+                **experiment.base,
                 **row.settings,
                 **experiment.scale(scale).settings,
                 **({"split.cuts": cuts[row.stages]} if row.stages in cuts else {}),
@@ -137,12 +154,12 @@ def tasks_of(
                 **({} if measured else {"run.runner": "lockstep", "run.stages": row.stages}),
             }
             if row.share != 1.0:
-                whole = load(ROOT / experiment.config, [(key, show(value)) for key, value in settings.items()])
+                whole = load(ROOT / experiment.file, [(key, show(value)) for key, value in settings.items()])
                 settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
                 alone = measured and seed < experiment.timed
-                tasks.append(Task(row, seed, ROOT / experiment.config, settings, out / name, measured, alone))
+                tasks.append(Task(row, seed, ROOT / experiment.file, settings, out / name, measured, alone))
     return sorted(tasks, key=lambda task: not task.alone)
 
 
@@ -173,10 +190,7 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
                 free += ended.cores
                 done += 1
                 task = ended.task
-                if task.alone and task.folder.is_dir():
-                    task.mark.touch()
-                if task.finished():
-                    shutil.rmtree(task.folder / "aux", ignore_errors=True)  # rows that its checkpoint needs no more
+                if task.end():
                     outcome = summary(task.result())
                 else:
                     failures.append(failure_of(task, ended.process.returncode))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from tools.reproductions.declaring import Claim, Curves, Experiment, Row, Scale, Settings
 from tools.reproductions.plane import EXACT, FROZEN
@@ -83,6 +84,7 @@ def above(row: str, rival: str, text: str, by: float = 0.0) -> Claim:
 
 def experiment(
     what: str,
+    config: str,
     title: str,
     says: str,
     rows: Iterable[Row],
@@ -91,12 +93,14 @@ def experiment(
     cuts: Mapping[int, tuple[int, ...]],
     *,
     columns: tuple[str, ...] = COLUMNS,
+    base: Settings = MappingProxyType({}),
     curves: tuple[str, ...] = ("test_accuracy",),
     notes: tuple[str, ...] = NOTES,
 ) -> Experiment:
     """`what` is "table-1", "figure-8" …; `cuts` are the paper's."""
     return Experiment(
         name=f"sph-{what}",
+        config=f"sph-{config}",
         title=title,
         source=f"DS-SPH, {what.replace('-', ' ').capitalize()}",
         says=says,
@@ -106,6 +110,7 @@ def experiment(
         small=small,
         paper=Scale(seeds=3, cuts=cuts),
         columns=columns,
+        base=base,
         picture=Curves(curves),
         judged_by="test_accuracy",
         notes=notes,
@@ -142,6 +147,7 @@ def table_claims(stages: tuple[int, ...]) -> tuple[Claim, ...]:
 
 TABLE_1 = experiment(
     "table-1",
+    "resnet110",
     "ResNet-110 on CIFAR-10 in two and three stages",
     "alone the methods lose 8 points, in a 1:4 hybrid 2; downsampling costs less than a point.",
     [
@@ -175,6 +181,7 @@ TABLE_1 = experiment(
 
 TABLE_2 = experiment(
     "table-2",
+    "wrn-40-10",
     "WideResNet-40-10 on CIFAR-100 in three stages",
     "alone the methods lose 15 points, in a 1:4 hybrid 4; downsampling makes the hybrid better.",
     [
@@ -236,6 +243,7 @@ def ratio_claims() -> tuple[Claim, ...]:
 
 TABLE_3 = experiment(
     "table-3",
+    "resnet110",
     "ResNet-110 on CIFAR-10: the hybrid ratio",
     "a larger share of exact epochs closes the gap and costs speed.",
     [
@@ -264,6 +272,7 @@ TABLE_3 = experiment(
 
 TABLE_4 = experiment(
     "table-4",
+    "wrn-40-10",
     "WideResNet-40-10 on CIFAR-100: the hybrid ratio",
     TABLE_3.says,
     [
@@ -294,12 +303,13 @@ TABLE_4 = experiment(
 
 
 def learning_curves(
-    number: int, network: str, order: str, words: str, small: Scale, cuts: Mapping[int, tuple[int, ...]]
+    number: int, config: str, network: str, order: str, words: str, small: Scale, cuts: Mapping[int, tuple[int, ...]]
 ) -> Experiment:
     names = {"p": "penalty", "al": "augmented Lagrangian"}
     settings = {**HYBRID, **FULL, "schedule.order": order}
     return experiment(
         f"figure-{number}",
+        config,
         f"Losses and violation of {network} in three stages, {words}",
         "the violation is larger for the penalty method than for AL with the same β, and jumps where exact epochs "
         "begin.",
@@ -316,15 +326,22 @@ def learning_curves(
         ],
         small,
         cuts,
+        base={"schedule.order": order},
         curves=("loss", "test_loss", "violation"),
     )
 
 
 FIGURE_8 = learning_curves(
-    8, "ResNet-110 on CIFAR-10", "alternate", "serial and parallel epochs alternating", SMALL_RESNET, R110_CUTS
+    8,
+    "resnet110",
+    "ResNet-110 on CIFAR-10",
+    "alternate",
+    "serial and parallel epochs alternating",
+    SMALL_RESNET,
+    R110_CUTS,
 )
 FIGURE_9 = learning_curves(
-    9, "WideResNet-40-10 on CIFAR-100", "parallel-first", "all parallel epochs first", SMALL_WRN, WRN_CUTS
+    9, "wrn-40-10", "WideResNet-40-10 on CIFAR-100", "parallel-first", "all parallel epochs first", SMALL_WRN, WRN_CUTS
 )
 
 # ------------------------------------------------------------------------------------------------ Table 5
@@ -337,6 +354,7 @@ def loss_below(row: str, rival: str, text: str, share: float = 0.0) -> Claim:
 
 TABLE_5 = experiment(
     "table-5",
+    "vae",
     "ResNet-VAE on MNIST: reconstruction in three stages",
     "downsampling costs about 7 % of reconstruction loss, the hybrid regains it; no augmentation is needed.",
     [

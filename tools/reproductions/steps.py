@@ -37,6 +37,7 @@ SLOW: Settings = {"optim.lr": 0.01}
 
 STEPS = Experiment(
     name="steps",
+    config="resnet110",
     title="Step sizes of the augmented Lagrangian, one changed at a time",
     source="DS-SPH, section 5",
     says="no study of step sizes; β = 100 or 10, and the gaps of Table 3.",
@@ -60,6 +61,7 @@ STEPS = Experiment(
     small=Scale({**SMALL, "data.limit_train": 5000, "schedule.epochs": 10}, seeds=3, cuts=CUTS),
     paper=Scale(seeds=3),
     columns=("test_accuracy", "exact_in_time", "label_signal", "violation", "seconds"),
+    base={"method.name": "al"},
     picture=Plane("test_accuracy"),
     judged_by="test_accuracy",
 )
