@@ -34,11 +34,8 @@ def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Ten
 
 
 def download(values: torch.Tensor) -> tuple[torch.Tensor, Copy | torch.cuda.Event]:
-    """The values on the host, to be read when what comes with them has ended; those of the host are there at once.
-
-    Tensors without values ("meta") stay as they are.
-    """
-    if values.device.type in ("cpu", "meta"):
+    """The values on the host, to be read when what comes with them has ended; those of the host are there at once."""
+    if values.device.type == "cpu":
         return values.detach(), Copy()
     here = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
     here.copy_(values.detach(), non_blocking=True)

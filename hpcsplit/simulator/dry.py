@@ -209,6 +209,8 @@ class Unknown(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.ASKED and args[0].is_meta:
             args = (torch.full(args[0].shape, args[0].dtype == torch.bool, dtype=args[0].dtype),)
+        if func is torch.Tensor.copy_ and args[1].is_meta and not args[0].is_meta:
+            return args[0].zero_()
         return func(*args, **(kwargs or {}))
 
 

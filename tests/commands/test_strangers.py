@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from hpcsplit.data import vision
-from hpcsplit.data.catalog import SPECS, Spec
+from hpcsplit.data.catalog import SPECS
 from tests.commands.conftest import Run
 from tests.engine.small import train_here
 
@@ -37,7 +38,7 @@ def small_cifar() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("HPCSPLIT_DATA", raising=False)
-        patch.setitem(SPECS, "cifar10", Spec("cifar10", SAMPLES, SAMPLES, (3, 32, 32), 10, flip=True))
+        patch.setitem(SPECS, "cifar10", replace(SPECS["cifar10"], train=SAMPLES, test=SAMPLES))
         patch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
         patch.setattr(datasets.CIFAR10, "test_list", [["test_batch", None]])
         yield

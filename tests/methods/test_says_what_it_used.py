@@ -12,7 +12,6 @@ import torch
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
-    Message,
     Step,
     StepResult,
     Tally,
@@ -29,9 +28,6 @@ class Forgetful(TrainingMethod):
     """It trains, and nobody knows with what."""
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
-        return ()
-
-    def messages(self) -> tuple[Message, ...]:
         return ()
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
