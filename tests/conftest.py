@@ -9,10 +9,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.fuzz import examples
+from tests.fuzz import SHARE, examples
 
 settings.register_profile("shared machine", deadline=None, max_examples=examples(100))
 settings.load_profile("shared machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SHARE < 1 and item.get_closest_marker("weekly"):
+            item.add_marker(pytest.mark.skip(reason="HPCSPLIT_FUZZ=full tries it"))
 
 
 @pytest.fixture(autouse=True)

@@ -150,7 +150,7 @@ def test_what_would_end_the_launcher_is_known_before(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ paths and limits
 
 
-@pytest.mark.parametrize("path", ["~/r", "${PLACE}/$PART"])
+@pytest.mark.parametrize("path", [pytest.param("${PLACE}/$PART", marks=pytest.mark.weekly), "~/$PART"])
 def test_home_and_variables_are_filled_in(toml: Path, tmp_path: Path, path: str) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()

@@ -56,7 +56,9 @@ def check(answer: dict[str, Any], size: int, launcher: str) -> None:
     assert topics(answer, "HDF5")[0]["data"]["hdf5"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, marks=pytest.mark.weekly), pytest.param(2, marks=pytest.mark.weekly), 4]
+)
 def test_every_number_of_ranks(ranks: int) -> None:
     ended, answer = doctor(ranks=ranks)
     assert ended.code == 0, (ended, broken(answer))

@@ -46,7 +46,9 @@ def test_backprop_does_not_depend_on_the_number_of_stages(make: Make) -> None:
     assert [epochs_of(make, k, str(k), **changes) for k in (2, 3, 4)] == [one] * 3
 
 
-@pytest.mark.parametrize("method", ["backprop", "al", "gsadmm", "gsam"])
+@pytest.mark.parametrize(
+    "method", ["backprop", "al", *(pytest.param(name, marks=pytest.mark.weekly) for name in ("gsadmm", "gsam"))]
+)
 def test_five_to_eight_stages_with_uneven_cuts(make: Make, method: str) -> None:
     """ResNet-14 has eight blocks.  The first exact epoch is the same for every cut, whatever method follows."""
     cuts = {1: [], 5: [1, 2, 3, 7], 8: [1, 2, 3, 4, 5, 6, 7]}

@@ -17,8 +17,15 @@ LEGIBLE = 8.0  # CSS pixels: the size of letters in a drawing
 LONG = "a-run-with-a-name-as-long-as-people-make-them-" * 3
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("names", [["one"], ["hybrid", LONG, "exact"]], ids=["one run", "three runs"])
+@pytest.mark.parametrize(
+    ("width", "names"),
+    [
+        pytest.param(390, ["one"], marks=pytest.mark.weekly),
+        pytest.param(1280, ["hybrid", LONG, "exact"], marks=pytest.mark.weekly),
+        (390, ["hybrid", LONG, "exact"]),
+        (1280, ["one"]),
+    ],
+)
 def test_everything_is_drawn_and_fits(width: int, names: list[str]) -> None:
     phases = ["sppsp", "sppspsp", "sssss"]
     text = page({name: shown(run(p), summary="wide " * 60) for name, p in zip(names, phases, strict=False)})

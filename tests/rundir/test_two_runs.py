@@ -31,7 +31,9 @@ def test_the_second_run_says_why_it_stops_and_goes_on_when_the_first_was_killed(
     assert not (run / "lock").exists()
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=[pytest.mark.mpi, needs_mpi])])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(0, marks=pytest.mark.weekly), pytest.param(2, marks=[pytest.mark.mpi, needs_mpi])]
+)
 def test_a_run_that_was_robbed_ends(tmp_path: Path, ranks: int) -> None:
     toml, run = write_toml(tmp_path / "c.toml", max(1, ranks), schedule__epochs=2000), tmp_path / "run"
     ended = python("-m", "tests.rundir.robbed", "train", toml, "--run-dir", run, ranks=ranks, limit_s=200)

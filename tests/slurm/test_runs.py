@@ -111,6 +111,7 @@ def test_a_node_goes_down_and_the_run_continues_on_the_other(desk: Desk, tmp_pat
 
 
 @needs_mpich
+@pytest.mark.weekly
 def test_cancelled_on_several_nodes_and_started_again_by_mpirun(desk: Desk, uninterrupted) -> None:
     """Three stages, two of them on the first node; the second start has another launcher."""
     run = desk.place / "runs" / "mine"
@@ -128,6 +129,7 @@ def test_cancelled_on_several_nodes_and_started_again_by_mpirun(desk: Desk, unin
     assert weights(run) == uninterrupted(3)
 
 
+@pytest.mark.weekly
 def test_the_end_of_the_job_is_seen_without_a_signal(desk: Desk) -> None:
     """-t 1 is a minute, three quarters of it are the margin: it stops some 15 s after its start, by itself."""
     endless = {"schedule.epochs": 100_000, "run.stop_before": 0.75}

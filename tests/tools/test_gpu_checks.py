@@ -14,8 +14,18 @@ from tests.wire.launch import needs_mpi
 from tools.gpu_checks.__main__ import CHECKS
 from tools.program import ROOT
 
-QUICK = ("environment", "optimizers", "messages", "together", "costs")
-SLOW = "tests", "resume", "methods", "loops", "alone", "doctor", "training"  # of what other tests run
+QUICK = ("environment", "optimizers", "together")
+SLOW = (
+    "messages",
+    "costs",
+    "tests",
+    "resume",
+    "methods",
+    "loops",
+    "alone",
+    "doctor",
+    "training",
+)  # of what other tests run
 
 
 def gpu(out: Path, *words: str) -> tuple[int, list[dict], str]:

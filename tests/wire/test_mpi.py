@@ -15,16 +15,29 @@ from tests.wire.programs import PROGRAMS
 pytestmark = [needs_mpi, pytest.mark.mpi]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def ranks(request: pytest.FixtureRequest) -> int:
+SETTINGS = [
+    (2, "at once"),
+    (3, "late"),
+    *(pytest.param(each, marks=pytest.mark.weekly) for each in ((2, "late"), (3, "at once"))),
+]
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda setting: f"{setting[0]} ranks, {setting[1]}")
+def setting(request: pytest.FixtureRequest) -> tuple[int, str]:
+    """How many ranks there are, and when their copies to the host end."""
     return request.param
 
 
-@pytest.fixture(scope="module", params=["at once", "late"])
-def answers(ranks: int, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, list]:
-    """What the programs have answered; copies to the host end at once, or late."""
+@pytest.fixture(scope="module")
+def ranks(setting: tuple[int, str]) -> int:
+    return setting[0]
+
+
+@pytest.fixture(scope="module")
+def answers(setting: tuple[int, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What the programs have answered."""
     path: Path = tmp_path_factory.mktemp("wire") / "answers.json"
-    ended = python("-m", "tests.wire.over_mpi", path, request.param, ranks=ranks, limit_s=60)
+    ended = python("-m", "tests.wire.over_mpi", path, setting[1], ranks=setting[0], limit_s=60)
     assert ended.code == 0, ended.err
     return json.loads(path.read_text())
 
