@@ -59,6 +59,22 @@ os.kill(os.getpid(), signal.SIGKILL)
         again.adopt(description | {"slot": 1 - description["slot"]})
 
 
+def test_what_a_checkpoint_refers_to_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        monkeypatch.setattr(os, "fsync", noted)
+        monkeypatch.setattr("hpcsplit.boundary.hdf5.set_attributes", lambda *_: synced.clear())  # rows come last
+        store.sync()
+        assert sorted(synced) == ["block-004.kappa.1.h5", "block-004.lam.1.h5"]
+
+
 def test_an_epoch_that_only_reads_spoils_neither_generation_on_the_disk(tmp_path: Path) -> None:
     """Killed right after it, a run may take up the current one or the one that its checkpoint refers to."""
     with closing(build(tmp_path)) as store:

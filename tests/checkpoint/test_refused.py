@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcsplit.checkpoint.whole import read_weights
+from hpcsplit.errors import CheckpointError
 from tests.checkpoint.conftest import Run, half_done
 from tests.engine.small import weights
 
@@ -87,6 +89,11 @@ def test_damage_is_named_and_the_checkpoint_before_offered(half: Run, refused: R
 def test_a_stage_that_is_not_listed_is_named_with_other_cuts_too(half: Run, refused: Refused) -> None:
     forget_a_line(half)
     assert "stage-001.h5 is not listed in SHA256SUMS" in refused("--split.cuts", "[2]")
+
+
+def test_weights_of_another_network_are_refused_with_their_folder(half: Run) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{half.newest}: the checkpoint has .*, this network has not"):
+        read_weights(half.newest, {})
 
 
 def test_the_offer_holds(half: Run, never_stopped) -> None:
