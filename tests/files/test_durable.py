@@ -62,6 +62,19 @@ def test_records_are_there(disk: Disk) -> None:
     assert len(records.load()) == 1
 
 
+def test_a_finished_checkpoint_is_there_without_its_link_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(ckpt, "replace_symlink", refuse)
+    atomic.make_folders(disk.root / "checkpoints")
+    folder = ckpt.begin(disk.root / "checkpoints", "epoch-0001-step-000000")
+    atomic.write_text(folder / "stage-000.h5", "weights")
+    ckpt.finish(folder, {"stage-000.h5": hashlib.sha256(b"weights").hexdigest()}, 1)
+    there = {f"checkpoints/epoch-0001-step-000000/{name}" for name in ("stage-000.h5", ckpt.SUMS)}
+    assert disk.late().keys() == there
+
+
 def test_a_lock_that_the_disk_refuses_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
