@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from hpcsplit.assemble import build_network, load_data, make_optimizer, make_source
+from hpcsplit.checkpoint.folder import MANIFEST, SUMS, complete, listed
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.job import Silent
@@ -58,6 +60,12 @@ def test_five_to_eight_stages_with_uneven_cuts(make: Make, method: str) -> None:
     ends = {k: epochs_of(make, k, str(k), **changes, split__cuts=cut) for k, cut in cuts.items()}
     assert len({hashes[0] for hashes in ends.values()}) == 1
     assert all(len(set(hashes)) == 2 for hashes in ends.values())
+
+
+def test_one_stage_alone_leaves_a_whole_checkpoint(make: Make, tmp_path: Path) -> None:
+    epochs_of(make, 1, "one", method__name="backprop", schedule__epochs=1)
+    (folder,) = complete(tmp_path / "one" / "checkpoints")
+    assert set(listed(folder)) == {path.name for path in folder.iterdir()} - {SUMS} == {MANIFEST, "stage-000.h5"}
 
 
 def test_backprop_in_microbatches_does_not_depend_on_the_number_of_stages(make: Make) -> None:
