@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started
@@ -84,6 +85,18 @@ def content(root: Path, *places: str) -> str:
         path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
     ]
     return digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
+
+
+def kept(file: Path) -> list[Any]:
+    """The JSON values that `keep` has added to a file, without a last line that was not finished."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def keep(file: Path, value: Any) -> None:
+    """Add a JSON value to a file, in a line of its own."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(value) + "\n")
 
 
 def digest(text: bytes) -> str:

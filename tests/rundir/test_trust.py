@@ -293,24 +293,16 @@ def test_the_trap_would_spring(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # ------------------------------------------------------------------------------------------------ who else can write
 
 
-@pytest.fixture
-def shared_place(place: Path) -> Iterator[Path]:
-    """`place` below folders that only their owner can write, but for the one that the test opens."""
-    place.chmod(0o755)
-    yield place
-    place.chmod(0o755)
-
-
 @pytest.mark.parametrize(("mode", "who"), [(0o755, ""), (0o775, "by the group"), (0o757, "by everybody"), (0o1777, "")])
 def test_a_folder_above_that_others_can_write_is_said(
-    shared_place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: int, who: str
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: int, who: str
 ) -> None:
     monkeypatch.setattr("hpcsplit.rundir.trust._group", lambda gid: "students")
-    shared_place.chmod(mode)
-    assert train_here(shared_place / "c.toml", shared_place / "run") == 0
+    place.chmod(mode)
+    assert train_here(place / "c.toml", place / "run") == 0
     said = [line for line in capfd.readouterr().err.splitlines() if "others can change this run" in line]
     assert len(said) == bool(who)
-    assert all(f"{shared_place} {who}" in line and "chmod go-w" in line for line in said)
+    assert all(f"{place} {who}" in line and "chmod go-w" in line for line in said)
 
 
 def test_the_group_that_a_user_has_alone_is_nobody_else() -> None:

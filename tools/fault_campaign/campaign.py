@@ -16,6 +16,7 @@ from typing import Any
 from tools.fault_campaign.drawing import Counts, Fault
 from tools.fault_campaign.problem import Outcome, write_config
 from tools.fault_campaign.trial import Result, attempt, last_line, run
+from tools.program import keep, kept
 
 Say = Callable[[str], None]
 
@@ -58,8 +59,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        self.results = [Result.from_json(json.loads(line)) for line in lines]
+        self.results = [Result.from_json(value) for value in kept(path)]
 
     def known(self, fault: Fault) -> Result | None:
         return next((result for result in self.results if result.fault == fault), None)
@@ -67,8 +67,7 @@ class Journal:
     def add(self, result: Result) -> None:
         with self.lock:
             self.results.append(result)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result.as_json()) + "\n")
+            keep(self.path, result.as_json())
 
 
 def try_all(

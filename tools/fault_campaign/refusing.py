@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import errno
 import io
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from functools import cache
 from pathlib import Path
 
 from tools.fault_campaign.problem import Outcome
-from tools.program import ROOT, content, last_line
+from tools.program import ROOT, content, keep, kept, last_line
 
 NO_ROOM, DONE, REQUEUE = 73, 0, 75
 SHORT = "short write"
@@ -283,8 +282,7 @@ def program() -> str:
 
 def known(file: Path) -> dict[object, Trial]:
     """The trials of this program that an earlier start has kept, by their keys."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    trials = [Trial(**json.loads(line)) for line in lines if line.endswith("}")]
+    trials = [Trial(**values) for values in kept(file)]
     return {trial.key: trial for trial in trials if trial.program == program()}
 
 
@@ -294,9 +292,9 @@ def refuse_all(out: Path, library: Path, scenes: Sequence[str], every: int, say:
     loaded = ctypes.CDLL(str(library))
     loaded.refuse_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     trials: list[Trial] = []
-    kept = out / "refusals.jsonl"
+    journal = out / "refusals.jsonl"
     for name in scenes:
-        scene, before = Scene(name, out / name, loaded), known(kept)
+        scene, before = Scene(name, out / name, loaded), known(journal)
         refusals = [
             Refusal(name, number, error, for_good)
             for position, (error, for_good) in enumerate(KINDS)
@@ -308,17 +306,12 @@ def refuse_all(out: Path, library: Path, scenes: Sequence[str], every: int, say:
         for refusal, key in zip(refusals, keys, strict=True):
             if (trial := before.get(key)) is None:
                 trial = scene.attempt(refusal)
-                append(kept, trial)
+                keep(journal, asdict(trial))
             trials.append(trial)
             if trial.wrong:
                 say(f"WRONG: {trial}")
         (out / "refusals.txt").write_text(table(trials) + "\n", encoding="utf-8")
     return trials
-
-
-def append(file: Path, trial: Trial) -> None:
-    with file.open("a", encoding="utf-8") as lines:
-        print(json.dumps(asdict(trial)), file=lines)
 
 
 def start(out: Path, scenes: Sequence[str], every: int) -> int:

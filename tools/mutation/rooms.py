@@ -20,8 +20,11 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
 }
 # Files that only other processes pass through, and the tests that start those.
-LAUNCHED = {f"hpcsplit/wire/{file}.py": ("tests/wire/test_mpi.py",) for file in ("mpi", "message")}
-LAUNCHED |= {"hpcsplit/wire/launcher.py": ("tests/wire/test_launcher.py",)}
+LAUNCHED = {
+    "hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",),
+    "hpcsplit/wire/message.py": ("tests/wire/test_mpi.py",),
+    "hpcsplit/wire/launcher.py": ("tests/wire/test_launcher.py",),
+}
 LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
 SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
 

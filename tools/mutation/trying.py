@@ -18,7 +18,7 @@ from typing import Any
 
 from tools.mutation.mutants import Mutant
 from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
-from tools.program import MARK, ROOT, content, digest, kill, marked
+from tools.program import MARK, ROOT, content, digest, keep, kept, kill, marked
 
 NO_TESTS = 5  # pytest's exit code
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
@@ -81,23 +81,23 @@ def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worke
     """
     code, folder = content(root, "hpcsplit"), out / "passing"
     folder.mkdir(exist_ok=True)
-    kept = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
+    noted_in = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
     waiting: Queue[str] = Queue()
     for file in files:
-        if not kept[file].exists():
+        if not noted_in[file].exists():
             waiting.put(file)
 
     def record(worker: Worker) -> None:
         for file in _all(waiting):
             say(f"who passes where without a change: {file}")
-            draft = kept[file].with_suffix(".tmp")
+            draft = noted_in[file].with_suffix(".tmp")
             ended = worker.ask({"record": str(draft), "tests": [file]})
             if ended["code"] not in (0, NO_TESTS):
                 raise SystemExit(f"tools/mutate: {file} fails without a change:\n{ended['said']}")
-            draft.rename(kept[file])
+            draft.rename(noted_in[file])
 
     _each(crew, record)
-    return {test: noted for file in files for test, noted in json.loads(kept[file].read_text("utf-8")).items()}
+    return {test: noted for file in files for test, noted in json.loads(noted_in[file].read_text("utf-8")).items()}
 
 
 def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]) -> list[str]:
@@ -137,8 +137,7 @@ class Results:
             for room in {mutant.room for mutant in mutants}
         }
         self.sources = {path: digest((root / path).read_bytes()) for path in {mutant.path for mutant in mutants}}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self._known = {found["id"]: found for found in map(json.loads, lines)}
+        self._known = {found["id"]: found for found in kept(self.path)}
         self._lock = threading.Lock()
 
     def of(self, mutant: Mutant, *, old: bool = False) -> dict[str, Any] | None:
@@ -156,9 +155,9 @@ class Results:
             "source": self.sources[mutant.path],
             "tests": self.tests[mutant.room],
         }
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
+        with self._lock:
             self._known[mutant.id] = found
-            file.write(json.dumps(found) + "\n")
+            keep(self.path, found)
         return found
 
 

@@ -11,20 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hpcsplit.wire.launcher import launcher_rank
 from tools.program import LAUNCHERS
-
-RANK = (
-    "PMI_RANK",
-    "OMPI_COMM_WORLD_RANK",
-    "PMIX_RANK",
-    "SLURM_PROCID",
-)  # mpirun's before Slurm's, which has started it
 
 
 def main(words: Sequence[str]) -> None:
-    rank = next((os.environ[name] for name in RANK if name in os.environ), "0")
     alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    train = [sys.executable, "-m", "hpcsplit", "train", *words[:-1], f"{words[-1]}-copy{rank}"]
+    train = [sys.executable, "-m", "hpcsplit", "train", *words[:-1], f"{words[-1]}-copy{launcher_rank()}"]
     os.execve(sys.executable, train, alone)
 
 
