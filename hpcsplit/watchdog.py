@@ -56,6 +56,11 @@ class Sign:
         return f"rank {self.rank} (pid {self.pid} on {self.host}): {self.where}; {state}"
 
 
+def who(rank: int, host: str, where: str) -> str:
+    """A rank as sentences about it begin."""
+    return f"rank {rank} (stage {rank}) on {host}, {where}"
+
+
 class Pulse:
     """Counts the progress of a main thread that has no wire."""
 
@@ -179,10 +184,7 @@ class Watchdog:
         """Say what is known, on the standard error and with all stacks in the log, and end the job."""
         faulthandler.dump_traceback_later(END_S, exit=True, file=_STDERR)  # should any of this hang, too
         doing = f"waits for {waits}" if waits else f"waits for no other rank, it is in {_place_of_main_thread()}"
-        lines = [
-            f"rank {self.rank} (stage {self.rank}) on {self.host}, {self._where()}: no progress for {seconds:.0f} s "
-            f"({why}); it {doing}"
-        ]
+        lines = [f"{who(self.rank, self.host, self._where())}: no progress for {seconds:.0f} s ({why}); it {doing}"]
         lines += [f"last heard {time.time() - sign.at:.0f} s ago: {sign}" for sign in self._others()]
         lines += [f"the stacks of all threads are in {log}" for log in self.logs[self.rank : self.rank + 1]]
         lines += ["the job ends here; start the same command again to continue from the newest checkpoint"]
@@ -207,13 +209,13 @@ class Watchdog:
                 file.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
 
 
-def in_time(limit_s: float, who: str, make: Callable[[], T]) -> T:
+def in_time(limit_s: float, name: str, make: Callable[[], T]) -> T:
     """What `make` returns.  When it takes longer, whatever it does, this process ends: MPI's start-up lets no other
     thread run.  0: no limit.
 
-    The stack is all that is printed then, so `who` (rank, stage, phase) stands in it as the name of a function.
+    The stack is all that is printed then, so `name` (rank, stage, phase) stands in it as the name of a function.
     """
-    code = _called.__code__.replace(co_name=who, co_qualname=who)
+    code = _called.__code__.replace(co_name=name, co_qualname=name)
     if limit_s:
         faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=_STDERR)
     try:

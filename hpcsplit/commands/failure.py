@@ -23,7 +23,7 @@ from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
 from hpcsplit.files.atomic import REFUSALS, write_failure
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.printable import printable
-from hpcsplit.watchdog import Watchdog
+from hpcsplit.watchdog import Watchdog, who
 
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 
@@ -54,8 +54,8 @@ class Failure:
             if not isinstance(known, HpcsplitError):
                 print("".join(traceback.format_exception(error)), file=sys.stderr)
             text = str(known) if isinstance(known, HpcsplitError) else f"{type(error).__name__}: {error}"
-            who = f"rank {self.rank} (stage {self.rank}) on {self.host}, {self.where()}"
-            print(f"hpcsplit: {who}: {printable(text)}", file=sys.stderr, flush=True)
+            name = who(self.rank, self.host, self.where())
+            print(f"hpcsplit: {name}: {printable(text)}", file=sys.stderr, flush=True)
         return known.exit_code if isinstance(known, HpcsplitError) else INTERNAL
 
     def fail(self, error: BaseException) -> NoReturn:

@@ -46,7 +46,7 @@ from hpcsplit.rundir.provenance import place, sharing
 from hpcsplit.schedule.actions import Phase, Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.stopping import StopRequest
-from hpcsplit.watchdog import Pulse, Watchdog, in_time, read_sign
+from hpcsplit.watchdog import Pulse, Watchdog, in_time, read_sign, who
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.launcher import Launcher, check_stages, check_world, claimed_size, launcher_rank
 
@@ -114,10 +114,9 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """This rank's part of a run over MPI.  Whatever goes wrong on one rank ends all of them."""
     from hpcsplit.wire.mpi import Wire
 
-    launcher, rank = Launcher(), launcher_rank()
-    who = f"hpcsplit: rank {rank} (stage {rank}) on {gethostname()}, start of MPI"
+    launcher, name = Launcher(), f"hpcsplit: {who(launcher_rank(), gethostname(), 'start of MPI')}"
     with request.in_library():
-        wire = in_time(60 * config.run.stall_limit, who, Wire)
+        wire = in_time(60 * config.run.stall_limit, name, Wire)
     world = wire.world
     output.during_a_run(launcher_would_fail)
     failure = Failure(world.rank, world.host, wire.abort)

@@ -177,6 +177,14 @@ def refusals_in_words() -> Iterator[None]:
         raise write_failure(error.filename or "a file", error) from error
 
 
+def write_in_words(path: Path, text: str) -> None:
+    """`write_text`, whose failure is a StoreError that names the path."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise write_failure(path, error) from None
+
+
 def write_failure(path: Path | str, error: OSError, needed: int | None = None) -> StoreError:
     """The failure of a write of `needed` bytes (None: not known) to `path`: why, and what to do."""
     limit, size = resource.getrlimit(resource.RLIMIT_FSIZE)[0], "" if needed is None else f" ({needed} bytes)"

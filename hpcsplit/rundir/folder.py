@@ -17,16 +17,15 @@ from typing import Any
 
 from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.config import Config, differences, load
-from hpcsplit.errors import ConfigError, LaunchError, StoreError
+from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.files import nofollow, scratch
-from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_text
+from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_in_words
 from hpcsplit.files.nofollow import read_bytes, read_text
 from hpcsplit.paths import expanded
 from hpcsplit.printable import printable
-from hpcsplit.rundir import trust
+from hpcsplit.rundir import provenance, trust
 from hpcsplit.rundir.lock import RunLock
 from hpcsplit.rundir.process import Process
-from hpcsplit.rundir.provenance import compact, facts
 
 FORECAST_KEYS = {"key", "batch_size", "forecast", "one_rank_samples_per_s", "cuts", "profile"}
 NO_RUN_DIR = "choose another --run-dir"
@@ -282,7 +281,7 @@ class RunDir:
     def save_split(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep the cuts for later starts."""
         entry = {"split": chosen, "sha256": _digest(chosen)}
-        _write(self.split, json.dumps({**self._splits(), key: entry}) + "\n")
+        write_in_words(self.split, json.dumps({**self._splits(), key: entry}) + "\n")
 
     def _splits(self) -> dict[str, dict[str, Any]]:
         try:
@@ -295,7 +294,7 @@ class RunDir:
 
     def save_forecast(self, values: Mapping[str, Any]) -> None:
         """Write down what is expected of the run, before it begins."""
-        _write(self.forecast, json.dumps(values, indent=1) + "\n")
+        write_in_words(self.forecast, json.dumps(values, indent=1) + "\n")
 
     def load_forecast(self) -> dict[str, Any] | None:
         """What was expected of the run, or None."""
@@ -310,7 +309,7 @@ class RunDir:
         logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
         return None
 
-    # ------------------------------------------------------------------------------------------------ provenance
+    # ------------------------------------------------------------------------------------------------ its starts
 
     def note_start(
         self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
@@ -320,17 +319,10 @@ class RunDir:
         Args:
             places: of every rank, by `provenance.place`.
         """
-        _write(self.config, config.to_toml())
-        starts = self.starts()
-        if starts and "end" not in starts[-1]:
-            starts[-1]["end"] = "died"
+        write_in_words(self.config, config.to_toml())
         checkpoints = ckpt.complete(self.checkpoints)
-        start = facts(config, places, mpi, cuts) | {
-            "start": len(starts) + 1,
-            "before": starts[-1]["end"] if starts else None,
-            "continued_from": checkpoints[0].name if checkpoints else None,
-        }
-        self._write_starts([*starts, start])
+        start = provenance.facts(config, places, mpi, cuts)
+        start = provenance.add(self.provenance, start, checkpoints[0].name if checkpoints else None)
         if lock := _held.get(self._key):
             with suppress(OSError):
                 lock.add([Process.from_json(place["process"]) for place in places])
@@ -338,50 +330,19 @@ class RunDir:
 
     def note_end(self, how: str) -> None:
         """Add to provenance.json how this start ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
-        starts = self.starts()
-        if starts:
-            starts[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            try:
-                self._write_starts(starts)
-            except StoreError as error:  # the run itself has ended well
-                logging.getLogger("hpcsplit").warning("%s", error)
+        provenance.end(self.provenance, how)
 
     def starts(self) -> list[dict[str, Any]]:
         """What provenance.json has, oldest first."""
-        try:
-            starts = json.loads(read_text(self.provenance))["starts"]
-            json.dumps(starts, indent=1)  # what is nested too deep could not be written again
-            return [start for start in starts if isinstance(start, dict)]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            logging.getLogger("hpcsplit").warning("%s is damaged and begun anew", self.provenance)
-            return []
+        return provenance.starts(self.provenance)
 
     def provenance_text(self) -> str:
         """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
-        starts = self.starts()
-        if not starts:
-            return ""
-        ends = [[start.get("time"), start.get("end")] for start in starts[:-1]]
-        try:
-            return compact(starts[-1] | {"earlier": ends[-20:]})
-        except (KeyError, TypeError, AttributeError):  # it is somebody else's, and damaged
-            return ""
-
-    def _write_starts(self, starts: Sequence[Mapping[str, Any]]) -> None:
-        _write(self.provenance, json.dumps({"starts": starts}, indent=1) + "\n")
+        return provenance.newest(self.provenance)
 
 
 def _say(sentence: str) -> None:
     print(f"hpcsplit: {printable(sentence)}", file=sys.stderr, flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise write_failure(path, error) from None
 
 
 def _is_list(value: Any, *kinds: type) -> bool:

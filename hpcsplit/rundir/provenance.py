@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import hpcsplit
 from hpcsplit.config import Config
+from hpcsplit.errors import StoreError
+from hpcsplit.files.atomic import write_in_words
+from hpcsplit.files.nofollow import read_text
 from hpcsplit.report.lines import spans
 from hpcsplit.rundir.process import Process
 from hpcsplit.rundir.trust import user
@@ -111,6 +115,71 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
         longest = max(short, key=lambda key: len(json.dumps(short[key])))
         short[longest] = "see provenance.json"
     return text
+
+
+# ------------------------------------------------------------------------------------------------ provenance.json
+
+
+def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dict[str, Any]:
+    """Add a start, by `facts`, to those that the file has; what was added.
+
+    Args:
+        continued_from: the checkpoint that it goes on from.
+    """
+    before = starts(file)
+    if before and "end" not in before[-1]:
+        before[-1]["end"] = "died"
+    added = {
+        **start,
+        "start": len(before) + 1,
+        "before": before[-1]["end"] if before else None,
+        "continued_from": continued_from,
+    }
+    _write(file, [*before, added])
+    return added
+
+
+def end(file: Path, how: str) -> None:
+    """Add how the newest start has ended: "done", "stopped: SIGUSR1 received" …"""
+    found = starts(file)
+    if found:
+        found[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        try:
+            _write(file, found)
+        except StoreError as error:  # the run itself has ended well
+            logging.getLogger("hpcsplit").warning("%s", error)
+
+
+def starts(file: Path) -> list[dict[str, Any]]:
+    """What the file has, oldest first."""
+    try:
+        found = json.loads(read_text(file))["starts"]
+        json.dumps(found, indent=1)  # what is nested too deep could not be written again
+        return [start for start in found if isinstance(start, dict)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        logging.getLogger("hpcsplit").warning("%s is damaged and begun anew", file)
+        return []
+
+
+def newest(file: Path) -> str:
+    """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
+    found = starts(file)
+    if not found:
+        return ""
+    ends = [[start.get("time"), start.get("end")] for start in found[:-1]]
+    try:
+        return compact(found[-1] | {"earlier": ends[-20:]})
+    except (KeyError, TypeError, AttributeError):  # it is somebody else's, and damaged
+        return ""
+
+
+def _write(file: Path, found: Sequence[Mapping[str, Any]]) -> None:
+    write_in_words(file, json.dumps({"starts": found}, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ facts
 
 
 def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:

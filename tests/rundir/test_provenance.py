@@ -17,6 +17,7 @@ import torch
 
 import hpcsplit
 from hpcsplit.errors import ConfigError, StoreError
+from hpcsplit.files import atomic
 from hpcsplit.rundir import RunDir, folder, provenance
 from hpcsplit.rundir.process import Process
 from tests.engine.small import config, train_here, write_toml
@@ -151,7 +152,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             run.create(config(1))
     assert list(run.path.iterdir()) == []
     run.create(config(1))
-    monkeypatch.setattr(folder, "write_text", full)
+    monkeypatch.setattr(atomic, "write_text", full)
     with pytest.raises(StoreError, match=r"split\.json cannot be written: no space left .*free space"):
         run.save_split("k", {})
     run.release()
