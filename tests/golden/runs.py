@@ -1,0 +1,96 @@
+"""Small runs of every method, and what they must come to: `python -m tests.golden.runs` prints it.
+
+The arithmetic is that of any processor with x86-64's first vector instructions, so that the weights are the same bits
+everywhere with one version of torch.  After a change that is meant to change them:
+`python -m tests.golden.runs > tests/golden/runs.json`, and the reason in the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = Path(__file__).with_name("runs.json")
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "DNNL_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
+ROWS = {"data__limit_train": 56, "data__limit_test": 24, "data__eval_train": 24, "data__batch_size": 16}
+LAYERS = {"model__name": "mlp", "model__depth": 3, "model__width": 8, "data__augment": False, "data__batch_size": 0}
+LAYER_CUTS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 3]}
+METHODS: dict[str, dict[str, Any]] = {
+    "backprop": {"schedule__microbatches": 3},
+    "penalty": {"method__downsample": 2},
+    "al": {"method__downsample": 2},
+    "gsadmm": {},
+    "gsadmm set": {"method__update": "set"},
+    "gsam": {},
+    "delayed": {},
+    "delayed step": {"method__timetable": "step", "method__microbatches": 2},
+    "auxnet": {"method__aux_warmup": 3, "method__downsample": 2},
+    "chunked": {"method__chunk": 2, "method__downsample": 2},
+    "chunked multiplier": {"method__chunk": 2, "method__multiplier": True},
+    "pdadmm": {},
+    "pdadmm int8": {"method__exchange": "int8"},
+    "dladmm": {},
+}
+
+
+def configurations() -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(name of the run, stages, changes of the base configuration) of every run."""
+    from hpcsplit.config.declared import declared_methods
+
+    for name, changes in METHODS.items():
+        declared = declared_methods()[name.split()[0]]
+        for stages in (1, 2, 3):
+            if declared.stages in (0, stages):
+                layers = LAYERS | {"split__cuts": LAYER_CUTS[stages]} if declared.network == "mlp" else {}
+                yield f"{name}, K = {stages}", stages, {"method__name": declared.name} | ROWS | layers | changes
+
+
+def outcomes() -> dict[str, list[tuple[str, float | None]]]:
+    """Of every run and epoch: the hash of the weights, and the loss."""
+    import torch
+
+    from hpcsplit.engine.rank import rank_program
+    from hpcsplit.wire import lockstep
+    from tests.engine.small import config, make_jobs
+    from tests.test_planned_bytes import Kept
+
+    torch.set_num_threads(1)
+    found = {}
+    for name, stages, changes in configurations():
+        seen = Kept()
+        with TemporaryDirectory() as place:
+            cfg = config(stages, **changes, store__kind="memory", checkpoint__every_epochs=0)
+            lockstep.run([rank_program(job) for job in make_jobs(cfg, stages, Path(place), seen)])
+        found[name] = [((record.weights_sha256 or "")[:16], record.loss) for record in seen.records]
+    return found
+
+
+def in_portable_arithmetic() -> dict[str, Any]:
+    """What this file prints in a process of its own."""
+    run = [sys.executable, "-m", "tests.golden.runs"]
+    ended = subprocess.run(run, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    read: dict[str, Any] = json.loads(ended.stdout)
+    return read
+
+
+if __name__ == "__main__":
+    if not os.environ.items() >= PORTABLE.items():
+        print(json.dumps(in_portable_arithmetic(), indent=1))
+    else:
+        import torch
+
+        print(json.dumps({"torch": torch.__version__.partition("+")[0], "runs": outcomes()}))
