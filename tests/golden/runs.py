@@ -26,7 +26,14 @@ PORTABLE = {
     "PYTHONPATH": str(ROOT),
 }
 ROWS = {"data__limit_train": 56, "data__limit_test": 24, "data__eval_train": 24, "data__batch_size": 16}
-LAYERS = {"model__name": "mlp", "model__depth": 3, "model__width": 8, "data__augment": False, "data__batch_size": 0}
+LAYERS: dict[str, Any] = {
+    "model__name": "mlp",
+    "model__depth": 3,
+    "model__width": 8,
+    "data__augment": False,
+    "data__batch_size": 0,
+}
+LAYERS |= {"schedule__ratio": "0:1", "schedule__warmup": 1}
 LAYER_CUTS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 3]}
 METHODS: dict[str, dict[str, Any]] = {
     "backprop": {"schedule__microbatches": 3},
@@ -62,19 +69,16 @@ def outcomes() -> dict[str, list[tuple[str, float | None]]]:
     """Of every run and epoch: the hash of the weights, and the loss."""
     import torch
 
-    from hpcsplit.engine.rank import rank_program
-    from hpcsplit.wire import lockstep
-    from tests.engine.small import config, make_jobs
-    from tests.test_planned_bytes import Kept
+    from tests.engine.small import config
+    from tests.test_planned_bytes import run
 
     torch.set_num_threads(1)
     found = {}
     for name, stages, changes in configurations():
-        seen = Kept()
+        cfg = config(stages, **changes, store__kind="memory", checkpoint__every_epochs=0)
         with TemporaryDirectory() as place:
-            cfg = config(stages, **changes, store__kind="memory", checkpoint__every_epochs=0)
-            lockstep.run([rank_program(job) for job in make_jobs(cfg, stages, Path(place), seen)])
-        found[name] = [((record.weights_sha256 or "")[:16], record.loss) for record in seen.records]
+            records = run(cfg, stages, Path(place))
+        found[name] = [((record.weights_sha256 or "")[:16], record.loss) for record in records]
     return found
 
 
@@ -89,7 +93,7 @@ def in_portable_arithmetic() -> dict[str, Any]:
 
 if __name__ == "__main__":
     if not os.environ.items() >= PORTABLE.items():
-        print(json.dumps(in_portable_arithmetic(), indent=1))
+        print(json.dumps(in_portable_arithmetic()).replace('"runs": {', '"runs": {\n ').replace("]], ", "]],\n  "))
     else:
         import torch
 

@@ -3,22 +3,67 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
 from hpcsplit.config.declared import declared_methods
-from tests.golden.runs import EXPECTED, METHODS, in_portable_arithmetic
+from tests.golden.runs import EXPECTED, METHODS, PORTABLE, ROOT, in_portable_arithmetic
+
+EXPECT = json.loads(EXPECTED.read_text())
 
 
 def test_the_weights_of_every_epoch_are_those_of_before() -> None:
-    expected, found = json.loads(EXPECTED.read_text()), in_portable_arithmetic()
-    assert found["runs"].keys() == expected["runs"].keys()
-    for name, epochs in expected["runs"].items():
+    found = in_portable_arithmetic()
+    assert found["runs"].keys() == EXPECT["runs"].keys()
+    for name, epochs in EXPECT["runs"].items():
         losses = [loss for _, loss in found["runs"][name]]
         assert losses == pytest.approx([loss for _, loss in epochs], rel=1e-3, nan_ok=True), name
-    if found["torch"] == expected["torch"]:
-        assert found["runs"] == expected["runs"]
+    if found["torch"] == EXPECT["torch"]:  # another one may add in another order
+        assert found["runs"] == EXPECT["runs"]
 
 
 def test_every_method_is_among_them() -> None:
     assert {name.split()[0] for name in METHODS} == declared_methods().keys()
+
+
+# ------------------------------------------------------------------------------------------------ an earlier version
+# earlier.tar.gz: `train` of "al, K = 2" at 0.1.0 (commit 6071a41), stopped after step 3 of its second parallel epoch.
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    with tarfile.open(Path(__file__).with_name("earlier.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "earlier"
+
+
+def hpcsplit(*words: object) -> str:
+    command = [str(word) for word in (sys.executable, "-m", "hpcsplit", *words)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_its_run_is_read_and_continued(earlier: Path) -> None:
+    toml = earlier / "config.toml"
+    (earlier.parent / "as-it-was.toml").write_text(toml.read_text())
+    own = ["--config", earlier.parent / "as-it-was.toml"]
+    read = json.loads(hpcsplit("evaluate", earlier, *own, "--json"))
+    assert len(read["weights_sha256"]) == 64
+    hpcsplit("export", earlier, *own, "--out", earlier.parent / "weights.pt")
+    assert (earlier.parent / "weights.pt").stat().st_size > 10_000
+    hpcsplit("report", earlier, "--out", earlier.parent / "page.html")
+    assert "test accuracy" in (earlier.parent / "page.html").read_text().lower()
+
+    said = hpcsplit("train", own[1], "--run-dir", earlier)
+    assert "epoch 3/5" in said and "epoch 2/5" not in said
+    records = [json.loads(line) for line in (earlier / "records.jsonl").read_text().splitlines()]
+    expected = EXPECT["runs"]["al, K = 2"]
+    assert [record["loss"] for record in records] == pytest.approx([loss for _, loss in expected], rel=1e-3)
+    if EXPECT["torch"] in (earlier / "provenance.json").read_text():
+        assert [record["weights_sha256"][:16] for record in records] == [digest for digest, _ in expected]
