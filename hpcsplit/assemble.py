@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.boundary.hdf5 import HdfStore
-from hpcsplit.boundary.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import declared_methods
@@ -29,14 +27,17 @@ from hpcsplit.engine.job import Choose, Identity, Job, Observer, Silent, seen
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod, own_variables
-from hpcsplit.nets import block_shapes, build
+from hpcsplit.nets.build import build
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
-from hpcsplit.rundir import RunDir
+from hpcsplit.nets.shapes import block_shapes
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate, phases
-from hpcsplit.split.cuts import ranges
-from hpcsplit.split.stage import Shape, Stage
-from hpcsplit.split.timetable import Order
+from hpcsplit.stage.cuts import ranges
+from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.stage.timetable import Order
+from hpcsplit.store.hdf5 import HdfStore
+from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.tasks import TASKS, Samples
 
 

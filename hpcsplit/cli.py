@@ -12,21 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcsplit import __version__, open_files, output
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit import __version__
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
 from hpcsplit.errors import INTERRUPTED, HpcsplitError, LaunchError, UsageError
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
-from hpcsplit.paths import expanded
-from hpcsplit.printable import printable
-from hpcsplit.stopping import StopRequest
-from hpcsplit.wire.launcher import launcher_rank
+from hpcsplit.files.paths import expanded
+from hpcsplit.host import open_files, terminal
+from hpcsplit.host.launchers import launcher_rank
+from hpcsplit.host.memory import keep_freed_memory
+from hpcsplit.host.printable import printable
+from hpcsplit.host.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from hpcsplit.simulator.machine import Machine
+    from hpcsplit.plan.simulate.machine import Machine
 
 _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --help` lists all keys."
 
@@ -34,11 +35,11 @@ _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --he
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.  Without `argv` this is the program, and the process is its own."""
     if argv is None:
-        output.protect()
+        terminal.protect()
         open_files.raise_limit()
         _find_modules_here()
     os.umask(os.umask(0) | 0o027)
-    return output.finish(_code_of(list(sys.argv[1:] if argv is None else argv)))
+    return terminal.finish(_code_of(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _code_of(argv: list[str]) -> int:
@@ -144,12 +145,12 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     keep_freed_memory()
     if args.command in ("plan", "simulate") and config.origins["model.name"] != "command line":
-        from hpcsplit.rundir import trust
+        from hpcsplit.run import trust
 
         trust.check_code(config.model.name, args.config, f"if it is yours, add --model.name {config.model.name}")
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
-        from hpcsplit.rundir import RunDir
+        from hpcsplit.run.folder import RunDir
 
         return plan_command(
             config,
@@ -172,11 +173,11 @@ def _dispatch(argv: list[str]) -> int:
             out=args.out,
             as_json=args.json,
         )
-    output.during_a_run()
+    terminal.during_a_run()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
-    from hpcsplit.rundir import RunDir
+    from hpcsplit.run.folder import RunDir
 
     run_dir = RunDir(args.run_dir or _default_run_dir(config), args.take_over, args.follow_links)
     try:
@@ -204,7 +205,7 @@ def _without_overrides(args: argparse.Namespace) -> int:
     """The commands that look at what is there."""
     if args.command == "report":
         from hpcsplit.commands.report import report_command
-        from hpcsplit.rundir import RunDir
+        from hpcsplit.run.folder import RunDir
 
         runs = [RunDir(path, follow_links=args.follow_links) for path in args.runs]
         return report_command(runs, args.out, args.data_root, mistakes=not args.no_mistakes)
@@ -212,7 +213,7 @@ def _without_overrides(args: argparse.Namespace) -> int:
         from hpcsplit.commands.doctor import doctor_command
 
         return doctor_command(args.scratch, as_json=args.json)
-    from hpcsplit.rundir import RunDir
+    from hpcsplit.run.folder import RunDir
 
     run = RunDir(args.run, follow_links=args.follow_links)
     if args.command == "export":
@@ -304,7 +305,7 @@ def _whole(text: str) -> int:
 
 
 def _machine(args: argparse.Namespace) -> Machine:
-    from hpcsplit.simulator.machine import Machine
+    from hpcsplit.plan.simulate.machine import Machine
 
     if args.straggler < 1:
         raise UsageError(f"--straggler {args.straggler:g} must be 1 or more")

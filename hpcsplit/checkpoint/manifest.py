@@ -8,8 +8,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.errors import CheckpointError
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Attribute, Stored, write_tensors
 
 FORMAT = 2

@@ -13,7 +13,7 @@ from torch import nn
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import Header
 from hpcsplit.nets.statedict import entry, is_extra, tensors_of, values_of
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 
 Tensors = dict[str, torch.Tensor]
 Item = TypeVar("Item")

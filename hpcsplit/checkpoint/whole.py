@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint.state import Tensors, below, check_weights, tensor_digests, weights_sha256
 from hpcsplit.errors import CheckpointError
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Header, Stored
 from hpcsplit.nets.statedict import entry, is_extra
 

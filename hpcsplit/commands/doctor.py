@@ -17,7 +17,7 @@ from hpcsplit.doctor import disks, messages, place, start, table
 from hpcsplit.doctor.finding import Finding, Status, worst
 from hpcsplit.doctor.limits import Guard
 from hpcsplit.errors import DONE, HpcsplitError
-from hpcsplit.wire.launcher import claimed_size, launcher_rank
+from hpcsplit.host.launchers import claimed_size, launcher_rank
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Wire

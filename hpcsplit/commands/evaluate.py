@@ -20,9 +20,9 @@ from hpcsplit.config.declared import declared_methods
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
-from hpcsplit.printable import printable
-from hpcsplit.records import EpochRecord, Records
-from hpcsplit.rundir import RunDir
+from hpcsplit.host.printable import printable
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import EpochRecord, Records
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.wire import lockstep

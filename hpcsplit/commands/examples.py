@@ -14,7 +14,7 @@ from hpcsplit.engine.evaluate import outcomes, outputs
 from hpcsplit.engine.job import Job
 from hpcsplit.report.mistakes import Mistakes, Wrong, confusion_matrix, worst
 from hpcsplit.report.reconstructions import SHOWN, Reconstructions
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
 from hpcsplit.wire import lockstep
 
 

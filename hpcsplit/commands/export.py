@@ -15,9 +15,9 @@ from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import find, warn
 from hpcsplit.errors import UsageError
 from hpcsplit.files.atomic import write_bytes, write_failure
+from hpcsplit.host.printable import printable
 from hpcsplit.nets.statedict import values_of
-from hpcsplit.printable import printable
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
 
 
 def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) -> int:

@@ -17,13 +17,13 @@ from typing import NoReturn
 
 import torch
 
-from hpcsplit import open_files
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
 from hpcsplit.files.atomic import REFUSALS, write_failure
 from hpcsplit.files.nofollow import open_file
-from hpcsplit.printable import printable
-from hpcsplit.watchdog import Watchdog, who
+from hpcsplit.host import open_files
+from hpcsplit.host.printable import printable
+from hpcsplit.host.watchdog import Watchdog, who
 
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 

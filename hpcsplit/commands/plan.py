@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 
-from hpcsplit.advice import advice
 from hpcsplit.assemble import (
     aux_policy,
     batch_size,
@@ -27,20 +26,21 @@ from hpcsplit.config.checks import check_method_stages
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import HpcsplitError
-from hpcsplit.fits import check_fits, footprints
-from hpcsplit.footprint import Footprint, kept_bytes
-from hpcsplit.forecast import forecast, gamma_of
-from hpcsplit.measure import profile
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.planner import StagePlan, auxiliary_gib, hybrid_speed_up
-from hpcsplit.prepare import choose_cuts, stage_plans
-from hpcsplit.rundir import RunDir
-from hpcsplit.simulator.traffic import epoch_bytes
-from hpcsplit.split.cost import BlockCost, block_costs
-from hpcsplit.split.cuts import balanced_cuts, stage_shares
-from hpcsplit.split.profile import Profile
-from hpcsplit.split.timetable import Order, in_flight
-from hpcsplit.trial import check_network
+from hpcsplit.plan.advice import advice
+from hpcsplit.plan.blocks import BlockCost, block_costs
+from hpcsplit.plan.feasibility import check_fits, footprints
+from hpcsplit.plan.forecast import forecast, gamma_of
+from hpcsplit.plan.measure import profile
+from hpcsplit.plan.memory import Footprint, kept_bytes
+from hpcsplit.plan.prepare import choose_cuts, stage_plans
+from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.simulate.traffic import epoch_bytes
+from hpcsplit.plan.stages import StagePlan, auxiliary_gib, hybrid_speed_up
+from hpcsplit.plan.trial import check_network
+from hpcsplit.run.folder import RunDir
+from hpcsplit.stage.cuts import balanced_cuts, stage_shares
+from hpcsplit.stage.timetable import Order, in_flight
 
 MOST = 16  # ranks in the summary
 

@@ -15,8 +15,7 @@ from hpcsplit.config import Config
 from hpcsplit.errors import DataError, HpcsplitError, UsageError
 from hpcsplit.files.atomic import write_failure, write_text
 from hpcsplit.files.nofollow import read_text
-from hpcsplit.printable import printable
-from hpcsplit.records import EpochRecord, Records
+from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.expected import beside
 from hpcsplit.report.mistakes import Mistakes
@@ -24,7 +23,8 @@ from hpcsplit.report.numbers import csv_text
 from hpcsplit.report.overview import COLUMNS, EXPLAINED, overview
 from hpcsplit.report.page import Run, page
 from hpcsplit.report.reconstructions import Reconstructions
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import EpochRecord, Records
 
 KINDS = ("html", "csv", *picture.FORMATS)
 

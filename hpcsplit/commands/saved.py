@@ -11,18 +11,19 @@ from pathlib import Path
 from torch import nn
 
 from hpcsplit.assemble import build_network, code_prints, load_data, make_identity
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.whole import Whole, read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
+from hpcsplit.files import checkpoints as ckpt
+from hpcsplit.host.launchers import claimed_size
+from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
 from hpcsplit.nets.statedict import tensors_of
-from hpcsplit.printable import printable
-from hpcsplit.rundir import RunDir, trust
-from hpcsplit.wire.launcher import claimed_size
+from hpcsplit.run import trust
+from hpcsplit.run.folder import RunDir
 
 
 @dataclass(frozen=True)

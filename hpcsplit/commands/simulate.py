@@ -24,21 +24,21 @@ from hpcsplit.config.declared import declared_methods
 from hpcsplit.data.catalog import lookup
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.errors import ConfigError, DataError
-from hpcsplit.measure import profile
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets import block_shapes
+from hpcsplit.nets.shapes import block_shapes
+from hpcsplit.plan.measure import profile
+from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.simulate.dry import Problem
+from hpcsplit.plan.simulate.machine import Machine, Span
+from hpcsplit.plan.simulate.study import Row, replay, row
+from hpcsplit.plan.trial import check_network
 from hpcsplit.report.timeline import draw
 from hpcsplit.schedule.actions import Action, Phase, Refresh, Stop, Train, Trained
 from hpcsplit.schedule.hybrid import SavePolicy, actions
-from hpcsplit.simulator.dry import Problem
-from hpcsplit.simulator.machine import Machine, Span
-from hpcsplit.simulator.study import Row, replay, row
-from hpcsplit.split.cuts import balanced_cuts, quick_cuts
-from hpcsplit.split.profile import Profile
-from hpcsplit.split.stage import Place
-from hpcsplit.split.timetable import Order
-from hpcsplit.trial import check_network
+from hpcsplit.stage.cuts import balanced_cuts, quick_cuts
+from hpcsplit.stage.stage import Place
+from hpcsplit.stage.timetable import Order
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS_A_RANK = 4  # of a network that is made deeper because there are more ranks than blocks

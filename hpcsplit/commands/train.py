@@ -12,8 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from hpcsplit import output
-from hpcsplit.allocator import give_back
 from hpcsplit.assemble import (
     Prepared,
     aux_policy,
@@ -27,28 +25,31 @@ from hpcsplit.assemble import (
 from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.device import use
 from hpcsplit.engine.job import FORWARD_ROWS, Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
 from hpcsplit.files.atomic import write_text
-from hpcsplit.measure import enough_steps, rehearse, rehearse_exact
-from hpcsplit.prepare import expect_together, prepare
-from hpcsplit.printable import printable
-from hpcsplit.records import Records
+from hpcsplit.host import terminal
+from hpcsplit.host.device import use
+from hpcsplit.host.launchers import Launcher, check_stages, check_world, claimed_size, launcher_rank
+from hpcsplit.host.memory import give_back
+from hpcsplit.host.printable import printable
+from hpcsplit.host.stopping import StopRequest
+from hpcsplit.host.watchdog import Pulse, Watchdog, in_time, who
+from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
+from hpcsplit.plan.prepare import expect_together, prepare
 from hpcsplit.report.console import Console
 from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
-from hpcsplit.rundir import RunDir
-from hpcsplit.rundir.provenance import place, sharing
+from hpcsplit.run import heartbeats
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.provenance import place, sharing
+from hpcsplit.run.records import Records
 from hpcsplit.schedule.actions import Phase, Stop
 from hpcsplit.schedule.hybrid import initials
-from hpcsplit.stopping import StopRequest
-from hpcsplit.watchdog import Pulse, Watchdog, in_time, read_sign, who
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.launcher import Launcher, check_stages, check_world, claimed_size, launcher_rank
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
@@ -118,7 +119,7 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     with request.in_library():
         wire = in_time(60 * config.run.stall_limit, name, Wire)
     world = wire.world
-    output.during_a_run(launcher_would_fail)
+    terminal.during_a_run(launcher_would_fail)
     failure = Failure(world.rank, world.host, wire.abort)
     request.end = lambda: _leave_start(run_dir, wire.abort)
     watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits, launcher.died)
@@ -310,9 +311,9 @@ def _log_to(run_dir: RunDir, rank: int, watchdog: Watchdog, ranks: int = 1) -> I
     logger.setLevel(logging.INFO)
     logger.addHandler(RankLog(path))
     logger.info("process %d on %s", os.getpid(), gethostname())
-    if left := read_sign(path):
+    if left := heartbeats.read(path):
         logger.info("the start before this one ended unexpectedly; last seen: %s", left)
-    watchdog.logs = [run_dir.log(each) for each in range(ranks)]
+    watchdog.board = heartbeats.Heartbeats([run_dir.log(each) for each in range(ranks)], rank)
     with crash_stacks(path):
         yield
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcsplit.device import upload
+from hpcsplit.host.device import upload
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -7,7 +7,7 @@ import torch
 
 from hpcsplit.data.augment import crop_flip
 from hpcsplit.data.part import Part
-from hpcsplit.device import upload
+from hpcsplit.host.device import upload
 
 FOR_EVER = -1  # in place of an epoch's number
 

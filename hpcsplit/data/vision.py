@@ -16,7 +16,7 @@ from hpcsplit.data.catalog import Layout, Spec
 from hpcsplit.data.files import Files
 from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
-from hpcsplit.paths import expanded
+from hpcsplit.files.paths import expanded
 
 # data set -> folder of a Debian package (dataset-fashion-mnist) with gzipped idx files
 PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}

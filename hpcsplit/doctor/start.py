@@ -12,8 +12,8 @@ from hpcsplit import __version__
 from hpcsplit.doctor.finding import Finding, Status, judged
 from hpcsplit.doctor.place import Place, older, required
 from hpcsplit.errors import LaunchError
-from hpcsplit.report.lines import spans
-from hpcsplit.wire.launcher import check_world, claimed_size
+from hpcsplit.host.launchers import check_world, claimed_size
+from hpcsplit.host.printable import spans
 
 START_SLOW_S = 30.0
 """Python, torch and mpi4py come in 2 to 8 s from a local disk; a shared file system that takes longer delays each start

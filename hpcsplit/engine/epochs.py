@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcsplit.device import upload
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
+from hpcsplit.host.device import upload
 from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
 from hpcsplit.schedule.actions import Train
 from hpcsplit.terms.resample import cells

@@ -12,7 +12,7 @@ import torch
 from hpcsplit.engine.forward import forward_pass
 from hpcsplit.engine.job import Job
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.split.statistics import FreshStatistics
+from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.tasks import Samples
 from hpcsplit.wire.port import Share, Verb
 

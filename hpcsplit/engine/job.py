@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from hpcsplit.boundary.store import Store
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.auto import Seen
 from hpcsplit.schedule.hybrid import SavePolicy
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
+from hpcsplit.store.store import Store
 from hpcsplit.tasks import Samples
 
 SAVE, STOP = 1, 2  # wishes of a rank at a step boundary

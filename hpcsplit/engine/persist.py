@@ -8,10 +8,10 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.state import stage_tensors
 from hpcsplit.engine.job import Job
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.atomic import fsync_dir, write_failure
 from hpcsplit.files.hdf5 import write_tensors
 from hpcsplit.methods.contract import Tally

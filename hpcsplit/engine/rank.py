@@ -9,7 +9,6 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpcsplit.allocator import peak_resident_bytes
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.engine.epochs import copied_bytes, train_epoch
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
@@ -20,8 +19,9 @@ from hpcsplit.engine.probe import probe
 from hpcsplit.engine.resume import Start, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
+from hpcsplit.host.memory import peak_resident_bytes
 from hpcsplit.methods.contract import Tally
-from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.run.records import EpochRecord, StageRecord
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Verb

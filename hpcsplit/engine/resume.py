@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from hpcsplit.boundary.store import Store
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.state import check_headers, load_stage
@@ -25,12 +23,14 @@ from hpcsplit.config import differences
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Stored
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
-from hpcsplit.split.cuts import ranges
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.cuts import ranges
+from hpcsplit.stage.stage import Stage
+from hpcsplit.store.store import Store
 from hpcsplit.wire.port import Share, Verb
 
 T = TypeVar("T")

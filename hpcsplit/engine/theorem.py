@@ -28,7 +28,7 @@ from typing import Any
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Share, Verb
 

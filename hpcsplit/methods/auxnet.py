@@ -45,7 +45,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.methods.passing import Passing
-from hpcsplit.split.stage import Shape, Stage
+from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 

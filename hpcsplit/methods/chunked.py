@@ -28,7 +28,7 @@ import torch
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, method
 from hpcsplit.methods.passing import Passing
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.resample import average
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 

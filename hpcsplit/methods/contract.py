@@ -15,8 +15,8 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 import torch
 
-from hpcsplit.device import Copy, download
-from hpcsplit.split.stage import Place, Shape, Stage
+from hpcsplit.host.device import Copy, download
+from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import wide_sum
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side

@@ -37,7 +37,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.methods.layerwise import input_step, linear, linear_layers, weight_step
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.proximal import cross_entropy_minimiser
 from hpcsplit.terms.relu import relu_minimiser
 

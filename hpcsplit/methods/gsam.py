@@ -34,7 +34,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 

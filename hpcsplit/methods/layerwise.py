@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.curvature import step_bound
 
 FLOOR = 1e-12  # of every τ and θ

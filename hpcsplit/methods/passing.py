@@ -11,7 +11,7 @@ import torch
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Variable
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 

@@ -48,7 +48,7 @@ from hpcsplit.methods.contract import (
     method,
 )
 from hpcsplit.methods.layerwise import Sums, input_step, linear, linear_layers
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.proximal import cross_entropy_minimiser
 from hpcsplit.terms.quantise import pack, part_shapes, rounded, unpack
 from hpcsplit.terms.relu import relu_minimiser

@@ -38,7 +38,7 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send

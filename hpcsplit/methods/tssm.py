@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from hpcsplit.methods.contract import Batch, Tally
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.curvature import step_bound
 from hpcsplit.terms.distance import squared_distance, wide_sum
 

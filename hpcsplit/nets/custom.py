@@ -24,7 +24,7 @@ from hpcsplit.nets.statedict import check_state
 
 def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     """The result of `factory(input_shape=..., classes=...)`, as far as it can be checked without computing with it
-    (hpcsplit/trial.py does that).
+    (hpcsplit/plan/trial.py does that).
 
     Raises ConfigError where the import or the call fails, and where the result is no nn.Sequential of at least one
     block, runs anything but its blocks in order, or has blocks that share a parameter.

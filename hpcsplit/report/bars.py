@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.curves import BAND, Runs, over_epochs, parallel_spans, sample
 from hpcsplit.report.lines import shortened
 from hpcsplit.report.times import CHECKPOINT, EVALUATION, OTHER, PARTS, REFRESH, UNSPLIT, run_parts, stage_parts
+from hpcsplit.run.records import EpochRecord
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart

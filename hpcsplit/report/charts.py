@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report import bars
 from hpcsplit.report import curves as c
 from hpcsplit.report.curves import Quantity, Runs, StageQuantity
 from hpcsplit.report.lines import shortened
 from hpcsplit.report.plane import plane
 from hpcsplit.report.times import balance
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 Finish = Callable[[Any], object]  # of the axes of a panel that has curves
 GIB = 2.0**30

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from hpcsplit.errors import UsageError
-from hpcsplit.printable import printable
-from hpcsplit.records import EpochRecord
+from hpcsplit.host.printable import printable
 from hpcsplit.report.lines import Moment, epoch_line, loss_text, number, position, progress_line
 from hpcsplit.report.lines import clock as clock_text
 from hpcsplit.report.terminal import launched_on_terminal, terminal_of, terminal_width
+from hpcsplit.run.records import EpochRecord
 
 __all__ = ["Console", "launched_on_terminal", "shows_live"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report.lines import bn_differs, term
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 Quantity = tuple[str, Callable[[EpochRecord], float | None], str]  # its label, its value in an epoch, its line
 StageQuantity = Callable[[StageRecord], float | None]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 
 Expected = tuple[Mapping[str, Any], Sequence[EpochRecord]]  # forecast.json of a run, and its records
 

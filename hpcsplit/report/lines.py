@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,6 @@ def progress_line(moment: Moment, total_epochs: int) -> str:
         f"ETA {clock(moment.eta_s)}",
     ]
     return "  ".join(words)
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Whole numbers in short: 0, 1, 2, 5 are "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def shortened(text: str, most: int = 48) -> str:

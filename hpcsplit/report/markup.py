@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from hpcsplit.printable import printable
+from hpcsplit.host.printable import printable
 
 _VOID = ("meta", "link", "img")
 

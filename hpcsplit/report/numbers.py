@@ -7,9 +7,9 @@ import dataclasses
 import io
 from typing import Any
 
-from hpcsplit.printable import cell
-from hpcsplit.records import EpochRecord
+from hpcsplit.host.printable import cell
 from hpcsplit.report.curves import Runs
+from hpcsplit.run.records import EpochRecord
 
 
 def csv_text(runs: Runs) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.curves import Runs
 from hpcsplit.report.summary import median_rate
 from hpcsplit.report.times import learning_s
+from hpcsplit.run.records import EpochRecord
 
 COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
 EXPLAINED = "train s: training and refresh; label signal: by stage, in the last parallel epoch"

@@ -11,7 +11,6 @@ from typing import Any
 from hpcsplit import __version__
 from hpcsplit.config import Config, option_tree
 from hpcsplit.config.option import show
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.charts import SECTIONS, Chart
 from hpcsplit.report.curves import Runs
 from hpcsplit.report.markup import Markup, bullets, element, joined, table
@@ -24,6 +23,7 @@ from hpcsplit.report.reconstructions import shown as reconstructions_shown
 from hpcsplit.report.style import STYLE
 from hpcsplit.report.svg import drawn
 from hpcsplit.report.times import run_parts
+from hpcsplit.run.records import EpochRecord
 
 MISTAKES, SETTINGS, ORIGIN, NUMBERS = "On the test set", "Configuration", "Provenance", "Numbers"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.curves import Runs, colour_of, sample
 from hpcsplit.report.times import learning_s
+from hpcsplit.run.records import EpochRecord
 
 
 def points(records: Sequence[EpochRecord]) -> list[tuple[float, float]]:

@@ -13,9 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report.lines import bn_differs, number, term
 from hpcsplit.report.times import rest_s
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 WIDTH = 200  # wide enough that no column is folded; lines end where their text ends
 

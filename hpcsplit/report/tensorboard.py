@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import names, remove
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 
 
 def check_installed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 PARTS = {
     "compute_s": "computing",

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcsplit.records import EpochRecord, Phase, Records
 from hpcsplit.report.console import Console
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
 from hpcsplit.report.tensorboard import Board
-from hpcsplit.split.cuts import recut
+from hpcsplit.run.records import EpochRecord, Phase, Records
+from hpcsplit.stage.cuts import recut
 
 CLEARLY = 1.05
 LONG_ENOUGH_S = 1.0  # for a stage's computing in an epoch to mean something

@@ -27,7 +27,7 @@ mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
-from hpcsplit.device import Copy, copy_under_way  # noqa: E402
+from hpcsplit.host.device import Copy, copy_under_way  # noqa: E402
 from hpcsplit.wire.message import body, bytes_of, opened, room, stamp  # noqa: E402
 from hpcsplit.wire.port import (  # noqa: E402
     Agree,

@@ -12,8 +12,8 @@ import torch
 from hpcsplit.assemble import Prepared, make_job
 from hpcsplit.engine.job import STOP, Job, Silent
 from hpcsplit.engine.rank import rank_program
-from hpcsplit.records import EpochRecord
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.wire import lockstep
 from tests.engine.small import CUTS, config

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpcsplit import cli
-from hpcsplit.split.besides import Besides
+from hpcsplit.stage.besides import Besides
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
 from tests.checkpoint.oddnets import Secret
 from tests.engine.small import records, weights, write_toml

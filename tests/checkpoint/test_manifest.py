@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.whole import stage_files
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Stored, read_attributes, write_tensors
 from tests.checkpoint.conftest import Run
 from tests.commands.damage import sign

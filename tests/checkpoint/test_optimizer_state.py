@@ -12,7 +12,7 @@ from torch import nn
 from hpcsplit.assemble import make_optimizer
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
 from hpcsplit.config.optimizers import OPTIMIZERS
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from tests.engine.small import config
 
 NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.checkpoint.folder import complete
+from hpcsplit.files.checkpoints import complete
 from hpcsplit.files.hdf5 import read_tensors
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
 from tests.checkpoint.starts import Course, weights

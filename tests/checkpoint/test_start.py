@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.checkpoint.folder import complete
 from hpcsplit.errors import LaunchError
+from hpcsplit.files.checkpoints import complete
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
 from tests.checkpoint.starts import Course, learned
 from tests.engine.small import train_here, write_toml
@@ -54,7 +54,7 @@ def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> Non
 def test_two_runs_do_not_share_a_directory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     toml, folder = write_toml(tmp_path / "c.toml", 1), tmp_path / "run"
     folder.mkdir()
-    hold = "import sys, pathlib; from hpcsplit.rundir.lock import RunLock; RunLock.acquire(pathlib.Path(sys.argv[1]));"
+    hold = "import sys, pathlib; from hpcsplit.run.lock import RunLock; RunLock.acquire(pathlib.Path(sys.argv[1]));"
     command = [sys.executable, "-c", hold + "print('mine', flush=True); sys.stdin.read()", str(folder / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -11,7 +11,7 @@ from torch import nn
 
 from hpcsplit.checkpoint.state import load_stage, load_weights, stage_tensors
 from hpcsplit.files.hdf5 import read_tensors, write_tensors
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
 from tests.engine.small import records, weights, write_toml
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.checkpoint.folder import complete
 from hpcsplit.engine import rank
+from hpcsplit.files.checkpoints import complete
 from hpcsplit.files.hdf5 import read_attributes
-from hpcsplit.records import Records
+from hpcsplit.run.records import Records
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
 from tests.checkpoint.starts import Course, learned, told_to_stop
 from tests.engine.small import CUTS, write_toml

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hpcsplit.checkpoint.folder import SUMS
 from hpcsplit.files.atomic import sha256_file
+from hpcsplit.files.checkpoints import SUMS
 from hpcsplit.files.hdf5 import set_attributes
 
 

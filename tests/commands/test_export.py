@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcsplit import nets
 from hpcsplit.checkpoint.whole import digest
 from hpcsplit.data.dataset import load
 from hpcsplit.files.atomic import sha256_file
+from hpcsplit.nets.build import build
 from tests.commands.conftest import Run
 from tests.commands.damage import flip_a_bit, within_an_epoch
 from tests.engine.small import records
@@ -23,7 +23,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def plain_network() -> torch.nn.Sequential:
-    return nets.build("resnet8", (3, 16, 16), 10)
+    return build("resnet8", (3, 16, 16), 10)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])

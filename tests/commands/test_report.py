@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit import nets
 from hpcsplit.commands.examples import examples_of
 from hpcsplit.data.dataset import load
-from hpcsplit.rundir import RunDir
+from hpcsplit.nets.build import build
+from hpcsplit.run.folder import RunDir
 from tests.commands.conftest import Run, finished
 from tests.commands.damage import flip_a_bit
 from tests.engine.small import records
@@ -40,7 +40,7 @@ def test_the_mistakes_are_those_of_the_whole_network(
 ) -> None:
     """Against the exported weights in plain torch, counted pair by pair."""
     assert hpcsplit("export", runs(2).folder, "--out", tmp_path / "net.pt")[0] == 0
-    net = nets.build("resnet8", (3, 16, 16), 10).eval()
+    net = build("resnet8", (3, 16, 16), 10).eval()
     net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     data = load("fake", limit_train=100, limit_test=60, pool=True)
     images = (data.test.images.float() / 255 - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
@@ -67,7 +67,7 @@ def test_reconstructions_are_those_of_the_whole_network(hpcsplit: Command, tmp_p
     vae = {"model__name": "resnet8-vae", "model__task": "generation", "optim__clip": 1.0, "optim__lr": 0.01}
     run = finished(tmp_path, 2, **vae)
     assert hpcsplit("export", run.folder, "--out", tmp_path / "net.pt")[0] == 0
-    net = nets.build("resnet8-vae", (3, 16, 16), 10).eval()
+    net = build("resnet8-vae", (3, 16, 16), 10).eval()
     net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     data = load("fake", limit_train=100, limit_test=60, pool=True)
     mean, std = data.mean.view(1, -1, 1, 1), data.std.view(1, -1, 1, 1)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hpcsplit.split.cost import BlockTime
-from hpcsplit.split.profile import JoinTime, Profile
+from hpcsplit.plan.blocks import BlockTime
+from hpcsplit.plan.profile import JoinTime, Profile
 from tests.engine.small import write_toml
 
 Command = Callable[..., tuple[int, str, str]]

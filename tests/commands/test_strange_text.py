@@ -64,7 +64,7 @@ def test_a_page_and_a_table_of_strange_text(copy: Run, tmp_path: Path, hpcsplit:
 
 
 def test_a_lock_of_a_strange_host(copy: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    from hpcsplit.rundir.process import Process
+    from hpcsplit.host.process import Process
 
     owner = {"token": "0123abcd", "host": ESCAPE, "job": "", "restart": 0, "since": ESCAPE, "process": {}}
     owner["process"] = {"machine": Process.this().machine, "pid": 1, "started": 0}  # lives, and is not ours
@@ -138,13 +138,13 @@ def test_a_run_goes_on_over_damage_or_says_what_is_damaged(
 
 
 def test_a_sign_of_another_kind_is_none(tmp_path: Path) -> None:
-    from hpcsplit.watchdog import read_sign, sign_beside
+    from hpcsplit.run.heartbeats import beside, read
 
     log = tmp_path / "rank-000.log"
     whole = {"rank": 0, "pid": 1, "host": "n1", "moves": 3, "at": 1.5, "where": "x", "waits": ""}
-    sign_beside(log).write_text(json.dumps(whole))
-    assert read_sign(log) is not None
+    beside(log).write_text(json.dumps(whole))
+    assert read(log) is not None
     for name in whole:
         for value in (None, [], True, {"a": 1}):
-            sign_beside(log).write_text(json.dumps(whole | {name: value}))
-            assert read_sign(log) is None
+            beside(log).write_text(json.dumps(whole | {name: value}))
+            assert read(log) is None

@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 
-from tests.run import lean  # noqa: F401
+from tests.whole import lean  # noqa: F401
 
 
 def stuck(*_: object) -> None:

@@ -14,7 +14,7 @@ from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.messages import neighbours
 from hpcsplit.doctor.place import Device, Place, launcher_name, look_around, older, required, versions
 from hpcsplit.doctor.table import as_json, show
-from hpcsplit.report.lines import spans
+from hpcsplit.host.printable import spans
 
 PLACE = Place(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NO_AUTOCAST = patch("hpcsplit.split.stage.torch.autocast", lambda *args, **options: nullcontext())  # meta knows none
+NO_AUTOCAST = patch("hpcsplit.stage.stage.torch.autocast", lambda *args, **options: nullcontext())  # meta knows none
 NO_CHECK = patch("torch.optim.sgd._device_dtype_check_for_fused")
 
 

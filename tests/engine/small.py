@@ -22,8 +22,8 @@ from hpcsplit.config import Config, resolve
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job, Observer
 from hpcsplit.methods.contract import Tally
-from hpcsplit.prepare import prepare
-from hpcsplit.rundir import RunDir
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Train
 from hpcsplit.wire.port import Verb
 

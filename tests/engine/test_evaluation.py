@@ -13,8 +13,8 @@ from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.job import Silent, seen
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError, NumericalError
-from hpcsplit.records import EpochRecord, StageRecord
-from hpcsplit.split.stage import Stage
+from hpcsplit.run.records import EpochRecord, StageRecord
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 from tests.engine.small import config

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.engine.job import Job, Silent
 from hpcsplit.engine.rank import rank_program
-from hpcsplit.records import EpochRecord
+from hpcsplit.files import checkpoints as ckpt
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 from tests.engine.small import records, train_here, weights, write_toml
@@ -226,7 +226,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path: Path, ranks: int) -> 
     words: list[Path] = []
     for name, more in runs.items():
         words += [toml(tmp_path / name, ranks, **more), tmp_path / name / "run"]
-    ended = python("-m", "tests.run.several", *words, ranks=ranks)
+    ended = python("-m", "tests.whole.several", *words, ranks=ranks)
     assert ended.code == 0, ended.err
     for name, more in runs.items():
         here = finished(tmp_path / f"{name} here", ranks, **more, store__kind="memory")

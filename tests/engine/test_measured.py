@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hpcsplit.boundary.store import MemoryStore
 from hpcsplit.engine import rank
 from hpcsplit.engine.job import Job
+from hpcsplit.store.store import MemoryStore
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Side, Traffic
 from tests.checkpoint.starts import Course

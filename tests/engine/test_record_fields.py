@@ -12,7 +12,7 @@ from hpcsplit.engine import rank
 from hpcsplit.engine.evaluate import Scores
 from hpcsplit.engine.probe import Signals
 from hpcsplit.engine.rank import rank_program
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Meter, Share, Traffic
 from tests.engine.conftest import Make

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from hpcsplit import measure
-from hpcsplit.measure import rehearse, rehearse_exact
+from hpcsplit.plan import measure
+from hpcsplit.plan.measure import rehearse, rehearse_exact
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 

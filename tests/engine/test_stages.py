@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from hpcsplit.assemble import build_network, load_data, make_optimizer, make_source
-from hpcsplit.checkpoint.folder import MANIFEST, SUMS, complete, listed
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.job import Silent
 from hpcsplit.engine.rank import rank_program
-from hpcsplit.records import EpochRecord
+from hpcsplit.files.checkpoints import MANIFEST, SUMS, complete, listed
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.hybrid import learning_rate
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make

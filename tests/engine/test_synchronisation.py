@@ -17,8 +17,8 @@ import torch
 from hpcsplit.assemble import make_job
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
-from hpcsplit.prepare import prepare
-from hpcsplit.rundir import RunDir
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
 from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpcsplit.engine.rank import rank_program
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
 from tests.engine.conftest import Make

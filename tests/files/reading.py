@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcsplit.boundary.rowfile import RowFile
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import read_attributes, read_tensors, rows_layout
+from hpcsplit.store.rowfile import RowFile
 from tests.files.mutations import KINDS, Mutation
 
 LOOP_S = 1.0  # of computing on one file, which takes milliseconds

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.checkpoint import folder as ckpt
 from hpcsplit.files import atomic
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import read_attributes
-from hpcsplit.records import EpochRecord, Records
-from hpcsplit.rundir.lock import RunLock
+from hpcsplit.run.lock import RunLock
+from hpcsplit.run.records import EpochRecord, Records
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run
 from tests.engine.small import write_toml
 from tests.files.powerloss import Disk, Tree

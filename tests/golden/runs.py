@@ -70,7 +70,7 @@ def outcomes() -> dict[str, list[tuple[str, float | None]]]:
     import torch
 
     from tests.engine.small import config
-    from tests.test_planned_bytes import run
+    from tests.plan.test_planned_bytes import run
 
     torch.set_num_threads(1)
     found = {}

@@ -61,7 +61,8 @@ def test_its_run_is_read_and_continued(earlier: Path) -> None:
     assert "test accuracy" in (earlier.parent / "page.html").read_text().lower()
 
     said = hpcsplit("train", own[1], "--run-dir", earlier)
-    assert "epoch 3/5" in said and "epoch 2/5" not in said
+    assert "epoch 3/5" in said
+    assert "epoch 2/5" not in said
     records = [json.loads(line) for line in (earlier / "records.jsonl").read_text().splitlines()]
     expected = EXPECT["runs"]["al, K = 2"]
     assert [record["loss"] for record in records] == pytest.approx([loss for _, loss in expected], rel=1e-3)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.methods.auxnet import MOMENTUM, AuxNet, auxiliary_network
 from hpcsplit.methods.contract import StepResult
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.methods.lagrangian import Lagrangian
 from tests.methods.tiny import (

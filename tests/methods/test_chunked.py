@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hpcsplit.methods.chunked import Chunked
 from hpcsplit.methods.contract import Batch, StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import activations, batch_for, batch_of, conv_parts, make_stages, weights
 from tests.methods.tiny import step as step_with_rows

@@ -23,7 +23,7 @@ from hpcsplit.methods.contract import (
     Variable,
     own_variables,
 )
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send
 from tests.methods.tiny import (

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hpcsplit.methods.contract import Talk
 from hpcsplit.methods.delayed import Delayed
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.methods.contract import own_variables
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Meter, Traffic
 from tests.methods.tiny import (

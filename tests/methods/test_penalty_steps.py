@@ -10,7 +10,7 @@ import torch
 
 from hpcsplit.methods.contract import StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from tests.methods.lagrangian import Lagrangian
 from tests.methods.tiny import (
     activations,

@@ -19,7 +19,7 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
-from hpcsplit.split.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import PREV, Recv, Send
 
 

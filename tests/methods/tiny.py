@@ -13,7 +13,7 @@ from torch import nn
 
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod, own_variables
-from hpcsplit.split.stage import Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import NEXT, PREV
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets import block_names, block_shapes, build
+from hpcsplit.nets.build import build
+from hpcsplit.nets.shapes import block_names, block_shapes
 
 FAMILIES = [
     ("resnet8", {}),

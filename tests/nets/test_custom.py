@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets import block_names, build
+from hpcsplit.nets.build import build
+from hpcsplit.nets.shapes import block_names
 
 MODULE = """
 from collections import OrderedDict

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets import build
+from hpcsplit.nets.build import build
 from hpcsplit.nets.resnet import PostBlock, PreBlock, Shortcut
 from hpcsplit.nets.wideresnet import WideBlock
 

@@ -9,9 +9,10 @@ import torch
 
 from hpcsplit.data.dataset import load
 from hpcsplit.data.source import Source
-from hpcsplit.nets import block_names, block_shapes, build
+from hpcsplit.nets.build import build
 from hpcsplit.nets.resnet_vae import LATENT
-from hpcsplit.split.stage import may_draw
+from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.stage.stage import may_draw
 from hpcsplit.tasks.generation import Generation
 from tests.engine.small import records, train_here, weights, write_toml
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.footprint import kept_bytes
-from hpcsplit.nets import block_names, block_shapes, build
-from hpcsplit.nets.shapes import trace, twin
+from hpcsplit.nets.build import build
+from hpcsplit.nets.shapes import block_names, block_shapes, trace, twin
+from hpcsplit.plan.memory import kept_bytes
 
 
 class Shift(nn.Module):

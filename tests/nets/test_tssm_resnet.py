@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets import block_names, block_shapes, build
-from hpcsplit.split.cost import block_flops
-from hpcsplit.split.cuts import balanced_cuts, stage_shares
+from hpcsplit.nets.build import build
+from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.plan.blocks import block_flops
+from hpcsplit.stage.cuts import balanced_cuts, stage_shares
 
 CIFAR = (3, 32, 32)
 

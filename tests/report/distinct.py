@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
-from hpcsplit.records import EpochRecord, Phase, StageRecord
+from hpcsplit.run.records import EpochRecord, Phase, StageRecord
 
 FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
 TERMS = ("objective", "residual_sq", "step_sq", "weights_step_sq", "phi")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcsplit.records import EpochRecord, Phase, StageRecord
+from hpcsplit.run.records import EpochRecord, Phase, StageRecord
 
 BARE = [EpochRecord(0, "serial")]
 

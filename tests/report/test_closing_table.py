@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report.summary import closing_table, median_rate
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 STAGES = [
     {"stage": 0, "blocks": 5, "params": 12345, "share": 0.4},

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from hpcsplit.errors import UsageError
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.console import Console, shows_live
+from hpcsplit.run.records import EpochRecord
 
 ROOT = Path(__file__).parents[2]
 
 SESSION = """
 from itertools import count
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.report.console import Console
 console = Console(2, clock=count().__next__)  # every step is due
 console.header(["hpcsplit [bold]"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.expected import beside
+from hpcsplit.run.records import EpochRecord
 
 EXPECTED: dict[str, Any] = {
     "batch_size": 100,

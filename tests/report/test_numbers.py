@@ -9,11 +9,11 @@ import json
 
 import pytest
 
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.numbers import csv_text
 from hpcsplit.report.overview import COLUMNS, overview
 from hpcsplit.report.plane import is_exact, points
 from hpcsplit.report.times import balance, run_parts
+from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run
 
 

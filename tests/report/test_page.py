@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hpcsplit.config import resolve
-from hpcsplit.records import EpochRecord
 from hpcsplit.report.charts import SECTIONS, Chart
 from hpcsplit.report.mistakes import Mistakes, Wrong
 from hpcsplit.report.page import Run, page
 from hpcsplit.report.svg import drawn
+from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run
 from tests.report.reading import Reader
 

@@ -8,9 +8,9 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report.curves import parallel_spans
 from hpcsplit.report.picture import draw
+from hpcsplit.run.records import EpochRecord, StageRecord
 
 
 def run(phases: str) -> list[EpochRecord]:

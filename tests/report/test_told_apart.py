@@ -13,7 +13,6 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hpcsplit.records import EpochRecord, StageRecord
 from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
@@ -22,6 +21,7 @@ from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
 from hpcsplit.report.svg import drawn, figure_of
 from hpcsplit.report.tensorboard import scalars
+from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
 from tests.report.test_closing_table import rows
 

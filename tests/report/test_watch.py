@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.records import EpochRecord, Phase, Records, StageRecord
 from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
+from hpcsplit.run.records import EpochRecord, Phase, Records, StageRecord
 
 
 @pytest.fixture

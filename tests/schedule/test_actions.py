@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcsplit.boundary.store import Field, MemoryStore
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import SavePolicy, actions, initials, of_initials
+from hpcsplit.store.store import Field, MemoryStore
 
 SELDOM = SavePolicy(every_epochs=0, every_minutes=0.0, aux="recompute")
 PLANS = st.text("SP", max_size=14)

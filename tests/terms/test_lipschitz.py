@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.nets import block_shapes, build
+from hpcsplit.nets.build import build
 from hpcsplit.nets.resnet import PostBlock, PreBlock
+from hpcsplit.nets.shapes import block_shapes
 from hpcsplit.nets.wideresnet import WideBlock
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 

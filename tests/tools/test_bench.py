@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.config.checks import check_model_name
+from hpcsplit.nets.names import check_model_name
 from tools.benchmarks import page
 from tools.benchmarks.hybrid import charged_or_not
 from tools.benchmarks.step import NETWORKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hpcsplit.records import EpochRecord, Records, StageRecord
+from hpcsplit.run.records import EpochRecord, Records, StageRecord
 from tools.fault_campaign.problem import Outcome
 
 STAGE = StageRecord(0, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0, 4.0, 4096, 1 << 20)

@@ -109,7 +109,7 @@ def idle():
     wait(0)
 """
 TESTS = """
-from hpcsplit.records import area, size
+from hpcsplit.run.records import area, size
 
 
 def test_area():
@@ -121,9 +121,9 @@ def test_size():
 """
 TREE = {
     "hpcsplit/__init__.py": "",
-    "hpcsplit/records.py": CODE,
+    "hpcsplit/run/records.py": CODE,
     "tests/__init__.py": "",
-    "tests/test_records.py": TESTS,
+    "tests/run/test_records.py": TESTS,
 }
 
 
@@ -145,11 +145,11 @@ def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.Captu
         ("wait(0)", "pass"),
         ("wait(0)", "wait(1)"),
     }
-    assert found["return n + 1", "return n - 1"]["by"] == ["FAILED tests/test_records.py::test_size"]
+    assert found["return n + 1", "return n - 1"]["by"] == ["FAILED tests/run/test_records.py::test_size"]
     assert found["wait(0)", "pass"]["tried"] == 0
     said = capsys.readouterr().out
     assert "records             7        4      0         3      0   57.1%" in said
-    assert "hpcsplit/records.py:3 arithmetic\n    - return a * b\n    + return a / b" in said
+    assert "hpcsplit/run/records.py:3 arithmetic\n    - return a * b\n    + return a / b" in said
     again = program.main(words, tmp_path / "tree")
     assert again == program.FAILED
     assert (tmp_path / "out" / "results.jsonl").read_text().splitlines() == lines

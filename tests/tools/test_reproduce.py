@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hpcsplit.config import load
-from hpcsplit.records import EpochRecord, StageRecord
+from hpcsplit.run.records import EpochRecord, StageRecord
 from tools.program import ROOT, mpirun
 from tools.reproductions import __main__ as reproduce
 from tools.reproductions import copies, running

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from hpcsplit.config import resolve
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.records import EpochRecord, Records
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import EpochRecord, Records
 from tools.program import ROOT, mpirun
 from tools.timing.table import publish
 

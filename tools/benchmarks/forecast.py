@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch
 
@@ -33,12 +33,12 @@ from hpcsplit.engine.epochs import train_epoch  # noqa: E402
 from hpcsplit.engine.forward import refresh  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
 from hpcsplit.methods.contract import Tally  # noqa: E402
-from hpcsplit.prepare import prepare  # noqa: E402
-from hpcsplit.records import Records  # noqa: E402
-from hpcsplit.rundir import RunDir  # noqa: E402
+from hpcsplit.plan.prepare import prepare  # noqa: E402
+from hpcsplit.plan.simulate.machine import Machine  # noqa: E402
+from hpcsplit.plan.simulate.study import replay  # noqa: E402
+from hpcsplit.run.folder import RunDir  # noqa: E402
+from hpcsplit.run.records import Records  # noqa: E402
 from hpcsplit.schedule.actions import Phase, Refresh, Train  # noqa: E402
-from hpcsplit.simulator.machine import Machine  # noqa: E402
-from hpcsplit.simulator.study import replay  # noqa: E402
 from hpcsplit.wire import lockstep  # noqa: E402
 from hpcsplit.wire.port import Meter, Verb  # noqa: E402
 from tools.program import ROOT, last_line, launch  # noqa: E402

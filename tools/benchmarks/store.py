@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from hpcsplit.boundary.hdf5 import HdfStore  # noqa: E402
-from hpcsplit.boundary.store import Field, MemoryStore, Store  # noqa: E402
+from hpcsplit.store.hdf5 import HdfStore  # noqa: E402
+from hpcsplit.store.store import Field, MemoryStore, Store  # noqa: E402
 from tools.program import ROOT  # noqa: E402
 from tools.timing.table import publish  # noqa: E402
 

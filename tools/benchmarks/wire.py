@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch
 

@@ -138,10 +138,10 @@ def main(argv: list[str]) -> int:
         strike_at(spec)
     injection.visit(IMPORT, ())
     leave_out_the_unused()
-    from hpcsplit import stopping
     from hpcsplit.cli import main as command
+    from hpcsplit.host import stopping
 
-    request = next(hook for hook in HOOKS if hook.place.startswith("hpcsplit.stopping"))
+    request = next(hook for hook in HOOKS if hook.place.startswith("hpcsplit.host.stopping"))
     injection.install((request,))
     handlers = stopping.StopRequest.__init__
 

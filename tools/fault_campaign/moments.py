@@ -31,7 +31,7 @@ class Hook:
 
     @property
     def key(self) -> str:
-        """A name for it, such as "before hpcsplit.checkpoint.folder:begin"."""
+        """A name for it, such as "before hpcsplit.files.checkpoints:begin"."""
         parts = ["after" if self.after else "before", self.place]
         parts += ["within", self.within] if self.within else []
         parts += ["of", self.file] if self.file else []
@@ -45,18 +45,18 @@ _EVALUATE = "hpcsplit.engine.rank:evaluate"
 _SAVE = "hpcsplit.engine.rank:save"
 _TRAIN = "hpcsplit.engine.rank:train_epoch"
 _WIRE = "hpcsplit.wire.mpi:Wire."
-_ROWS = "hpcsplit.boundary.rowfile:RowFile."
-_STORE = "hpcsplit.boundary.store:Store."
-_FOLDER = "hpcsplit.checkpoint.folder:"
-_STAGE = "hpcsplit.split.stage:Stage."
+_ROWS = "hpcsplit.store.rowfile:RowFile."
+_STORE = "hpcsplit.store.store:Store."
+_FOLDER = "hpcsplit.files.checkpoints:"
+_STAGE = "hpcsplit.stage.stage:Stage."
 
 MOMENTS: dict[str, tuple[Hook, ...]] = {
     "start-up": (
         IMPORT,
-        Hook("hpcsplit.stopping:StopRequest.__init__", after=True, early=True),
+        Hook("hpcsplit.host.stopping:StopRequest.__init__", after=True, early=True),
         Hook(_WIRE + "__init__", after=True),
         Hook("hpcsplit.commands.train:make_job"),
-        Hook("hpcsplit.boundary.hdf5:create_rows", disk=True),
+        Hook("hpcsplit.store.hdf5:create_rows", disk=True),
         Hook("hpcsplit.engine.rank:resume"),
     ),
     "store read": (Hook(_ROWS + "gather", disk=True), Hook(_STORE + "read"), Hook(_STORE + "start", within=_TRAIN)),
@@ -86,9 +86,9 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook("hpcsplit.files.hdf5:write_new", file="stage-", disk=True),
     ),
     "aux copy": (
-        Hook("hpcsplit.boundary.hdf5:copy_file", disk=True),
+        Hook("hpcsplit.store.hdf5:copy_file", disk=True),
         Hook("hpcsplit.files.atomic:_kernel_copy", disk=True),
-        Hook("hpcsplit.boundary.hdf5:HdfStore.save", after=True),
+        Hook("hpcsplit.store.hdf5:HdfStore.save", after=True),
     ),
     "manifest": (
         Hook("hpcsplit.checkpoint.manifest:write_tensors", file="manifest", disk=True),
@@ -122,8 +122,8 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook(_STORE + "finish", within=_REFRESH),
     ),
     "record": (
-        Hook("hpcsplit.records:Records.append"),
-        Hook("hpcsplit.records:Records.append", after=True),
+        Hook("hpcsplit.run.records:Records.append"),
+        Hook("hpcsplit.run.records:Records.append", after=True),
         Hook("logging:StreamHandler.flush", disk=True),
         Hook("os:fsync", within="hpcsplit.engine.rank:_epoch", disk=True),
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.records import Records
+from hpcsplit.run.records import Records
 
 CUTS = {1: [], 2: [2], 3: [2, 3], 4: [1, 2, 3]}
 EPOCHS = 6

@@ -221,16 +221,16 @@ class Scene:
             yield "then other weights"
 
     def _counting(self) -> list[Path]:
-        from hpcsplit.checkpoint import folder as ckpt
+        from hpcsplit.files import checkpoints as ckpt
 
         return ckpt.complete(self.run_dir / "checkpoints")
 
     def _weights(self, folder: Path) -> object:
         """Everything that the checkpoint's stages have learned, or why it cannot be read."""
-        from hpcsplit.checkpoint import folder as ckpt
         from hpcsplit.checkpoint.state import tensor_digests
         from hpcsplit.checkpoint.whole import stage_files
         from hpcsplit.errors import CheckpointError
+        from hpcsplit.files import checkpoints as ckpt
         from hpcsplit.files.hdf5 import read_tensors
 
         try:

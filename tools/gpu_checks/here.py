@@ -17,12 +17,12 @@ import torch
 
 from hpcsplit.assemble import build_network, make_job, make_optimizer
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
-from hpcsplit.device import upload, wait_for
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job
+from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.contract import Tally
-from hpcsplit.prepare import prepare
-from hpcsplit.rundir import RunDir
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Train
 from hpcsplit.wire import lockstep
 from tools.gpu_checks.setting import Finding, Setting, configuration, cores

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from hpcsplit.assemble import Prepared, make_job
-from hpcsplit.device import use, wait_for
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
+from hpcsplit.host.device import use, wait_for
 from hpcsplit.methods.contract import Tally
-from hpcsplit.prepare import prepare
-from hpcsplit.rundir import RunDir
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire.port import NEXT, PREV, Meter, Recv, Send, Share, Verb
 from tools.gpu_checks.here import epoch, jobs

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "delayed, replay": {"weights": "replay"},
     "delayed, stale": {"weights": "stale"},
 }
-TESTS = ("tests/run/test_gpu.py", "tests/engine/test_synchronisation.py", "tests/data/test_source.py")
+TESTS = ("tests/whole/test_gpu.py", "tests/engine/test_synchronisation.py", "tests/data/test_source.py")
 
 
 class Start:

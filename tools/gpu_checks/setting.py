@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hpcsplit.config import Config, resolve
-from hpcsplit.device import wait_for
+from hpcsplit.host.device import wait_for
 
 Finding = dict[str, Any]  # with "ok": True, False, or None for what could not be asked here
 Check = Callable[["Setting"], Iterator[Finding]]

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Of each room its code, and the tests beside its own (tests/ROOM, or tests/test_ROOM.py) that are tried.
+# Of each room its code, and the tests beside its own that are tried.
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "terms": ("hpcsplit/terms", ("tests/methods",)),
-    "methods": ("hpcsplit/methods", ("tests/test_planner.py", "tests/test_planned_bytes.py", "tests/engine")),
-    "boundary": ("hpcsplit/boundary", ("tests/files/test_durable.py", "tests/engine")),
-    "split": (
-        "hpcsplit/split",
-        ("tests/test_forecast.py", "tests/test_prepare.py", "tests/simulator", "tests/methods", "tests/engine"),
-    ),
-    "checkpoint": ("hpcsplit/checkpoint", ("tests/files/test_durable.py", "tests/rundir/test_planted.py")),
+    "methods": ("hpcsplit/methods", ("tests/plan/test_stages.py", "tests/plan/test_planned_bytes.py", "tests/engine")),
+    "store": ("hpcsplit/store", ("tests/files/test_durable.py", "tests/engine")),
+    "stage": ("hpcsplit/stage", ("tests/plan/test_prepare.py", "tests/plan/simulate", "tests/methods", "tests/engine")),
+    "blocks": ("hpcsplit/plan/blocks.py", ("tests/plan/test_prepare.py",)),
+    "profile": ("hpcsplit/plan/profile.py", ("tests/plan/test_forecast.py", "tests/plan/test_prepare.py")),
+    "checkpoint": ("hpcsplit/checkpoint", ("tests/files/test_durable.py", "tests/run/test_planted.py")),
     "schedule": ("hpcsplit/schedule", ("tests/engine",)),
     "wire": ("hpcsplit/wire", ()),
-    "records": ("hpcsplit/records.py", ("tests/files/test_durable.py",)),
+    "records": ("hpcsplit/run/records.py", ("tests/files/test_durable.py",)),
     "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
 }
 # Files that only other processes pass through, and the tests that start those.
 LAUNCHED = {
     "hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",),
     "hpcsplit/wire/message.py": ("tests/wire/test_mpi.py",),
-    "hpcsplit/wire/launcher.py": ("tests/wire/test_launcher.py",),
+    "hpcsplit/host/launchers.py": ("tests/host/test_launchers.py",),
 }
 LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
 SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
@@ -37,7 +36,8 @@ def modules(root: Path, room: str) -> list[str]:
 
 def own(room: str) -> str:
     """Where a room's own tests are."""
-    return f"tests/test_{room}.py" if ROOMS[room][0].endswith(".py") else f"tests/{room}/"
+    place = Path("tests", *Path(ROOMS[room][0]).parts[1:])
+    return str(place.with_name(f"test_{place.name}")) if place.suffix else f"{place}/"
 
 
 def files_of_tests(root: Path, room: str, near: bool) -> list[str]:

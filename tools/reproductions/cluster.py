@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from hpcsplit.report.lines import spans
+from hpcsplit.host.printable import spans
 from tools.reproductions.declaring import Experiment
 from tools.reproductions.running import Failure, Task
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpcsplit.wire.launcher import launcher_rank
+from hpcsplit.host.launchers import launcher_rank
 from tools.program import LAUNCHERS
 
 

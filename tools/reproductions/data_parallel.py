@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from socket import gethostname
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch
 
@@ -25,9 +25,9 @@ from hpcsplit.config import Config, load  # noqa: E402
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
 from hpcsplit.errors import ConfigError  # noqa: E402
-from hpcsplit.records import EpochRecord, Records  # noqa: E402
-from hpcsplit.rundir import RunDir  # noqa: E402
-from hpcsplit.rundir.provenance import place  # noqa: E402
+from hpcsplit.run.folder import RunDir  # noqa: E402
+from hpcsplit.run.provenance import place  # noqa: E402
+from hpcsplit.run.records import EpochRecord, Records  # noqa: E402
 from hpcsplit.wire import lockstep  # noqa: E402
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hpcsplit.config import load
 from hpcsplit.config.sections import Data
-from hpcsplit.records import Records
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import Records
 from tools.reproductions.running import ALONE
 
 OF_A_START = ("time", "hpcsplit", "git", "python", "packages", "mpi")

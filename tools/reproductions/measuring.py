@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy import interp
 
-from hpcsplit.records import EpochRecord
+from hpcsplit.run.records import EpochRecord
 from tools.reproductions.declaring import Experiment, Row
 
 Values = Mapping[int, float]  # by seed

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpcsplit.config.option import show
-from hpcsplit.rundir.provenance import processor
+from hpcsplit.run.provenance import processor
 from tools.reproductions.declaring import Row, ScaleName, Settings
 from tools.reproductions.judging import Verdict, judge
 from tools.reproductions.measuring import MEASURES, Results, Values

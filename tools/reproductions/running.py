@@ -15,8 +15,8 @@ from pathlib import Path
 from hpcsplit.config import Config, load
 from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
-from hpcsplit.records import Records
-from hpcsplit.rundir import RunDir
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import Records
 from tools.program import ROOT, last_line, mpirun
 from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
 from tools.reproductions.measuring import Results, Run

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcsplit.records import Records
+from hpcsplit.run.records import Records
 from tools.program import launch
 
 RANKS = 2

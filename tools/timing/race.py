@@ -2,7 +2,7 @@
 
 A few ways are started, with the controls, and take turns, so that a slow minute of the machine strikes all of them;
 then come the next few with controls of their own.  Every one has the same network, images, mini-batch, precision,
-memory format, optimizer and memory allocator (hpcsplit/allocator.py).
+memory format, optimizer and memory allocator (hpcsplit/host/memory.py).
 One that fails or hangs is listed with what it said.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch: the cuts are measured here
 
@@ -27,10 +27,10 @@ from hpcsplit.assemble import build_network  # noqa: E402
 from hpcsplit.config import resolve  # noqa: E402
 from hpcsplit.config.option import show  # noqa: E402
 from hpcsplit.data.catalog import lookup  # noqa: E402
-from hpcsplit.measure import profile  # noqa: E402
-from hpcsplit.prepare import choose_cuts  # noqa: E402
-from hpcsplit.split.cost import block_costs  # noqa: E402
-from hpcsplit.split.cuts import ranges  # noqa: E402
+from hpcsplit.plan.blocks import block_costs  # noqa: E402
+from hpcsplit.plan.measure import profile  # noqa: E402
+from hpcsplit.plan.prepare import choose_cuts  # noqa: E402
+from hpcsplit.stage.cuts import ranges  # noqa: E402
 from tools.program import ROOT  # noqa: E402
 from tools.timing.table import write  # noqa: E402
 from tools.timing.turns import Contender, play  # noqa: E402

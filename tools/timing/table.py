@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.rundir.provenance import processor
+from hpcsplit.run.provenance import processor
 
 
 def facts() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 
-from hpcsplit.allocator import keep_freed_memory
+from hpcsplit.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before torch
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from hpcsplit.allocator import give_back
 from hpcsplit.assemble import Prepared, device_of, make_job
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
+from hpcsplit.host.memory import give_back
 from hpcsplit.methods.contract import Tally
-from hpcsplit.prepare import prepare
-from hpcsplit.rundir import RunDir
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire.mpi import Wire
 from hpcsplit.wire.port import Meter, Share, Verb

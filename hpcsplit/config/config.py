@@ -1,0 +1,123 @@
+"""A configuration: every key of every section with a checked value."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hpcsplit.config import sections as s
+from hpcsplit.config.declared import declared_methods
+from hpcsplit.config.option import Option, option, options_of, show
+from hpcsplit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Method:
+    """The training method; further keys are the method's own options."""
+
+    name: str = option("penalty", "training method of the parallel epochs")
+    frozen: bool = option(False, "control: no weight update in parallel epochs before the last stage")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration: every key of every section has a checked value."""
+
+    data: s.Data
+    model: s.Model
+    split: s.Split
+    method: Method
+    schedule: s.Schedule
+    optim: s.Optim
+    store: s.Store
+    checkpoint: s.Checkpoint
+    run: s.Run
+    stem: str = "run"
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and key, tuples as lists."""
+        tree: dict[str, dict[str, Any]] = {}
+        for name, keys in option_tree(self.method.name).items():
+            section = getattr(self, name)
+            tree[name] = {}
+            for key in keys:
+                value = (
+                    section.options[key]
+                    if name == "method" and key not in ("name", "frozen")
+                    else getattr(section, key)
+                )
+                tree[name][key] = list(value) if isinstance(value, tuple) else value
+        return tree
+
+    def with_values(self, values: Mapping[str, Any], origin: str) -> Config:
+        """This configuration with other values, {"section.key": value}, that come from `origin`."""
+        config = self
+        for name, value in values.items():
+            section, key = name.split(".")
+            changed: Any = {section: replace(getattr(config, section), **{key: value})}
+            config = replace(config, **changed)
+        return replace(config, origins={**self.origins, **dict.fromkeys(values, origin)})
+
+    def to_toml(self, origins: bool = True) -> str:
+        """The resolved TOML text; each line ends with where its value came from."""
+        lines = []
+        for name, keys in self.as_dict().items():
+            lines += [f"[{name}]"]
+            for key, value in keys.items():
+                line = f"{key} = {show(value)}"
+                lines.append(f"{line:<40} # {self.origins.get(f'{name}.{key}', 'default')}" if origins else line)
+            lines.append("")
+        return "\n".join(lines)
+
+    def fingerprint(self) -> dict[str, str]:
+        """A short hash of each section that must not change over the life of a run."""
+        tree = self.as_dict()
+        aside = ["root", "download", "eval_train"] + ["validation"] * (not self.data.validation)
+        aside += ["last_batch"] * (self.data.last_batch == "keep")
+        tree["data"] = {k: v for k, v in tree["data"].items() if k not in aside}
+        hashed = ("data", "model", "method", "optim", "schedule")
+        prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}
+        prints["seed"] = str(self.run.seed)
+        return prints
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], sections: Collection[str]) -> str:
+    """What two configurations, by section and key, say differently in these sections of the fingerprint; or ""."""
+    found = []
+    for section in {**there, **here}:
+        theirs, ours = there.get(section, {}), here.get(section, {})
+        for key in {**theirs, **ours}:
+            was, is_now = (show(keys[key]) if key in keys else "absent" for keys in (theirs, ours))
+            matters = section in sections or ("seed" in sections and (section, key) == ("run", "seed"))
+            if matters and was != is_now:
+                found.append(f"{section}.{key} = {was} there, {is_now} here")
+    return "; ".join(found)
+
+
+def option_tree(method: str) -> dict[str, dict[str, Option]]:
+    """Every key that a configuration with this method may have."""
+    declared = declared_methods()
+    if method not in declared:
+        raise ConfigError(f"method.name = {method!r} is not one of {', '.join(declared)}{nearest(method, declared)}")
+    tree = {}
+    for f in fields(Config):
+        if f.name == "method":
+            options: tuple[Option, ...] = (*options_of(Method), *declared[method].options)
+        elif f.name in s.SECTIONS:
+            options = options_of(s.SECTIONS[f.name])
+        else:
+            continue
+        tree[f.name] = {o.name: o for o in options}
+    return tree
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question that names the known word most like this one, or ""."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""What is known before a run: blocks, times, cuts, memory, whether it fits, how fast it will be."""

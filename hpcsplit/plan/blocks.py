@@ -1,0 +1,141 @@
+"""What one block costs: its parameters, its multiply-adds, or its measured seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcsplit.host.device import wait_for
+from hpcsplit.nets.shapes import block_names, trace
+from hpcsplit.nets.shapes import twin as copied
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """A block as the planner sees it; shapes are for one sample, without the batch dimension.
+
+    One that looks at values as it computes (`by_value`) may have other FLOPs on other samples.
+    """
+
+    name: str
+    params: int  # numbers to train
+    flops: int  # multiply-adds, forward, one sample
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    by_value: bool = False
+
+
+def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
+    """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`.
+
+    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
+    """
+    blocks = zip(block_names(net), block_params(net), trace(net, input_shape), strict=True)
+    return [BlockCost(name, params, p.flops, p.in_shape, p.out_shape, p.by_value) for name, params, p in blocks]
+
+
+def block_params(net: nn.Sequential) -> list[int]:
+    """The number of parameters of each block."""
+    return [sum(parameter.numel() for parameter in block.parameters()) for block in net]
+
+
+def block_flops(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
+    """Multiply-adds of each block: convolutions and matrix products, forward, one sample of shape `input_shape`.
+
+    In the unit of the papers' tables, where one multiply-add counts once. Normalisation, activation, pooling and bias
+    are not counted, so a block of those alone costs 0.
+    """
+    return [cost.flops for cost in block_costs(net, input_shape)]
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """Seconds of a block for one mini-batch: the forward pass, and the gradients of weights and input."""
+
+    forward_s: float
+    backward_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+def block_times(
+    net: nn.Sequential,
+    input_shape: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    repeats: int = 9,
+    channels_last: bool = True,
+    autocast_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[BlockTime]]:
+    """Seconds of each block for one mini-batch of each of these sizes: forward, then gradients of weights and input.
+
+    The lower quartile of `repeats` rounds after a warm-up, in which all sizes and blocks take turns as in a step, on
+    random inputs, in training mode: what else the machine does only ever adds time. The images, the first block's
+    input, need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once and get
+    the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on `device`
+    (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state stay as
+    they are.
+    """
+    assert min(*sizes, repeats) >= 1
+    device = torch.device(device)
+    kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor]]] = {}
+    looks = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        for index, (block, cost) in enumerate(zip(net, block_costs(net, input_shape), strict=True)):
+            look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
+            looks.append(look)
+            if look not in kinds:
+                twin = copied(block, device).train()
+                xs = [torch.randn(size, *cost.in_shape, device=device, dtype=_dtype(block)) for size in sizes]
+                if channels_last:
+                    twin, xs = twin.to(memory_format=torch.channels_last), [_channels_last(x) for x in xs]
+                kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs]
+        rounds = [
+            [
+                {look: _seconds(twin, xs[n], autocast_dtype) for look, (twin, xs) in kinds.items()}
+                for n in range(len(sizes))
+            ]
+            for _ in range(1 + repeats)
+        ]
+    found = []
+    for n in range(len(sizes)):
+        times = {}
+        for kind in kinds:
+            both, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
+            times[kind] = BlockTime(min(forward, both), max(both - forward, 0.0))
+        found.append([times[look] for look in looks])
+    return found
+
+
+def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> tuple[float, float]:
+    """Of both passes, and of the forward one."""
+    block.zero_grad()
+    x.grad = None
+    wait_for(x.device)
+    start = time.perf_counter()
+    with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
+        y = block(x)
+    wait_for(x.device)
+    forward = time.perf_counter() - start
+    if y.requires_grad:
+        y.backward(torch.ones_like(y))
+    wait_for(x.device)
+    return time.perf_counter() - start, forward
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _dtype(block: nn.Module) -> torch.dtype:
+    floating = (p.dtype for p in block.parameters() if p.is_floating_point())
+    return next(floating, torch.get_default_dtype())

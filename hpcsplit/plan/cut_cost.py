@@ -1,0 +1,114 @@
+"""What a cut costs: a parallel step's work on variables, messages and rows, measured for every possible boundary."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpcsplit.assemble import batch_size, build_method, make_phases, precision_of
+from hpcsplit.config import Config
+from hpcsplit.engine.job import FORWARD_ROWS
+from hpcsplit.host.device import upload, wait_for
+from hpcsplit.methods.contract import Batch, TrainingMethod, own_variables
+from hpcsplit.plan.profile import JoinTime
+from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.store.store import Field, MemoryStore
+from hpcsplit.terms.resample import cells
+from hpcsplit.wire.message import body
+from hpcsplit.wire.port import PREV, Recv, Send
+
+REPEATS = 3
+
+
+def join_times(config: Config, shapes: Sequence[Shape], device: torch.device) -> tuple[JoinTime, ...]:
+    """What a cut at a boundary of each of these shapes costs in a parallel step; () where epochs are all exact.
+
+    About: what a stage between two others takes whose output is its input.
+    """
+    method = build_method(config).at(0)
+    if method.full_batch or "parallel" not in make_phases(config):
+        return ()
+    halves = config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
+    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(config, method, s, device) for s in set(shapes)}
+    return tuple(known[shape] for shape in shapes)
+
+
+def _idle_stage(config: Config, method: TrainingMethod, shape: Shape, device: torch.device) -> JoinTime:
+    size, dtype = batch_size(config, most=FORWARD_ROWS), getattr(torch, config.store.dtype)
+    stage = Stage(
+        1,
+        3,
+        nn.Sequential(nn.Identity()),
+        [shape, shape],
+        torch.optim.SGD,
+        device=device,
+        dtype=precision_of(config),
+        channels_last=config.run.channels_last,
+        first_block=1,
+        net_blocks=3,
+    )
+    own = own_variables(method, stage.place)
+    store = MemoryStore([Field(v.name, v.row_shape(stage.place)) for v in own], size, dtype)
+    ids, random = np.arange(size), torch.Generator().manual_seed(0)
+    copies = {
+        f"{side}_{v.name}": torch.rand(size, *cells(shape, v.factor), generator=random).to(device)
+        for v in method.variables(stage.place)
+        for side in ("next", "prev")
+    }
+    store.start([ids], read=False)
+    store.write(0, {v.name: copies[f"next_{v.name}"] for v in own})
+    store.finish(0)
+
+    def one_step() -> tuple[float, float, float]:
+        """Until the stage before it is first heard of, from then on, and in putting messages together."""
+        spent, packing, part = [0.0, 0.0], 0.0, 1
+        began = time.perf_counter()
+
+        def lap(into: int) -> None:
+            nonlocal began
+            wait_for(device)
+            spent[into] += time.perf_counter() - began
+            began = time.perf_counter()
+
+        store.start([ids])
+        rows = {name: upload(t, device) for name, t in store.read(0).items()} | copies
+        lap(1)
+        for v in own:
+            if v.copy_to is not None:
+                body(rows[v.name].to(dtype))
+        wait_for(device)
+        packing += time.perf_counter() - began
+        began = time.perf_counter()
+        sweeps = [sweep(stage, rows, Batch(ids, size)) for sweep in method.sweeps()]
+        for verbs in (*sweeps, method.drain(stage, goes_on=False)):
+            part, answer = 0, None
+            with suppress(StopIteration):
+                while True:
+                    verb = verbs.send(answer)
+                    lap(part)
+                    answer = None
+                    if isinstance(verb, Send):
+                        body(verb.tensor)
+                        wait_for(device)
+                        packing += time.perf_counter() - began
+                    else:
+                        assert isinstance(verb, Recv)
+                        answer = torch.zeros(verb.shape, device=device)
+                        part = 1 if verb.side == PREV else part
+                    began = time.perf_counter()
+            lap(part)
+        store.write(0, {v.name: copies[f"next_{v.name}"] for v in own})
+        store.finish(0)
+        lap(1)
+        return spent[0], spent[1], packing
+
+    rounds = [one_step() for _ in range(1 + REPEATS)][1:]
+    before, behind, packing = (statistics.median(column) for column in zip(*rounds, strict=True))
+    first = behind / max(len(own), 1)  # rows and steps of all variables are alike
+    return JoinTime(before, first, behind - first, packing)

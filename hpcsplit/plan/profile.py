@@ -1,0 +1,155 @@
+"""What the parts of a training step take on one device: the numbers that forecasts and simulations are made of."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from hpcsplit.plan.blocks import BlockTime
+from hpcsplit.stage.cuts import ranges
+
+
+@dataclass(frozen=True)
+class JoinTime:
+    """Seconds of a parallel step that a cut costs, messages on their way apart.
+
+    Attributes:
+        psi_s: the stage before the cut: the synthetic loss at its output, t_ψ.
+        lam_s: the stage behind it: its first variable, with reading and writing its rows, t_λ.
+        kappa_s: the same of its other variables, t_κ.
+        packing_s: putting together what the two stages send each other.
+    """
+
+    psi_s: float = 0.0
+    lam_s: float = 0.0
+    kappa_s: float = 0.0
+    packing_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of both stages together."""
+        return self.psi_s + self.lam_s + self.kappa_s + self.packing_s
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of the parts of a step with one mini-batch, each measured for itself.
+
+    Attributes:
+        blocks: each block's passes with a whole mini-batch.
+        pieces: the same with one of its `microbatches`.
+        joins: what a cut before each block would cost in a parallel step; () where no epoch is parallel.
+        update_s: the optimizer's step of one parameter.
+        params: of each block.
+        data_s: making a mini-batch from the images, t_d.
+        packing_s: putting a byte into a message.
+        own: the micro-batches that a parallel step has.
+        cut: each block's passes with all of these; () where there is one.
+    """
+
+    blocks: tuple[BlockTime, ...]
+    pieces: tuple[BlockTime, ...]
+    microbatches: int
+    joins: tuple[JoinTime, ...]
+    params: tuple[int, ...]
+    update_s: float
+    data_s: float
+    packing_s: float = 0.0
+    own: int = 1
+    cut: tuple[BlockTime, ...] = ()
+
+    @property
+    def parallel(self) -> tuple[BlockTime, ...]:
+        """Each block's passes in a parallel step."""
+        return self.cut or self.blocks
+
+    @property
+    def forward_s(self) -> float:
+        """t_f of the whole network."""
+        return sum(block.forward_s for block in self.blocks)
+
+    @property
+    def backward_s(self) -> float:
+        """t_b of the whole network, with the optimizer's step."""
+        return sum(block.backward_s for block in self.blocks) + self.update_s * sum(self.params)
+
+    @property
+    def serial_s(self) -> float:
+        """t_s: an exact step of the whole network on one device."""
+        return self.forward_s + self.backward_s + self.data_s
+
+    def join(self, cut: int) -> JoinTime:
+        """What a cut before this block costs."""
+        return self.joins[cut] if self.joins else JoinTime()
+
+    def blocks_s(self, cuts: Sequence[int]) -> list[float]:
+        """Seconds of each stage's blocks, forward and backward."""
+        return [sum(self.blocks[i].seconds for i in part) for part in ranges(cuts, len(self.blocks))]
+
+    def parallel_stage_s(self, cuts: Sequence[int]) -> list[float]:
+        """Seconds of a parallel step on each stage, if it never waited."""
+        inner = [self.join(cut) for cut in cuts]
+        after = [join.psi_s + join.packing_s / 2 for join in inner] + [0.0]
+        before = [self.data_s] + [join.lam_s + join.kappa_s + join.packing_s / 2 for join in inner]
+        return [
+            sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part) + b + a
+            for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
+        ]
+
+    def exact_stages(self, cuts: Sequence[int]) -> list[tuple[float, float, float]]:
+        """Seconds of each stage in an exact step: a micro-batch forward, backward, and the optimizer's step."""
+        parts = ranges(cuts, len(self.blocks))
+        return [
+            (
+                sum(self.pieces[i].forward_s for i in part),
+                sum(self.pieces[i].backward_s for i in part),
+                self.update_s * sum(self.params[i] for i in part),
+            )
+            for part in parts
+        ]
+
+    def slowed(self, cuts: Sequence[int], factors: Sequence[float]) -> Profile:
+        """That of stages whose blocks take so many times as long, as when all of them compute at once; what is beside
+        the blocks takes their mean."""
+        mean = statistics.mean(factors)
+        of_block = [factor for part, factor in zip(ranges(cuts, len(self.blocks)), factors, strict=True) for _ in part]
+
+        def slower(times: Sequence[BlockTime]) -> tuple[BlockTime, ...]:
+            pairs = zip(times, of_block, strict=True)
+            return tuple(BlockTime(time.forward_s * factor, time.backward_s * factor) for time, factor in pairs)
+
+        return replace(
+            self,
+            blocks=slower(self.blocks),
+            pieces=slower(self.pieces),
+            cut=slower(self.cut) if self.cut else (),
+            joins=tuple(JoinTime(**{name: mean * s for name, s in asdict(join).items()}) for join in self.joins),
+            update_s=mean * self.update_s,
+            data_s=mean * self.data_s,
+            packing_s=mean * self.packing_s,
+        )
+
+    def deeper(self, times: int) -> Profile:
+        """That of a network with every block but the first and the last so many times in a row."""
+        inner = range(1, len(self.blocks) - 1)
+        order = [0, *(i for i in inner for _ in range(times)), len(self.blocks) - 1]
+        behind = [i + 1 if i == before else i for before, i in zip([-1, *order], order, strict=False)]  # a repeated one
+        return replace(
+            self,
+            blocks=tuple(self.blocks[i] for i in order),
+            pieces=tuple(self.pieces[i] for i in order),
+            cut=tuple(self.cut[i] for i in order) if self.cut else (),
+            joins=tuple(self.joins[i] for i in behind) if self.joins else (),
+            params=tuple(self.params[i] for i in order),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        lists = {"blocks": BlockTime, "pieces": BlockTime, "joins": JoinTime, "cut": BlockTime}
+        parsed = {name: tuple(kind(**each) for each in values[name]) for name, kind in lists.items() if name in values}
+        return cls(**{**values, **parsed, "params": tuple(values["params"])})

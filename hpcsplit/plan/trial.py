@@ -1,0 +1,353 @@
+"""Whether a network can be trained as a configuration says; `plan` and `train` refuse what cannot, with one sentence.
+
+A few made-up images go forward and backward through a copy of the network, on the run's device, in its memory format
+and precision: once with every block as a stage of its own, once as a whole, in training and in evaluation mode.  Then
+mini-batches of the very sizes that the run will have go forward without values, which costs next to nothing.
+
+The program's own networks are known to be good.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcsplit.assemble import make_stage, precision_of
+from hpcsplit.config import Config
+from hpcsplit.config.option import show
+from hpcsplit.data.catalog import lookup
+from hpcsplit.errors import ConfigError
+from hpcsplit.nets.blame import block_label, line_raised, other_types, said
+from hpcsplit.nets.chance import nothing_drawn
+from hpcsplit.nets.custom import whose
+from hpcsplit.nets.shapes import FEW, Pass, Shadow, meta_sample, trace, twin
+from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
+from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The configuration as the network can be run, what that changes, and what there is to say of it."""
+
+    config: Config
+    adapted: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def check_network(config: Config, net: nn.Sequential, device: torch.device) -> Checked:
+    """Compute a little with a copy of the network, as the run will.
+
+    Without channels_last where the network takes the plain memory format only, and with the last mini-batch joined to
+    the one before where it cannot take that alone.
+    Raises ConfigError where it cannot be trained, naming the block and the line of the user's source.
+    """
+    if config.run.torch_compile:
+        _check_compiler(device)
+    if ":" not in config.model.name:
+        return Checked(config, {}, ())
+    first = None
+    with nothing_drawn(device):
+        for adapted in _adaptations(config):
+            here = config.with_values(adapted, "the network")
+            try:
+                _check(here, net, device)
+            except ConfigError as error:
+                first, last = first or error, error
+                continue
+            values = " and ".join(f"{name} = {show(value)}" for name, value in adapted.items())
+            notes = (f"note: {first}; so this run takes {values}",) if first else ()
+            return Checked(here, adapted, notes)
+    raise ConfigError(f"{whose(config.model.name)}{last}") from last
+
+
+def _adaptations(config: Config) -> list[dict[str, Any]]:
+    """What may be changed for a network, from nothing to all of it."""
+    plain = {"run.channels_last": False} if config.run.channels_last else {}
+    joined = {"data.last_batch": "join"} if config.data.last_batch == "keep" else {}
+    every: list[dict[str, Any]] = [{}, plain, joined, plain | joined]
+    return [changes for number, changes in enumerate(every) if changes not in every[:number]]
+
+
+def _check(config: Config, net: nn.Sequential, device: torch.device) -> None:
+    passes = trace(net, lookup(config.data.name).input_shape(config.data.pool))
+    _check_values(config, net, passes, device)
+    _check_sizes(net, training_sizes(config), passes, training=True)
+    _check_sizes(net, evaluation_sizes(config), passes, training=False)
+
+
+# ------------------------------------------------------------------------------------------------ with values
+
+
+def _check_values(config: Config, net: nn.Sequential, passes: Sequence[Pass], device: torch.device) -> None:
+    """A few samples through every block as a stage of its own, then through all of them as one stage."""
+    config = replace(config, run=replace(config.run, torch_compile=False))
+    shapes, copied = [passes[0].in_shape, *(each.out_shape for each in passes)], twin(net, device)
+    watch = _Watch(config, net, copied, shapes)
+    every = tuple(range(1, len(net)))
+    stages = [_stage(config, net, copied, k, every, device, shapes) for k in range(len(net))]
+    before = _shared_buffers(copied)
+    for training, there in ((True, training_sizes(config)), (False, evaluation_sizes(config))):
+        copied.train(training)
+        for size, what in _few(there):
+            with _explained(size, what):
+                _in_stages(net, stages, _images(size, shapes[0], device), training=training)
+    _check_shared(net, copied, before)
+    whole = _stage(config, net, copied, 0, (), device, shapes)
+    copied.train()
+    for size, what in _few(training_sizes(config)):
+        with _explained(size, what):
+            _as_one(net, whole, watch, _images(size, shapes[0], device))
+
+
+def _few(sizes: Mapping[int, str]) -> list[tuple[int, str]]:
+    """At most `FEW` samples, and a single one last, where the run has that."""
+    return sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True)
+
+
+@contextmanager
+def _explained(size: int, what: str) -> Iterator[None]:
+    """Say where mini-batches of this size come from, where others are taken."""
+    try:
+        yield
+    except ConfigError as error:
+        raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
+
+
+def _stage(
+    config: Config,
+    net: nn.Sequential,
+    copied: nn.Sequential,
+    index: int,
+    cuts: tuple[int, ...],
+    device: torch.device,
+    shapes: Sequence[Shape],
+) -> Stage:
+    try:
+        stage = make_stage(config, copied, index, len(cuts) + 1, cuts, device, shapes)
+    except Exception as error:
+        label = block_label(net, index, error) if cuts else "the network"
+        raise ConfigError(f"{label} cannot be trained with this configuration ({said(error)})") from error
+    stage.set_lr(0.0)
+    return stage
+
+
+def _images(size: int, shape: Shape, device: torch.device) -> Tensor:
+    """Uniform pixels, normalised."""
+    pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
+    return ((pixels - 0.5) / 0.25).to(device)
+
+
+def _in_stages(net: nn.Sequential, stages: Sequence[Stage], images: Tensor, *, training: bool) -> None:
+    """Forward and backward through each stage on its own."""
+    x = images
+    for index, stage in enumerate(stages):
+        x = stage.in_own_format(x.detach()).requires_grad_(training and index > 0)
+        before, version = x.detach().clone(), x._version
+        try:
+            with torch.set_grad_enabled(training):
+                y = stage.forward(x)
+        except Exception as error:
+            if (line := _line_of_change(stage, before)) is not None:
+                raise _changes(net, index, line) from error
+            raise _refuses(net, index, before, error, training=training) from error
+        if x._version != version or not torch.equal(before, x):
+            raise _changes(net, index, _line_of_change(stage, before) or "")
+        if training:
+            _backward(net, index, stage, x, y, images)
+        x = y
+
+
+def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor, images: Tensor) -> None:
+    if y.requires_grad:
+        try:
+            (_loss(stage, y, images) if stage.last else y.square().mean()).backward()
+            stage.update()
+        except Exception as error:
+            raise ConfigError(
+                f"{block_label(net, index, error)} cannot be trained: its backward pass fails ({said(error)})"
+            ) from error
+    if index and x.grad is None:
+        raise ConfigError(
+            f"{block_label(net, index)} gives its input no gradient, and what stands before it cannot be trained; "
+            "leave detach() and no_grad() out, or join it with all that stands before it"
+        )
+
+
+def _loss(stage: Stage, y: Tensor, images: Tensor) -> Tensor:
+    return stage.loss(y, stage.task.targets(_MadeUp(images), np.arange(len(y)))).mean()
+
+
+class _MadeUp:
+    """The images as a data set whose every label is 0."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+
+    def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor:
+        return self._images
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        return torch.zeros(len(ids), dtype=torch.int64, device=self._images.device)
+
+
+def _line_of_change(stage: Stage, x: Tensor) -> str | None:
+    """Where the stage changes its input, as far as that is known; None where it does not."""
+    spare = x.clone()
+    version = spare._version
+    with torch.no_grad(), suppress(Exception):  # it may come behind the change
+        stage.forward(spare)
+    if spare._version == version and torch.equal(spare, x):
+        return None
+    try:
+        with torch.enable_grad():
+            stage.forward(x.clone().requires_grad_())  # torch allows no change of it
+    except Exception as error:
+        return line_raised(error)
+    return ""
+
+
+def _changes(net: nn.Sequential, index: int, line: str) -> ConfigError:
+    join = ", or join it with the block before it" if index else ""
+    at = f" ({line})" if line else ""
+    return ConfigError(
+        f"{block_label(net, index)} changes its input in place{at}, which may be a stored variable, or be needed for a "
+        f"gradient; use inplace=False, or an operation that makes a new tensor{join}"
+    )
+
+
+def _refuses(net: nn.Sequential, index: int, x: Tensor, error: Exception, *, training: bool) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    return ConfigError(
+        f"{block_label(net, index, error)} does not take {_samples(len(x))} of shape {tuple(x.shape[1:])} in "
+        f"{_mode(training)} ({said(error)}){other_types(net[index])}"
+    )
+
+
+def _as_one(net: nn.Sequential, stage: Stage, watch: _Watch, images: Tensor) -> None:
+    """Forward and backward through the whole network, blocks handing each other what they make as it is."""
+    stage.zero_grad()
+    try:
+        y = stage.forward(images)
+    except Exception as error:
+        raise _refuses(net, watch.index, watch.x, error, training=True) from error
+    try:
+        _loss(stage, y, images).backward()
+    except Exception as error:
+        line = line_raised(error)
+        raise ConfigError(
+            f"the network cannot be trained: its backward pass fails ({said(error)}{f', {line}' if line else ''})"
+        ) from error
+
+
+class _Watch:
+    """Looks at what every block returns; `index` is the block that computes, `x` its input."""
+
+    def __init__(self, config: Config, net: nn.Sequential, copied: nn.Sequential, shapes: Sequence[Shape]) -> None:
+        self._net, self._copied, self._shapes, self._config = net, copied, shapes, config
+        self.index, self.x = 0, torch.empty(0)
+        for index, block in enumerate(copied):
+            block.register_forward_pre_hook(lambda block, inputs, index=index: self._enter(index, inputs[0]))
+            block.register_forward_hook(lambda block, inputs, y, index=index: self._leave(index, inputs[0], y))
+
+    def _enter(self, index: int, x: Tensor) -> None:
+        self.index, self.x = index, x
+
+    def _leave(self, index: int, x: Tensor, y: object) -> None:
+        if wrong := self._wrong(index, x, y):
+            label, mode = block_label(self._net, index), _mode(self._copied.training)
+            raise ConfigError(f"{label} returns {wrong.format(mode=f'for {_samples(len(x))} in {mode}')}")
+
+    def _wrong(self, index: int, x: Tensor, y: object) -> str:
+        """What is wrong with an output, or ""."""
+        last = index + 1 == len(self._net)
+        if not isinstance(y, Tensor):
+            return f"{type(y).__name__} {{mode}}; a block returns one tensor, so that the network can be cut behind it"
+        shape, kind = (len(x), *self._shapes[index + 1]), str(y.dtype).removeprefix("torch.")
+        if tuple(y.shape) != shape:
+            return f"a tensor of shape {tuple(y.shape)} {{mode}}, and elsewhere {shape}; it must be the same everywhere"
+        if not y.is_floating_point() or not (last or y.dtype in (torch.float32, precision_of(self._config))):
+            return f"{kind} {{mode}}; activations are {self._config.run.precision}: convert it there, as by x.float()"
+        if not bool(y.isfinite().all()):
+            return (
+                "numbers that are not finite {mode}, before anything is trained; correct its initial weights or forward"
+            )
+        if last:
+            spec, task = lookup(self._config.data.name), TASKS[self._config.model.task]()
+            wanted = task.wrong_shape(shape[1:], self._shapes[0], spec.classes)
+            return f"outputs of shape {shape[1:]} a sample; {spec.name} needs {wanted}" if wanted else ""
+        return ""
+
+
+def _shared_buffers(copied: nn.Sequential) -> dict[tuple[int, str], tuple[int, Tensor]]:
+    """The buffers, by a block's number and their name, that an earlier block has, too; with its number and a copy."""
+    owner: dict[int, int] = {}
+    return {
+        (index, name): (owner[id(buffer)], buffer.clone())
+        for index, block in enumerate(copied)
+        for name, buffer in block.named_buffers()
+        if owner.setdefault(id(buffer), index) != index
+    }
+
+
+def _check_shared(net: nn.Sequential, copied: nn.Sequential, before: dict[tuple[int, str], tuple[int, Tensor]]) -> None:
+    for (index, name), (first, value) in before.items():
+        if not torch.equal(copied[index].get_buffer(name), value):
+            raise ConfigError(
+                f"{block_label(net, first)} and {block_label(net, index)} share the buffer {name} and change it, but "
+                "may be trained by different ranks; join them in one block or give each its own"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ without values
+
+
+def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], passes: Sequence[Pass], *, training: bool) -> None:
+    """Mini-batches of all these sizes forward."""
+    shadow = Shadow(net, training=training)
+    for size, what in sizes.items():
+        x = meta_sample(net, passes[0].in_shape, size)
+        for index in range(len(net)):
+            try:
+                with torch.no_grad():
+                    y, *_ = shadow.passed(index, x, nullcontext)
+            except Exception as error:
+                raise ConfigError(f"{_refuses(net, index, x, error, training=training)}; {what}") from error
+            wanted = (size, *passes[index].out_shape)
+            if not isinstance(y, Tensor) or tuple(y.shape) != wanted:
+                got = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+                raise ConfigError(
+                    f"{block_label(net, index)} returns {got} for {_samples(size)} in {_mode(training)}, not one of "
+                    f"shape {wanted}; {what}"
+                )
+            x = y
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'s' * (number != 1)}"
+
+
+def _mode(training: bool) -> str:
+    return "training mode" if training else "evaluation mode"
+
+
+# ------------------------------------------------------------------------------------------------ around it
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile something new, of a size that no cache has."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
+    except Exception as error:
+        raise ConfigError(
+            f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler (g++, or "
+            "name it in CXX; for GPUs triton), or set run.torch_compile = false"
+        ) from error

@@ -1,0 +1,362 @@
+"""The folder of a run: where everything lies, whose it is, and what is written down about each start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcsplit.config import Config, differences, load
+from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.files import checkpoints as ckpt
+from hpcsplit.files import nofollow, scratch
+from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_in_words
+from hpcsplit.files.nofollow import read_bytes, read_text
+from hpcsplit.files.paths import expanded
+from hpcsplit.host.printable import printable
+from hpcsplit.host.process import Process
+from hpcsplit.run import provenance, trust
+from hpcsplit.run.lock import RunLock
+
+FORECAST_KEYS = {"key", "batch_size", "forecast", "one_rank_samples_per_s", "cuts", "profile"}
+NO_RUN_DIR = "choose another --run-dir"
+_SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
+_LEFT_OVER = re.compile(
+    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest)\.\d+\.tmp"
+    r"|\.lock\.[0-9a-f]+\.now|rank-\d+\.sign-new|records\.jsonl\.tmp"
+)
+_held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside a run directory, and what may be done to it.
+
+    Attributes:
+        take_over: go on in a folder that is another user's or another run's.
+        follow_links: folders in it may be links to places elsewhere, such as on scratch.
+    """
+
+    path: Path
+    take_over: bool = False
+    follow_links: bool = False
+
+    @property
+    def home(self) -> Path:
+        """The folder itself, where `path` leads: the way into it has no link that would be refused."""
+        return nofollow.without_links(self.path)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.home / name
+        return Path(os.path.realpath(folder)) if self.follow_links else folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self._folder("checkpoints")
+
+    @property
+    def records(self) -> Path:
+        return self.home / "records.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.home / "config.toml"
+
+    @property
+    def split(self) -> Path:
+        return self.home / "split.json"
+
+    @property
+    def forecast(self) -> Path:
+        return self.home / "forecast.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.home / "provenance.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.home / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.home / "summary.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self._folder("tensorboard")
+
+    @property
+    def lock(self) -> Path:
+        return self.home / "lock"
+
+    def log(self, rank: int) -> Path:
+        return self._folder("log") / f"rank-{rank:03d}.log"
+
+    def wait_for_log(self, rank: int) -> Path:
+        """The log file of a rank, when its folder, made by rank 0, shows here.
+
+        Raises:
+            ConfigError: it does not, within a few seconds.
+        """
+        path, begun = self.log(rank), time.monotonic()
+        while not path.parent.is_dir():
+            if time.monotonic() - begun > _SLOW_FILES_S:
+                raise ConfigError(
+                    f"rank {rank} does not see {path.parent}, {_SLOW_FILES_S:.0f} s after rank 0 has made it; put "
+                    "--run-dir on a file system that all nodes share"
+                )
+            for folder in (self.path.parent, self.path):
+                with suppress(OSError):
+                    os.listdir(folder)  # makes a file system that caches names look again
+            time.sleep(0.1)
+        return path
+
+    def store(self, configured: str, needed_bytes: int = 0) -> Path:
+        """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in.
+
+        "scratch" takes the first of the node's own disks that has the rows of an earlier start, or room for
+        `needed_bytes`.
+
+        It is made here, since a predictable name on a disk that others write too may be anybody's: what cannot be
+        made is left to the store to complain about.
+
+        Raises:
+            ConfigError: a variable is not set, or the folder is another user's.
+            StoreError: no disk of the node has room.
+        """
+        if configured == "scratch":
+            folder = scratch.choose(self._store_name, needed_bytes)
+        else:
+            (folder,) = self.store_places(configured)
+        folder = Path(os.path.realpath(folder.parent)) / folder.name
+        with suppress(OSError, ConfigError):  # the checks below say better what is in the way
+            make_folders(folder)
+        instead = "choose another store.path"
+        self._check_folder(folder, instead)
+        self._check_files((folder / name for name in nofollow.names(folder) if name.endswith(".h5")), instead)
+        return folder
+
+    def store_places(self, configured: str) -> list[Path]:
+        """Where `store` may put the folder, several only for "scratch"; nothing is made.
+
+        Raises ConfigError for a variable that is not set.
+        """
+        if configured == "scratch":
+            return [place.path / self._store_name for place in scratch.candidates() if not place.obstacle]
+        if not configured:
+            return [self._folder("aux")]
+        return [expanded(configured, "store.path =") / self._store_name]
+
+    @property
+    def _store_name(self) -> str:
+        place = self.path.resolve()
+        return f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+
+    # ------------------------------------------------------------------------------------------------ whose it is
+
+    def create(self, config: Config) -> None:
+        """Make the folder and take it for this process, until `release`; rank 0 only.
+
+        Raises:
+            ConfigError: it cannot be made, or is another user's or another run's.
+            StoreError: its disk is full.
+            LaunchError: another run is at work in it.
+        """
+        self._check_trust()
+        try:
+            make_folders(self.home)
+            self._take()
+            try:
+                self._check_config(config)
+                nofollow.make_folder(self.log(0).parent)
+                self._clear()
+                if note := trust.writers(self.home):
+                    _say(note)
+            except BaseException:
+                self.release()
+                raise
+        except OSError as error:
+            if error.errno in REFUSALS:
+                raise write_failure(self.path, error) from None
+            raise ConfigError(
+                f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
+            ) from None
+
+    def release(self) -> None:
+        """Let others have the folder; does nothing where this process has not taken it."""
+        lock = _held.pop(self._key, None)
+        if lock:
+            lock.release()
+
+    def check_held(self) -> None:
+        """Raise LaunchError where this process has taken the folder and somebody else has it now."""
+        if lock := _held.get(self._key):
+            lock.check()
+
+    @property
+    def _key(self) -> str:
+        return str(self.path.resolve())
+
+    def _clear(self) -> None:
+        """Remove what starts that were killed had not finished writing."""
+        for folder in (self.home, self.checkpoints, self.log(0).parent):
+            for name in nofollow.names(folder):
+                if _LEFT_OVER.fullmatch(name):
+                    nofollow.remove(folder / name)
+
+    def _take(self) -> None:
+        if self._key in _held:
+            try:
+                return _held[self._key].check()
+            except LaunchError:  # the folder has been removed and made again
+                self.release()
+        _held[self._key] = RunLock.acquire(self.lock, say=_say)
+
+    def _check_trust(self) -> None:
+        logs = (self.log(0).parent, self.tensorboard)
+        self._check_folder(self.path, NO_RUN_DIR, may_be_link=True)
+        for folder in (self.checkpoints, *logs):
+            self._check_folder(folder, NO_RUN_DIR)
+        files = [self.records, self.config, self.split, self.forecast, self.provenance, self.picture, self.summary]
+        files += [folder / name for folder in logs for name in nofollow.names(folder)]
+        for folder in (self.checkpoints / name for name in nofollow.names(self.checkpoints) if ckpt.is_ours(name)):
+            files += [folder / name for name in nofollow.names(folder)]
+            self._check_folder(folder, NO_RUN_DIR)
+        self._check_files([*files, self.lock], NO_RUN_DIR)
+
+    def _check_folder(self, folder: Path, instead: str, *, may_be_link: bool = False) -> None:
+        trust.check_folder(folder, take_over=self.take_over, may_be_link=may_be_link, instead=instead)
+
+    def _check_files(self, paths: Iterable[Path], instead: str) -> None:
+        trust.check_files(paths, take_over=self.take_over, instead=instead)
+
+    def _check_config(self, config: Config) -> None:
+        """Refuse to begin anew over the epochs of another run; where there is a checkpoint, that decides instead."""
+        if self.take_over or ckpt.complete(self.checkpoints) or not self._finished_epochs():
+            return
+        try:
+            theirs = self.load_config()
+        except ConfigError:  # absent or damaged: nothing says that it is another run
+            return
+        ours, prints = config.fingerprint(), theirs.fingerprint()
+        if changed := [section for section in ours if prints.get(section) != ours[section]]:
+            keys = differences(theirs.as_dict(), config.as_dict(), changed)
+            raise ConfigError(
+                f"{self.path} has {self._finished_epochs()} finished epochs of a run with another "
+                f"{' and '.join(changed)}: {keys}. Change it back, choose another "
+                "--run-dir, or begin anew over them with --take-over"
+            )
+
+    def _finished_epochs(self) -> int:
+        try:
+            return read_bytes(self.records).count(b"\n")
+        except OSError:
+            return 0
+
+    def load_config(self) -> Config:
+        """The configuration that it was last started with.  ConfigError where it cannot be read."""
+        return load(self.config, read=read_bytes)
+
+    # ------------------------------------------------------------------------------------------------ the cuts
+
+    def load_split(self, key: str) -> dict[str, Any] | None:
+        """The cuts chosen at the first start with this key, or None: {"cuts": [int, …], "costs": [float, …]}."""
+        chosen = self._splits().get(key)
+        if not chosen or chosen["sha256"] != _digest(chosen["split"]):
+            return None
+        split = chosen["split"]
+        fits = isinstance(split, dict) and _is_list(split.get("cuts"), int) and _is_list(split.get("costs"), int, float)
+        return split if fits else None
+
+    def save_split(self, key: str, chosen: dict[str, Any]) -> None:
+        """Keep the cuts for later starts."""
+        entry = {"split": chosen, "sha256": _digest(chosen)}
+        write_in_words(self.split, json.dumps({**self._splits(), key: entry}) + "\n")
+
+    def _splits(self) -> dict[str, dict[str, Any]]:
+        try:
+            entries = json.loads(read_text(self.split))
+            return {key: entry for key, entry in entries.items() if {"split", "sha256"} <= entry.keys()}
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return {}
+
+    # ------------------------------------------------------------------------------------------------ the forecast
+
+    def save_forecast(self, values: Mapping[str, Any]) -> None:
+        """Write down what is expected of the run, before it begins."""
+        write_in_words(self.forecast, json.dumps(values, indent=1) + "\n")
+
+    def load_forecast(self) -> dict[str, Any] | None:
+        """What was expected of the run, or None."""
+        try:
+            values = json.loads(read_text(self.forecast))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError):
+            values = None
+        if _is_forecast(values):
+            return values
+        logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
+        return None
+
+    # ------------------------------------------------------------------------------------------------ its starts
+
+    def note_start(
+        self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
+    ) -> dict[str, Any]:
+        """Write config.toml and add this start to provenance.json; rank 0 only.  Returns what was added.
+
+        Args:
+            places: of every rank, by `provenance.place`.
+        """
+        write_in_words(self.config, config.to_toml())
+        checkpoints = ckpt.complete(self.checkpoints)
+        start = provenance.facts(config, places, mpi, cuts)
+        start = provenance.add(self.provenance, start, checkpoints[0].name if checkpoints else None)
+        if lock := _held.get(self._key):
+            with suppress(OSError):
+                lock.add([Process.from_json(place["process"]) for place in places])
+        return start
+
+    def note_end(self, how: str) -> None:
+        """Add to provenance.json how this start ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
+        provenance.end(self.provenance, how)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What provenance.json has, oldest first."""
+        return provenance.starts(self.provenance)
+
+    def provenance_text(self) -> str:
+        """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
+        return provenance.newest(self.provenance)
+
+
+def _say(sentence: str) -> None:
+    print(f"hpcsplit: {printable(sentence)}", file=sys.stderr, flush=True)
+
+
+def _is_list(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(each) in kinds for each in value)
+
+
+def _is_forecast(values: Any) -> bool:
+    """Whether a report can put it beside a run."""
+    if not (isinstance(values, dict) and values.keys() >= FORECAST_KEYS and isinstance(values["forecast"], dict)):
+        return False
+    rate, found = values["one_rank_samples_per_s"], values["forecast"]
+    numbers = [values["batch_size"], found.get("exact_s"), found.get("parallel_s"), *([] if rate is None else [rate])]
+    return _is_list(numbers, int, float) and all(0 < number < 1e300 for number in numbers)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,0 @@
-"""The folder of a run: its paths, the lock that keeps a second run out, whose it is, and who made what is in it."""
-
-from hpcsplit.rundir.folder import RunDir
-
-__all__ = ["RunDir"]

@@ -1,0 +1,1 @@
+"""A stage: consecutive blocks of the network with their optimizer, where they are cut, who computes when."""

@@ -1,0 +1,262 @@
+"""A stage: a consecutive piece of the network, its optimizer and the shapes at its two boundaries."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from hpcsplit.nets.chance import seed_all
+from hpcsplit.nets.statedict import has_extra_state, tensors_of
+from hpcsplit.stage.besides import Besides
+from hpcsplit.tasks import Task
+from hpcsplit.tasks.classification import Classification
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands: `shapes` are one sample's, without the batch dimension, at the input of each of its blocks
+    and at the output of its last one; `first_block` is its first block's number in the whole network."""
+
+    first: bool
+    last: bool
+    shapes: tuple[Shape, ...]
+    first_block: int
+
+
+class Stage:
+    """Stage `index` of `count`: x^k = f_k(W_k, input), with everything that is needed to train f_k.
+
+    Attributes:
+        place: with the shapes of one sample at all its blocks; `in_shape` and `out_shape` are the two ends.
+        net_blocks: blocks of the whole network; the stage has those from `place.first_block` on.
+        dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
+            under autocast.
+        wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
+        frozen: leave the weights of parallel epochs as they are (the frozen control).
+        carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.  A name
+            that begins with "<n>." belongs to block n of the whole network, one that begins with "stage/" to a stage
+            with just these cuts (it is lost with others), any other is the same on every stage.
+        task: what the last stage's output is compared with.
+        between_blocks: called after every block, forward and backward; the wire makes its progress there.
+        position: epoch and step, where in the run the next passes stand.
+        repeats: a pass of before is made once more (`pass_again`).
+        besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        blocks: nn.Sequential,
+        shapes: Sequence[Shape],
+        optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        clip: float = 0.0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        torch_compile: bool = False,
+        frozen: bool = False,
+        seed: int = 0,
+        first_block: int = 0,
+        net_blocks: int = 0,
+        task: Task | None = None,
+    ) -> None:
+        self.index, self.count = index, count
+        self.device = torch.device(device)
+        self.place = Place(index == 0, index == count - 1, tuple(map(tuple, shapes)), first_block)
+        self.in_shape, self.out_shape = self.place.shapes[0], self.place.shapes[-1]
+        self.net_blocks = net_blocks or len(blocks)
+        self.channels_last = channels_last and len(self.in_shape) == 3
+        self.blocks = blocks.to(self.device)
+        if channels_last:
+            self.blocks.to(memory_format=torch.channels_last)
+        self.besides = Besides(self.blocks)
+        self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters) if self.parameters else None
+        self.clip = clip
+        self.dtype = dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.frozen = frozen
+        self.task = task or Classification()
+        self.carry: dict[str, torch.Tensor] = {}
+        self.between_blocks: Callable[[], None] = lambda: None
+        self.position = (0, 0)
+        self.repeats = False
+        self._seed, self._passes = seed, 0
+        for number, block in enumerate(self.blocks, first_block):
+            if may_draw(block):
+                block.register_forward_pre_hook(lambda block, inputs, number=number: self._seed_block(number))
+            block.register_forward_hook(self._after_block)
+            if torch_compile:  # what is around it stays as it is: hooks, names, random numbers
+                block.forward = torch.compile(block.forward)
+
+    @property
+    def first(self) -> bool:
+        return self.place.first
+
+    @property
+    def last(self) -> bool:
+        return self.place.last
+
+    @property
+    def passes(self) -> int:
+        """The number of the latest forward pass since `at`."""
+        return self._passes
+
+    @property
+    def block_numbers(self) -> range:
+        """The stage's blocks, as they are counted in the whole network."""
+        return range(self.place.first_block, self.place.first_block + len(self.blocks))
+
+    def _seed_block(self, number: int) -> None:
+        """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run: torch's, and
+        those of `random` and `numpy.random`."""
+        if self.blocks.training:
+            seed_all(hash((self._seed, *self.position, number, self._passes)) & (2**63 - 1))
+
+    def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.between_blocks()
+        if output.requires_grad:
+            output.register_hook(lambda grad: self.between_blocks())
+
+    def at(self, epoch: int, step: int) -> None:
+        """Say where in the run the next passes stand: random layers draw from (seed, epoch, step, block, pass)."""
+        self.position, self._passes = (epoch, step), 0
+
+    def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`.
+
+        Args:
+            weights: by name in the whole network, to be used in place of the stage's own.
+        """
+        self._passes += 1
+        x = self.in_own_format(x)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            y = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
+        return y.to(self.wide if self.last else self.dtype)
+
+    def in_own_format(self, t: torch.Tensor) -> torch.Tensor:
+        """An activation or gradient in the memory format that the stage computes in."""
+        return t.contiguous(memory_format=torch.channels_last) if self.channels_last and t.dim() == 4 else t
+
+    def infer(self, x: torch.Tensor) -> torch.Tensor:
+        """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
+        with torch.no_grad():
+            return self.forward(x)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """φ of each sample, (B,): by default of logits (B, classes) and labels (B,)."""
+        return self.task.loss(outputs, targets)
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def update(self) -> None:
+        """One optimizer step with the gradients at hand, clipped to the stage's own norm."""
+        if self.optimizer is None:
+            return
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; 0 where there is nothing to train."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
+
+    def set_lr(self, lr: float) -> None:
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Forward passes inside leave every buffer (BatchNorm statistics) and extra state as it was.  Yield a verb
+        inside only where all that the stage does until it is answered is to be forgotten, too."""
+        forget = self.remember()
+        try:
+            yield
+        finally:
+            forget()
+
+    def remember(self) -> Callable[[], None]:
+        """The answer gives every buffer and extra state back as it is now."""
+        saved = [
+            (module._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in self.blocks.modules()
+            for name, buffer in module._buffers.items()
+        ]
+        extra = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in self.blocks.modules()
+            if has_extra_state(module)
+        ]
+
+        def forget() -> None:
+            for buffers, name, buffer, value in saved:
+                buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.data.copy_(value)
+            for module, state in extra:
+                module.set_extra_state(state)
+
+        return forget
+
+    @contextmanager
+    def pass_again(self, number: int, position: tuple[int, int] | None = None) -> Iterator[None]:
+        """The forward pass inside repeats pass `number` of this or an earlier position: it draws the same numbers and
+        changes no buffer."""
+        latest = self.position, self._passes
+        self.position, self._passes, self.repeats = position or self.position, number - 1, True
+        with self.statistics_kept():
+            yield
+        (self.position, self._passes), self.repeats = latest, False
+
+    def finite(self) -> bool:
+        """Whether every weight and every buffer is a number."""
+        return all(map(_is_finite, self.state().values()))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, buffers and extra state by their names in the whole network (nets/statedict.py)."""
+        return tensors_of(self.blocks)
+
+
+def _is_finite(t: torch.Tensor) -> bool:
+    if not (t.is_floating_point() or t.is_complex()):
+        return True
+    try:
+        return bool(t.isfinite().all())
+    except NotImplementedError:  # float8; it goes into bfloat16 unchanged, where torch knows how
+        return "float8" not in str(t.dtype) or bool(t.bfloat16().isfinite().all())
+
+
+_NEVER_DRAWS = (
+    "conv",
+    "linear",
+    "batchnorm",
+    "normalization",
+    "instancenorm",
+    "pooling",
+    "padding",
+    "flatten",
+    "container",
+)
+
+
+def may_draw(block: nn.Module) -> bool:
+    """Whether a block may use random numbers; only those known not to are spared the seeding before every pass."""
+    if any(getattr(m, "draws", False) for m in block.modules()):
+        return True
+    known = (*(f"torch.nn.modules.{name}" for name in _NEVER_DRAWS), "hpcsplit.nets.")
+    return not all(isinstance(m, nn.ReLU) or m.__module__.startswith(known) for m in block.modules())

@@ -1,0 +1,79 @@
+"""A stage knows where it stands, and its neighbours' business is not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from hpcsplit.nets.resnet import PostBlock
+from hpcsplit.stage.stage import Stage, may_draw
+
+SHAPES = ((2, 7, 7), (5,), (3,), (4,))
+
+
+def stage(index: int, first: int, stop: int, **options: int) -> Stage:
+    """Blocks `first` to `stop` of three, as one of two stages."""
+    blocks = nn.Sequential(*[nn.Linear(1, 1) for _ in range(first, stop)])
+
+    def optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    return Stage(index, 2, blocks, SHAPES[first : stop + 1], optimizer, **options)
+
+
+def test_a_stage_has_the_shapes_at_all_its_blocks() -> None:
+    first, last = stage(0, 0, 2), stage(1, 2, 3)
+    assert first.place.shapes == ((2, 7, 7), (5,), (3,))
+    assert (first.in_shape, first.out_shape) == ((2, 7, 7), (3,))
+    assert (last.in_shape, last.out_shape) == ((3,), (4,))
+
+
+def test_a_stage_is_first_or_last_by_its_number() -> None:
+    assert [(s.first, s.last) for s in (stage(0, 0, 2), stage(1, 2, 3))] == [(True, False), (False, True)]
+
+
+def test_a_stage_knows_its_first_block_in_the_whole_network() -> None:
+    behind = stage(1, 2, 3, first_block=2, net_blocks=3)
+    assert (behind.place.first_block, behind.net_blocks) == (2, 3)
+    alone = stage(0, 0, 2)
+    assert (alone.place.first_block, alone.net_blocks) == (0, 2)
+
+
+def test_what_one_stage_carries_another_does_not() -> None:
+    first, last = stage(0, 0, 2), stage(1, 2, 3)
+    first.carry["sum"] = torch.ones(1)
+    assert last.carry == {}
+
+
+class Users(nn.Module):
+    """Nobody knows what is in it."""
+
+
+@pytest.mark.parametrize(
+    ("block", "draws"),
+    [
+        (nn.Linear(2, 2), False),
+        (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), False),
+        (PostBlock(4, 4, 1), False),
+        (nn.Dropout(0.5), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout2d(0.1)), True),
+        (nn.RReLU(), True),
+        (Users(), True),
+    ],
+)
+def test_only_what_is_known_to_draw_nothing_is_spared_the_seeding(block: nn.Module, draws: bool) -> None:
+    assert may_draw(block) is draws
+
+
+def test_others_have_a_word_after_every_block_forward_and_backward() -> None:
+    calls: list[str] = []
+    blocks = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    alone = Stage(0, 1, blocks, ((3,), (3,), (3,), (1,)), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    alone.between_blocks = lambda: calls.append("here")
+    y = alone.forward(torch.ones(2, 3))
+    assert len(calls) == 3
+    y.sum().backward()
+    assert len(calls) == 6

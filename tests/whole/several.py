@@ -1,0 +1,40 @@
+"""A script for mpirun, several runs in one start: python -m tests.whole.several CONFIG.toml RUN_DIR [CONFIG.toml …]."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import torch
+
+from hpcsplit.assemble import make_job, make_phases
+from hpcsplit.commands.train import _prepare_together
+from hpcsplit.config import load
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.report.console import Console
+from hpcsplit.report.watch import Watch
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import Records
+from hpcsplit.wire.mpi import Wire
+from tests.whole import lean  # noqa: F401
+
+
+def main(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    wire, cpu = Wire(), torch.device("cpu")
+    rank, size = wire.world.rank, wire.world.size
+    for toml, folder in zip(words[::2], words[1::2], strict=True):
+        config, run_dir = load(toml), RunDir(Path(folder))
+        prepared = _prepare_together(config, run_dir, wire, cpu)
+        watch = Watch(Console(9, stream=io.StringIO()), Records(run_dir.records), make_phases(config))
+        job = make_job(config, prepared, run_dir, rank, size, cpu, watch if rank == 0 else None)
+        job.stage.between_blocks = wire.progress
+        wire.run(rank_program(job))
+        if job.store:
+            job.store.close()
+    wire.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
