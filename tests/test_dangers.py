@@ -11,17 +11,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hpcsplit"
 LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and why nothing strange gets there
     "import_module": {
-        "assemble.py": "a method of this program, by its declaration",
+        "plan/setting.py": "a method of this program, by its declaration",
         "nets/custom.py": "the user's own network, which no run directory names",
     },
     "resolve_name": {
-        "assemble.py": "an optimizer, by the list of them",
+        "plan/setting.py": "an optimizer, by the list of them",
         "data/dataset.py": "a reader of this program, by the catalog",
     },
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},
     "loadmat": {"data/decode.py": "numbers only, of a file whose sum is known"},
     "File": {"files/hdf5.py": "h5py, on files that are new or that hdf5_format has read before"},
-    "memmap": {"boundary/rowfile.py": "of an open file"},
+    "memmap": {"store/rowfile.py": "of an open file"},
     **{
         name: {}
         for name in ("__import__", "eval", "exec", "expandvars", "extractall", "fromfile", "system", "unpack_archive")

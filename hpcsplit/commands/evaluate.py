@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import Prepared, build_network, make_job, make_phases, sizes
+from hpcsplit.assemble import make_jobs
 from hpcsplit.checkpoint.state import load_weights
 from hpcsplit.checkpoint.whole import Whole, digest
 from hpcsplit.commands.saved import Saved, find, warn
-from hpcsplit.config import Config, Method
-from hpcsplit.config.declared import declared_methods
+from hpcsplit.config import Method
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
 from hpcsplit.host.printable import printable
+from hpcsplit.plan.prepare import Prepared
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 from hpcsplit.schedule.actions import Phase
@@ -41,7 +41,7 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
     """
     saved = find(run, name, config_path, data_root)
     saved.data()
-    whole = saved.weights(build_network(saved.config, meta=True))
+    whole = saved.weights()
     scores = score(saved, whole)
     record = _record(saved)
     found: dict[str, Any] = {
@@ -50,8 +50,8 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
         "epochs_done": saved.manifest.epochs_done,
         "step": saved.manifest.step,
         **dataclasses.asdict(scores),
-        "train_samples": _train_samples(saved.config),
-        "test_samples": sizes(saved.config)[1],
+        "train_samples": saved.setting.eval_train_size,
+        "test_samples": saved.setting.test_size,
         "weights_sha256": digest(whole.weights),
         "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
     }
@@ -86,22 +86,21 @@ def score(saved: Saved, whole: Whole) -> Scores:
 
 def alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
-    config = saved.config
+    config = saved.setting.config
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(min(config.run.threads or cores, cores))
-    alone = dataclasses.replace(config, method=Method(name="backprop"))
-    blocks = len(build_network(config, meta=True))
-    job = make_job(alone, Prepared((), (1.0,) * blocks, "", None), saved.run, 0, 1, device)
+    exact = saved.setting.replaced(dataclasses.replace(config, method=Method(name="backprop")))
+    (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], device)
     load_weights(job.stage.blocks, *whole)
     return job
 
 
 def _phase(saved: Saved) -> Phase:
     """The kind of the checkpoint's last epoch, for a method that has exact ones only."""
-    if declared_methods()[saved.config.method.name].augments:
+    if saved.setting.declared.augments:
         return "serial"
-    phases = of_initials(saved.manifest.phases) or make_phases(saved.config)
+    phases = of_initials(saved.manifest.phases) or saved.setting.phases
     return phases[: saved.manifest.epochs_done + bool(saved.manifest.step)][-1]
 
 
@@ -112,19 +111,14 @@ def _record(saved: Saved) -> EpochRecord | None:
     return next((r for r in Records(saved.run.records).load() if r.epoch == saved.manifest.epochs_done - 1), None)
 
 
-def _train_samples(config: Config) -> int:
-    size = sizes(config)[0]
-    return min(size, config.data.eval_train or size)
-
-
 def _text(saved: Saved, found: dict[str, Any]) -> str:
     def shown(key: str, value: float | None) -> str:
         return "-" if value is None else f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
 
-    recorded = found["recorded"]
+    recorded, config = found["recorded"], saved.setting.config
     lines = [
         f"checkpoint {saved.name} of {saved.run.path}, {saved.position()}",
-        f"{saved.config.model.name} on {saved.config.data.name}: {found['train_samples']} training samples, "
+        f"{config.model.name} on {config.data.name}: {found['train_samples']} training samples, "
         f"{found['test_samples']} test samples",
         f"{'':<40} {'here':>10} {'recorded':>10}",
     ]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcsplit.assemble import build_network
 from hpcsplit.commands.evaluate import alone
 from hpcsplit.commands.saved import Saved, find
-from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset
 from hpcsplit.engine.evaluate import outcomes, outputs
 from hpcsplit.engine.job import Job
@@ -26,7 +24,7 @@ def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
     """
     saved = find(run, "", None, data_root)
     data = saved.data()
-    job = alone(saved, saved.weights(build_network(saved.config, meta=True)))
+    job = alone(saved, saved.weights())
     source = f"checkpoint {saved.name}, {saved.position()}"
     ids, shape = np.arange(min(SHOWN, job.test_size)), tuple(data.test.images.shape[1:])
     made = lockstep.run([outputs(job, [ids])])[0]
@@ -42,7 +40,7 @@ def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
 
 def _wrong(saved: Saved, data: Dataset, job: Job, source: str) -> Mistakes:
     found = lockstep.run([outcomes(job)])[0]
-    spec = lookup(saved.config.data.name)
+    spec = saved.setting.spec
     names = spec.names or tuple(map(str, range(spec.classes)))
     shown = [
         Wrong(

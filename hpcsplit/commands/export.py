@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import build_network
 from hpcsplit.checkpoint.whole import digest
 from hpcsplit.commands.saved import find, warn
 from hpcsplit.errors import UsageError
@@ -25,7 +24,7 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     _check_free(out)
     saved = find(run, name, config_path)
     saved.check("", "model")
-    whole = saved.weights(build_network(saved.config, meta=True))
+    whole = saved.weights()
     weights = whole.weights
     sha256 = save_new(out, values_of(weights))
     values = sum(t.numel() for t in weights.values())

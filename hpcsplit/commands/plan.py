@@ -7,36 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-
-from hpcsplit.assemble import (
-    aux_policy,
-    batch_size,
-    batch_sizes,
-    build_method,
-    build_network,
-    device_of,
-    epoch_samples,
-    make_phases,
-    precision_of,
-)
 from hpcsplit.commands.planned import summary, text
 from hpcsplit.config import Config
 from hpcsplit.config.checks import check_method_stages
-from hpcsplit.config.declared import declared_methods
-from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import HpcsplitError
-from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.plan.advice import advice
-from hpcsplit.plan.blocks import BlockCost, block_costs
-from hpcsplit.plan.feasibility import check_fits, footprints
+from hpcsplit.plan.blocks import BlockCost
+from hpcsplit.plan.feasibility import check_fits
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import profile
-from hpcsplit.plan.memory import Footprint, kept_bytes
-from hpcsplit.plan.prepare import choose_cuts, stage_plans
+from hpcsplit.plan.memory import Footprint, footprints
+from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.traffic import epoch_bytes
-from hpcsplit.plan.stages import StagePlan, auxiliary_gib, hybrid_speed_up
+from hpcsplit.plan.stages import StagePlan, auxiliary_gib, hybrid_speed_up, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
@@ -47,12 +32,10 @@ MOST = 16  # ranks in the summary
 
 @dataclass(frozen=True)
 class Subject:
-    """What all plans of a configuration have in common: the blocks, what autograd keeps of each, their measured times,
-    where the run will be, how many ranks a node has (0: all), and what there is to say of the network."""
+    """What all plans of a configuration have in common: the measured times of the blocks, where the run will be, how
+    many ranks a node has (0: all), and what there is to say of the network."""
 
-    config: Config
-    blocks: Sequence[BlockCost]
-    kept: Sequence[int]
+    setting: Setting
     run_dir: RunDir
     node: int = 0
     measured: Profile | None = None
@@ -80,8 +63,8 @@ def plan_command(
     """
     fixed = config.split.stages or (0 if ranks else config.run.stages)
     wanted = (fixed,) if fixed else ranks
-    subject = look_at(config, run_dir, wanted, node=node, measure=measure)
-    most = min(MOST, len(subject.blocks), declared_methods()[config.method.name].stages or MOST)
+    subject = look_at(Setting(config), run_dir, wanted, node=node, measure=measure)
+    most = min(MOST, len(subject.setting.blocks), subject.setting.declared.stages or MOST)
     planned = [plan(subject, count) for count in wanted or range(1, most + 1)]
     plans = [values for values, _ in planned]
     advised = advice(config, plans)
@@ -100,29 +83,29 @@ def plan_command(
 
 
 def look_at(
-    config: Config, run_dir: RunDir, wanted: Sequence[int] = (), *, node: int = 0, measure: bool = False
+    setting: Setting, run_dir: RunDir, wanted: Sequence[int] = (), *, node: int = 0, measure: bool = False
 ) -> Subject:
     """The blocks of a configuration; numbers of stages that it cannot have are refused before anything is timed."""
-    shape, device = lookup(config.data.name).input_shape(config.data.pool), device_of(config, 0)
-    net = build_network(config, meta=":" not in config.model.name)
-    checked = check_network(config, net, device)
-    config, blocks = checked.config, block_costs(net, shape)
+    checked = check_network(setting, setting.device())
+    setting = checked.setting
     for count in wanted:
-        check_method_stages(declared_methods()[config.method.name], count)
-        choose_cuts(config, blocks, count)
-    measured = profile(config, net, device) if measure else None
-    return Subject(config, blocks, kept_bytes(net, shape), run_dir, node, measured, checked.notes)
+        check_method_stages(setting.declared, count)
+        choose_cuts(setting, count)
+    measured = profile(setting, setting.device()) if measure else None
+    return Subject(setting, run_dir, node, measured, checked.notes)
 
 
 def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | None]:
     """The plan for `count` ranks as plain values, and why it cannot be run, if so."""
-    config, measured = subject.config, subject.measured
-    cuts, costs = choose_cuts(config, subject.blocks, count, measured)
-    method, phases = build_method(config), make_phases(config)
-    stages = stage_plans(config, subject.blocks, cuts, costs)
-    sent, needs, refusal = _sent(subject, method, cuts), footprints(config, subject.kept, stages), None
+    setting, measured = subject.setting, subject.measured
+    config, phases = setting.config, setting.phases
+    cuts, costs = choose_cuts(setting, count, measured)
+    stages = plan_stages(setting, cuts, costs)
+    types = {"dtype": setting.precision, "aux_dtype": setting.store_dtype}
+    sent = epoch_bytes(setting.method, setting.shapes, cuts, setting.batch_sizes, **types)
+    needs, refusal = footprints(setting, stages), None
     try:
-        check_fits(config, stages, needs, subject.run_dir, subject.node or count)
+        check_fits(setting, stages, needs, subject.run_dir, subject.node or count)
     except HpcsplitError as error:
         refusal = error
     largest, m = max(s.share for s in stages), config.schedule.microbatches
@@ -137,17 +120,17 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "balance": {"time": "measured time" if measured else "FLOPs", "params": "parameters"}.get(
             str(config.split.cuts), "FLOPs"
         ),
-        "blocks": len(subject.blocks),
+        "blocks": len(setting.blocks),
         "phases": phases,
         "params": sum(s.params for s in stages),
         "flops": sum(s.flops for s in stages),
-        "samples": epoch_samples(config),
+        "samples": setting.epoch_samples,
         "method": config.method.name,
         "dtype": config.store.dtype,
-        "batch_size": batch_size(config),
-        "stages": [_stage(config, *each) for each in zip(stages, needs, sent, strict=True)],
-        "delays": [method.delay(k, count) for k in range(count)],
-        "aux_float32_gib": auxiliary_gib(edges, epoch_samples(config)),
+        "batch_size": setting.batch_size,
+        "stages": [_stage(setting, *each) for each in zip(stages, needs, sent, strict=True)],
+        "delays": [setting.method.delay(k, count) for k in range(count)],
+        "aux_float32_gib": auxiliary_gib(edges, setting.epoch_samples),
         "pipeline": {
             "order": order,
             "microbatches": m,
@@ -158,7 +141,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "parallel_speed_up_bound_inside_blocks": 1 / finer,
         "hybrid_speed_up_bound": hybrid_speed_up(phases, largest, bound),
         "forecast": expected.as_dict() if expected else None,
-        "notes": [*subject.notes, *_uncounted(subject.blocks)],
+        "notes": [*subject.notes, *_uncounted(setting.blocks)],
         "refused": str(refusal or ""),
     }
     return values, refusal
@@ -173,23 +156,10 @@ def _uncounted(blocks: Sequence[BlockCost]) -> list[str]:
     return [note] if names else []
 
 
-def _sent(subject: Subject, method: TrainingMethod, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    """Bytes of an epoch of the method, to the stage before and to the next one, for each stage."""
-    config, blocks = subject.config, subject.blocks
-    return epoch_bytes(
-        method,
-        [blocks[0].in_shape, *(block.out_shape for block in blocks)],
-        cuts,
-        batch_sizes(config),
-        dtype=precision_of(config),
-        aux_dtype=getattr(torch, config.store.dtype),
-    )
-
-
-def _stage(config: Config, stage: StagePlan, need: Footprint, sent: tuple[int, int]) -> dict[str, Any]:
+def _stage(setting: Setting, stage: StagePlan, need: Footprint, sent: tuple[int, int]) -> dict[str, Any]:
     return stage.as_dict() | {
         "to_prev_bytes": sent[0],
         "to_next_bytes": sent[1],
         "memory": need.as_dict(),
-        "checkpoint_aux_bytes": stage.store_bytes if aux_policy(config) == "copy" else 0,
+        "checkpoint_aux_bytes": stage.store_bytes if setting.aux_policy == "copy" else 0,
     }

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
-from hpcsplit.assemble import build_network, code_prints, load_data, make_identity
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.whole import Whole, read_weights
@@ -22,6 +19,7 @@ from hpcsplit.host.launchers import claimed_size
 from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
 from hpcsplit.nets.statedict import tensors_of
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
 
@@ -31,14 +29,14 @@ class Saved:
     """A complete checkpoint of a run directory.
 
     Attributes:
-        config: what a command makes of the run's own (`own_config`).
+        setting: of what a command makes of the run's own configuration (`own_config`).
         data_root: where the run had its data, for people.
     """
 
     run: RunDir
     folder: Path
     manifest: Manifest
-    config: Config
+    setting: Setting
     data_root: str = ""
 
     @property
@@ -51,9 +49,9 @@ class Saved:
         within = f" and {step} steps of the next" if step else ""
         return f"after {done} epoch{'s' * (done != 1)}{within}"
 
-    def weights(self, net: nn.Sequential) -> Whole:
-        """All weights and buffers in the order of `net`, which may be on "meta".  CheckpointError where they differ."""
-        return read_weights(self.folder, tensors_of(net))
+    def weights(self) -> Whole:
+        """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
+        return read_weights(self.folder, tensors_of(self.setting.net))
 
     def data(self) -> Dataset:
         """The data of the run, from where the user says.
@@ -63,9 +61,9 @@ class Saved:
             CheckpointError: they are others, or something else differs from what the run was made with.
         """
         try:
-            data = load_data(self.config)
+            data = self.setting.data
         except DataError as error:
-            if self.config.data.root or not self.data_root or not self.data_root.isprintable():
+            if self.setting.config.data.root or not self.data_root or not self.data_root.isprintable():
                 raise
             raise DataError(
                 f"{error}. The run had them elsewhere, but no data are taken from where a run directory says; if you "
@@ -82,8 +80,8 @@ class Saved:
         Args:
             images: the fingerprint of the data, or "" where none were read.
         """
-        code = code_prints(self.config)
-        here = make_identity(self.config, build_network(self.config, meta=True), (), images, code).fingerprints
+        code = self.setting.code
+        here = self.setting.identity((), images, code).fingerprints
         theirs = self.manifest.fingerprints
         if note := said_of(change_of(theirs, {**here, **code}), self.name):
             warn(note)
@@ -105,7 +103,7 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
     _alone()
     chosen = _choose(run, name)
     config = own_config(run, config_path, data_root)
-    return Saved(run, chosen, manifest.read(chosen), config, run.load_config().data.root)
+    return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
 
 
 def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:

@@ -5,30 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import torch
-
-from hpcsplit.assemble import (
-    aux_policy,
-    batch_size,
-    batch_sizes,
-    build_method,
-    build_network,
-    device_of,
-    make_phases,
-    precision_of,
-)
 from hpcsplit.config import Config
-from hpcsplit.config.declared import declared_methods
-from hpcsplit.data.catalog import lookup
-from hpcsplit.engine.job import FORWARD_ROWS
+from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError, DataError
-from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets.shapes import block_shapes
 from hpcsplit.plan.measure import profile
 from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine, Span
 from hpcsplit.plan.simulate.study import Row, replay, row
@@ -38,7 +22,6 @@ from hpcsplit.schedule.actions import Action, Phase, Refresh, Stop, Train, Train
 from hpcsplit.schedule.hybrid import SavePolicy, actions
 from hpcsplit.stage.cuts import balanced_cuts, quick_cuts
 from hpcsplit.stage.stage import Place
-from hpcsplit.stage.timetable import Order
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS_A_RANK = 4  # of a network that is made deeper because there are more ranks than blocks
@@ -63,9 +46,10 @@ def simulate_command(
         source: forecast.json of a run, whose profile is taken instead of timing this device.
         deeper: every inner block so many times; 0: once, and more where there are more ranks than blocks.
     """
-    _check(config)
-    problem = problem_of(config, source)
-    schedule, steps = _schedule(config, problem.method), len(batch_sizes(config))
+    setting = Setting(config)
+    _check(setting.declared)
+    problem = problem_of(setting, source)
+    schedule, steps = _schedule(setting, problem.method), len(setting.batch_sizes)
     rows, notes = [], []
     for count in ranks or RANKS:
         times = deeper or _times(len(problem.shapes) - 1, count)
@@ -91,8 +75,7 @@ def simulate_command(
     return 0
 
 
-def _check(config: Config) -> None:
-    method = declared_methods()[config.method.name]
+def _check(method: DeclaredMethod) -> None:
     if method.full_batch or method.stages:
         raise ConfigError(
             f'method.name = "{method.name}" works layer by layer on all samples; only methods of mini-batches and '
@@ -100,31 +83,29 @@ def _check(config: Config) -> None:
         )
 
 
-def problem_of(config: Config, source: Path | None = None) -> Problem:
+def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     """What is to be simulated, with the profile of a run's forecast.json, or one that is taken now."""
-    schedule, device = config.schedule, device_of(config, 0)
-    shape = lookup(config.data.name).input_shape(config.data.pool)
-    net = build_network(config, meta=":" not in config.model.name)
-    config = check_network(config, net, device).config
-    measured = load_profile(source) if source else profile(config, net, device)
-    method = build_method(config).at(0)
-    found = len(measured.blocks), measured.microbatches, measured.own
-    wanted = len(net), schedule.microbatches, method.microbatches
-    if found != wanted:
+    device = setting.device()
+    setting = check_network(setting, device).setting
+    measured = load_profile(source) if source else profile(setting, device)
+    method = setting.method.at(0)
+    has = len(measured.blocks), measured.microbatches, measured.own
+    wanted = len(setting.blocks), setting.config.schedule.microbatches, method.microbatches
+    if has != wanted:
         raise DataError(
             "{} has the times of {} blocks, with {} micro-batches in exact and {} in parallel steps, this network has "
             "{} blocks, with {} and {}; take the run's own configuration, or leave --profile out".format(
-                source, *found, *wanted
+                source, *has, *wanted
             )
         )
     return Problem(
         method=method,
-        exact=Backprop(schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute),
-        shapes=[shape, *block_shapes(net, shape)],
+        exact=setting.exact,
+        shapes=setting.shapes,
         profile=measured,
-        batch_size=batch_size(config, most=FORWARD_ROWS),
-        dtype=precision_of(config),
-        aux_dtype=getattr(torch, config.store.dtype),
+        batch_size=setting.timed_batch,
+        dtype=setting.precision,
+        aux_dtype=setting.store_dtype,
     )
 
 
@@ -136,12 +117,10 @@ def load_profile(path: Path) -> Profile:
         raise DataError(f"{path} has no profile of a run ({type(error).__name__}); name its forecast.json") from None
 
 
-def _schedule(config: Config, method: TrainingMethod) -> list[Action]:
+def _schedule(setting: Setting, method: TrainingMethod) -> list[Action]:
     """Everything that the hybrid schedule does, checkpoints apart."""
     rows = bool(method.variables(Place(False, True, (), 0)))
-    course = actions(
-        make_phases(config), SavePolicy(0, 0.0, aux_policy(config)), no_aux=not rows, restarts=method.restarts
-    )
+    course = actions(setting.phases, SavePolicy(0, 0.0, setting.aux_policy), no_aux=not rows, restarts=method.restarts)
     done: list[Action] = []
     action = next(course)
     while not isinstance(action, Stop):

@@ -12,20 +12,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from hpcsplit.assemble import (
-    Prepared,
-    aux_policy,
-    batch_size,
-    decides,
-    device_of,
-    make_job,
-    make_phases,
-    sizes,
-)
+from hpcsplit.assemble import make_jobs
 from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
 from hpcsplit.config import Config
-from hpcsplit.config.declared import declared_methods
-from hpcsplit.engine.job import FORWARD_ROWS, Job
+from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
 from hpcsplit.files.atomic import write_text
@@ -37,7 +27,8 @@ from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest
 from hpcsplit.host.watchdog import Pulse, Watchdog, in_time, who
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
-from hpcsplit.plan.prepare import expect_together, prepare
+from hpcsplit.plan.prepare import Prepared, expect_together, prepare
+from hpcsplit.plan.setting import Setting
 from hpcsplit.report.console import Console
 from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
@@ -47,7 +38,7 @@ from hpcsplit.run import heartbeats
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
-from hpcsplit.schedule.actions import Phase, Stop
+from hpcsplit.schedule.actions import Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.wire import lockstep
 
@@ -75,31 +66,32 @@ def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     if config.run.runner == "mpi":
         check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
     torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
-    device = use(device_of(config, 0), deterministic=config.run.deterministic)
+    setting = Setting(config)
+    device = use(setting.device(), deterministic=config.run.deterministic)
     failure, pulse = Failure(0, gethostname(), leave), Pulse()
     request.end = lambda: _leave_start(run_dir, leave)
     watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
     with ExitStack() as guards:
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
-        prepared = prepare(config, run_dir, stages, device)
-        config = config.with_values(prepared.adapted, "the network")
+        prepared = prepare(setting, run_dir, stages, device)
+        setting = setting.adapted(prepared.adapted)
         console = Console(config.schedule.epochs)
         guards.callback(console.close)
         here = [place(gethostname(), device)]
-        watch = _start(config, run_dir, prepared, stages, console, ["this process"], here, "none")
+        watch = _start(setting, run_dir, prepared, stages, console, ["this process"], here, "none")
         guards.enter_context(_log_to(run_dir, 0, watchdog))
         jobs = failure.jobs
         try:
-            for k in range(stages):
-                jobs.append(make_job(config, prepared, run_dir, k, stages, device, watch if k == 0 else None))
-                jobs[k].stage.between_blocks = pulse.beat
+            jobs += make_jobs(setting, prepared, run_dir, range(stages), device, watch)
+            for job in jobs:
+                job.stage.between_blocks = pulse.beat
             jobs[0].stop_reason = request.reason
             give_back()
             request.started()
             stops = lockstep.run([rank_program(job) for job in jobs])
             _close_stores(jobs)
-            return _end(config, run_dir, prepared, stages, watch, stops[0])
+            return _end(setting, run_dir, prepared, stages, watch, stops[0])
         except Exception as error:
             with suppress(Exception):
                 _close_stores(jobs)
@@ -131,28 +123,29 @@ def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         console = Console(config.schedule.epochs) if world.rank == 0 else None
         _check_launch(config, wire)
         _bind(config, wire)
-        device = use(device_of(config, world.local_rank), deterministic=config.run.deterministic)
+        setting = Setting(config)
+        device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
         places = wire.share(place(world.host, device))
-        prepared = _prepare_together(config, run_dir, wire, device, sharing(places))
-        config = config.with_values(prepared.adapted, "the network")
+        prepared = _prepare_together(setting, run_dir, wire, device, sharing(places))
+        setting = setting.adapted(prepared.adapted)
         guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
         watch = None
         hosts = [f"{there['host']}:{there['device']}" for there in places]
         if console:
-            watch = _start(config, run_dir, prepared, world.size, console, hosts, places, world.library)
+            watch = _start(setting, run_dir, prepared, world.size, console, hosts, places, world.library)
         wire.device = device
-        jobs.append(make_job(config, prepared, run_dir, world.rank, world.size, device, watch))
+        jobs += make_jobs(setting, prepared, run_dir, [world.rank], device, watch)
         if jobs[0].store:
             jobs[0].store.alarm = failure.fail
         jobs[0].stage.between_blocks = wire.progress
         jobs[0].stop_reason = lambda: request.reason() or launcher.died()
         if prepared.rehearse and world.size > 1:
-            _rehearse(config, run_dir, wire, jobs[0])
+            _rehearse(setting, run_dir, wire, jobs[0])
         give_back()
         request.started()
         stop = wire.run(rank_program(jobs[0]))
         _close_stores(jobs)
-        code = _end(config, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
+        code = _end(setting, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
         if launcher.died():  # MPI cannot take leave of it
             run_dir.release()
             leave(code)
@@ -181,12 +174,12 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
     end(REQUEUE)
 
 
-def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.device, sharing: int = 0) -> Prepared:
+def _prepare_together(setting: Setting, run_dir: RunDir, wire: Any, device: torch.device, sharing: int = 0) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if wire.world.rank == 0:
         try:
-            prepared = prepare(config, run_dir, wire.world.size, device, wire.world.local_size, sharing)
+            prepared = prepare(setting, run_dir, wire.world.size, device, wire.world.local_size, sharing)
             answer = {"prepared": prepared.as_dict()}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
@@ -199,10 +192,10 @@ def _prepare_together(config: Config, run_dir: RunDir, wire: Any, device: torch.
     return Prepared.from_dict(answer["prepared"])
 
 
-def _rehearse(config: Config, run_dir: RunDir, wire: Any, job: Job) -> None:
+def _rehearse(setting: Setting, run_dir: RunDir, wire: Any, job: Job) -> None:
     """All ranks compute at once, and rank 0 writes down what that says of the run."""
     wire.share(None)  # nobody begins before all are there
-    seconds = wire.share(rehearse(job.stage, batch_size(config, most=FORWARD_ROWS)))
+    seconds = wire.share(rehearse(job.stage, setting.timed_batch))
     exact_s = max(wire.share(wire.run(rehearse_exact(job, enough_steps(seconds)))))
     if job.rank == 0:
         expect_together(run_dir, seconds, exact_s)
@@ -244,7 +237,7 @@ def _bind(config: Config, wire: Any) -> None:
 
 
 def _start(
-    config: Config,
+    setting: Setting,
     run_dir: RunDir,
     prepared: Prepared,
     stages: int,
@@ -254,22 +247,21 @@ def _start(
     library: str,
 ) -> Watch:
     """Say what will run, and write down how it was started."""
-    phases = make_phases(config)
+    config, phases = setting.config, setting.phases
     run_dir.note_start(config, places, library, prepared.cuts)
-    train_size, test_size = sizes(config)
     copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
     held_out = f", {config.data.validation} held out" if config.data.validation else ""
     lines = [
         f"hpcsplit: {config.model.name} on {config.data.name} "
-        f"({train_size} training{copies}{held_out}, {test_size} test samples), "
+        f"({setting.train_size} training{copies}{held_out}, {setting.test_size} test samples), "
         f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, "
         f"{stages} stage{'s' * (stages > 1)}",
-        _course(config, phases),
+        _course(setting),
         f"run directory {run_dir.path}",
     ]
-    if "parallel" not in phases and declared_methods()[config.method.name].parallel:
+    if setting.declared.parallel and not setting.parallel:
         lines.append("note: no epoch of this run is parallel; raise schedule.epochs or change schedule.ratio")
-    if aux_policy(config) != config.checkpoint.aux:
+    if setting.aux_policy != config.checkpoint.aux:
         lines.append(
             'note: rows in memory end with the process; a continued run recomputes them (or checkpoint.aux = "copy")'
         )
@@ -289,12 +281,12 @@ def _start(
     return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts, board)
 
 
-def _course(config: Config, phases: Sequence[Phase]) -> str:
+def _course(setting: Setting) -> str:
     """Which epochs are of which kind."""
-    epochs, parallel = len(phases), phases.count("parallel")
-    if decides(config):
+    epochs, parallel = len(setting.phases), setting.phases.count("parallel")
+    if setting.decides:
         return f"{epochs} epochs; exact or parallel is decided on the way, at most {parallel} parallel"
-    return f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(phases)}"
+    return f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(setting.phases)}"
 
 
 def _equipment(host: str) -> str:
@@ -328,13 +320,13 @@ def _exit_code(stop: Stop) -> int:
     return DONE if stop.done else REQUEUE
 
 
-def _end(config: Config, run_dir: RunDir, prepared: Prepared, stages: int, watch: Watch, stop: Stop) -> int:
+def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, stages: int, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
     run_dir.note_end("done" if stop.done else f"stopped: {stop.reason}")
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE
-    table = watch.closing(prepared.plans, prepared.baseline_samples_per_s)
+    config, table = setting.config, watch.closing(prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)

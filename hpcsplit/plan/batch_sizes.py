@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcsplit.assemble import batch_size, batch_sizes, epoch_samples, sizes
-from hpcsplit.config import Config
 from hpcsplit.data.order import batches
 from hpcsplit.engine.job import FORWARD_ROWS
+from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.timetable import slices
 
 
-def training_sizes(config: Config) -> dict[int, str]:
+def training_sizes(setting: Setting) -> dict[int, str]:
     """The mini-batches that a run has in training mode, and where they come from."""
-    samples, most = epoch_samples(config), batch_size(config)
+    config, samples, most = setting.config, setting.epoch_samples, setting.batch_size
     cures = "another data.batch_size"
     if config.data.last_batch == "keep":
         cures = f'data.last_batch = "join" or {cures}'
-    whole = set(batch_sizes(config))
+    whole = set(setting.batch_sizes)
     found = {most: f"data.batch_size is {most}"}
     for size in whole - {most}:
         found[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
@@ -40,13 +39,12 @@ def training_sizes(config: Config) -> dict[int, str]:
     return found
 
 
-def evaluation_sizes(config: Config) -> dict[int, str]:
+def evaluation_sizes(setting: Setting) -> dict[int, str]:
     """The mini-batches that only go forward."""
-    train, test = sizes(config)
-    few = min(train, config.data.eval_train or train)
-    kinds = {"training": epoch_samples(config), "test": test, "evaluated training": few}
-    kinds |= {"held-out": config.data.validation}
-    most, last = min(batch_size(config), FORWARD_ROWS), "keep" if config.data.last_batch == "keep" else "join"
+    kinds = {"training": setting.epoch_samples, "test": setting.test_size}
+    kinds |= {"evaluated training": setting.eval_train_size, "held-out": setting.config.data.validation}
+    most = min(setting.batch_size, FORWARD_ROWS)
+    last = "keep" if setting.config.data.last_batch == "keep" else "join"
     cure = ': set data.last_batch = "join"' if last == "keep" else ""
     return {
         len(ids): f"of {number} {kind} samples, {most} at a time, there are {len(ids)} at the end{cure}"

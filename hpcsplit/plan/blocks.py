@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import block_names, trace
+from hpcsplit.nets.shapes import Shadow, block_names, meta_sample, trace
 from hpcsplit.nets.shapes import twin as copied
 
 
@@ -20,12 +20,14 @@ from hpcsplit.nets.shapes import twin as copied
 class BlockCost:
     """A block as the planner sees it; shapes are for one sample, without the batch dimension.
 
-    One that looks at values as it computes (`by_value`) may have other FLOPs on other samples.
+    FLOPs are in the unit of the papers' tables, where one multiply-add counts once.  Normalisation, activation, pooling
+    and bias are not counted, so a block of those alone costs 0.  A block that looks at values as it computes
+    (`by_value`) may have other FLOPs on other samples.
     """
 
     name: str
     params: int  # numbers to train
-    flops: int  # multiply-adds, forward, one sample
+    flops: int  # multiply-adds of convolutions and matrix products, forward, one sample
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     by_value: bool = False
@@ -36,22 +38,44 @@ def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCos
 
     Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
     """
-    blocks = zip(block_names(net), block_params(net), trace(net, input_shape), strict=True)
-    return [BlockCost(name, params, p.flops, p.in_shape, p.out_shape, p.by_value) for name, params, p in blocks]
+    params = [sum(parameter.numel() for parameter in block.parameters()) for block in net]
+    blocks = zip(block_names(net), params, trace(net, input_shape), strict=True)
+    return [BlockCost(name, count, p.flops, p.in_shape, p.out_shape, p.by_value) for name, count, p in blocks]
 
 
-def block_params(net: nn.Sequential) -> list[int]:
-    """The number of parameters of each block."""
-    return [sum(parameter.numel() for parameter in block.parameters()) for block in net]
+def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
+    """What autograd keeps for the backward pass of each block, of one sample; a tensor that two blocks share counts
+    for the first of them."""
+    shadow = Shadow(net, training=True)
+    few, more = (_kept(shadow, meta_sample(net, input_shape, size)) for size in (2, 4))  # what is kept once drops out
+    return [(b - a) // 2 for a, b in zip(few, more, strict=True)]
 
 
-def block_flops(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
-    """Multiply-adds of each block: convolutions and matrix products, forward, one sample of shape `input_shape`.
+def _kept(shadow: Shadow, x: torch.Tensor) -> list[int]:
+    weights = {t.untyped_storage()._cdata for t in (*shadow.blocks.parameters(), *shadow.blocks.buffers())}
+    before: dict[int, torch.Tensor] = {}  # held, so that no storage takes the place of another
 
-    In the unit of the papers' tables, where one multiply-add counts once. Normalisation, activation, pooling and bias
-    are not counted, so a block of those alone costs 0.
-    """
-    return [cost.flops for cost in block_costs(net, input_shape)]
+    @contextmanager
+    def noticed() -> Iterator[dict[int, torch.Tensor]]:
+        """What autograd keeps inside and did not before, by its storage."""
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            key = tensor.untyped_storage()._cdata
+            if key not in weights and key not in before and not isinstance(tensor, nn.Parameter):
+                seen.setdefault(key, tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            yield seen
+
+    counts = []
+    with torch.enable_grad():
+        for index in range(len(shadow.blocks)):
+            x, seen, _ = shadow.passed(index, x, noticed)
+            before |= seen
+            counts.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,7 @@ class BlockTime:
 
 def block_times(
     net: nn.Sequential,
-    input_shape: Sequence[int],
+    costs: Sequence[BlockCost],
     sizes: Sequence[int],
     *,
     repeats: int = 9,
@@ -90,7 +114,7 @@ def block_times(
     kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor]]] = {}
     looks = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        for index, (block, cost) in enumerate(zip(net, block_costs(net, input_shape), strict=True)):
+        for index, (block, cost) in enumerate(zip(net, costs, strict=True)):
             look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
             looks.append(look)
             if look not in kinds:

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.assemble import batch_size, build_method, make_phases, precision_of
-from hpcsplit.config import Config
-from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.contract import Batch, TrainingMethod, own_variables
 from hpcsplit.plan.profile import JoinTime
+from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.store.store import Field, MemoryStore
 from hpcsplit.terms.resample import cells
@@ -26,21 +24,21 @@ from hpcsplit.wire.port import PREV, Recv, Send
 REPEATS = 3
 
 
-def join_times(config: Config, shapes: Sequence[Shape], device: torch.device) -> tuple[JoinTime, ...]:
+def join_times(setting: Setting, shapes: Sequence[Shape], device: torch.device) -> tuple[JoinTime, ...]:
     """What a cut at a boundary of each of these shapes costs in a parallel step; () where epochs are all exact.
 
     About: what a stage between two others takes whose output is its input.
     """
-    method = build_method(config).at(0)
-    if method.full_batch or "parallel" not in make_phases(config):
+    method = setting.method.at(0)
+    if method.full_batch or not setting.parallel:
         return ()
-    halves = config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
-    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(config, method, s, device) for s in set(shapes)}
+    halves = setting.config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
+    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(setting, method, s, device) for s in set(shapes)}
     return tuple(known[shape] for shape in shapes)
 
 
-def _idle_stage(config: Config, method: TrainingMethod, shape: Shape, device: torch.device) -> JoinTime:
-    size, dtype = batch_size(config, most=FORWARD_ROWS), getattr(torch, config.store.dtype)
+def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: torch.device) -> JoinTime:
+    size, dtype = setting.timed_batch, setting.store_dtype
     stage = Stage(
         1,
         3,
@@ -48,8 +46,8 @@ def _idle_stage(config: Config, method: TrainingMethod, shape: Shape, device: to
         [shape, shape],
         torch.optim.SGD,
         device=device,
-        dtype=precision_of(config),
-        channels_last=config.run.channels_last,
+        dtype=setting.precision,
+        channels_last=setting.config.run.channels_last,
         first_block=1,
         net_blocks=3,
     )

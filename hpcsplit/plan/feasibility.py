@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from hpcsplit.assemble import batch_sizes, build_method, device_of, make_optimizer, make_phases, sizes
-from hpcsplit.config import Config
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.atomic import free_bytes
 from hpcsplit.files.scratch import held_bytes
-from hpcsplit.plan.memory import Footprint, footprint, optimizer_states
+from hpcsplit.plan.memory import Footprint
+from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
 from hpcsplit.run.folder import RunDir
 from hpcsplit.store.generation import no_room
@@ -22,30 +20,8 @@ from hpcsplit.store.generation import no_room
 _GB = 1e9
 
 
-def footprints(config: Config, kept: Sequence[int], stages: Sequence[StagePlan]) -> list[Footprint]:
-    """The memory of each stage; `kept` are the bytes that autograd keeps of each block, a sample."""
-    method, blocks = build_method(config), iter(kept)
-    states = optimizer_states(lambda parameters: make_optimizer(config, parameters))
-    images = (sum(sizes(config)) + config.data.validation) * math.prod(stages[0].in_shape)
-    parallel = "parallel" in make_phases(config)
-    return [
-        footprint(
-            config,
-            method,
-            stage,
-            len(stages),
-            [next(blocks) for _ in range(stage.blocks)],
-            states,
-            batch_size=max(batch_sizes(config)),
-            image_bytes=images if stage.stage in (0, len(stages) - 1) or method.images else 0,
-            parallel=parallel,
-        )
-        for stage in stages
-    ]
-
-
 def check_fits(
-    config: Config,
+    setting: Setting,
     stages: Sequence[StagePlan],
     needs: Sequence[Footprint],
     run_dir: RunDir,
@@ -59,20 +35,20 @@ def check_fits(
 
     Raises ConfigError (memory) or StoreError (disk).
     """
-    _check_memory(config, needs[:here], sharing)
-    if config.store.kind == "hdf5" and "parallel" in make_phases(config):
-        _check_disk(config, stages[:here], run_dir)
+    _check_memory(setting, needs[:here], sharing)
+    if setting.config.store.kind == "hdf5" and setting.parallel:
+        _check_disk(setting, stages[:here], run_dir)
 
 
-def _check_memory(config: Config, needs: Sequence[Footprint], sharing: int) -> None:
-    device, there, limit = device_of(config, 0), "this node has", memory_limit_bytes()
+def _check_memory(setting: Setting, needs: Sequence[Footprint], sharing: int) -> None:
+    device, there, limit = setting.device(), "this node has", memory_limit_bytes()
     needed = sum(need.peak for need in needs)
     if device.type == "cuda":  # each rank its own, or some share one
         sharing = sharing or -(-len(needs) // torch.cuda.device_count())
         needed = sharing * max(need.weights + need.activations + need.images for need in needs)
         limit, there = torch.cuda.get_device_properties(device).total_memory, "a GPU here has"
     if needed > limit:
-        own = " raise method.microbatches," * ("microbatches" in config.method.options)
+        own = " raise method.microbatches," * ("microbatches" in setting.config.method.options)
         raise ConfigError(
             f"{len(needs)} stage{'s' * (len(needs) > 1)} would need {needed / _GB:.1f} GB of memory at the peak, "
             f"{there} {limit / _GB:.1f} GB; lower data.batch_size, raise schedule.microbatches or set "
@@ -81,13 +57,13 @@ def _check_memory(config: Config, needs: Sequence[Footprint], sharing: int) -> N
         )
 
 
-def _check_disk(config: Config, stages: Sequence[StagePlan], run_dir: RunDir) -> None:
+def _check_disk(setting: Setting, stages: Sequence[StagePlan], run_dir: RunDir) -> None:
     needed = 2 * sum(stage.store_bytes for stage in stages)
-    rooms = {place: held_bytes(place) + _free_bytes(place) for place in run_dir.store_places(config.store.path)}
+    rooms = {place: held_bytes(place) + _free_bytes(place) for place in run_dir.store_places(setting.config.store.path)}
     place, room = max(rooms.items(), key=lambda pair: pair[1], default=(run_dir.path, 0))
     if needed > room:
         whose = f"{len(stages)} stage{'s' * (len(stages) > 1)}"
-        raise no_room(place, whose, needed, room, getattr(torch, config.store.dtype))
+        raise no_room(place, whose, needed, room, setting.store_dtype)
 
 
 def _free_bytes(folder: Path) -> int:

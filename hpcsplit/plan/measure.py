@@ -11,17 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.assemble import batch_size, build_method, make_optimizer, make_source
-from hpcsplit.config import Config
-from hpcsplit.data.catalog import lookup
 from hpcsplit.data.dataset import Dataset
 from hpcsplit.data.part import Part
-from hpcsplit.engine.job import FORWARD_ROWS, Job
+from hpcsplit.engine.job import Job
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import block_shapes
-from hpcsplit.plan.blocks import BlockTime, block_params, block_times
+from hpcsplit.plan.blocks import BlockTime, block_times
 from hpcsplit.plan.cut_cost import join_times
 from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.message import body
 from hpcsplit.wire.port import Verb
@@ -32,9 +29,7 @@ REHEARSAL_S = 1.0  # long enough that ranks that do not begin together mostly co
 _ENOUGH = 1_000_000  # numbers in what is timed to know what one of them takes
 
 
-def profile(
-    config: Config, net: nn.Sequential, device: torch.device, *, joins: bool = True, repeats: int = ROUNDS
-) -> Profile:
+def profile(setting: Setting, device: torch.device, *, joins: bool = True, repeats: int = ROUNDS) -> Profile:
     """The profile of this configuration's network, mini-batch, method and optimizer.
 
     Args:
@@ -42,11 +37,9 @@ def profile(
         joins: with what cuts would cost.
         repeats: rounds of the blocks.
     """
-    shape = lookup(config.data.name).input_shape(config.data.pool)
-    size, pieces = batch_size(config, most=FORWARD_ROWS), config.schedule.microbatches
-    own = build_method(config).microbatches
+    size, pieces, own = setting.timed_batch, setting.config.schedule.microbatches, setting.method.microbatches
     sizes = sorted({size, *(max(1, size // m) for m in (pieces, own))})
-    times = dict(zip(sizes, time_blocks(config, net, sizes, repeats, device), strict=True))
+    times = dict(zip(sizes, time_blocks(setting, sizes, repeats, device), strict=True))
     of_own = times[max(1, size // own)]
     return Profile(
         blocks=tuple(times[size]),
@@ -54,25 +47,23 @@ def profile(
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         own=own,
         microbatches=pieces,
-        joins=join_times(config, [shape, *block_shapes(net, shape)[:-1]], device) if joins else (),
-        params=tuple(block_params(net)),
-        update_s=_update_seconds(config, net, device),
-        data_s=_data_seconds(config, size, device),
+        joins=join_times(setting, setting.shapes[:-1], device) if joins else (),
+        params=tuple(block.params for block in setting.blocks),
+        update_s=_update_seconds(setting, device),
+        data_s=_data_seconds(setting, size, device),
         packing_s=_packing_seconds(device),
     )
 
 
-def time_blocks(
-    config: Config, net: nn.Sequential, sizes: Sequence[int], repeats: int, device: torch.device
-) -> list[list[BlockTime]]:
+def time_blocks(setting: Setting, sizes: Sequence[int], repeats: int, device: torch.device) -> list[list[BlockTime]]:
     """The passes of each block with so many samples, for each of the sizes, as this configuration computes them."""
     return block_times(
-        net,
-        lookup(config.data.name).input_shape(config.data.pool),
+        setting.net,
+        setting.blocks,
         sizes,
         repeats=repeats,
-        channels_last=config.run.channels_last,
-        autocast_dtype=torch.bfloat16 if config.run.precision == "bfloat16" else None,
+        channels_last=setting.config.run.channels_last,
+        autocast_dtype=setting.precision if setting.precision != torch.float32 else None,
         device=device,
     )
 
@@ -132,17 +123,17 @@ def rehearse_exact(job: Job, steps: int) -> Generator[Verb, Any, float]:
     return statistics.median(times[1:])
 
 
-def _update_seconds(config: Config, net: nn.Module, device: torch.device) -> float:
+def _update_seconds(setting: Setting, device: torch.device) -> float:
     """The optimizer's step by parameter of this network, gradients clipped where a run's are."""
-    weights = [nn.Parameter(torch.zeros(weight.shape, device=device)) for weight in net.parameters()]
-    optimizer, times = make_optimizer(config, weights), []
+    weights = [nn.Parameter(torch.zeros(weight.shape, device=device)) for weight in setting.net.parameters()]
+    optimizer, times = setting.optimizer(weights), []
     for _ in range(1 + REPEATS):
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         wait_for(device)
         began = time.perf_counter()
-        if config.optim.clip:
-            nn.utils.clip_grad_norm_(weights, config.optim.clip)
+        if clip := setting.config.optim.clip:
+            nn.utils.clip_grad_norm_(weights, clip)
         optimizer.step()
         wait_for(device)
         times.append(time.perf_counter() - began)
@@ -160,17 +151,16 @@ def _packing_seconds(device: torch.device) -> float:
     return statistics.median(times[1:]) / tensor.nbytes
 
 
-def _data_seconds(config: Config, size: int, device: torch.device) -> float:
+def _data_seconds(setting: Setting, size: int, device: torch.device) -> float:
     """A mini-batch from images in memory, augmented where the run's are in exact epochs."""
-    spec, ids, times = lookup(config.data.name), np.arange(size), []
-    shape = spec.input_shape(config.data.pool)
+    spec, shape, ids, times = setting.spec, setting.input_shape, np.arange(size), []
     part = Part(torch.zeros(size, *shape, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
     statistics_of = torch.zeros(shape[0]), torch.ones(shape[0])
     dataset = Dataset(spec.name, part, part, *statistics_of, spec.classes, spec.flip)
-    source = make_source(config, part, dataset, device)
+    source = setting.source(dataset, part, device)
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
-        source.images(ids, augment=config.data.augment)
+        source.images(ids, augment=setting.config.data.augment)
         wait_for(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from hpcsplit.methods.contract import TrainingMethod, own_variables
-from hpcsplit.plan.blocks import BlockCost
+from hpcsplit.errors import ConfigError
+from hpcsplit.methods.contract import own_variables
+from hpcsplit.plan.setting import Setting
 from hpcsplit.schedule.hybrid import Phase
 from hpcsplit.stage.cuts import ranges, stage_shares
 from hpcsplit.stage.stage import Place, Shape
@@ -43,21 +42,19 @@ class StagePlan:
         return asdict(self)
 
 
-def plan_stages(
-    blocks: Sequence[BlockCost],
-    cuts: Sequence[int],
-    costs: Sequence[float],
-    method: TrainingMethod,
-    *,
-    samples: int,
-    batch_size: int,
-    dtype: torch.dtype,
-    activation: torch.dtype = torch.float32,
-) -> list[StagePlan]:
-    """The plan of every stage; `costs` are the blocks' costs in any unit, `activation` the type of those that exact
-    epochs send."""
+def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -> list[StagePlan]:
+    """The plan of every stage; `costs` are the blocks' costs in any unit.
+
+    Raises ConfigError where the method cannot keep variables at a boundary.
+    """
+    blocks, shapes, method = setting.blocks, setting.shapes, setting.method
+    for k, cut in enumerate(cuts, start=1):
+        if setting.config.method.options.get("downsample") == 2 and len(shapes[cut]) != 3:
+            raise ConfigError(
+                f"method.downsample = 2 halves height and width, but stage {k} receives vectors {tuple(shapes[cut])}; "
+                "use downsample = 1 or other split.cuts"
+            )
     parts = ranges(cuts, len(blocks))
-    shapes = [blocks[0].in_shape, *(block.out_shape for block in blocks)]
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
         last = k + 1 == len(parts)
@@ -75,9 +72,9 @@ def plan_stages(
                 share=share,
                 in_shape=place.shapes[0],
                 out_shape=place.shapes[-1],
-                store_bytes=generation_bytes(fields, samples, dtype) if fields else 0,
+                store_bytes=generation_bytes(fields, setting.epoch_samples, setting.store_dtype) if fields else 0,
                 row_bytes=4 * sum(math.prod(field.shape) for field in fields),
-                edge_bytes=0 if last else batch_size * math.prod(place.shapes[-1]) * activation.itemsize,
+                edge_bytes=0 if last else setting.batch_size * math.prod(place.shapes[-1]) * setting.precision.itemsize,
             )
         )
     return plans

@@ -12,60 +12,59 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.assemble import make_stage, precision_of
 from hpcsplit.config import Config
 from hpcsplit.config.option import show
-from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_raised, other_types, said
 from hpcsplit.nets.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
-from hpcsplit.nets.shapes import FEW, Pass, Shadow, meta_sample, trace, twin
+from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
 from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
+from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.tasks import TASKS
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The configuration as the network can be run, what that changes, and what there is to say of it."""
+    """The setting as the network can be run, what that changes, and what there is to say of it."""
 
-    config: Config
+    setting: Setting
     adapted: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
-def check_network(config: Config, net: nn.Sequential, device: torch.device) -> Checked:
+def check_network(setting: Setting, device: torch.device) -> Checked:
     """Compute a little with a copy of the network, as the run will.
 
     Without channels_last where the network takes the plain memory format only, and with the last mini-batch joined to
     the one before where it cannot take that alone.
     Raises ConfigError where it cannot be trained, naming the block and the line of the user's source.
     """
-    if config.run.torch_compile:
+    if setting.config.run.torch_compile:
         _check_compiler(device)
-    if ":" not in config.model.name:
-        return Checked(config, {}, ())
+    if not setting.users_network:
+        return Checked(setting, {}, ())
     first = None
     with nothing_drawn(device):
-        for adapted in _adaptations(config):
-            here = config.with_values(adapted, "the network")
+        for adapted in _adaptations(setting.config):
+            here = setting.adapted(adapted)
             try:
-                _check(here, net, device)
+                _check(here, device)
             except ConfigError as error:
                 first, last = first or error, error
                 continue
             values = " and ".join(f"{name} = {show(value)}" for name, value in adapted.items())
             notes = (f"note: {first}; so this run takes {values}",) if first else ()
             return Checked(here, adapted, notes)
-    raise ConfigError(f"{whose(config.model.name)}{last}") from last
+    raise ConfigError(f"{whose(setting.config.model.name)}{last}") from last
 
 
 def _adaptations(config: Config) -> list[dict[str, Any]]:
@@ -76,33 +75,33 @@ def _adaptations(config: Config) -> list[dict[str, Any]]:
     return [changes for number, changes in enumerate(every) if changes not in every[:number]]
 
 
-def _check(config: Config, net: nn.Sequential, device: torch.device) -> None:
-    passes = trace(net, lookup(config.data.name).input_shape(config.data.pool))
-    _check_values(config, net, passes, device)
-    _check_sizes(net, training_sizes(config), passes, training=True)
-    _check_sizes(net, evaluation_sizes(config), passes, training=False)
+def _check(setting: Setting, device: torch.device) -> None:
+    net, shapes = setting.net, setting.shapes
+    _check_values(setting, device)
+    _check_sizes(net, training_sizes(setting), shapes, training=True)
+    _check_sizes(net, evaluation_sizes(setting), shapes, training=False)
 
 
 # ------------------------------------------------------------------------------------------------ with values
 
 
-def _check_values(config: Config, net: nn.Sequential, passes: Sequence[Pass], device: torch.device) -> None:
+def _check_values(setting: Setting, device: torch.device) -> None:
     """A few samples through every block as a stage of its own, then through all of them as one stage."""
-    config = replace(config, run=replace(config.run, torch_compile=False))
-    shapes, copied = [passes[0].in_shape, *(each.out_shape for each in passes)], twin(net, device)
-    watch = _Watch(config, net, copied, shapes)
+    setting = setting.adapted({"run.torch_compile": False})
+    net, shapes, copied = setting.net, setting.shapes, twin(setting.net, device)
+    watch = _Watch(setting, copied)
     every = tuple(range(1, len(net)))
-    stages = [_stage(config, net, copied, k, every, device, shapes) for k in range(len(net))]
+    stages = [_stage(setting, copied, k, every, device) for k in range(len(net))]
     before = _shared_buffers(copied)
-    for training, there in ((True, training_sizes(config)), (False, evaluation_sizes(config))):
+    for training, there in ((True, training_sizes(setting)), (False, evaluation_sizes(setting))):
         copied.train(training)
         for size, what in _few(there):
             with _explained(size, what):
                 _in_stages(net, stages, _images(size, shapes[0], device), training=training)
     _check_shared(net, copied, before)
-    whole = _stage(config, net, copied, 0, (), device, shapes)
+    whole = _stage(setting, copied, 0, (), device)
     copied.train()
-    for size, what in _few(training_sizes(config)):
+    for size, what in _few(training_sizes(setting)):
         with _explained(size, what):
             _as_one(net, whole, watch, _images(size, shapes[0], device))
 
@@ -121,19 +120,11 @@ def _explained(size: int, what: str) -> Iterator[None]:
         raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
 
 
-def _stage(
-    config: Config,
-    net: nn.Sequential,
-    copied: nn.Sequential,
-    index: int,
-    cuts: tuple[int, ...],
-    device: torch.device,
-    shapes: Sequence[Shape],
-) -> Stage:
+def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int, ...], device: torch.device) -> Stage:
     try:
-        stage = make_stage(config, copied, index, len(cuts) + 1, cuts, device, shapes)
+        stage = setting.stage(copied, index, cuts, device)
     except Exception as error:
-        label = block_label(net, index, error) if cuts else "the network"
+        label = block_label(setting.net, index, error) if cuts else "the network"
         raise ConfigError(f"{label} cannot be trained with this configuration ({said(error)})") from error
     stage.set_lr(0.0)
     return stage
@@ -251,8 +242,8 @@ def _as_one(net: nn.Sequential, stage: Stage, watch: _Watch, images: Tensor) -> 
 class _Watch:
     """Looks at what every block returns; `index` is the block that computes, `x` its input."""
 
-    def __init__(self, config: Config, net: nn.Sequential, copied: nn.Sequential, shapes: Sequence[Shape]) -> None:
-        self._net, self._copied, self._shapes, self._config = net, copied, shapes, config
+    def __init__(self, setting: Setting, copied: nn.Sequential) -> None:
+        self._net, self._copied, self._shapes, self._setting = setting.net, copied, setting.shapes, setting
         self.index, self.x = 0, torch.empty(0)
         for index, block in enumerate(copied):
             block.register_forward_pre_hook(lambda block, inputs, index=index: self._enter(index, inputs[0]))
@@ -274,14 +265,15 @@ class _Watch:
         shape, kind = (len(x), *self._shapes[index + 1]), str(y.dtype).removeprefix("torch.")
         if tuple(y.shape) != shape:
             return f"a tensor of shape {tuple(y.shape)} {{mode}}, and elsewhere {shape}; it must be the same everywhere"
-        if not y.is_floating_point() or not (last or y.dtype in (torch.float32, precision_of(self._config))):
-            return f"{kind} {{mode}}; activations are {self._config.run.precision}: convert it there, as by x.float()"
+        if not y.is_floating_point() or not (last or y.dtype in (torch.float32, self._setting.precision)):
+            wanted = self._setting.config.run.precision
+            return f"{kind} {{mode}}; activations are {wanted}: convert it there, as by x.float()"
         if not bool(y.isfinite().all()):
             return (
                 "numbers that are not finite {mode}, before anything is trained; correct its initial weights or forward"
             )
         if last:
-            spec, task = lookup(self._config.data.name), TASKS[self._config.model.task]()
+            spec, task = self._setting.spec, TASKS[self._setting.config.model.task]()
             wanted = task.wrong_shape(shape[1:], self._shapes[0], spec.classes)
             return f"outputs of shape {shape[1:]} a sample; {spec.name} needs {wanted}" if wanted else ""
         return ""
@@ -310,18 +302,18 @@ def _check_shared(net: nn.Sequential, copied: nn.Sequential, before: dict[tuple[
 # ------------------------------------------------------------------------------------------------ without values
 
 
-def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], passes: Sequence[Pass], *, training: bool) -> None:
+def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], shapes: Sequence[Shape], *, training: bool) -> None:
     """Mini-batches of all these sizes forward."""
     shadow = Shadow(net, training=training)
     for size, what in sizes.items():
-        x = meta_sample(net, passes[0].in_shape, size)
+        x = meta_sample(net, shapes[0], size)
         for index in range(len(net)):
             try:
                 with torch.no_grad():
                     y, *_ = shadow.passed(index, x, nullcontext)
             except Exception as error:
                 raise ConfigError(f"{_refuses(net, index, x, error, training=training)}; {what}") from error
-            wanted = (size, *passes[index].out_shape)
+            wanted = (size, *shapes[index + 1])
             if not isinstance(y, Tensor) or tuple(y.shape) != wanted:
                 got = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
                 raise ConfigError(

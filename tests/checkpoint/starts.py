@@ -9,9 +9,11 @@ from unittest.mock import patch
 
 import torch
 
-from hpcsplit.assemble import Prepared, make_job
+from hpcsplit.assemble import make_jobs
 from hpcsplit.engine.job import STOP, Job, Silent
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.plan.prepare import Prepared
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Stop
@@ -66,9 +68,7 @@ class Course:
         self.folder.mkdir(parents=True, exist_ok=True)
         cfg = config(stages, **{**self.changes, **changes, "split__cuts": list(cuts)})
         prepared = Prepared(tuple(cuts), (1.0,) * stages, "the data", None)
-        jobs = []
-        for k in range(stages):
-            jobs.append(make_job(cfg, prepared, RunDir(self.folder), k, stages, cpu, self.kept if k == 0 else None))
+        jobs = make_jobs(Setting(cfg), prepared, RunDir(self.folder), range(stages), cpu, self.kept)
         if stop is not None:
             stop_at(jobs[0], stop)
         try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from hpcsplit.assemble import make_optimizer
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
 from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Stage
 from tests.engine.small import config
 
@@ -23,7 +22,7 @@ def stage(name: str, device: str = "cpu", momentum: float = 0.9) -> Stage:
     blocks.register_parameter("scalar", nn.Parameter(torch.ones(())))
     cfg = config(optim__name=name, optim__lr=0.01, optim__momentum=momentum)
     shapes = ((1, 3, 3), (2, 1, 1), (2,), (3,))
-    return Stage(0, 1, blocks, shapes, lambda parameters: make_optimizer(cfg, parameters), device=device)
+    return Stage(0, 1, blocks, shapes, Setting(cfg).optimizer, device=device)
 
 
 def trained(name: str) -> Stage:
@@ -92,7 +91,7 @@ def test_a_weight_that_has_its_first_gradient_later_trains_as_one_that_is_alone(
         torch.manual_seed(0)
         weights = [nn.Parameter(torch.randn(5)) for _ in range(2)]
         mine = weights if alone is None else [weights[alone]]
-        optimizer = make_optimizer(config(optim__name=cfg_name, optim__lr=0.01), mine)
+        optimizer = Setting(config(optim__name=cfg_name, optim__lr=0.01)).optimizer(mine)
         for number, has in enumerate(which):
             for k, p in enumerate(weights):
                 p.grad = torch.sin(torch.arange(5.0) + 3 * number + k) if has[k] else None
@@ -108,9 +107,8 @@ def test_a_weight_that_has_its_first_gradient_later_trains_as_one_that_is_alone(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_complex_weights_train_beside_real_ones(name: str) -> None:
-    make: Callable[..., torch.optim.Optimizer] = make_optimizer
     real, turn = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.complex64))
-    optimizer = make(config(optim__name=name, optim__lr=0.01), [real, turn])
+    optimizer = Setting(config(optim__name=name, optim__lr=0.01)).optimizer([real, turn])
     for _ in range(3):
         optimizer.zero_grad()
         ((real * turn).abs().square().sum()).backward()

@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 import torch
 
-from hpcsplit import cli
-from hpcsplit.assemble import make_job
+from hpcsplit import assemble, cli
 from hpcsplit.commands.plan import look_at, plan
 from hpcsplit.config import Config, resolve
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job, Observer
 from hpcsplit.methods.contract import Tally
 from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Train
 from hpcsplit.wire.port import Verb
@@ -61,14 +61,14 @@ def write_toml(path: Path, stages: int = 1, **changes: Any) -> Path:
 
 def make_jobs(cfg: Config, stages: int, path: Path, observer: Observer | None = None) -> list[Job]:
     """One job for each stage, as a run in one process has them."""
-    run_dir, cpu = RunDir(path), torch.device("cpu")
-    prepared = prepare(cfg, run_dir, stages, cpu)
-    return [make_job(cfg, prepared, run_dir, k, stages, cpu, observer if k == 0 else None) for k in range(stages)]
+    run_dir, cpu, setting = RunDir(path), torch.device("cpu"), Setting(cfg)
+    prepared = prepare(setting, run_dir, stages, cpu)
+    return assemble.make_jobs(setting, prepared, run_dir, range(stages), cpu, observer)
 
 
 def planned(cfg: Config, ranks: int) -> dict[str, Any]:
     """The plan for so many ranks, which fits."""
-    values, refusal = plan(look_at(cfg, RunDir(Path("absent"))), ranks)
+    values, refusal = plan(look_at(Setting(cfg), RunDir(Path("absent"))), ranks)
     assert refusal is None
     return values
 

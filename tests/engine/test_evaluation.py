@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import load_data
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.job import Silent, seen
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError, NumericalError
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.records import EpochRecord, StageRecord
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
@@ -67,7 +67,7 @@ def test_a_stage_knows_whether_its_weights_are_numbers(make: Make) -> None:
 
 
 def test_what_is_held_out_is_the_end_of_the_training_samples() -> None:
-    whole, parted = load_data(config()), load_data(config(data__validation=30))
+    whole, parted = Setting(config()).data, Setting(config(data__validation=30)).data
     assert parted.validation
     assert (len(parted.train), len(parted.validation)) == (70, 30)
     assert torch.equal(parted.train.images, whole.train.images[:70])
@@ -76,7 +76,7 @@ def test_what_is_held_out_is_the_end_of_the_training_samples() -> None:
 
 
 def test_the_fingerprint_of_the_images_has_those_held_out() -> None:
-    one, other = load_data(config(data__validation=30)), load_data(config(data__validation=30))
+    one, other = Setting(config(data__validation=30)).data, Setting(config(data__validation=30)).data
     assert other.validation
     assert fingerprint(one) == fingerprint(other)
     other.validation.labels[0] = (other.validation.labels[0] + 1) % other.classes
@@ -110,7 +110,7 @@ def test_after_a_parallel_epoch_what_is_held_out_has_batch_norm_re_estimated(mak
 @pytest.mark.parametrize("size", [100, 101])
 def test_some_must_be_left_to_train_on(size: int) -> None:
     with pytest.raises(ConfigError, match=rf"data.validation = {size} leaves none of 100 training samples"):
-        load_data(config(data__validation=size))
+        fingerprint(Setting(config(data__validation=size)).data)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hpcsplit.assemble import batch_size, build_network, load_data, make_source
 from hpcsplit.engine import job as job_module
 from hpcsplit.engine.evaluate import evaluate
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.plan.setting import Setting
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 from tests.engine.small import config, planned
@@ -32,18 +32,19 @@ DESCENT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("size", "limit", "most", "samples"),
-    [(0, 0, 0, 1024), (0, 100, 0, 100), (0, 100, 64, 64), (0, 100, 1024, 100), (48, 100, 0, 48), (48, 100, 32, 48)],
+    ("size", "limit", "samples", "timed"),
+    [(0, 1500, 1500, 1024), (0, 100, 100, 100), (48, 100, 48, 48), (1200, 1500, 1200, 1200)],
 )
-def test_no_batch_size_means_all_training_samples(size: int, limit: int, most: int, samples: int) -> None:
-    assert batch_size(config(data__batch_size=size, data__limit_train=limit), most) == samples
+def test_no_batch_size_means_all_training_samples(size: int, limit: int, samples: int, timed: int) -> None:
+    setting = Setting(config(data__batch_size=size, data__limit_train=limit))
+    assert (setting.batch_size, setting.timed_batch) == (samples, timed)
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), [(1, 1), (1, 7), (2, 7), (3, 3)])
 def test_the_full_batch_is_plain_gradient_descent(make: Make, stages: int, microbatches: int) -> None:
-    cfg = config(1, **DESCENT)
-    net, data = build_network(cfg), load_data(cfg)
-    source, everyone = make_source(cfg, data.train, data, torch.device("cpu")), torch.arange(100)
+    setting = Setting(config(1, **DESCENT))
+    net, data, everyone = setting.network(), setting.data, torch.arange(100)
+    source = setting.source(data, data.train, torch.device("cpu"))
     for _ in range(3):
         gradients = torch.autograd.grad(
             F.cross_entropy(net(source.images(everyone)), source.labels(everyone)), list(net.parameters())

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import build_network, load_data, make_optimizer, make_source
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.job import Silent
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.files.checkpoints import MANIFEST, SUMS, complete, listed
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.hybrid import learning_rate
 from hpcsplit.wire import lockstep
@@ -77,9 +77,10 @@ def test_backprop_in_microbatches_does_not_depend_on_the_number_of_stages(make: 
 def test_backprop_is_the_plain_training_loop(make: Make) -> None:
     """The reference knows nothing of stages: a whole network, one optimizer, torch's own cross entropy."""
     cfg = config(1, method__name="backprop", schedule__epochs=2, run__channels_last=False)
-    net, data = build_network(cfg), load_data(cfg)
-    source = make_source(cfg, data.train, data, torch.device("cpu"))
-    optimizer = make_optimizer(cfg, list(net.parameters()))
+    setting = Setting(cfg)
+    net, data = setting.network(), setting.data
+    source = setting.source(data, data.train, torch.device("cpu"))
+    optimizer = setting.optimizer(list(net.parameters()))
     for epoch in range(2):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch, 2, cfg.optim.lr, "cosine")

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import make_job
+from hpcsplit.assemble import make_jobs
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
@@ -76,8 +77,8 @@ def jobs_on(device: torch.device, folder: Path, way: str) -> list[Job]:
         **changes,
     )
     run_dir = RunDir(folder / "run")
-    prepared = prepare(cfg, run_dir, 2, torch.device("cpu"))
-    jobs = [make_job(cfg, prepared, run_dir, k, 2, device) for k in range(2)]
+    prepared = prepare(Setting(cfg), run_dir, 2, torch.device("cpu"))
+    jobs = make_jobs(Setting(cfg), prepared, run_dir, range(2), device)
     if phase == "parallel" and jobs[0].has_variables:
         lockstep.run([refresh(job, Refresh(0)) for job in jobs])
     return jobs

@@ -12,7 +12,7 @@ import hpcsplit
 from hpcsplit.config.declared import declared_methods
 
 ROOT = Path(hpcsplit.__file__).parent
-COMPOSITION = {ROOT / "assemble.py", ROOT / "cli.py"}
+COMPOSITION = {ROOT / "plan" / "setting.py", ROOT / "assemble.py", ROOT / "cli.py"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.build import build
 from hpcsplit.nets.shapes import block_names, block_shapes, trace, twin
-from hpcsplit.plan.memory import kept_bytes
+from hpcsplit.plan.blocks import kept_bytes
 
 
 class Shift(nn.Module):

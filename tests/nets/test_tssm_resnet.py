@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.build import build
 from hpcsplit.nets.shapes import block_names, block_shapes
-from hpcsplit.plan.blocks import block_flops
+from hpcsplit.plan.blocks import block_costs
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
 
 CIFAR = (3, 32, 32)
@@ -76,7 +76,7 @@ def test_the_signal_keeps_a_sane_size_in_both_directions() -> None:
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_it_can_be_cut_evenly_between_residual_blocks(stages: int) -> None:
     """The paper trains it as two, three and four subnetworks."""
-    costs = block_flops(meta(), CIFAR)
+    costs = [block.flops for block in block_costs(meta(), CIFAR)]
     cuts = balanced_cuts(costs, stages)
     assert {block_names(meta())[cut].rstrip("0123456789") for cut in cuts} == {"block"}
     assert max(stage_shares(costs, cuts)) < 1.1 / stages

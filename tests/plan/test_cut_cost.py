@@ -7,6 +7,7 @@ import torch
 
 from hpcsplit.config import resolve
 from hpcsplit.plan.cut_cost import join_times
+from hpcsplit.plan.setting import Setting
 
 
 def seconds(method: dict, shapes: list[tuple[int, ...]], **schedule: object) -> tuple[float, ...]:
@@ -16,7 +17,7 @@ def seconds(method: dict, shapes: list[tuple[int, ...]], **schedule: object) -> 
         "method": method,
         "schedule": {"epochs": 4, "ratio": "0:1", **schedule},
     }
-    return tuple(join.seconds for join in join_times(resolve(raw), shapes, torch.device("cpu")))
+    return tuple(join.seconds for join in join_times(Setting(resolve(raw)), shapes, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 
 from hpcsplit import cli
 from hpcsplit.errors import ConfigError
-from hpcsplit.plan import feasibility as fits
+from hpcsplit.plan import feasibility
+from hpcsplit.plan.setting import Setting
 from tests.engine.small import config, train_here, write_toml
 
 FREE = 1000
@@ -54,20 +55,20 @@ def test_vectors_that_cannot_be_halved(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_memory_of_a_gpu_is_for_the_ranks_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "device_of", lambda config, rank: torch.device("cuda", 0))
+    monkeypatch.setattr(Setting, "device", lambda self, rank=0: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of those that this rank sees
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
     need = SimpleNamespace(weights=20, activations=30, images=10, peak=60)
-    fits._check_memory(config(1), [need] * 4, 1)  # type: ignore[list-item]
+    feasibility._check_memory(Setting(config(1)), [need] * 4, 1)  # type: ignore[list-item]
     for ranks in (2, 0):
         with pytest.raises(ConfigError, match="4 stages would need"):
-            fits._check_memory(config(1), [need] * 4, ranks)  # type: ignore[list-item]
+            feasibility._check_memory(Setting(config(1)), [need] * 4, ranks)  # type: ignore[list-item]
 
 
 def test_a_store_without_room_on_the_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "free_bytes", lambda folder: FREE)
+    monkeypatch.setattr(feasibility, "free_bytes", lambda folder: FREE)
     code, sentence = both(write_toml(tmp_path / "c.toml", 2), tmp_path / "run", capsys)
     assert code == 73
     assert f"{tmp_path / 'run' / 'aux'}: the store of 2 stages needs" in sentence
@@ -77,14 +78,14 @@ def test_a_store_without_room_on_the_disk(
 def test_rows_that_are_there_already_need_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toml = write_toml(tmp_path / "c.toml", 2, schedule__epochs=2)
     assert train_here(toml, tmp_path / "run") == 0
-    monkeypatch.setattr(fits, "free_bytes", lambda folder: FREE)
+    monkeypatch.setattr(feasibility, "free_bytes", lambda folder: FREE)
     assert cli.main(["plan", str(toml), "--run-dir", str(tmp_path / "run")]) == 0
 
 
 def test_more_memory_than_the_machine_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "memory_limit_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(feasibility, "memory_limit_bytes", lambda: 3_000_000)
     toml = write_toml(tmp_path / "c.toml", 2)
     code, sentence = both(toml, tmp_path / "run", capsys)
     assert code == 65
@@ -93,7 +94,7 @@ def test_more_memory_than_the_machine_has(
 
 
 def test_a_node_s_share_of_the_stages_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "free_bytes", lambda folder: FREE)
+    monkeypatch.setattr(feasibility, "free_bytes", lambda folder: FREE)
     toml = write_toml(tmp_path / "c.toml", 2)
     words = ["plan", str(toml), "--run-dir", str(tmp_path / "run")]
     assert cli.main(words) == 73
@@ -103,7 +104,7 @@ def test_a_node_s_share_of_the_stages_counts(tmp_path: Path, monkeypatch: pytest
 def test_a_line_of_the_summary_says_what_would_be_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "free_bytes", lambda folder: FREE)
+    monkeypatch.setattr(feasibility, "free_bytes", lambda folder: FREE)
     toml = write_toml(tmp_path / "c.toml", 1, split__cuts="flops")
     assert cli.main(["plan", str(toml)]) == 0
     said = capsys.readouterr().out

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import build_network
 from hpcsplit.plan import measure
 from hpcsplit.plan.cut_cost import join_times
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.provenance import sharing
 from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits
 from tests.engine.small import config
 
 FAR = torch.device("meta")
-CONFIG = config(2, model__name="resnet8", split__cuts=[2], data__augment=True)
+SETTING = Setting(config(2, model__name="resnet8", split__cuts=[2], data__augment=True))
 PARTS: dict[str, tuple[Callable[[], Any], str]] = {  # what times it, and an operator that it is made of
-    "optimizer": (lambda: measure._update_seconds(CONFIG, build_network(CONFIG), FAR), "aten::_fused_sgd_"),
-    "data": (lambda: measure._data_seconds(CONFIG, 4, FAR), "aten::unfold"),
+    "optimizer": (lambda: measure._update_seconds(SETTING, FAR), "aten::_fused_sgd_"),
+    "data": (lambda: measure._data_seconds(SETTING, 4, FAR), "aten::unfold"),
     "messages": (lambda: measure._packing_seconds(FAR), "aten::copy_"),
-    "cuts": (lambda: join_times(CONFIG, [(16, 8, 8)], FAR), "aten::pow.Tensor_Scalar"),
+    "cuts": (lambda: join_times(SETTING, [(16, 8, 8)], FAR), "aten::pow.Tensor_Scalar"),
 }
 
 
@@ -34,7 +34,7 @@ def test_a_part_is_timed_on_the_device(part: str) -> None:
 
 def test_a_profile_times_nothing_on_the_host() -> None:
     def act() -> None:
-        measure.profile(CONFIG, build_network(CONFIG), FAR, repeats=1)
+        measure.profile(SETTING, FAR, repeats=1)
 
     alone = sum((far_away(part) for part, _ in PARTS.values()), Counter())
     whole = far_away(act)

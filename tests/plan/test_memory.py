@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcsplit.assemble import make_optimizer
+from hpcsplit.plan.blocks import kept_bytes
 from hpcsplit.plan.feasibility import _group_files
-from hpcsplit.plan.memory import kept_bytes, optimizer_states
 from tests.engine.small import config
 from tests.plan.test_stages import planned
 
@@ -37,8 +36,8 @@ def test_counting_leaves_the_network_as_it_is() -> None:
 
 @pytest.mark.parametrize(("name", "states"), [("sgd", 1), ("adam", 2), ("adagrad", 1), ("rmsprop", 2)])
 def test_optimizers_keep_numbers_for_each_parameter(name: str, states: int) -> None:
-    cfg = config(1, optim__name=name, optim__momentum=0.9)
-    assert optimizer_states(lambda weights: make_optimizer(cfg, weights)) == states
+    plan = planned(config(1, optim__name=name, optim__momentum=0.9), 1)["stages"][0]
+    assert plan["memory"]["weights"] == 4 * (2 + states) * plan["params"]
 
 
 def memory(ranks: int, **changes: Any) -> list[dict[str, int]]:

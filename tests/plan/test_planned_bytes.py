@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import Prepared, make_job
+from hpcsplit.assemble import make_jobs
 from hpcsplit.commands.plan import Subject, look_at, plan
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.engine.job import Silent
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.plan.prepare import Prepared
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
@@ -78,13 +80,13 @@ class Kept(Silent):
 @cache
 def network(name: str) -> Subject:
     """What all plans of a network have in common."""
-    return look_at(config(1, **LAYERS if name == "mlp" else {}), RunDir(Path("absent")))
+    return look_at(Setting(config(1, **LAYERS if name == "mlp" else {})), RunDir(Path("absent")))
 
 
 def run(cfg: Config, stages: int, place: Path) -> list[EpochRecord]:
     seen, cpu = Kept(), torch.device("cpu")
     prepared = Prepared(cfg.split.cuts, (), "", None)  # type: ignore[arg-type]
-    jobs = [make_job(cfg, prepared, RunDir(place), k, stages, cpu, seen if k == 0 else None) for k in range(stages)]
+    jobs = make_jobs(Setting(cfg), prepared, RunDir(place), range(stages), cpu, seen)
     lockstep.run([rank_program(job) for job in jobs])
     return seen.records
 
@@ -96,7 +98,8 @@ def compare(place: Path, stages: int, **changes: Any) -> None:
         changes = LAYERS | {"split__cuts": LAYER_CUTS[stages]} | {k: changes[k] for k in changes if k not in LAYERS}
     cfg = config(stages, **changes)
     records = run(cfg, stages, place)
-    values, _ = plan(replace(network(cfg.model.name), config=cfg), stages)
+    known = network(cfg.model.name)
+    values, _ = plan(replace(known, setting=known.setting.replaced(cfg)), stages)
     expected = [stage["to_next_bytes"] + stage["to_prev_bytes"] for stage in values["stages"]]
     sent = [[stage.sent_bytes or 0 for stage in record.stages] for record in records]
     assert [sum(each) for each in zip(*sent, strict=True)] == [len(records) * each for each in expected]

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import build_network, make_phases
+from hpcsplit.config import Config
 from hpcsplit.errors import ConfigError
 from hpcsplit.plan import measure, prepare
 from hpcsplit.plan.blocks import BlockCost, BlockTime
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import enough_steps, profile
 from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.setting import Setting
+from hpcsplit.plan.stages import plan_stages
 from hpcsplit.run.folder import RunDir
 from tests.engine.small import config
 
@@ -30,7 +32,13 @@ def block(params: int, flops: int) -> BlockCost:
     return replace(BLOCK, params=params, flops=flops)
 
 
-BLOCK = prepare.block_costs(build_network(config()), (3, 32, 32))[0]
+def with_blocks(cfg: Config, blocks: list[BlockCost]) -> Setting:
+    setting = Setting(cfg)
+    vars(setting)["blocks"] = blocks
+    return setting
+
+
+BLOCK = Setting(config()).blocks[0]
 # By parameters the best cut is before block 1, by FLOPs before 2, by measured seconds before 3.
 BLOCKS = [block(90, 10), block(10, 50), block(40, 30), block(40, 30)]
 SECONDS = [1.0, 1.0, 1.0, 3.0]
@@ -46,7 +54,7 @@ MEASURED = Profile(
 
 
 @pytest.mark.parametrize(
-    ("wish", "measured", "cuts", "costs"),
+    ("asked", "measured", "cuts", "costs"),
     [
         ("params", MEASURED, (1,), (90, 10, 40, 40)),
         ("flops", MEASURED, (2,), (10, 50, 30, 30)),
@@ -55,21 +63,21 @@ MEASURED = Profile(
         ([1], MEASURED, (1,), (10, 50, 30, 30)),
     ],
 )
-def test_the_cuts_balance_what_is_asked_for(wish: Any, measured: Profile | None, cuts: Any, costs: Any) -> None:
-    found = prepare.choose_cuts(config(split__cuts=wish), BLOCKS, 2, measured)
+def test_the_cuts_balance_what_is_asked_for(asked: Any, measured: Profile | None, cuts: Any, costs: Any) -> None:
+    found = prepare.choose_cuts(with_blocks(config(split__cuts=asked), BLOCKS), 2, measured)
     assert found == (cuts, pytest.approx(costs))
 
 
 def test_cuts_for_another_number_of_stages_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"split\.cuts = \[1\] makes 2 stages, not 3"):
-        prepare.choose_cuts(config(split__cuts=[1]), BLOCKS, 3)
+        prepare.choose_cuts(with_blocks(config(split__cuts=[1]), BLOCKS), 3)
 
 
 def test_a_profile_has_every_part() -> None:
-    cfg = config(schedule__microbatches=4)
-    net = build_network(cfg)
+    setting = Setting(config(schedule__microbatches=4))
+    net = setting.net
     weights = {name: t.clone() for name, t in net.state_dict().items()}
-    found = profile(cfg, net, CPU, repeats=1)
+    found = profile(setting, CPU, repeats=1)
     assert len(found.blocks) == len(found.pieces) == len(found.joins) == len(found.params) == len(net)
     assert found.params == tuple(sum(p.numel() for p in part.parameters()) for part in net)
     assert found.microbatches == 4
@@ -77,19 +85,19 @@ def test_a_profile_has_every_part() -> None:
     assert all(each.forward_s > 0 and each.backward_s > 0 for each in (*found.blocks, *found.pieces))
     assert all(join.psi_s > 0 and join.lam_s > 0 and join.packing_s > 0 for join in found.joins[1:])
     assert min(found.update_s, found.data_s, found.packing_s) > 0
-    assert profile(cfg, net, CPU, joins=False, repeats=1).joins == ()
+    assert profile(setting, CPU, joins=False, repeats=1).joins == ()
     assert all(torch.equal(t, weights[name]) for name, t in net.state_dict().items())
 
 
 def test_a_method_with_micro_batches_of_its_own_is_timed_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of n samples take n and 2n seconds here."""
 
-    def times(config: Any, net: Any, sizes: Any, repeats: int, device: Any) -> list[list[BlockTime]]:
-        return [[BlockTime(float(n), 2.0 * n)] * len(net) for n in sizes]
+    def times(setting: Setting, sizes: Any, repeats: int, device: Any) -> list[list[BlockTime]]:
+        return [[BlockTime(float(n), 2.0 * n)] * len(setting.blocks) for n in sizes]
 
     monkeypatch.setattr(measure, "time_blocks", times)
     cfg = config(data__batch_size=36, method__name="delayed", method__microbatches=3, schedule__microbatches=2)
-    found = profile(cfg, build_network(cfg), CPU, joins=False)
+    found = profile(Setting(cfg), CPU, joins=False)
     assert (found.own, found.microbatches) == (3, 2)
     assert found.blocks[0] == BlockTime(36.0, 72.0)
     assert found.pieces[0] == BlockTime(18.0, 36.0)
@@ -115,7 +123,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_first_start_times_itself_and_keeps_what_it_found(tmp_path: Path, ticking: None) -> None:
     cfg, run_dir = config(2, schedule__ratio="1:4", **TIMED), RunDir(tmp_path / "run")
-    found = prepare.prepare(cfg, run_dir, 2, CPU)
+    found = prepare.prepare(Setting(cfg), run_dir, 2, CPU)
     assert found.baseline_samples_per_s == 32 / 4  # the median of the five after the warm-up
     assert found.cuts == (3,)
     assert found.rehearse
@@ -125,34 +133,32 @@ def test_a_first_start_times_itself_and_keeps_what_it_found(tmp_path: Path, tick
     assert (kept["batch_size"], kept["cuts"]) == (32, [3])
     measured = Profile.from_dict(json.loads(json.dumps(kept["profile"])))
     assert measured.serial_s == pytest.approx(32 / 8)  # with what is around the blocks
-    gamma = gamma_of(make_phases(cfg))
+    gamma = gamma_of(Setting(cfg).phases)
     assert kept["forecast"] == forecast(measured, (3,), gamma, kept["edge_bytes"]).as_dict()
-    assert kept["edge_bytes"] == [
-        32 * 4 * torch.Size(prepare.block_costs(build_network(cfg), (3, 32, 32))[3].in_shape).numel()
-    ]
+    assert kept["edge_bytes"] == [32 * 4 * torch.Size(Setting(cfg).shapes[3]).numel()]
 
 
 def test_cuts_that_were_chosen_once_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, run_dir = config(2, split__cuts="params"), RunDir(tmp_path / "run")
-    first = prepare.prepare(cfg, run_dir, 2, CPU)
+    first = prepare.prepare(Setting(cfg), run_dir, 2, CPU)
     assert (first.baseline_samples_per_s, first.rehearse) == (None, False)
     assert run_dir.load_forecast() is None
     monkeypatch.setattr(prepare, "choose_cuts", lambda *_: pytest.fail("the cuts are known"))
-    again = prepare.prepare(cfg, run_dir, 2, CPU)
+    again = prepare.prepare(Setting(cfg), run_dir, 2, CPU)
     assert (again.cuts, again.costs) == (first.cuts, first.costs)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     cfg = config(data__batch_size=200)
     with pytest.raises(ConfigError, match=r"data\.batch_size = 200 is more than the 100 training samples; lower it"):
-        prepare.prepare(cfg, RunDir(tmp_path / "run"), 1, CPU)
+        prepare.prepare(Setting(cfg), RunDir(tmp_path / "run"), 1, CPU)
 
 
 def test_downsampling_needs_images() -> None:
     cfg = config(method__downsample=2)
-    flat = [BLOCK, replace(BLOCK, in_shape=(16,))]
+    flat = [replace(BLOCK, out_shape=(16,)), replace(BLOCK, in_shape=(16,))]
     with pytest.raises(ConfigError, match=r"stage 1 receives vectors \(16,\)"):
-        prepare.stage_plans(cfg, flat, (1,), (1.0, 1.0))
+        plan_stages(with_blocks(cfg, flat), (1,), (1.0, 1.0))
 
 
 def test_without_room_for_the_whole_network_there_is_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,5 +166,4 @@ def test_without_room_for_the_whole_network_there_is_no_baseline(monkeypatch: py
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(prepare, "_one_rank_alone", full)
-    cfg = config(**TIMED)
-    assert prepare.baseline_of(cfg, build_network(cfg), None, CPU) is None  # type: ignore[arg-type]
+    assert prepare.one_rank_alone(Setting(config(**TIMED)), CPU) is None

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.assemble import build_network
 from hpcsplit.cli import main
 from hpcsplit.config import Config
 from hpcsplit.config.load import resolve
 from hpcsplit.errors import ConfigError
 from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
-from hpcsplit.plan.blocks import block_costs
+from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.trial import Checked, check_network
 from tests.engine.small import config as engine_config
 from tests.engine.small import make_jobs
@@ -153,8 +152,7 @@ def small(name: str, **changes: Any) -> Config:
 
 
 def checked(name: str, **changes: Any) -> Checked:
-    config = small(name, **changes)
-    return check_network(config, build_network(config), torch.device("cpu"))
+    return check_network(Setting(small(name, **changes)), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -203,21 +201,19 @@ def test_what_can_be_trained_is_taken_as_it_is(name: str, precision: str) -> Non
 
 
 def test_values_are_noticed_in_the_plan() -> None:
-    net = build_network(small("branches"))
-    assert [cost.by_value for cost in block_costs(net, (3, 32, 32))] == [False, True, False]
+    assert [cost.by_value for cost in Setting(small("branches")).blocks] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["rates", "from_numpy"])
 def test_a_factory_that_looks_at_values_gets_them(name: str) -> None:
-    net = build_network(small(name), meta=True)
-    assert not next(net.parameters()).is_meta
-    assert next(build_network(small("branches"), meta=True).parameters()).is_meta
+    assert not next(Setting(small(name)).net.parameters()).is_meta
+    assert next(Setting(small("resnet8")).net.parameters()).is_meta
 
 
 def test_a_view_takes_the_plain_format() -> None:
     found = checked("view")
     assert found.adapted == {"run.channels_last": False}
-    assert found.config.run.channels_last is False
+    assert found.setting.config.run.channels_last is False
     assert "block 2 (View, trial_nets.py line 69)" in found.notes[0]
     assert checked("view", run__channels_last=False).notes == ()
 
@@ -234,7 +230,7 @@ def test_a_view_takes_the_plain_format() -> None:
 def test_a_last_batch_or_piece_of_one_is_joined(name: str, changes: dict[str, Any]) -> None:
     found = checked(name, **changes)
     assert found.adapted == {"data.last_batch": "join"}
-    assert 1 not in training_sizes(found.config)
+    assert 1 not in training_sizes(found.setting)
     assert "1 sample" in found.notes[0]
 
 
@@ -251,7 +247,7 @@ def test_pieces_of_one_that_no_joining_mends_are_refused() -> None:
 def test_one_sample_of_an_evaluation_is_joined_too() -> None:
     found = checked("squeezed", data__limit_test=65)
     assert found.adapted == {"data.last_batch": "join"}
-    assert 1 not in evaluation_sizes(found.config)
+    assert 1 not in evaluation_sizes(found.setting)
 
 
 @pytest.mark.parametrize(("last", "epoch", "forward"), [("keep", 1, 1), ("join", 33, 33), ("drop", 32, 33)])
@@ -269,12 +265,12 @@ def test_dropping_needs_a_method_without_variables() -> None:
 
 
 def test_nothing_is_drawn_and_nothing_changes() -> None:
-    config = small("noise")
-    net = build_network(config)
+    setting = Setting(small("noise"))
+    net = setting.net
     before = {name: t.clone() for name, t in net.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     with pytest.raises(ConfigError):
-        check_network(config, net, torch.device("cpu"))
+        check_network(setting, torch.device("cpu"))
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())

@@ -255,9 +255,9 @@ def test_no_file_can_run_code() -> None:
 
 
 def test_modules_are_imported_by_name_in_two_places() -> None:
-    """assemble: the package's own methods; custom: what the user's configuration names."""
+    """setting: the package's own methods; custom: what the user's configuration names."""
     places = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "import_module" in p.read_text()}
-    assert places == {"assemble.py", "nets/custom.py"}
+    assert places == {"plan/setting.py", "nets/custom.py"}
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate", "export"])
@@ -283,12 +283,12 @@ def test_a_run_directory_cannot_name_code(
 
 
 def test_the_trap_would_spring(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpcsplit.assemble import build_network
+    from hpcsplit.plan.setting import Setting
 
     (place / "trapnets.py").write_text("raise ZeroDivisionError('sprung')")
     monkeypatch.syspath_prepend(str(place))
     with pytest.raises(ConfigError, match="sprung"):
-        build_network(config(1, model__name="trapnets:small"))
+        Setting(config(1, model__name="trapnets:small")).network()
 
 
 # ------------------------------------------------------------------------------------------------ who else can write

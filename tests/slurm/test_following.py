@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from hpcsplit.assemble import device_of
+from hpcsplit.plan.setting import Setting
 from tests.engine.small import config
 from tests.slurm.cluster import Desk, Job
 
@@ -180,7 +180,7 @@ def test_each_rank_gets_a_gpu_of_its_own(
         assert len(gpus) == (1 if given == "--gpus-per-task=1" and launcher == "pmi2" else 2)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", gpus.__len__)
-        taken.add((node, gpus[device_of(config(run__device="auto"), int(rank) % 2).index]))
+        taken.add((node, gpus[Setting(config(run__device="auto")).device(int(rank) % 2).index]))
     assert taken == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
 
 

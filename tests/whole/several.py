@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from hpcsplit.assemble import make_job, make_phases
+from hpcsplit.assemble import make_jobs
 from hpcsplit.commands.train import _prepare_together
 from hpcsplit.config import load
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.plan.setting import Setting
 from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
 from hpcsplit.run.folder import RunDir
@@ -23,12 +24,12 @@ from tests.whole import lean  # noqa: F401
 def main(words: list[str]) -> None:
     torch.set_num_threads(1)
     wire, cpu = Wire(), torch.device("cpu")
-    rank, size = wire.world.rank, wire.world.size
+    rank = wire.world.rank
     for toml, folder in zip(words[::2], words[1::2], strict=True):
-        config, run_dir = load(toml), RunDir(Path(folder))
-        prepared = _prepare_together(config, run_dir, wire, cpu)
-        watch = Watch(Console(9, stream=io.StringIO()), Records(run_dir.records), make_phases(config))
-        job = make_job(config, prepared, run_dir, rank, size, cpu, watch if rank == 0 else None)
+        setting, run_dir = Setting(load(toml)), RunDir(Path(folder))
+        prepared = _prepare_together(setting, run_dir, wire, cpu)
+        watch = Watch(Console(9, stream=io.StringIO()), Records(run_dir.records), setting.phases)
+        (job,) = make_jobs(setting, prepared, run_dir, [rank], cpu, watch)
         job.stage.between_blocks = wire.progress
         wire.run(rank_program(job))
         if job.store:

@@ -26,7 +26,7 @@ keep_freed_memory()  # before torch
 
 import torch  # noqa: E402
 
-from hpcsplit.assemble import make_job  # noqa: E402
+from hpcsplit.assemble import make_jobs  # noqa: E402
 from hpcsplit.commands.simulate import problem_of  # noqa: E402
 from hpcsplit.config import Config, resolve  # noqa: E402
 from hpcsplit.engine.epochs import train_epoch  # noqa: E402
@@ -34,6 +34,7 @@ from hpcsplit.engine.forward import refresh  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
 from hpcsplit.methods.contract import Tally  # noqa: E402
 from hpcsplit.plan.prepare import prepare  # noqa: E402
+from hpcsplit.plan.setting import Setting  # noqa: E402
 from hpcsplit.plan.simulate.machine import Machine  # noqa: E402
 from hpcsplit.plan.simulate.study import replay  # noqa: E402
 from hpcsplit.run.folder import RunDir  # noqa: E402
@@ -102,7 +103,7 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
         if program.wait():
             raise SystemExit(f"a run of {ranks} ranks failed: {last_line((place / 'out').read_text(errors='replace'))}")
     expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
-    problem, records = problem_of(config, run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
+    problem, records = problem_of(Setting(config), run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
     for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
         course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]
@@ -122,7 +123,7 @@ def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, 
     raw["schedule"]["microbatches"] = microbatches
     raw["split"]["cuts"] = "flops"
     config, lines, rows = resolve(raw, (), stem="bench", source="tools/bench"), [], []
-    problem = problem_of(config)
+    problem = problem_of(Setting(config))
     for ranks in COUNTED_RANKS:
         for phase in PHASES:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
@@ -137,8 +138,9 @@ def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, 
 
 def in_lockstep(config: Config, ranks: int, phase: Phase, place: Path) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
     run_dir, cpu = RunDir(place / "run"), torch.device("cpu")
-    prepared = prepare(config, run_dir, ranks, cpu)
-    jobs = [make_job(config, prepared, run_dir, k, ranks, cpu) for k in range(ranks)]
+    setting = Setting(config)
+    prepared = prepare(setting, run_dir, ranks, cpu)
+    jobs = make_jobs(setting, prepared, run_dir, range(ranks), cpu)
     found = lockstep.run([epoch_sent(job, phase) for job in jobs])
     for job in jobs:
         if job.store:

@@ -15,13 +15,14 @@ import mpi4py
 import numpy as np
 import torch
 
-from hpcsplit.assemble import build_network, make_job, make_optimizer
+from hpcsplit.assemble import make_jobs
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job
 from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.contract import Tally
 from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.setting import Setting as OfARun
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Train
 from hpcsplit.wire import lockstep
@@ -100,8 +101,9 @@ def _loop(setting: Setting, network: str, precision: str, way: str) -> Finding:
     device, batch = setting.device, setting.batch
     config = configuration(setting, network, 1, steps=1, run={"precision": precision})
     torch.backends.cudnn.benchmark = way != "eager"
-    net = build_network(config).to(device, memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(config, list(net.parameters()))
+    run = OfARun(config)
+    net = run.network().to(device, memory_format=torch.channels_last).train()
+    optimizer = run.optimizer(list(net.parameters()))
     x = torch.randn(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
     y = torch.randint(10, (batch,)).to(device)
 
@@ -138,8 +140,8 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
 def jobs(setting: Setting, config: Any, stages: int = 1) -> list[Job]:
     """One job for each stage, all in this process."""
     run_dir = RunDir(Path(tempfile.mkdtemp()) / "run")
-    prepared = prepare(config, run_dir, stages, setting.device)
-    return [make_job(config, prepared, run_dir, k, stages, setting.device) for k in range(stages)]
+    run = OfARun(config)
+    return make_jobs(run, prepare(run, run_dir, stages, setting.device), run_dir, range(stages), setting.device)
 
 
 def epoch(job: Job, phase: Phase, number: int) -> None:

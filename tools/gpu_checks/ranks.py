@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import Prepared, make_job
+from hpcsplit.assemble import make_jobs
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.host.device import use, wait_for
 from hpcsplit.methods.contract import Tally
-from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.prepare import Prepared, prepare
+from hpcsplit.plan.setting import Setting as OfARun
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire.port import NEXT, PREV, Meter, Recv, Send, Share, Verb
@@ -131,9 +132,10 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     config = configuration(setting, network, 2, steps=steps, **sections, run={"precision": precision})
     place = wire.share(tempfile.mkdtemp() if wire.world.rank == 0 else None)[0]
     run_dir = RunDir(Path(place) / "run")
-    prepared = prepare(config, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None
+    run = OfARun(config)
+    prepared = prepare(run, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None
     prepared = Prepared.from_dict(wire.share(prepared)[0])
-    job = make_job(config, prepared, run_dir, wire.world.rank, 2, setting.device)
+    (job,) = make_jobs(run, prepared, run_dir, [wire.world.rank], setting.device)
     job.stage.between_blocks = wire.progress
 
     def program() -> Generator[Verb, Any, list[float]]:

@@ -20,11 +20,13 @@ from mpi4py import MPI  # noqa: E402  # to learn who is who; gradients go by tor
 from torch import distributed  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from hpcsplit.assemble import Prepared, device_of, make_job  # noqa: E402
+from hpcsplit.assemble import make_jobs  # noqa: E402
 from hpcsplit.config import Config, load  # noqa: E402
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
 from hpcsplit.errors import ConfigError  # noqa: E402
+from hpcsplit.plan.prepare import Prepared  # noqa: E402
+from hpcsplit.plan.setting import Setting  # noqa: E402
 from hpcsplit.run.folder import RunDir  # noqa: E402
 from hpcsplit.run.provenance import place  # noqa: E402
 from hpcsplit.run.records import EpochRecord, Records  # noqa: E402
@@ -34,7 +36,7 @@ from hpcsplit.wire import lockstep  # noqa: E402
 def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.device) -> None:
     """All epochs, from the start: mini-batch, order, augmentation and learning rate are those of an exact epoch;
     BatchNorm normalises over each rank's part.  Rank 0 evaluates and writes."""
-    job = make_job(config, Prepared((), (), "", None), run_dir, 0, 1, device)
+    (job,) = make_jobs(Setting(config), Prepared((), (), "", None), run_dir, [0], device)
     model = DistributedDataParallel(job.stage.blocks)
     records = Records(run_dir.records)
     if rank == 0:
@@ -90,7 +92,7 @@ def main(words: list[str]) -> None:
     rank, ranks = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     folder.mkdir(parents=True, exist_ok=True)
     meeting = Path(MPI.COMM_WORLD.bcast(str(folder.resolve() / f"meeting-{time.time_ns()}")))
-    device = device_of(config, rank)
+    device = Setting(config).device(rank)
     backend = "nccl" if device.type == "cuda" and torch.cuda.device_count() >= ranks else "gloo"
     distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     try:

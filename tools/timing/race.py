@@ -23,13 +23,11 @@ keep_freed_memory()  # before torch: the cuts are measured here
 
 import torch  # noqa: E402
 
-from hpcsplit.assemble import build_network  # noqa: E402
 from hpcsplit.config import resolve  # noqa: E402
 from hpcsplit.config.option import show  # noqa: E402
-from hpcsplit.data.catalog import lookup  # noqa: E402
-from hpcsplit.plan.blocks import block_costs  # noqa: E402
 from hpcsplit.plan.measure import profile  # noqa: E402
 from hpcsplit.plan.prepare import choose_cuts  # noqa: E402
+from hpcsplit.plan.setting import Setting  # noqa: E402
 from hpcsplit.stage.cuts import ranges  # noqa: E402
 from tools.program import ROOT  # noqa: E402
 from tools.timing.table import write  # noqa: E402
@@ -202,9 +200,8 @@ def _settings_for(args: argparse.Namespace, network: str) -> tuple[dict[str, dic
     settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
     config = resolve(settings, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
-    net = build_network(config)
-    measured = profile(config, net, torch.device("cpu"))
-    cuts, costs = choose_cuts(config, block_costs(net, lookup("fake").input_shape()), RANKS, measured)
+    setting = Setting(config)
+    cuts, costs = choose_cuts(setting, RANKS, profile(setting, torch.device("cpu")))
     slowest = max(sum(costs[i] for i in part) for part in ranges(cuts, len(costs)))
     return settings | {"split": {"cuts": list(cuts)}}, sum(costs) / slowest
 

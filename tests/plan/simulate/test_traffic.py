@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import build_method, build_network
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.backprop import Backprop
@@ -20,8 +19,9 @@ from hpcsplit.methods.delayed import Delayed
 from hpcsplit.methods.gsadmm import GsAdmm
 from hpcsplit.methods.pdadmm import PdAdmm
 from hpcsplit.methods.penalty import Penalty
-from hpcsplit.plan.blocks import BlockTime, block_costs
+from hpcsplit.plan.blocks import BlockTime
 from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
 from hpcsplit.plan.simulate.study import replay
@@ -57,16 +57,16 @@ def sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int, int]]:
 
 
 def simulated(cfg: Any, stages: int, phase: Phase) -> list[tuple[int, int, int]]:
-    net = build_network(cfg, meta=True)
-    blocks, m = block_costs(net, (3, 32, 32)), cfg.schedule.microbatches
+    setting, m = Setting(cfg), cfg.schedule.microbatches
+    blocks = setting.blocks
     times, joins = (BlockTime(1.0, 2.0),) * len(blocks), (JoinTime(),) * len(blocks)
     problem = Problem(
-        method=build_method(cfg),
+        method=setting.method,
         exact=Backprop(m),
-        shapes=[(3, 32, 32), *(block.out_shape for block in blocks)],
+        shapes=setting.shapes,
         profile=Profile(times, times, m, joins, (1,) * len(blocks), 0.0, 0.0),
         batch_size=BATCH,
-        aux_dtype=getattr(torch, cfg.store.dtype),
+        aux_dtype=setting.store_dtype,
     )
     course = replay(problem, cfg.split.cuts, Machine(), [Train(0, phase, 0)], phase, STEPS)
     return [(t.messages, t.sent_bytes_prev, t.sent_bytes_next) for t in course.traffic]

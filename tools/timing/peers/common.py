@@ -13,9 +13,9 @@ keep_freed_memory()  # before torch
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from hpcsplit.assemble import build_network, make_optimizer  # noqa: E402
 from hpcsplit.config import Config, load  # noqa: E402
 from hpcsplit.data.catalog import lookup  # noqa: E402
+from hpcsplit.plan.setting import Setting  # noqa: E402
 from tools.timing.turns import Player  # noqa: E402
 
 WARM_UP = 2
@@ -48,7 +48,7 @@ class Problem:
         if config.run.device == "cuda":
             self.device = torch.device("cuda", number % torch.cuda.device_count())
         self.format = torch.channels_last if config.run.channels_last else torch.contiguous_format
-        self.net = build_network(config).to(self.device, memory_format=self.format).train()
+        self.net = Setting(config).network().to(self.device, memory_format=self.format).train()
         spec, size = lookup(config.data.name), config.data.batch_size
         random = torch.Generator().manual_seed(0)
         images = torch.randn(size, *spec.input_shape(config.data.pool), generator=random)
@@ -57,7 +57,7 @@ class Problem:
         self.loss = nn.CrossEntropyLoss()
 
     def optimizer(self, part: nn.Module) -> torch.optim.Optimizer:
-        return make_optimizer(self.config, list(part.parameters()))
+        return Setting(self.config).optimizer(list(part.parameters()))
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bfloat16")

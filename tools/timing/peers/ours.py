@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import Prepared, device_of, make_job
+from hpcsplit.assemble import make_jobs
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.host.memory import give_back
 from hpcsplit.methods.contract import Tally
-from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.prepare import Prepared, prepare
+from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire.mpi import Wire
@@ -40,11 +41,11 @@ def main() -> None:
     wire = Wire()
     player = Player(args.turns, args.first, wire.world.rank)
     torch.set_num_threads(1)
-    config, run_dir = configuration(args), RunDir(Path(args.turns) / "run")
-    device = device_of(config, wire.world.local_rank)
-    prepared = prepare(config, run_dir, wire.world.size, device).as_dict() if wire.world.rank == 0 else None
+    setting, run_dir = Setting(configuration(args)), RunDir(Path(args.turns) / "run")
+    device = setting.device(wire.world.local_rank)
+    prepared = prepare(setting, run_dir, wire.world.size, device).as_dict() if wire.world.rank == 0 else None
     prepared = Prepared.from_dict(wire.share(prepared)[0])
-    job = make_job(config, prepared, run_dir, wire.world.rank, wire.world.size, device)
+    (job,) = make_jobs(setting, prepared, run_dir, [wire.world.rank], device)
     give_back()
     job.stage.between_blocks = wire.progress
     wire.device = device

@@ -1,0 +1,307 @@
+"""A configuration worked out: everything that follows from it alone, each thing once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpcsplit.config import Config
+from hpcsplit.config.checks import AUTO, parse_ratio
+from hpcsplit.config.declared import DeclaredMethod, declared_methods
+from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.data.catalog import Spec, lookup
+from hpcsplit.data.dataset import Dataset, load
+from hpcsplit.data.order import batches
+from hpcsplit.data.part import Part
+from hpcsplit.data.source import Source
+from hpcsplit.engine.job import FORWARD_ROWS, Identity
+from hpcsplit.errors import ConfigError
+from hpcsplit.methods.backprop import Backprop
+from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.nets.build import build
+from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
+from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
+from hpcsplit.schedule import auto
+from hpcsplit.schedule.hybrid import Phase, phases
+from hpcsplit.stage.cuts import ranges
+from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.stage.timetable import Order
+from hpcsplit.tasks import TASKS
+
+_KEPT = ("net", "blocks", "kept", "data", "code")  # by `replaced`
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration and what follows from it.  Properties are worked out when they are first asked for and kept.
+
+    Raises ConfigError or DataError where the configuration asks for what cannot be.
+    """
+
+    config: Config
+
+    def adapted(self, values: Mapping[str, Any]) -> Setting:
+        """The same with other values, {"section.key": value}, that the network needs."""
+        return self.replaced(self.config.with_values(values, "the network"))
+
+    def replaced(self, config: Config) -> Setting:
+        """Another configuration with the same network and data, which are not looked at again."""
+        other = Setting(config)
+        vars(other).update({name: vars(self)[name] for name in _KEPT if name in vars(self)})
+        return other
+
+    # -------------------------------------------------------------------------------------------- data
+
+    @cached_property
+    def spec(self) -> Spec:
+        return lookup(self.config.data.name)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample."""
+        return self.spec.input_shape(self.config.data.pool)
+
+    @cached_property
+    def train_size(self) -> int:
+        """Training samples, without reading them and without those held out."""
+        train, held_out = self.config.data.limit_train or self.spec.train, self.config.data.validation
+        if held_out >= train:
+            raise ConfigError(f"data.validation = {held_out} leaves none of {train} training samples; hold out fewer")
+        return train - held_out
+
+    @property
+    def test_size(self) -> int:
+        return self.config.data.limit_test or self.spec.test
+
+    @property
+    def eval_train_size(self) -> int:
+        """Training samples that are evaluated after an epoch."""
+        return min(self.train_size, self.config.data.eval_train or self.train_size)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Training samples of an epoch, their copies included."""
+        return self.train_size * self.config.data.copies
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a mini-batch; data.batch_size = 0 takes all of an epoch."""
+        return self.config.data.batch_size or self.epoch_samples
+
+    @property
+    def timed_batch(self) -> int:
+        """Samples of the steps that are timed: a mini-batch, or as much of a full batch as is computed at once."""
+        return self.config.data.batch_size or min(self.epoch_samples, FORWARD_ROWS)
+
+    @cached_property
+    def batch_sizes(self) -> list[int]:
+        """Samples of each mini-batch of an epoch."""
+        order = np.arange(self.epoch_samples)
+        return [len(ids) for ids in batches(order, self.batch_size, self.config.data.last_batch)]
+
+    @cached_property
+    def data(self) -> Dataset:
+        d = self.config.data
+        assert self.train_size  # refuses a set that leaves nothing to train on
+        limits = {"limit_train": d.limit_train, "limit_test": d.limit_test, "validation": d.validation}
+        return load(d.name, d.root, download=d.download, pool=d.pool, **limits)
+
+    def source(self, data: Dataset, part: Part, device: torch.device) -> Source:
+        """The samples of a part of the data as a stage on `device` takes them."""
+        return Source(
+            part,
+            data.mean,
+            data.std,
+            seed=self.config.run.seed,
+            flip=data.flip,
+            padding=2 if self.config.data.pool else 4,
+            copies=self.config.data.copies if part is data.train else 1,
+            channels_last=self.config.run.channels_last,
+            device=device,
+        )
+
+    # -------------------------------------------------------------------------------------------- network
+
+    def network(self, *, meta: bool = False) -> nn.Sequential:
+        """The whole network anew, with the initial weights of this seed, the same on every rank.
+
+        Args:
+            meta: without values.
+        """
+        m = self.config.model
+        if not meta:
+            torch.manual_seed(self.config.run.seed)
+        with torch.device("meta" if meta else "cpu"):
+            return build(m.name, self.input_shape, self.spec.classes, block=m.block, depth=m.depth, width=m.width)
+
+    @property
+    def users_network(self) -> bool:
+        """Whether the network is the user's own code."""
+        return ":" in self.config.model.name
+
+    @cached_property
+    def net(self) -> nn.Sequential:
+        """The whole network to look at, not to train; a user's may need values, the program's own has none."""
+        return self.network(meta=not self.users_network)
+
+    def release_network(self) -> None:
+        """Give the memory of `net` back; what is asked of it later makes it anew."""
+        vars(self).pop("net", None)
+
+    @cached_property
+    def blocks(self) -> list[BlockCost]:
+        return block_costs(self.net, self.input_shape)
+
+    @cached_property
+    def kept(self) -> list[int]:
+        """Bytes that autograd keeps of each block for its backward pass, of one sample."""
+        return kept_bytes(self.net, self.input_shape)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of a sample at all boundaries of the network, both ends included."""
+        return [self.input_shape, *(block.out_shape for block in self.blocks)]
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """What the user's own network computes and a hash of its text; nothing of the program's own networks."""
+        if not self.users_network:
+            return {}
+        factory = self.config.model.name.partition(":")[0]
+        return {FUNCTION: function_of(self.network, self.input_shape), SOURCE: source_of(factory, self.net)}
+
+    def identity(self, cuts: tuple[int, ...], images: str, code: Mapping[str, str]) -> Identity:
+        """What a checkpoint of this run must agree with.
+
+        Args:
+            images: the fingerprint of the data, "" where none were read.
+            code: that of `Setting.code`, on rank 0.
+        """
+        blocks = hashlib.sha256(str(self.net).encode()).hexdigest()[:16]
+        prints = {**self.config.fingerprint(), "network": blocks, "images": images}
+        accepts = self.config.checkpoint.changed_code == "accept"
+        return Identity(prints, cuts, self.config.to_toml(origins=False), code, accepts)
+
+    # -------------------------------------------------------------------------------------------- method, schedule
+
+    @property
+    def declared(self) -> DeclaredMethod:
+        return declared_methods()[self.config.method.name]
+
+    @cached_property
+    def method(self) -> TrainingMethod:
+        """The training method of the parallel epochs with its options."""
+        cls = getattr(importlib.import_module(self.declared.module), self.declared.class_name)
+        return cast(TrainingMethod, cls(**self.config.method.options))
+
+    @property
+    def exact(self) -> Backprop:
+        """The method of the exact epochs."""
+        schedule = self.config.schedule
+        return Backprop(schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute)
+
+    @property
+    def decides(self) -> bool:
+        """Whether the kind of an epoch is decided while the run trains."""
+        return self.config.schedule.ratio == AUTO and self.declared.parallel
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The kind of every epoch; where that is decided while the run trains, as if every parallel epoch paid."""
+        s = self.config.schedule
+        if self.decides:
+            return auto.expected(s.epochs, s.warmup)
+        return phases(s.epochs, *(parse_ratio(s.ratio) if self.declared.parallel else (1, 0)), s.order, s.warmup)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether any epoch is parallel."""
+        return "parallel" in self.phases
+
+    @property
+    def aux_policy(self) -> str:
+        """checkpoint.aux; rows that live in memory cannot be kept, so they are recomputed."""
+        in_memory = self.config.store.kind == "memory" and self.config.checkpoint.aux == "keep"
+        return "recompute" if in_memory else self.config.checkpoint.aux
+
+    # -------------------------------------------------------------------------------------------- machine
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of activations."""
+        return torch.bfloat16 if self.config.run.precision == "bfloat16" else torch.float32
+
+    @property
+    def store_dtype(self) -> torch.dtype:
+        """The type of the variables' rows in the store."""
+        return cast(torch.dtype, getattr(torch, self.config.store.dtype))
+
+    def device(self, local_rank: int = 0) -> torch.device:
+        """The device of a rank: its own GPU of the node where there is one."""
+        asked = self.config.run.device
+        if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise ConfigError('run.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The configured optimizer over these parameters."""
+        o, known = self.config.optim, OPTIMIZERS[self.config.optim.name]
+        options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
+        if known.momentum:
+            options["momentum"] = o.momentum
+        groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+        if known.fused:
+            kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}
+            groups = [{"params": those, "fused": fused} for fused, those in kinds.items() if those]
+        optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(groups, **options)
+        optimizer.register_step_pre_hook(_start_late_momentum)
+        return optimizer
+
+    def stage(
+        self, net: nn.Sequential, index: int, cuts: tuple[int, ...], device: torch.device, shapes: Sequence[Shape] = ()
+    ) -> Stage:
+        """Stage `index` with the blocks of `net` that the cuts give it.
+
+        Args:
+            shapes: as `Setting.shapes`, of a network that is not this setting's.
+        """
+        part = ranges(cuts, len(net))[index]
+        return Stage(
+            index,
+            len(cuts) + 1,
+            net[part.start : part.stop],
+            (shapes or self.shapes)[part.start : part.stop + 1],
+            self.optimizer,
+            clip=self.config.optim.clip,
+            device=device,
+            dtype=self.precision,
+            channels_last=self.config.run.channels_last,
+            torch_compile=self.config.run.torch_compile,
+            frozen=self.config.method.frozen,
+            seed=self.config.run.seed,
+            first_block=part.start,
+            net_blocks=len(net),
+            task=TASKS[self.config.model.task](),
+        )
+
+
+def _start_late_momentum(optimizer: torch.optim.Optimizer, *step: Any) -> None:
+    """Zero momentum for a weight that has its first gradient after others: the fused step wants all or none."""
+    for group in optimizer.param_groups:
+        if not (group.get("fused") and group.get("momentum")):
+            continue
+        moving = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in moving if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        for p in late if len(late) < len(moving) else ():
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
