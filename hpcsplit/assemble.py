@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,35 +23,44 @@ from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
 from hpcsplit.tasks import Samples
 
 
+@dataclass(frozen=True)
+class Around:
+    """What is around a rank's work.
+
+    Attributes:
+        observer: what rank 0 tells the outside world.
+        stop_reason: why the run is to stop now, if so.
+        between_blocks: called after every block, forward and backward.
+        alarm: told at once what the store's thread fails with.
+    """
+
+    observer: Observer = field(default_factory=Silent)
+    stop_reason: Callable[[], str | None] = lambda: None
+    between_blocks: Callable[[], None] = lambda: None
+    alarm: Callable[[Exception], None] = lambda error: None
+
+
 def make_jobs(
     setting: Setting,
     prepared: Prepared,
     run_dir: RunDir,
     stages: Sequence[int],
     device: torch.device,
-    observer: Observer | None = None,
+    around: Around | None = None,
 ) -> list[Job]:
-    """Everything that these stages need, which this process has.
-
-    Args:
-        observer: of stage 0.
-    """
-    net = setting.network()
+    """Everything that these stages need, which this process has."""
+    net, around = setting.network(), around or Around()
     identity = setting.identity(prepared.cuts, prepared.data_fingerprint, prepared.code)
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
-    jobs = []
-    for index in stages:
-        stage = setting.stage(net, index, prepared.cuts, device)
-        jobs.append(_job(setting, stage, identity, run_dir, (observer if index == 0 else None) or Silent(), batch_norm))
+    cut = [setting.stage(net, index, prepared.cuts, device, around.between_blocks) for index in stages]
     setting.release_network()
-    return jobs
+    return [_job(setting, stage, identity, run_dir, around, batch_norm) for stage in cut]
 
 
-def _job(
-    setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, observer: Observer, batch_norm: bool
-) -> Job:
-    config, method, choose = setting.config, setting.method, _choice(setting, observer)
+def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, around: Around, batch_norm: bool) -> Job:
+    config, method, observer = setting.config, setting.method, around.observer if stage.first else Silent()
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
+    choose = _choice(setting, observer)
     method.prepare(stage)
     data = setting.data if stage.first or stage.last or method.images else None
 
@@ -61,7 +71,7 @@ def _job(
         stage=stage,
         method=method,
         exact=setting.exact,
-        store=_store(setting, stage, run_dir, identity.digest()),
+        store=_store(setting, stage, run_dir, identity.digest(), around.alarm),
         aux_dtype=setting.store_dtype,
         train=samples(data.train if data else None),
         test=samples(data.test if data else None),
@@ -93,6 +103,7 @@ def _job(
         identity=identity,
         batch_norm=batch_norm,
         observer=observer,
+        stop_reason=around.stop_reason,
         provenance=run_dir.provenance_text() if stage.first else "",
         still_ours=run_dir.check_held,
     )
@@ -115,7 +126,9 @@ def _choice(setting: Setting, observer: Observer) -> Choose | None:
     return choose
 
 
-def _store(setting: Setting, stage: Stage, run_dir: RunDir, digest: str) -> Store | None:
+def _store(
+    setting: Setting, stage: Stage, run_dir: RunDir, digest: str, alarm: Callable[[Exception], None]
+) -> Store | None:
     """The store of this stage's variables; None when it has none."""
     own, dtype, samples = own_variables(setting.method, stage.place), setting.store_dtype, setting.epoch_samples
     if not own or not setting.parallel:
@@ -126,7 +139,9 @@ def _store(setting: Setting, stage: Stage, run_dir: RunDir, digest: str) -> Stor
         return MemoryStore(fields, samples, dtype, stage=stage.index, labels=labels)
     folder = run_dir.store(setting.config.store.path, 2 * generation_bytes(fields, samples, dtype))
     pinned = stage.device.type == "cuda"
-    return HdfStore(fields, samples, dtype, folder, stage=stage.index, labels=labels, pinned=pinned)
+    store = HdfStore(fields, samples, dtype, folder, stage=stage.index, labels=labels, pinned=pinned)
+    store.alarm = alarm
+    return store
 
 
 class Nowhere:

@@ -40,11 +40,11 @@ def doctor_command(scratch: Path | None, as_json: bool) -> int:
             return _without_mpi(error, scratch, as_json)
         guard.expect("the start of MPI", _MPI_LIMIT_S)
         wire = Wire()
-        if wire.world.size == 1 < claimed_size()[0] and launcher_rank():
+        if wire.size == 1 < claimed_size()[0] and launcher_rank():
             return BROKEN  # one of several that do not know of each other: the first speaks for all
         try:
             findings = _examine(wire, guard, scratch, began)
-            if wire.world.rank == 0:
+            if wire.rank == 0:
                 _print(findings, as_json)
             code = wire.share(_exit_code(findings))[0]
             guard.expect("the end of MPI", _MPI_LIMIT_S)
@@ -58,22 +58,22 @@ def _examine(wire: Wire, guard: Guard, scratch: Path | None, began: float) -> li
     """All findings on rank 0; the other ranks bring their part and return []."""
     from hpcsplit.wire.mpi import library
 
-    world, mpi = wire.world, library()
+    mpi = library()
     guard.expect("the look at cores and devices", _PART_LIMIT_S)
-    here = place.look_around(world.rank, world.local_rank)
+    here = place.look_around(wire.rank, wire.local_rank)
     ready_s = max(wire.share(time.monotonic() - began))
     places = [place.Place.from_dict(values) for values in wire.share(here.as_dict())]
     guard.expect("messages between neighbours", _PART_LIMIT_S)
     edges = wire.share(messages.measure(wire))
     guard.expect("reading and writing of files", _PART_LIMIT_S)
     several = len({p.host for p in places}) > 1
-    files = _files(world.rank, world.local_rank, scratch, here.host if several else "")
+    files = _files(wire.rank, wire.local_rank, scratch, here.host if several else "")
     files_of_all = [Finding.from_dict(values) for rank in wire.share([f.as_dict() for f in files]) for values in rank]
     guard.expect("the self-test of device memory and HDF5", _PART_LIMIT_S)
-    if world.rank:
+    if wire.rank:
         return []
     return [
-        start.launch(world.size, world.library, place.launcher_name()),
+        start.launch(wire.size, wire.library, place.launcher_name()),
         *start.slurm(here),
         messages.mpi(mpi),
         start.start_up(ready_s),
@@ -126,5 +126,5 @@ def _fail(wire: Wire, error: BaseException) -> NoReturn:
         if not isinstance(error, HpcsplitError):
             print("".join(traceback.format_exception(error)), file=sys.stderr)
         what = str(error) if isinstance(error, HpcsplitError) else f"{type(error).__name__}: {error}"
-        print(f"hpcsplit: rank {wire.world.rank} on {wire.world.host}: {what}", file=sys.stderr, flush=True)
+        print(f"hpcsplit: rank {wire.rank} on {wire.host}: {what}", file=sys.stderr, flush=True)
     wire.abort(BROKEN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import faulthandler
 import logging
-import os
 import sys
 import threading
 import traceback
@@ -26,14 +25,6 @@ from hpcsplit.host.printable import printable
 from hpcsplit.host.watchdog import Watchdog, who
 
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
-
-
-def leave(code: int) -> NoReturn:
-    """End this process, whatever its other threads do."""
-    with suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 class Failure:

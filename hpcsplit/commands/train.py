@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from hpcsplit.assemble import make_jobs
-from hpcsplit.commands.failure import Failure, RankLog, crash_stacks, leave
+from hpcsplit.assemble import Around, make_jobs
+from hpcsplit.commands.failure import Failure, RankLog, crash_stacks
 from hpcsplit.config import Config
-from hpcsplit.engine.job import Job
+from hpcsplit.engine.job import Job, Silent
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
 from hpcsplit.files.atomic import write_text
@@ -24,8 +24,8 @@ from hpcsplit.host.device import use
 from hpcsplit.host.launchers import Launcher, check_stages, check_world, claimed_size, launcher_rank
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
-from hpcsplit.host.stopping import StopRequest
-from hpcsplit.host.watchdog import Pulse, Watchdog, in_time, who
+from hpcsplit.host.stopping import StopRequest, leave
+from hpcsplit.host.watchdog import Watchdog, in_time, who
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -41,129 +41,109 @@ from hpcsplit.run.records import Records
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.wire import lockstep
+from hpcsplit.wire.world import World
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
-    """Train or continue; the exit code."""
+    """Train or continue; the exit code.  Whatever goes wrong on one rank ends all of them."""
     if config.run.tensorboard:
         check_installed()
+    world, died = _world(config, request)
+    failure = Failure(world.rank, world.host, world.abort)
+    request.end = lambda: _leave_start(run_dir, world.abort)
+    watchdog = failure.watchdog(config.run.stall_limit, lambda: world.beats, world.waits, died)
+    with ExitStack() as guards:
+        guards.enter_context(failure.guarding())
+        guards.enter_context(watchdog.watching())
+        try:
+            code = _run(config, run_dir, request, world, died, failure, watchdog, guards)
+            if died():  # MPI cannot take leave of it
+                run_dir.release()
+                leave(code)
+            world.close()
+            return code
+        except HpcsplitError as error:
+            if not error.agreed:
+                return _fail(world, failure, error)
+            world.close()
+            if world.rank == 0:
+                raise
+            return error.exit_code
+        except Exception as error:
+            return _fail(world, failure, error)
+        except BaseException as error:
+            if world.size > 1:
+                failure.fail(error)
+            raise
+
+
+def _world(config: Config, request: StopRequest) -> tuple[World, Callable[[], str]]:
+    """The processes of this run, and who has gone that has started them, "" while they live."""
     launched, variable = claimed_size()
     if config.run.runner == "lockstep" and launched > 1:
         raise LaunchError(
             f'run.runner = "lockstep" is one process, {variable} says {launched}: start it without mpirun'
         )
     if launched == 1:
-        return _train_here(config, run_dir, request)
-    return _train_mpi(config, run_dir, request)
-
-
-# ------------------------------------------------------------------------------------------------ one process
-
-
-def _train_here(config: Config, run_dir: RunDir, request: StopRequest) -> int:
-    """All stages in this process, without MPI; one stage unless the lockstep runner is asked for."""
-    stages = config.run.stages or config.split.stages or 1
-    if config.run.runner == "mpi":
-        check_stages(1, stages, "split.cuts" if config.split.stages else "run.stages")
-    torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // stages))
-    setting = Setting(config)
-    device = use(setting.device(), deterministic=config.run.deterministic)
-    failure, pulse = Failure(0, gethostname(), leave), Pulse()
-    request.end = lambda: _leave_start(run_dir, leave)
-    watchdog = failure.watchdog(config.run.stall_limit, lambda: pulse.beats)
-    with ExitStack() as guards:
-        guards.enter_context(failure.guarding())
-        guards.enter_context(watchdog.watching())
-        prepared = prepare(setting, run_dir, stages, device)
-        setting = setting.adapted(prepared.adapted)
-        console = Console(config.schedule.epochs)
-        guards.callback(console.close)
-        here = [place(gethostname(), device)]
-        watch = _start(setting, run_dir, prepared, stages, console, ["this process"], here, "none")
-        guards.enter_context(_log_to(run_dir, 0, watchdog))
-        jobs = failure.jobs
-        try:
-            jobs += make_jobs(setting, prepared, run_dir, range(stages), device, watch)
-            for job in jobs:
-                job.stage.between_blocks = pulse.beat
-            jobs[0].stop_reason = request.reason
-            give_back()
-            request.started()
-            stops = lockstep.run([rank_program(job) for job in jobs])
-            _close_stores(jobs)
-            return _end(setting, run_dir, prepared, stages, watch, stops[0])
-        except Exception as error:
-            with suppress(Exception):
-                _close_stores(jobs)
-            if isinstance(error, HpcsplitError) and error.agreed:
-                raise
-            return failure.say(error)
-
-
-# ------------------------------------------------------------------------------------------------ MPI
-
-
-def _train_mpi(config: Config, run_dir: RunDir, request: StopRequest) -> int:
-    """This rank's part of a run over MPI.  Whatever goes wrong on one rank ends all of them."""
+        stages = config.run.stages or config.split.stages or 1
+        return lockstep.Alone(stages if config.run.runner == "lockstep" else 1), lambda: ""
     from hpcsplit.wire.mpi import Wire
 
     launcher, name = Launcher(), f"hpcsplit: {who(launcher_rank(), gethostname(), 'start of MPI')}"
     with request.in_library():
         wire = in_time(60 * config.run.stall_limit, name, Wire)
-    world = wire.world
     terminal.during_a_run(launcher_would_fail)
-    failure = Failure(world.rank, world.host, wire.abort)
-    request.end = lambda: _leave_start(run_dir, wire.abort)
-    watchdog = failure.watchdog(config.run.stall_limit, lambda: wire.beats, wire.waits, launcher.died)
-    jobs, guards = failure.jobs, ExitStack()
-    console: Console | None = None
-    try:
-        guards.enter_context(failure.guarding())
-        guards.enter_context(watchdog.watching())
-        console = Console(config.schedule.epochs) if world.rank == 0 else None
-        _check_launch(config, wire)
-        _bind(config, wire)
-        setting = Setting(config)
-        device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
-        places = wire.share(place(world.host, device))
-        prepared = _prepare_together(setting, run_dir, wire, device, sharing(places))
-        setting = setting.adapted(prepared.adapted)
-        guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
-        watch = None
-        hosts = [f"{there['host']}:{there['device']}" for there in places]
-        if console:
-            watch = _start(setting, run_dir, prepared, world.size, console, hosts, places, world.library)
-        wire.device = device
-        jobs += make_jobs(setting, prepared, run_dir, [world.rank], device, watch)
-        if jobs[0].store:
-            jobs[0].store.alarm = failure.fail
-        jobs[0].stage.between_blocks = wire.progress
-        jobs[0].stop_reason = lambda: request.reason() or launcher.died()
-        if prepared.rehearse and world.size > 1:
-            _rehearse(setting, run_dir, wire, jobs[0])
-        give_back()
-        request.started()
-        stop = wire.run(rank_program(jobs[0]))
-        _close_stores(jobs)
-        code = _end(setting, run_dir, prepared, world.size, watch, stop) if watch else _exit_code(stop)
-        if launcher.died():  # MPI cannot take leave of it
-            run_dir.release()
-            leave(code)
-        wire.close()
-        return code
-    except HpcsplitError as error:
-        if not error.agreed:
-            failure.fail(error)
-        wire.close()
-        if world.rank == 0:
-            raise
-        return error.exit_code
-    except BaseException as error:
+    return wire, launcher.died
+
+
+def _run(
+    config: Config,
+    run_dir: RunDir,
+    request: StopRequest,
+    world: World,
+    died: Callable[[], str],
+    failure: Failure,
+    watchdog: Watchdog,
+    guards: ExitStack,
+) -> int:
+    """From the check of the start to the last word."""
+    console = Console(config.schedule.epochs) if world.rank == 0 else None
+    if console:
+        guards.callback(console.close)
+    _check_launch(config, world)
+    _bind(config, world)
+    setting = Setting(config)
+    device = world.device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
+    places = world.share(place(world.host, device))
+    prepared = _prepare_together(setting, run_dir, world, device, sharing(places))
+    setting = setting.adapted(prepared.adapted)
+    guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
+    watch = _start(setting, run_dir, prepared, world, console, places) if console else None
+    around = Around(
+        observer=watch or Silent(),
+        stop_reason=lambda: request.reason() or died() or None,
+        between_blocks=world.progress,
+        alarm=failure.fail if world.size > 1 else lambda error: None,
+    )
+    failure.jobs += make_jobs(setting, prepared, run_dir, world.stages, device, around)
+    if prepared.rehearse and world.size > 1:
+        _rehearse(setting, run_dir, world, failure.jobs[0])
+    give_back()
+    request.started()
+    stop: Stop = world.run([rank_program(job) for job in failure.jobs])[0]
+    _close_stores(failure.jobs)
+    if watch:
+        return _end(setting, run_dir, prepared, watch, stop)
+    return DONE if stop.done else REQUEUE
+
+
+def _fail(world: World, failure: Failure, error: Exception) -> int:
+    """Say what has gone wrong, and end all ranks; the exit code of a process that is alone."""
+    if world.size > 1:
         failure.fail(error)
-    finally:
-        guards.close()
-        if console:
-            console.close()
+    with suppress(Exception):
+        _close_stores(failure.jobs)
+    return failure.say(error)
 
 
 def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
@@ -174,40 +154,43 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
     end(REQUEUE)
 
 
-def _prepare_together(setting: Setting, run_dir: RunDir, wire: Any, device: torch.device, sharing: int = 0) -> Prepared:
+def _prepare_together(
+    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int = 0
+) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
-    if wire.world.rank == 0:
+    if world.rank == 0:
         try:
-            prepared = prepare(setting, run_dir, wire.world.size, device, wire.world.local_size, sharing)
+            each = len(world.stages)
+            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing)
             answer = {"prepared": prepared.as_dict()}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
     else:
         import torch._dynamo  # noqa: F401  # torch's optimizers will, in 2 s: not one rank after another
-    answer = wire.share(answer)[0]
+    answer = world.share(answer)[0]
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
         raise kinds.get(answer["kind"], ConfigError)(answer["error"]).on_all_ranks()
     return Prepared.from_dict(answer["prepared"])
 
 
-def _rehearse(setting: Setting, run_dir: RunDir, wire: Any, job: Job) -> None:
+def _rehearse(setting: Setting, run_dir: RunDir, world: World, job: Job) -> None:
     """All ranks compute at once, and rank 0 writes down what that says of the run."""
-    wire.share(None)  # nobody begins before all are there
-    seconds = wire.share(rehearse(job.stage, setting.timed_batch))
-    exact_s = max(wire.share(wire.run(rehearse_exact(job, enough_steps(seconds)))))
+    world.share(None)  # nobody begins before all are there
+    seconds = world.share(rehearse(job.stage, setting.timed_batch))
+    exact_s = max(world.share(world.run([rehearse_exact(job, enough_steps(seconds))])[0]))
     if job.rank == 0:
         expect_together(run_dir, seconds, exact_s)
 
 
-def _check_launch(config: Config, wire: Any) -> None:
+def _check_launch(config: Config, world: World) -> None:
     """Refuse a wrong start; every rank finds the same, so one of them says it."""
     try:
-        check_world(wire.world.size, wire.world.library)
-        _same_config(wire.share(config.to_toml(origins=False)))
+        check_world(world.size, world.library)
+        _same_config(world.share(config.to_toml(origins=False)))
         source = "run.stages" if config.run.stages else "split.cuts"
-        check_stages(wire.world.size, config.run.stages or config.split.stages, source)
+        check_stages(world.count, config.run.stages or config.split.stages, source)
     except LaunchError as error:
         raise error.on_all_ranks() from None
 
@@ -218,11 +201,10 @@ def _same_config(texts: Sequence[str]) -> None:
             raise LaunchError(f"rank {rank} has read another configuration than rank 0; give all ranks the same file")
 
 
-def _bind(config: Config, wire: Any) -> None:
+def _bind(config: Config, world: World) -> None:
     """Give each rank of a node its own cores, unless the launcher has done so, and as many threads."""
-    world = wire.world
     mine = sorted(os.sched_getaffinity(0))
-    sharers = [rank for rank, place in enumerate(wire.share([world.host, mine])) if place == [world.host, mine]]
+    sharers = [rank for rank, place in enumerate(world.share([world.host, mine])) if place == [world.host, mine]]
     if len(sharers) > 1:
         each, nth = len(mine) // len(sharers), sharers.index(world.rank)
         if each:
@@ -230,25 +212,24 @@ def _bind(config: Config, wire: Any) -> None:
             os.sched_setaffinity(0, mine)
         else:
             mine = mine[:1]
-    torch.set_num_threads(config.run.threads or len(mine))
+    torch.set_num_threads(config.run.threads or max(1, len(mine) // len(world.stages)))
 
 
-# ------------------------------------------------------------------------------------------------ both
+# ------------------------------------------------------------------------------------------------ what is said
 
 
 def _start(
     setting: Setting,
     run_dir: RunDir,
     prepared: Prepared,
-    stages: int,
+    world: World,
     console: Console,
-    hosts: Sequence[str],
     places: Sequence[Mapping[str, Any]],
-    library: str,
 ) -> Watch:
     """Say what will run, and write down how it was started."""
-    config, phases = setting.config, setting.phases
-    run_dir.note_start(config, places, library, prepared.cuts)
+    config, phases, stages = setting.config, setting.phases, world.count
+    run_dir.note_start(config, places, world.library, prepared.cuts)
+    hosts = [f"{there['host']}:{there['device']}" if world.size > 1 else "this process" for there in places]
     copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
     held_out = f", {config.data.validation} held out" if config.data.validation else ""
     lines = [
@@ -268,7 +249,7 @@ def _start(
     lines += prepared.notes
     if prepared.baseline_samples_per_s:
         speed = f"{prepared.baseline_samples_per_s:.0f} samples/s"
-        lines.append(f"one rank alone ({_equipment(hosts[0])}), whole network, exact: {speed}")
+        lines.append(f"one rank alone ({_equipment(world.device)}), whole network, exact: {speed}")
     lines += [
         f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
         f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
@@ -289,10 +270,10 @@ def _course(setting: Setting) -> str:
     return f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(setting.phases)}"
 
 
-def _equipment(host: str) -> str:
+def _equipment(device: torch.device) -> str:
     """What a rank computes with, in words."""
     threads = torch.get_num_threads()
-    return "1 GPU" if ":cuda" in host else f"{threads} core{'s' * (threads > 1)}"
+    return "1 GPU" if device.type == "cuda" else f"{threads} core{'s' * (threads > 1)}"
 
 
 @contextmanager
@@ -316,11 +297,7 @@ def _close_stores(jobs: Sequence[Job]) -> None:
             job.store.close()
 
 
-def _exit_code(stop: Stop) -> int:
-    return DONE if stop.done else REQUEUE
-
-
-def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, stages: int, watch: Watch, stop: Stop) -> int:
+def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
     run_dir.note_end("done" if stop.done else f"stopped: {stop.reason}")
     if not stop.done:
@@ -331,6 +308,8 @@ def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, stages: int, wat
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)
     write_text(run_dir.summary, printable(table) + "\n")
-    watch.draw(run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {stages} stages")
+    watch.draw(
+        run_dir.picture, f"{config.model.name}, {config.data.name}, {config.method.name}, {len(prepared.plans)} stages"
+    )
     watch.say(f"curves: {run_dir.picture}")
     return DONE

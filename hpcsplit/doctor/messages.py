@@ -67,7 +67,7 @@ def measure(wire: Wire) -> dict[str, Any] | None:
 
     Pairs measure at the same time as they do in a run, first those that begin with an even rank, then the others.
     """
-    rank, size, found = wire.world.rank, wire.world.size, None
+    rank, size, found = wire.rank, wire.size, None
     for parity in (0, 1):
         wire.share(None)
         first = rank if rank % 2 == parity else rank - 1
@@ -93,14 +93,14 @@ def one_way_times(
         LaunchError: no answer within `limit_s`.
     """
     mine, theirs = bytearray(message_bytes), bytearray(message_bytes)
-    measures, times, begin = wire.world.rank < peer, list[float](), time.perf_counter()
+    measures, times, begin = wire.rank < peer, list[float](), time.perf_counter()
 
     def finish(request: Any) -> None:
         end = time.perf_counter() + limit_s
         while not request.Test():
             if time.perf_counter() > end:
                 raise LaunchError(
-                    f"rank {wire.world.rank} on {wire.world.host} has waited {limit_s:g} s for a message of "
+                    f"rank {wire.rank} on {wire.host} has waited {limit_s:g} s for a message of "
                     f"{message_bytes} bytes from or to rank {peer}: look at firewalls and at which network interface "
                     "MPI takes (UCX_NET_DEVICES, OMPI_MCA_btl_tcp_if_include)"
                 )

@@ -68,8 +68,8 @@ def swapped_in_place(wire: Wire, device: torch.device, elements: int) -> bool:
     """Whether two ranks can swap tensors in the memory of the device, without staging; may end the process."""
     import torch
 
-    peer = 1 - wire.world.rank
-    mine = torch.full((elements,), float(wire.world.rank), device=device)
+    peer = 1 - wire.rank
+    mine = torch.full((elements,), float(wire.rank), device=device)
     theirs = torch.full_like(mine, -1.0)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -84,8 +84,8 @@ def main(kind: str) -> int:
     from hpcsplit.wire.mpi import Wire
 
     wire = Wire()
-    device = torch.device(kind, wire.world.rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
-    if wire.world.size == 2 and all(swapped_in_place(wire, device, elements) for elements in _ELEMENTS):
+    device = torch.device(kind, wire.rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
+    if wire.size == 2 and all(swapped_in_place(wire, device, elements) for elements in _ELEMENTS):
         print(PASSED, flush=True)
     wire.close()
     return 0

@@ -6,12 +6,13 @@ import atexit
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from hpcsplit.errors import REQUEUE
 
@@ -145,3 +146,11 @@ def _slurm_job() -> str:
     """What squeue and scontrol call this job; empty outside of Slurm.  $SLURM_JOB_ID of an array may mean all of it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, whatever its other threads do."""
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -78,16 +78,6 @@ def who(rank: int, host: str, where: str) -> str:
     return f"rank {rank} (stage {rank}) on {host}, {where}"
 
 
-class Pulse:
-    """Counts the progress of a main thread that has no wire."""
-
-    def __init__(self) -> None:
-        self.beats = 0
-
-    def beat(self) -> None:
-        self.beats += 1
-
-
 class Silence:
     """For how long (s) nothing has moved, looked at every `tick_s`; `moves` counts the looks that found progress."""
 

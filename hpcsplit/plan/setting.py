@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -269,19 +269,20 @@ class Setting:
         return optimizer
 
     def stage(
-        self, net: nn.Sequential, index: int, cuts: tuple[int, ...], device: torch.device, shapes: Sequence[Shape] = ()
+        self,
+        net: nn.Sequential,
+        index: int,
+        cuts: tuple[int, ...],
+        device: torch.device,
+        between_blocks: Callable[[], None] = lambda: None,
     ) -> Stage:
-        """Stage `index` with the blocks of `net` that the cuts give it.
-
-        Args:
-            shapes: as `Setting.shapes`, of a network that is not this setting's.
-        """
+        """Stage `index` with the blocks of `net` that the cuts give it."""
         part = ranges(cuts, len(net))[index]
         return Stage(
             index,
             len(cuts) + 1,
             net[part.start : part.stop],
-            (shapes or self.shapes)[part.start : part.stop + 1],
+            self.shapes[part.start : part.stop + 1],
             self.optimizer,
             clip=self.config.optim.clip,
             device=device,
@@ -293,6 +294,7 @@ class Setting:
             first_block=part.start,
             net_blocks=len(net),
             task=TASKS[self.config.model.task](),
+            between_blocks=between_blocks,
         )
 
 

@@ -70,6 +70,7 @@ class Stage:
         first_block: int = 0,
         net_blocks: int = 0,
         task: Task | None = None,
+        between_blocks: Callable[[], None] = lambda: None,
     ) -> None:
         self.index, self.count = index, count
         self.device = torch.device(device)
@@ -89,7 +90,7 @@ class Stage:
         self.frozen = frozen
         self.task = task or Classification()
         self.carry: dict[str, torch.Tensor] = {}
-        self.between_blocks: Callable[[], None] = lambda: None
+        self.between_blocks = between_blocks
         self.position = (0, 0)
         self.repeats = False
         self._seed, self._passes = seed, 0

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,34 +48,17 @@ _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 
-@dataclass(frozen=True)
-class World:
-    """Who and where this rank is."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    library: str
-    host: str
-
-
 class Wire:
-    """The MPI side of the verbs in `port`, over a communicator of its own."""
+    """The ranks of MPI as a world (wire.world), over a communicator of its own; one stage a rank."""
 
     def __init__(self) -> None:
         if not MPI.Is_initialized():
             _meet_all_ranks_in_mpi()
         self.comm = MPI.COMM_WORLD.Dup()
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.world = World(
-            self.comm.rank,
-            self.comm.size,
-            node.rank,
-            node.size,
-            _version(),
-            socket.gethostname(),
-        )
+        self.rank, self.size, self.local_rank, self.local_size = self.comm.rank, self.comm.size, node.rank, node.size
+        self.host, self.library = socket.gethostname(), _version()
+        self.count, self.stages = self.size, range(self.rank, self.rank + 1)
         node.Barrier()
         _take_names_away()
         node.Free()
@@ -93,15 +77,15 @@ class Wire:
         self._ending = 0  # the exit code with which another thread wants the job to end
         self.clock_offset = self._clock_offsets()
 
-    def run(self, program: Program) -> Any:
-        """Run this rank's program to its end and return its result."""
+    def run(self, programs: Sequence[Program]) -> list[Any]:
+        (program,) = programs
         answer: Any = None
         while True:
             try:
                 verb = program.send(answer)
             except StopIteration as end:
                 self._drain()
-                return end.value
+                return [end.value]
             self.beats += 1
             if isinstance(verb, Send):
                 self._send(verb)
@@ -122,7 +106,7 @@ class Wire:
         copy = copy_under_way(verb.tensor.device)
         self.traffic.count(verb.side, verb.tensor.nbytes)
         self.traffic.exposed_s += time.perf_counter() - start
-        self._wait_for_room(self.world.rank + verb.side)
+        self._wait_for_room(self.rank + verb.side)
         self.leaving.append((copy, verb, buffer))
         self._post()
 
@@ -131,7 +115,7 @@ class Wire:
         while self.leaving and self.leaving[0][0].query():
             _, verb, buffer = self.leaving.popleft()
             stamp(buffer, verb.name, verb.index, verb.tensor, sent_at=time.time())
-            request = self.comm.Isend([bytes_of(buffer), MPI.BYTE], dest=self.world.rank + verb.side)
+            request = self.comm.Isend([bytes_of(buffer), MPI.BYTE], dest=self.rank + verb.side)
             self.outgoing.append((request, buffer))
 
     def _wait_for_room(self, peer: int) -> None:
@@ -151,7 +135,7 @@ class Wire:
         self.traffic.imbalance_s += time.perf_counter() - start
 
     def _recv(self, verb: Recv) -> torch.Tensor:
-        peer = self.world.rank + verb.side
+        peer = self.rank + verb.side
         queue = self.mailbox[peer, verb.name]
         start, waiting_since = time.perf_counter(), time.time()
         if not queue:
@@ -167,7 +151,7 @@ class Wire:
         exposed = min(waited, max(0.0, time.time() - max(waiting_since, sent_at - self.clock_offset[peer])))
         self.traffic.exposed_s += exposed
         self.traffic.imbalance_s += waited - exposed
-        if complaint := describe_mismatch(self.world.rank, verb, verb.name, tensor, index):
+        if complaint := describe_mismatch(self.rank, verb, verb.name, tensor, index):
             raise RuntimeError(complaint)
         return tensor.to(self.device, non_blocking=True)
 
@@ -199,9 +183,8 @@ class Wire:
             self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
 
     def share(self, value: Any) -> list[Any]:
-        """Every rank's JSON value, by rank."""
         mine = json.dumps(value).encode()
-        sizes = memoryview(bytearray(8 * self.world.size)).cast("q")
+        sizes = memoryview(bytearray(8 * self.size)).cast("q")
         length = memoryview(bytearray(struct.pack("<q", len(mine))))
         self._wait(self.comm.Iallgather([length, MPI.BYTE], [sizes, 8, MPI.BYTE]), "all ranks to share")
         counts = list(sizes)
@@ -215,7 +198,7 @@ class Wire:
         mine, highest = memoryview(bytearray(struct.pack("<q", level))).cast("q"), memoryview(bytearray(8)).cast("q")
         request = self.comm.Iallreduce([mine, 1, MPI.INT64_T], [highest, 1, MPI.INT64_T], MPI.MAX)
         self.agreeing.append((request, mine, highest))
-        return self._agreed() if len(self.agreeing) > agree_lag(self.world.size) else 0
+        return self._agreed() if len(self.agreeing) > agree_lag(self.size) else 0
 
     def _agreed(self) -> int:
         """The outcome of the oldest agreement that is under way."""
@@ -245,18 +228,17 @@ class Wire:
         self._waiting = None
 
     def waits(self) -> str:
-        """What this rank waits for, from whom and since when; "" when for nobody.  For another thread to ask."""
         if (waiting := self._waiting) is None:
             return ""
         what, since = waiting
         if isinstance(what, Recv):
-            what = f"'{what.name}' number {what.index} from stage {self.world.rank + what.side}"
+            what = f"'{what.name}' number {what.index} from stage {self.rank + what.side}"
         return f"{what} since {time.monotonic() - since:.0f} s"
 
     def _clock_offsets(self) -> list[float]:
         """Each rank's clock minus ours (s), to read a peer's time of sending: the quickest of a few exchanges."""
-        best = [float("inf")] * self.world.size
-        offset = [0.0] * self.world.size
+        best = [float("inf")] * self.size
+        offset = [0.0] * self.size
         for _ in range(5):
             before = time.time()
             clocks = self.share(time.time())
@@ -264,8 +246,8 @@ class Wire:
             for rank, clock in enumerate(clocks):
                 if spread < best[rank]:
                     best[rank], offset[rank] = spread, clock - before
-        same_host = self.share(self.world.host)
-        return [0.0 if same_host[r] == self.world.host else offset[r] for r in range(self.world.size)]
+        same_host = self.share(self.host)
+        return [0.0 if same_host[r] == self.host else offset[r] for r in range(self.size)]
 
     def abort(self, code: int) -> NoReturn:
         """End every rank of the job with this exit code, now; from any thread.
@@ -283,7 +265,6 @@ class Wire:
         os._exit(code)
 
     def close(self) -> None:
-        """Leave MPI; every rank must come here."""
         self.share(None)
         self.comm.Free()
         MPI.Finalize()

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from hpcsplit.assemble import make_jobs
+from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.engine.job import STOP, Job, Silent
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.plan.prepare import Prepared
@@ -68,7 +68,7 @@ class Course:
         self.folder.mkdir(parents=True, exist_ok=True)
         cfg = config(stages, **{**self.changes, **changes, "split__cuts": list(cuts)})
         prepared = Prepared(tuple(cuts), (1.0,) * stages, "the data", None)
-        jobs = make_jobs(Setting(cfg), prepared, RunDir(self.folder), range(stages), cpu, self.kept)
+        jobs = make_jobs(Setting(cfg), prepared, RunDir(self.folder), range(stages), cpu, Around(self.kept))
         if stop is not None:
             stop_at(jobs[0], stop)
         try:

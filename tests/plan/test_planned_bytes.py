@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.assemble import make_jobs
+from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.commands.plan import Subject, look_at, plan
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
@@ -86,7 +86,7 @@ def network(name: str) -> Subject:
 def run(cfg: Config, stages: int, place: Path) -> list[EpochRecord]:
     seen, cpu = Kept(), torch.device("cpu")
     prepared = Prepared(cfg.split.cuts, (), "", None)  # type: ignore[arg-type]
-    jobs = make_jobs(Setting(cfg), prepared, RunDir(place), range(stages), cpu, seen)
+    jobs = make_jobs(Setting(cfg), prepared, RunDir(place), range(stages), cpu, Around(seen))
     lockstep.run([rank_program(job) for job in jobs])
     return seen.records
 

@@ -37,7 +37,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("words", [[], ["--run.runner", "lockstep", "--run.stages", "2"]], ids=["alone", "lockstep"])
 def test_a_start_looks_once(tmp_path: Path, looks: Counter[str], words: list[str]) -> None:
-    toml = write_toml(tmp_path / "c.toml", model__name="resnet8", run__baseline=True, schedule__epochs=1, split__cuts="flops")
+    toml = write_toml(
+        tmp_path / "c.toml", model__name="resnet8", run__baseline=True, schedule__epochs=1, split__cuts="flops"
+    )
     assert cli.main(["train", str(toml), "--run-dir", str(tmp_path / "run"), *words]) == 0
     assert looks == {"read": 1, "built": 2, "traced": 2}
 

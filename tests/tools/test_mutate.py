@@ -153,7 +153,7 @@ def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.Captu
     again = program.main(words, tmp_path / "tree")
     assert again == program.FAILED
     assert (tmp_path / "out" / "results.jsonl").read_text().splitlines() == lines
-    test = tmp_path / "tree" / "tests" / "test_records.py"
+    test = tmp_path / "tree" / "tests" / "run" / "test_records.py"
     test.write_text(test.read_text().replace("area(2, 1) == 2", "area(2, 3) == 6"))
     program.main(words, tmp_path / "tree")
     more = (tmp_path / "out" / "results.jsonl").read_text().splitlines()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hpcsplit.assemble import make_jobs
+from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.commands.train import _prepare_together
 from hpcsplit.config import load
 from hpcsplit.engine.rank import rank_program
@@ -24,14 +24,13 @@ from tests.whole import lean  # noqa: F401
 def main(words: list[str]) -> None:
     torch.set_num_threads(1)
     wire, cpu = Wire(), torch.device("cpu")
-    rank = wire.world.rank
+    rank = wire.rank
     for toml, folder in zip(words[::2], words[1::2], strict=True):
         setting, run_dir = Setting(load(toml)), RunDir(Path(folder))
         prepared = _prepare_together(setting, run_dir, wire, cpu)
         watch = Watch(Console(9, stream=io.StringIO()), Records(run_dir.records), setting.phases)
-        (job,) = make_jobs(setting, prepared, run_dir, [rank], cpu, watch)
-        job.stage.between_blocks = wire.progress
-        wire.run(rank_program(job))
+        (job,) = make_jobs(setting, prepared, run_dir, [rank], cpu, Around(watch, between_blocks=wire.progress))
+        wire.run([rank_program(job)])
         if job.store:
             job.store.close()
     wire.close()

@@ -61,7 +61,7 @@ def test_a_disk_refuses_only_where_it_is_asked() -> None:
 
 def test_a_hook_that_is_gone_ends_the_campaign() -> None:
     injection = Injection({"counts": "unused"})
-    with pytest.raises(SystemExit, match=r"hpcsplit\.records:Records\.appended is no function any more"):
+    with pytest.raises(SystemExit, match=r"hpcsplit\.run\.records:Records\.appended is no function any more"):
         injection.install((Hook("hpcsplit.run.records:Records.appended"),))
 
 

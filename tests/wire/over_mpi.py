@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -118,11 +117,11 @@ def taken_in(wire: Wire, rank: int, size: int) -> Program:
 
 def clock_offsets(wire: Wire) -> list[float]:
     """With clocks that are 100 s apart, on hosts of other names."""
-    world, clock = wire.world, time.time
-    wire.world = replace(world, host=f"host {world.rank}")
-    with patch.object(time, "time", lambda: clock() + 100 * world.rank):
+    host, clock = wire.host, time.time
+    wire.host = f"host {wire.rank}"
+    with patch.object(time, "time", lambda: clock() + 100 * wire.rank):
         found = wire._clock_offsets()
-    wire.world = world
+    wire.host = host
     return found
 
 
@@ -152,22 +151,22 @@ class LateCopy:
 
 def main(answers: Path) -> None:
     wire = Wire()
-    rank, size = wire.world.rank, wire.world.size
-    found, on_their_way = {"late": "late" in sys.argv, "library": wire.world.library}, 0
+    rank, size = wire.rank, wire.size
+    found, on_their_way = {"late": "late" in sys.argv, "library": wire.library}, 0
     for program in (*PROGRAMS, big_both_ways, many_big_both_ways, many_unread, late_sender, slow_message):
         # counted_bytes expects a fresh meter
         wire.traffic.__init__()
-        answer = wire.run(program(rank, size))
+        answer = wire.run([program(rank, size)])[0]
         on_their_way += len(wire.leaving) + len(wire.outgoing)
         found[program.__name__] = wire.share(answer)
     for watched in (flood, taken_in):
-        found[watched.__name__] = wire.share(wire.run(watched(wire, rank, size)))
+        found[watched.__name__] = wire.share(wire.run([watched(wire, rank, size)])[0])
     found["on_their_way"] = wire.share(on_their_way)
     found["clock_offset"] = wire.share([wire.clock_offset, clock_offsets(wire)])
     found["names_left"] = wire.share(sorted(mpi._shared_memory()))
     complaint = None
     try:
-        wire.run(wrong_shape(rank, size))
+        wire.run([wrong_shape(rank, size)])
     except RuntimeError as error:
         complaint = str(error)
     found["wrong_shape"] = wire.share(complaint)

@@ -79,9 +79,9 @@ def measured(rounds: int) -> None:
     torch.set_num_threads(1)
     wire = Wire()
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[wire.world.rank % len(cores)]})
-    rows = [wire.run(one_size(wire, size, rounds)) for size in SIZES]
-    if wire.world.rank == 0:
+    os.sched_setaffinity(0, {cores[wire.rank % len(cores)]})
+    rows = [wire.run([one_size(wire, size, rounds)])[0] for size in SIZES]
+    if wire.rank == 0:
         print(json.dumps(rows))
     wire.close()
 
@@ -92,7 +92,7 @@ def repeats(bout: str, size: int) -> int:
 
 
 def one_size(wire: Wire, size: int, rounds: int) -> Program:
-    first, side = wire.world.rank == 0, NEXT if wire.world.rank == 0 else PREV
+    first, side = wire.rank == 0, NEXT if wire.rank == 0 else PREV
     tensor, target = torch.zeros(size // 4), torch.ones(size // 4)
     factor = torch.randn(EDGE, EDGE)
 

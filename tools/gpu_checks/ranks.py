@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import make_jobs
+from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.host.device import use, wait_for
@@ -47,7 +47,7 @@ def messages(setting: Setting) -> Iterator[Finding]:
     """Every type and memory format arrives as it was sent, though the device is still busy when it leaves and the
     sender overwrites it at once; seconds of a large one, there and back."""
     wire = _wire(setting)
-    rank, device = wire.world.rank, setting.device
+    rank, device = wire.rank, setting.device
 
     def made(number: int) -> torch.Tensor:
         shape, dtype = _SHAPES[number % len(_SHAPES)], _TYPES[number % len(_TYPES)]
@@ -88,8 +88,8 @@ def messages(setting: Setting) -> Iterator[Finding]:
             times.append((time.perf_counter() - began) / 2)
         return statistics.median(times[2:])
 
-    wrong = wire.share(wire.run(exchange()))
-    seconds = wire.share(wire.run(there_and_back()))[0]
+    wrong = wire.share(wire.run([exchange()])[0])
+    seconds = wire.share(wire.run([there_and_back()])[0])[0]
     wire.close()
     if rank == 0:
         yield {"ok": not any(wrong), "wrong": wrong, "us_8mb": round(1e6 * seconds, 1)}
@@ -113,14 +113,14 @@ def together(setting: Setting) -> Iterator[Finding]:
     wire = _wire(setting)
     mine = sorted(os.sched_getaffinity(0))
     half = max(1, len(mine) // 2)
-    os.sched_setaffinity(0, set(mine[wire.world.rank * half : (wire.world.rank + 1) * half] or mine))
+    os.sched_setaffinity(0, set(mine[wire.rank * half : (wire.rank + 1) * half] or mine))
     for number, (network, precision) in enumerate(setting.networks):
         for way in WAYS if number == 0 else list(WAYS)[:3]:
             enough = min(wire.share(setting.left_s)) > 12
             if not enough:
                 break
             found = _together(setting, wire, network, precision, way)
-            if wire.world.rank == 0:
+            if wire.rank == 0:
                 yield found
     wire.close()
 
@@ -130,13 +130,13 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     torch.backends.cudnn.benchmark = True
     steps, turns = _sizes(setting)
     config = configuration(setting, network, 2, steps=steps, **sections, run={"precision": precision})
-    place = wire.share(tempfile.mkdtemp() if wire.world.rank == 0 else None)[0]
+    place = wire.share(tempfile.mkdtemp() if wire.rank == 0 else None)[0]
     run_dir = RunDir(Path(place) / "run")
     run = OfARun(config)
-    prepared = prepare(run, run_dir, 2, setting.device).as_dict() if wire.world.rank == 0 else None
+    prepared = prepare(run, run_dir, 2, setting.device).as_dict() if wire.rank == 0 else None
     prepared = Prepared.from_dict(wire.share(prepared)[0])
-    (job,) = make_jobs(run, prepared, run_dir, [wire.world.rank], setting.device)
-    job.stage.between_blocks = wire.progress
+    around = Around(between_blocks=wire.progress)
+    (job,) = make_jobs(run, prepared, run_dir, [wire.rank], setting.device, around)
 
     def program() -> Generator[Verb, Any, list[float]]:
         if phase == "parallel" and job.has_variables:
@@ -151,7 +151,7 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
             rows.append([wall, cpu, *(after[key] - before[key] for key in ("exposed_s", "imbalance_s"))])
         return [statistics.median(column) / steps for column in zip(*rows[2:], strict=True)]
 
-    columns = zip(*wire.share(wire.run(program())), strict=True)
+    columns = zip(*wire.share(wire.run([program()])[0]), strict=True)
     if job.store:
         job.store.close()
     names = ("ms", "cpu_ms", "exposed_ms", "imbalance_ms")

@@ -11,7 +11,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "store": ("hpcsplit/store", ("tests/files/test_durable.py", "tests/engine")),
     "stage": ("hpcsplit/stage", ("tests/plan/test_prepare.py", "tests/plan/simulate", "tests/methods", "tests/engine")),
     "blocks": ("hpcsplit/plan/blocks.py", ("tests/plan/test_prepare.py",)),
-    "profile": ("hpcsplit/plan/profile.py", ("tests/plan/test_forecast.py", "tests/plan/test_prepare.py")),
+    "forecast": ("hpcsplit/plan/forecast.py", ("tests/plan/test_prepare.py",)),
     "checkpoint": ("hpcsplit/checkpoint", ("tests/files/test_durable.py", "tests/run/test_planted.py")),
     "schedule": ("hpcsplit/schedule", ("tests/engine",)),
     "wire": ("hpcsplit/wire", ()),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.assemble import make_jobs
+from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
@@ -39,17 +39,16 @@ CYCLE = {
 def main() -> None:
     args = arguments()
     wire = Wire()
-    player = Player(args.turns, args.first, wire.world.rank)
+    player = Player(args.turns, args.first, wire.rank)
     torch.set_num_threads(1)
     setting, run_dir = Setting(configuration(args)), RunDir(Path(args.turns) / "run")
-    device = setting.device(wire.world.local_rank)
-    prepared = prepare(setting, run_dir, wire.world.size, device).as_dict() if wire.world.rank == 0 else None
+    device = setting.device(wire.local_rank)
+    prepared = prepare(setting, run_dir, wire.size, device).as_dict() if wire.rank == 0 else None
     prepared = Prepared.from_dict(wire.share(prepared)[0])
-    (job,) = make_jobs(setting, prepared, run_dir, [wire.world.rank], device)
+    (job,) = make_jobs(setting, prepared, run_dir, [wire.rank], device, Around(between_blocks=wire.progress))
     give_back()
-    job.stage.between_blocks = wire.progress
     wire.device = device
-    wire.run(program(job, player, args.kind))
+    wire.run([program(job, player, args.kind)])
     if job.store:
         job.store.close()
     wire.close()
