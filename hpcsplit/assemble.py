@@ -20,7 +20,7 @@ from hpcsplit.schedule.hybrid import Phase, SavePolicy, learning_rate
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
-from hpcsplit.tasks import Samples
+from hpcsplit.tasks.task import Samples
 
 
 @dataclass(frozen=True)

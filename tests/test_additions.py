@@ -1,8 +1,9 @@
-"""A data set and an optimizer are added to a copy of the package: one file and one line in the one list, each."""
+"""A data set, a network and an optimizer are added to a copy of the package: one file and one line in a list, each."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,17 @@ def read(spec, root, download):
         return Part.of(images, labels)
     return part(spec.train), part(spec.test)
 """
+TWICE = """
+from collections import OrderedDict
+from torch import nn
+
+def twice(width, input_shape, classes):
+    size = input_shape[0] * input_shape[1] * input_shape[2]
+    return nn.Sequential(OrderedDict(
+        first=nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.ReLU()),
+        second=nn.Linear(width, classes),
+    ))
+"""
 SIGN = """
 import torch
 
@@ -47,6 +59,13 @@ ADDED = {  # the new file, its content, the list, the line before the new one, t
         "_ALL = (\n",
         '    Spec("stripes", 64, 32, (1, 8, 8), 2, flip=False, reader="hpcsplit.data.stripes:read"),\n',
     ),
+    "twice": (
+        "nets/twice.py",
+        TWICE,
+        "nets/catalog.py",
+        "NETWORKS = (\n",
+        '    Network("twice-W", r"twice-(?P<width>\\d+)", "hpcsplit.nets.twice:twice"),\n',
+    ),
     "sign": (
         "sign.py",
         SIGN,
@@ -60,9 +79,7 @@ RUN = """
 name = "stripes"
 batch_size = 16
 [model]
-name = "mlp"
-depth = 2
-width = 8
+name = "twice-8"
 [method]
 downsample = 1
 [schedule]
@@ -104,13 +121,14 @@ def test_help_lists_them(command: Command) -> None:
     done = command("train", "--help")
     assert "stripes | digits |" in done.stdout
     assert "sign | sgd |" in done.stdout
+    assert "twice-W | resnetN" in done.stdout
 
 
-@pytest.mark.parametrize(("key", "name"), [("data.name", "stripes"), ("optim.name", "sign")])
+@pytest.mark.parametrize(("key", "name"), [("data.name", "stripes"), ("optim.name", "sign"), ("model.name", "twice-W")])
 def test_a_wrong_name_is_told_of_them(command: Command, key: str, name: str) -> None:
     done = command("plan", "c.toml", f"--{key}", "other")
     assert done.returncode == 65
-    assert f"{key} = 'other' is not one of {name}, " in done.stderr
+    assert re.search(f"{key} = ['\"]other['\"] is not one of {name}, ", done.stderr)
 
 
 def test_they_run(command: Command) -> None:
@@ -120,4 +138,4 @@ def test_they_run(command: Command) -> None:
     assert "test accuracy: last 100.00%" in done.stdout
     done = command("evaluate", "r")
     assert done.returncode == 0
-    assert "mlp on stripes: 64 training samples" in done.stdout
+    assert "twice-8 on stripes: 64 training samples" in done.stdout

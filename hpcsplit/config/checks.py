@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.names import check_model_name
+from hpcsplit.nets.catalog import lookup
 
 if TYPE_CHECKING:
     from hpcsplit.config.config import Config
@@ -42,7 +42,6 @@ def check_cuts(cuts: tuple[int, ...] | str, stages: int) -> None:
 
 def check_combination(config: Config, method: DeclaredMethod) -> None:
     """Raise ConfigError where two keys exclude each other."""
-    check_model_name(config.model.name)
     _check_task(config)
     check_cuts(config.split.cuts, config.run.stages)
     schedule = config.schedule
@@ -97,10 +96,10 @@ def _check_ratio(config: Config, method: DeclaredMethod) -> None:
 
 
 def _check_task(config: Config) -> None:
-    """Raise ConfigError where one of our own networks has another output than the task compares."""
+    """Raise ConfigError for a name of no network, or of one that has another output than the task compares."""
     name, task = config.model.name, config.model.task
-    wanted = "generation" if name.endswith("-vae") else "classification"
-    if ":" not in name and task != wanted:
+    wanted = lookup(name).task
+    if wanted and task != wanted:
         raise ConfigError(
             f'model.task = "{task}": {name} is made for {wanted}; set model.task = "{wanted}", or take a network '
             f"such as {'resnet20-vae' if task == 'generation' else 'resnet20'}"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import SPECS
+from hpcsplit.nets.catalog import NETWORKS
+from hpcsplit.tasks.catalog import TASKS
 
-TASKS = ("classification", "generation")
 _WITH_MOMENTUM = " and ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
 
 
@@ -55,11 +56,8 @@ class Data:
 class Model:
     """The whole network, a sequence of named blocks."""
 
-    name: str = option(
-        "resnet20",
-        "resnetN (N = 6n+2) | resnetN-vae | wrn-D-W (D = 6n+4) | mlp | cnn | tssm-resnet | package.module:factory",
-    )
-    task: str = option("classification", "what it learns: the class, or to generate the image", choices=TASKS)
+    name: str = option("resnet20", " | ".join(network.words for network in NETWORKS))
+    task: str = option("classification", "what it learns: the class, or to generate the image", choices=tuple(TASKS))
     block: str = option(
         "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
     )

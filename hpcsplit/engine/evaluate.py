@@ -13,7 +13,7 @@ from hpcsplit.engine.forward import forward_pass
 from hpcsplit.engine.job import Job
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.stage.batchnorm import FreshStatistics
-from hpcsplit.tasks import Samples
+from hpcsplit.tasks.task import Samples
 from hpcsplit.wire.port import Share, Verb
 
 BN_BATCHES = 16  # mini-batches of the training set that BatchNorm statistics are re-estimated from

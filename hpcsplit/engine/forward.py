@@ -10,7 +10,7 @@ import torch
 
 from hpcsplit.engine.job import Job
 from hpcsplit.schedule.actions import Refresh
-from hpcsplit.tasks import Samples
+from hpcsplit.tasks.task import Samples
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 
 Visit = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor], None]

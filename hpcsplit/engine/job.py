@@ -23,7 +23,7 @@ from hpcsplit.schedule.auto import Seen
 from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.store import Store
-from hpcsplit.tasks import Samples
+from hpcsplit.tasks.task import Samples
 
 SAVE, STOP = 1, 2  # wishes of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit

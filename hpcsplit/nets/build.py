@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
+from typing import Any
+
 from torch import nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.cnn import cnn
-from hpcsplit.nets.custom import custom
-from hpcsplit.nets.mlp import mlp
-from hpcsplit.nets.names import check_model_name
-from hpcsplit.nets.resnet import resnet
-from hpcsplit.nets.resnet_vae import resnet_vae
-from hpcsplit.nets.tssm_resnet import tssm_resnet
-from hpcsplit.nets.wideresnet import wide_resnet
+from hpcsplit.nets.catalog import lookup
 
 
 def build(
@@ -31,20 +28,11 @@ def build(
     `block` ("post" or "pre") is read by resnetN only, `depth` (hidden layers) and `width` (neurons) by mlp only.
     Raises ConfigError for a name that no builder knows, and for a factory that breaks the contract above.
     """
-    check_model_name(name)
-    if name == "mlp":
-        return mlp(input_shape, classes, depth, width)
-    if name == "cnn":
-        return cnn(input_shape, classes)
-    if name == "tssm-resnet":
-        return tssm_resnet(input_shape, classes)
-    if ":" in name:
-        return custom(name, input_shape, classes)
-    if name.startswith("wrn-"):
-        layers, factor = name.removeprefix("wrn-").split("-")
-        return wide_resnet(int(layers), int(factor), input_shape[0], classes)
+    network = lookup(name)
     if block not in ("post", "pre"):
         raise ConfigError(f'model.block = "{block}" is not "post" or "pre"; take one of them')
-    if name.endswith("-vae"):
-        return resnet_vae(int(name.removeprefix("resnet").removesuffix("-vae")), input_shape, block)
-    return resnet(int(name.removeprefix("resnet")), input_shape[0], classes, block)
+    builder = pkgutil.resolve_name(network.builder)
+    offered: dict[str, Any] = {"name": name, "input_shape": input_shape, "classes": classes, **network.numbers(name)}
+    offered |= {"block": block, "depth": depth, "width": width}
+    net: nn.Sequential = builder(**{key: offered[key] for key in inspect.signature(builder).parameters})
+    return net

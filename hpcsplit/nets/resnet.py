@@ -72,8 +72,8 @@ class PreBlock(nn.Module):
         return out + self.shortcut(x)
 
 
-def resnet(layers: int, channels_in: int, classes: int, block: str) -> nn.Sequential:
-    """resnet`layers` for images with `channels_in` channels of any size; `block` is "post" or "pre".
+def resnet(layers: int, input_shape: tuple[int, ...], classes: int, block: str) -> nn.Sequential:
+    """resnet`layers` for images (C, H, W) of any size; `block` is "post" or "pre".
 
     Blocks: stem, group1_block1 ... group3_blockn, head. On 32 x 32 the groups return (16, 32, 32), (32, 16, 16) and
     (64, 8, 8) for each sample.
@@ -83,7 +83,7 @@ def resnet(layers: int, channels_in: int, classes: int, block: str) -> nn.Sequen
     assert rest == 0, layers
     pre = block == "pre"
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    stem = conv3x3(channels_in, GROUP_CHANNELS[0])
+    stem = conv3x3(input_shape[0], GROUP_CHANNELS[0])
     blocks["stem"] = stem if pre else nn.Sequential(stem, nn.BatchNorm2d(GROUP_CHANNELS[0]), nn.ReLU(inplace=True))
     before = GROUP_CHANNELS[0]
     for group, channels in enumerate(GROUP_CHANNELS, start=1):

@@ -55,14 +55,14 @@ class Decoder(nn.Module):
         return torch.cat([self.grow(self.begin(z)).flatten(1), moments], dim=1)
 
 
-def resnet_vae(layers: int, image: tuple[int, int, int], block: str) -> nn.Sequential:
+def resnet_vae(layers: int, input_shape: tuple[int, int, int], block: str) -> nn.Sequential:
     """resnet`layers` without its head as encoder of images (C, H, W), then the blocks "latent" and "decoder"."""
-    whole = resnet(layers, image[0], 1, block)
+    whole = resnet(layers, input_shape, 1, block)
     blocks: OrderedDict[str, nn.Module] = OrderedDict(list(whole.named_children())[:-1])
-    height, width = (math.ceil(math.ceil(size / 2) / 2) for size in image[1:])
+    height, width = (math.ceil(math.ceil(size / 2) / 2) for size in input_shape[1:])
     active = [nn.BatchNorm2d(GROUP_CHANNELS[-1]), nn.ReLU(inplace=True)] if block == "pre" else []
     blocks["latent"] = nn.Sequential(*active, Latent(GROUP_CHANNELS[-1] * height * width))
-    blocks["decoder"] = Decoder(image, (height, width))
+    blocks["decoder"] = Decoder(input_shape, (height, width))
     he_init(blocks["decoder"])
     return nn.Sequential(blocks)
 

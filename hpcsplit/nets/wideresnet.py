@@ -38,8 +38,8 @@ class WideBlock(nn.Module):
         return out + shortcut
 
 
-def wide_resnet(layers: int, factor: int, channels_in: int, classes: int) -> nn.Sequential:
-    """wrn-`layers`-`factor` for images with `channels_in` channels of any size.
+def wide_resnet(layers: int, factor: int, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """wrn-`layers`-`factor` for images (C, H, W) of any size.
 
     Blocks: stem, group1_block1 ... group3_blockn, head. On 32 x 32 the groups return (16W, 32, 32), (32W, 16, 16) and
     (64W, 8, 8) for each sample.
@@ -47,7 +47,7 @@ def wide_resnet(layers: int, factor: int, channels_in: int, classes: int) -> nn.
     n, rest = divmod(layers - 4, 6)
     assert min(n, factor) >= 1, (layers, factor)
     assert rest == 0, layers
-    blocks: OrderedDict[str, nn.Module] = OrderedDict(stem=conv3x3(channels_in, STEM_CHANNELS))
+    blocks: OrderedDict[str, nn.Module] = OrderedDict(stem=conv3x3(input_shape[0], STEM_CHANNELS))
     before = STEM_CHANNELS
     for group in (1, 2, 3):
         channels = 2 ** (group - 1) * 16 * factor

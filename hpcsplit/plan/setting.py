@@ -35,7 +35,8 @@ from hpcsplit.schedule.hybrid import Phase, phases
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.stage.timetable import Order
-from hpcsplit.tasks import TASKS
+from hpcsplit.tasks.catalog import TASKS
+from hpcsplit.tasks.task import Task
 
 _KEPT = ("net", "blocks", "kept", "data", "code")  # by `replaced`
 
@@ -147,6 +148,10 @@ class Setting:
     def users_network(self) -> bool:
         """Whether the network is the user's own code."""
         return ":" in self.config.model.name
+
+    @property
+    def task(self) -> Task:
+        return cast(Task, pkgutil.resolve_name(TASKS[self.config.model.task])())
 
     @cached_property
     def net(self) -> nn.Sequential:
@@ -293,7 +298,7 @@ class Setting:
             seed=self.config.run.seed,
             first_block=part.start,
             net_blocks=len(net),
-            task=TASKS[self.config.model.task](),
+            task=self.task,
             between_blocks=between_blocks,
         )
 

@@ -29,7 +29,6 @@ from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
 from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
-from hpcsplit.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ class _Watch:
                 "numbers that are not finite {mode}, before anything is trained; correct its initial weights or forward"
             )
         if last:
-            spec, task = self._setting.spec, TASKS[self._setting.config.model.task]()
+            spec, task = self._setting.spec, self._setting.task
             wanted = task.wrong_shape(shape[1:], self._shapes[0], spec.classes)
             return f"outputs of shape {shape[1:]} a sample; {spec.name} needs {wanted}" if wanted else ""
         return ""

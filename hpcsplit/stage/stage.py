@@ -15,8 +15,8 @@ from torch.func import functional_call
 from hpcsplit.nets.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
-from hpcsplit.tasks import Task
 from hpcsplit.tasks.classification import Classification
+from hpcsplit.tasks.task import Task
 
 Shape = tuple[int, ...]
 

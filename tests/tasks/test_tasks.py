@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from hpcsplit.config import resolve
-from hpcsplit.config.sections import TASKS as NAMES
 from hpcsplit.errors import ConfigError
-from hpcsplit.tasks import TASKS
+from hpcsplit.tasks.catalog import TASKS
 from hpcsplit.tasks.classification import Classification
 from hpcsplit.tasks.generation import Generation
 
 
 def test_every_name_has_its_task() -> None:
-    assert tuple(TASKS) == NAMES
+    kinds = {name: pkgutil.resolve_name(place) for name, place in TASKS.items()}
+    assert kinds == {"classification": Classification, "generation": Generation}
 
 
 def test_classification() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.nets.names import check_model_name
+from hpcsplit.nets.catalog import lookup
 from tools.benchmarks import page
 from tools.benchmarks.hybrid import charged_or_not
 from tools.benchmarks.step import NETWORKS
@@ -108,7 +108,7 @@ def test_a_pipeline_is_bound_by_its_bubble_and_the_balance() -> None:
 def test_the_networks_of_step_exist() -> None:
     networks = command_line("", NETWORKS, steps=1).parse_args([]).networks
     for name in networks.split(","):
-        check_model_name(name)
+        lookup(name)
 
 
 def test_controls_take_part_in_every_group() -> None:

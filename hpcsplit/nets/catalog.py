@@ -1,0 +1,74 @@
+"""The one list of networks: a new one is an entry here, and a file with its builder.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hpcsplit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a kind of networks without importing it.
+
+    Attributes:
+        words: its name, as help has it.
+        pattern: of its name; the groups are whole numbers.
+        builder: "module:function".  The function gives the network from those that it takes of the numbers of its name,
+            name, input_shape (C, H, W), classes, and of section [model] block, depth and width.
+        rule: what the numbers must be, in words, where they make no such network; else "".
+        task: what it is made for; "" for any.
+    """
+
+    words: str
+    pattern: str
+    builder: str
+    rule: Callable[..., str] = lambda **numbers: ""
+    task: str = "classification"
+
+    def numbers(self, name: str) -> dict[str, int]:
+        """Those in a name of this kind."""
+        fits = re.fullmatch(self.pattern, name)
+        return {key: int(value) for key, value in fits.groupdict().items()} if fits else {}
+
+
+def _residual(layers: int) -> str:
+    if layers >= 8 and (layers - 2) % 6 == 0:
+        return ""
+    below = max(8, layers - (layers - 2) % 6)
+    return f"a residual network has 6n+2 layers; the nearest are resnet{below} and resnet{below + 6}"
+
+
+def _wide(layers: int, factor: int) -> str:
+    good = layers >= 10 and (layers - 4) % 6 == 0 and factor >= 1
+    return "" if good else "wrn-D-W needs D = 6n+4 (10, 16, 22, 28, 34, 40 ...) and W >= 1"
+
+
+NETWORKS = (
+    Network("resnetN (N = 6n+2 < 10,000)", r"resnet(?P<layers>\d{1,4})", "hpcsplit.nets.resnet:resnet", _residual),
+    Network(
+        "resnetN-vae", r"resnet(?P<layers>\d{1,4})-vae", "hpcsplit.nets.resnet_vae:resnet_vae", _residual, "generation"
+    ),
+    Network(
+        "wrn-D-W (D = 6n+4 < 1,000, W < 100)",
+        r"wrn-(?P<layers>\d{1,3})-(?P<factor>\d{1,2})",
+        "hpcsplit.nets.wideresnet:wide_resnet",
+        _wide,
+    ),
+    Network("mlp", "mlp", "hpcsplit.nets.mlp:mlp"),
+    Network("cnn", "cnn", "hpcsplit.nets.cnn:cnn"),
+    Network("tssm-resnet", "tssm-resnet", "hpcsplit.nets.tssm_resnet:tssm_resnet"),
+    Network("package.module:factory", r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "hpcsplit.nets.custom:custom", task=""),
+)
+
+
+def lookup(name: str) -> Network:
+    """The kind that a network of this name is of; ConfigError where there is none, or none with these numbers."""
+    for network in NETWORKS:
+        if re.fullmatch(network.pattern, name):
+            if wrong := network.rule(**network.numbers(name)):
+                raise ConfigError(f'model.name = "{name}": {wrong}')
+            return network
+    raise ConfigError(f'model.name = "{name}" is not one of {", ".join(network.words for network in NETWORKS)}')
