@@ -62,7 +62,7 @@ def _examine(wire: Wire, guard: Guard, scratch: Path | None, began: float) -> li
     guard.expect("the look at cores and devices", _PART_LIMIT_S)
     here = place.look_around(wire.rank, wire.local_rank)
     ready_s = max(wire.share(time.monotonic() - began))
-    places = [place.Place.from_dict(values) for values in wire.share(here.as_dict())]
+    places = [place.Surroundings.from_dict(values) for values in wire.share(here.as_dict())]
     guard.expect("messages between neighbours", _PART_LIMIT_S)
     edges = wire.share(messages.measure(wire))
     guard.expect("reading and writing of files", _PART_LIMIT_S)

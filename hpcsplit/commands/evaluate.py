@@ -15,7 +15,7 @@ from hpcsplit.assemble import make_jobs
 from hpcsplit.checkpoint.state import load_weights
 from hpcsplit.checkpoint.whole import Whole, digest
 from hpcsplit.commands.saved import Saved, find, warn
-from hpcsplit.config import Method
+from hpcsplit.config import MethodSection
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
@@ -90,7 +90,7 @@ def alone(saved: Saved, whole: Whole) -> Job:
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(min(config.run.threads or cores, cores))
-    exact = saved.setting.replaced(dataclasses.replace(config, method=Method(name="backprop")))
+    exact = saved.setting.replaced(dataclasses.replace(config, method=MethodSection(name="backprop")))
     (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], device)
     load_weights(job.stage.blocks, *whole)
     return job

@@ -140,9 +140,9 @@ def cuts_of(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
     if not isinstance(config.split.cuts, str) and len(config.split.cuts) + 1 == ranks:
         return config.split.cuts
     costs = [block.seconds for block in measured.parallel]
-    joins = [join.seconds / 2 for join in measured.joins]
+    cut_costs = [join.seconds / 2 for join in measured.cut_costs]
     cut = balanced_cuts if len(costs) <= EXACT_CUTS else quick_cuts
-    return cut(costs, ranks, joins)
+    return cut(costs, ranks, cut_costs)
 
 
 def _timelines(problem: Problem, cuts: Sequence[int], machine: Machine) -> dict[str, list[Span]]:

@@ -16,7 +16,7 @@ from hpcsplit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSection:
     """The training method; further keys are the method's own options."""
 
     name: str = option("penalty", "training method of the parallel epochs")
@@ -28,15 +28,15 @@ class Method:
 class Config:
     """A resolved configuration: every key of every section has a checked value."""
 
-    data: s.Data
-    model: s.Model
-    split: s.Split
-    method: Method
-    schedule: s.Schedule
-    optim: s.Optim
-    store: s.Store
-    checkpoint: s.Checkpoint
-    run: s.Run
+    data: s.DataSection
+    model: s.ModelSection
+    split: s.SplitSection
+    method: MethodSection
+    schedule: s.ScheduleSection
+    optim: s.OptimSection
+    store: s.StoreSection
+    checkpoint: s.CheckpointSection
+    run: s.RunSection
     stem: str = "run"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -108,7 +108,7 @@ def option_tree(method: str) -> dict[str, dict[str, Option]]:
     tree = {}
     for f in fields(Config):
         if f.name == "method":
-            options: tuple[Option, ...] = (*options_of(Method), *declared[method].options)
+            options: tuple[Option, ...] = (*options_of(MethodSection), *declared[method].options)
         elif f.name in s.SECTIONS:
             options = options_of(s.SECTIONS[f.name])
         else:

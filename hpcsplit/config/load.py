@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcsplit.config import sections as s
 from hpcsplit.config.checks import check_combination
-from hpcsplit.config.config import Config, Method, nearest, option_tree
+from hpcsplit.config.config import Config, MethodSection, nearest, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, number_in, options_of, show
 from hpcsplit.errors import ConfigError, UsageError
@@ -67,7 +67,7 @@ def resolve(
 
     name, origin = given.get("method", {}).get("name", ("penalty", ""))
     if origin is _COMMAND_LINE:
-        name = options_of(Method)[0].read(name)
+        name = options_of(MethodSection)[0].read(name)
     tree = option_tree(str(name))
     if origin is _COMMAND_LINE:  # the file is about another method
         theirs = option_tree(str(raw.get("method", {}).get("name", "penalty")))["method"]
@@ -94,7 +94,7 @@ def resolve(
             origins[f"{section}.{key}"] = origin
         if section == "method":
             own = {k: values.pop(k) for k in list(values) if k not in ("name", "frozen")}
-            built[section] = Method(**values, options=own)
+            built[section] = MethodSection(**values, options=own)
         else:
             built[section] = s.SECTIONS[section](**values)
     config = Config(**built, stem=stem, origins=origins)

@@ -14,7 +14,7 @@ _WITH_MOMENTUM = " and ".join(name for name, known in OPTIMIZERS.items() if know
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSection:
     """Which images, and how they are dealt into mini-batches."""
 
     name: str = option("digits", "data set", choices=tuple(SPECS))
@@ -53,7 +53,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSection:
     """The whole network, a sequence of named blocks."""
 
     name: str = option("resnet20", " | ".join(network.words for network in NETWORKS))
@@ -66,7 +66,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitSection:
     """Where the network is cut into stages."""
 
     cuts: tuple[int, ...] | str = option(
@@ -80,7 +80,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ScheduleSection:
     """Which epochs are exact back-propagation (serial) and which train all stages at once (parallel)."""
 
     epochs: int = option(10, "all epochs, serial and parallel", unit="epochs", low=1, high=1_000_000)
@@ -99,7 +99,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimSection:
     """The weight step of every stage."""
 
     name: str = option("sgd", "torch's optimizer", choices=tuple(OPTIMIZERS))
@@ -114,7 +114,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Store:
+class StoreSection:
     """Where the auxiliary variables live, one file set for each rank."""
 
     kind: str = option("hdf5", "hdf5 files, or memory", choices=("hdf5", "memory"))
@@ -125,7 +125,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSection:
     """When a run is saved."""
 
     every_epochs: int = option(
@@ -148,7 +148,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSection:
     """How the program uses the machine."""
 
     seed: int = option(0, "initial weights, sample order and augmentation follow from it", low=0)
@@ -179,12 +179,12 @@ class Run:
 
 
 SECTIONS: dict[str, type] = {
-    "data": Data,
-    "model": Model,
-    "split": Split,
-    "schedule": Schedule,
-    "optim": Optim,
-    "store": Store,
-    "checkpoint": Checkpoint,
-    "run": Run,
+    "data": DataSection,
+    "model": ModelSection,
+    "split": SplitSection,
+    "schedule": ScheduleSection,
+    "optim": OptimSection,
+    "store": StoreSection,
+    "checkpoint": CheckpointSection,
+    "run": RunSection,
 }

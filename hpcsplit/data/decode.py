@@ -57,7 +57,7 @@ def idx(found: bytes, dimensions: int) -> np.ndarray:
 
 def cifar(found: bytes) -> tuple[np.ndarray, list[int]]:
     """Images uint8 (N, 3, 32, 32) and labels of one file of CIFAR-10 or CIFAR-100 for Python."""
-    entry = _Plain(io.BytesIO(found), encoding="latin1").load()
+    entry = _PlainUnpickler(io.BytesIO(found), encoding="latin1").load()
     images, labels = entry["data"], entry.get("labels", entry.get("fine_labels"))
     if isinstance(images, _Array):
         images = images.values
@@ -129,7 +129,7 @@ _KNOWN |= {(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("co
 _KNOWN |= {(f"numpy.{core}.numeric", "_frombuffer"): _array for core in ("core", "_core")}
 
 
-class _Plain(pickle.Unpickler):
+class _PlainUnpickler(pickle.Unpickler):
     """Text, numbers, lists, dicts and arrays of bytes; whatever else a pickle names is not looked up."""
 
     def find_class(self, module: str, name: str) -> Any:

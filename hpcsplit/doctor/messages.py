@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcsplit.doctor.finding import Finding, Status
-from hpcsplit.doctor.place import Place
+from hpcsplit.doctor.place import Surroundings
 from hpcsplit.doctor.selftest import device_memory_obstacle
 from hpcsplit.errors import LaunchError
 
@@ -124,7 +124,7 @@ def one_way_times(
     return times
 
 
-def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Place]) -> list[Finding]:
+def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Surroundings]) -> list[Finding]:
     """One finding for neighbours on the same host, one for neighbours on two hosts."""
     edges = [
         Edge((rank, rank + 1), (places[rank].host, places[rank + 1].host), **numbers)
@@ -139,7 +139,7 @@ def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Place
     return [_messages(kind, chosen, crowded) for kind, chosen in kinds.items() if chosen]
 
 
-def _crowds(places: Sequence[Place]) -> list[tuple[str, int]]:
+def _crowds(places: Sequence[Surroundings]) -> list[tuple[str, int]]:
     return [(host, sum(p.host == host for p in places)) for host in {p.host for p in places}]
 
 
@@ -175,7 +175,7 @@ def _messages(kind: str, edges: Sequence[Edge], crowded: bool) -> Finding:
     return Finding("messages", found, Status.SLOW if slow else Status.GOOD, advice, data)
 
 
-def device_memory(library: Library, place: Place) -> Finding:
+def device_memory(library: Library, place: Surroundings) -> Finding:
     """Whether messages pass through host memory (they do), and whether this MPI could take device memory.
 
     What MPI says of itself is not enough, and a wrong answer ends in a segmentation fault: two processes of their own

@@ -35,7 +35,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Place:
+class Surroundings:
     """One rank's surroundings."""
 
     rank: int
@@ -53,15 +53,15 @@ class Place:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Place:
+    def from_dict(cls, values: Mapping[str, Any]) -> Surroundings:
         device = Device(**values["device"]) if values["device"] else None
         return cls(**{**values, "device": device, "cores": tuple(values["cores"])})
 
 
-def look_around(rank: int, local_rank: int) -> Place:
+def look_around(rank: int, local_rank: int) -> Surroundings:
     """This process's place; imports torch."""
     devices, device = _devices(local_rank)
-    return Place(
+    return Surroundings(
         rank,
         local_rank,
         host_name(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcsplit import __version__
 from hpcsplit.doctor.finding import Finding, Status, judged
-from hpcsplit.doctor.place import Place, older, required
+from hpcsplit.doctor.place import Surroundings, older, required
 from hpcsplit.errors import LaunchError
 from hpcsplit.host.launchers import check_world, claimed_size
 from hpcsplit.host.printable import spans
@@ -49,15 +49,15 @@ def start_up(seconds: float) -> Finding:
     )
 
 
-def ranks(places: Sequence[Place]) -> list[Finding]:
+def ranks(places: Sequence[Surroundings]) -> list[Finding]:
     """One finding for each host."""
-    hosts: dict[str, list[Place]] = defaultdict(list)
+    hosts: dict[str, list[Surroundings]] = defaultdict(list)
     for place in places:
         hosts[place.host].append(place)
     return [_host(host, here) for host, here in hosts.items()]
 
 
-def _host(host: str, here: Sequence[Place]) -> Finding:
+def _host(host: str, here: Sequence[Surroundings]) -> Finding:
     cores = sorted({core for place in here for core in place.cores})
     each = sorted({len(place.cores) for place in here})
     own = sum(len(place.cores) for place in here) == len(cores)
@@ -81,7 +81,7 @@ def _host(host: str, here: Sequence[Place]) -> Finding:
     return judged("ranks", found, _host_problems(here, cores), data)
 
 
-def _host_problems(here: Sequence[Place], cores: Sequence[int]) -> list[tuple[Status, str]]:
+def _host_problems(here: Sequence[Surroundings], cores: Sequence[int]) -> list[tuple[Status, str]]:
     problems = []
     if len(cores) < len(here):
         problems.append(
@@ -105,7 +105,7 @@ def _host_problems(here: Sequence[Place], cores: Sequence[int]) -> list[tuple[St
     return [(Status.SLOW, problem) for problem in problems]
 
 
-def packages(places: Sequence[Place]) -> Finding:
+def packages(places: Sequence[Surroundings]) -> Finding:
     """Versions of what a run imports: all there, new enough, and the same for all ranks."""
     mine, problems = places[0].versions, []
     for name, lowest in required().items():
@@ -128,7 +128,7 @@ def packages(places: Sequence[Place]) -> Finding:
     return judged("packages", f"hpcsplit {__version__}, {found}", problems, {"hpcsplit": __version__, **mine})
 
 
-def slurm(place: Place, environment: dict[str, str] | None = None) -> list[Finding]:
+def slurm(place: Surroundings, environment: dict[str, str] | None = None) -> list[Finding]:
     """The job as Slurm's variables tell it; nothing outside of one."""
     env = dict(os.environ) if environment is None else environment
     if "SLURM_JOB_ID" not in env:

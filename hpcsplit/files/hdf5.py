@@ -27,7 +27,7 @@ import torch
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.atomic import free_bytes, gone_on_failure, opened, write_failure, write_new
 from hpcsplit.files.changes import Changes
-from hpcsplit.files.hdf5_format import VARIABLE_TEXT, Contents, Dataset, Value, VariableText, parse
+from hpcsplit.files.hdf5_format import VARIABLE_TEXT, Contents, StoredArray, Value, VariableText, parse
 from hpcsplit.files.nofollow import open_file
 
 Attribute = str | int | float
@@ -171,7 +171,7 @@ def _types() -> dict[bytes, np.dtype[Any]]:
     return {h5py.h5t.py_create(kind, logical=True).encode()[2:]: kind for kind in kinds}
 
 
-def _torch_type(found: Dataset) -> torch.dtype:
+def _torch_type(found: StoredArray) -> torch.dtype:
     """The type of an array's values: the one that it is marked with, or its own."""
     own, mark = torch.from_numpy(np.empty(0, found.dtype)).dtype, found.attributes.get(_TYPE_MARK)
     if mark is None:
@@ -214,7 +214,7 @@ def _plain(attributes: Mapping[str, Value | VariableText]) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def _set(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Attribute]) -> None:
+def _set(file: h5py.File | h5py.StoredArray, attributes: Mapping[str, Attribute]) -> None:
     """Write attributes; texts of fixed length, in pieces, since in a damaged file others may lie anywhere."""
     for name, value in attributes.items():
         if isinstance(value, str):

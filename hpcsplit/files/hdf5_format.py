@@ -59,7 +59,7 @@ VARIABLE_TEXT = VariableText()
 
 
 @dataclass(frozen=True)
-class Dataset:
+class StoredArray:
     """An array in the file: shape, type, its attributes, and where its bytes begin and how many there are."""
 
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class Dataset:
 class Contents:
     """The arrays of a file by their path ("group/name"), and the attributes of the file."""
 
-    datasets: Mapping[str, Dataset]
+    datasets: Mapping[str, StoredArray]
     attributes: Mapping[str, Value | VariableText]
 
 
@@ -87,10 +87,10 @@ def parse(read: Callable[[int, int], bytes], size: int, types: Mapping[bytes, np
     Raises:
         ValueError: it is no such file, or damaged, or has anything else in it.
     """
-    return _Parser(read, size, types).contents()
+    return _FileReader(read, size, types).contents()
 
 
-class _Parser:
+class _FileReader:
     def __init__(self, read: Callable[[int, int], bytes], size: int, types: Mapping[bytes, np.dtype[Any]]) -> None:
         self._read, self._size, self._types = read, size, types
         self._bytes_left, self._messages_left = MOST_BYTES, MOST_MESSAGES
@@ -106,7 +106,7 @@ class _Parser:
             raise ValueError("its superblock is of another kind than this program writes")
         if fields[14] > self._size:
             raise ValueError(f"it is cut off: {self._size} bytes, {fields[14]} expected")
-        datasets: dict[str, Dataset] = {}
+        datasets: dict[str, StoredArray] = {}
         attributes = self._object(root, "", 0, datasets)
         end = 0
         for dataset in sorted((d for d in datasets.values() if d.size), key=lambda d: d.offset):
@@ -136,7 +136,7 @@ class _Parser:
 
     # ------------------------------------------------------------------------------------------------ objects
 
-    def _object(self, address: int, path: str, depth: int, datasets: dict[str, Dataset]) -> dict[str, Any]:
+    def _object(self, address: int, path: str, depth: int, datasets: dict[str, StoredArray]) -> dict[str, Any]:
         """Put the arrays of the object at `address` into `datasets`; its own attributes."""
         self._objects += 1
         if self._objects > MOST_OBJECTS or depth > MOST_DEPTH:
@@ -220,7 +220,7 @@ class _Parser:
 
     # ------------------------------------------------------------------------------------------------ values
 
-    def _dataset(self, facts: Mapping[int, bytes], attributes: Mapping[str, Any]) -> Dataset:
+    def _dataset(self, facts: Mapping[int, bytes], attributes: Mapping[str, Any]) -> StoredArray:
         shape, dtype, layout = _shape(facts[_DATASPACE]), self._number(facts[_DATATYPE]), facts[_LAYOUT]
         if dtype is None:
             raise ValueError("it has an array of a type that this program does not write")
@@ -231,7 +231,7 @@ class _Parser:
             raise ValueError(f"an array of shape {shape} in it has {size} bytes")
         if size and offset + size > self._size:
             raise ValueError(f"it is cut off: {self._size} bytes, {offset + size} expected")
-        return Dataset(shape, dtype, 0 if offset == _UNDEFINED else offset, size, attributes)
+        return StoredArray(shape, dtype, 0 if offset == _UNDEFINED else offset, size, attributes)
 
     def _number(self, described: bytes) -> np.dtype[Any] | None:
         return next(

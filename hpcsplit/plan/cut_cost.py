@@ -13,7 +13,7 @@ from torch import nn
 
 from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.contract import Batch, TrainingMethod, own_variables
-from hpcsplit.plan.profile import JoinTime
+from hpcsplit.plan.profile import CutCost
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.store.store import Field, MemoryStore
@@ -24,7 +24,7 @@ from hpcsplit.wire.port import PREV, Recv, Send
 REPEATS = 3
 
 
-def join_times(setting: Setting, shapes: Sequence[Shape], device: torch.device) -> tuple[JoinTime, ...]:
+def time_cuts(setting: Setting, shapes: Sequence[Shape], device: torch.device) -> tuple[CutCost, ...]:
     """What a cut at a boundary of each of these shapes costs in a parallel step; () where epochs are all exact.
 
     About: what a stage between two others takes whose output is its input.
@@ -33,11 +33,11 @@ def join_times(setting: Setting, shapes: Sequence[Shape], device: torch.device) 
     if method.full_batch or not setting.parallel:
         return ()
     halves = setting.config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
-    known = {s: JoinTime() if halves and len(s) != 3 else _idle_stage(setting, method, s, device) for s in set(shapes)}
+    known = {s: CutCost() if halves and len(s) != 3 else _idle_stage(setting, method, s, device) for s in set(shapes)}
     return tuple(known[shape] for shape in shapes)
 
 
-def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: torch.device) -> JoinTime:
+def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: torch.device) -> CutCost:
     size, dtype = setting.timed_batch, setting.store_dtype
     stage = Stage(
         1,
@@ -109,4 +109,4 @@ def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: 
     rounds = [one_step() for _ in range(1 + REPEATS)][1:]
     before, behind, packing = (statistics.median(column) for column in zip(*rounds, strict=True))
     first = behind / max(len(own), 1)  # rows and steps of all variables are alike
-    return JoinTime(before, first, behind - first, packing)
+    return CutCost(before, first, behind - first, packing)

@@ -107,8 +107,8 @@ def forecast(profile: Profile, cuts: Sequence[int], gamma: float | None, edge_by
         edge_bytes: what a mini-batch's activations at each cut take as a message; an exact step sends them and as many
             bytes of gradients back.
     """
-    joins = [profile.join(cut) for cut in cuts]
-    packing = max((join.packing_s for join in joins), default=0.0)
+    cut_costs = [profile.join(cut) for cut in cuts]
+    packing = max((join.packing_s for join in cut_costs), default=0.0)
     stages, m = profile.exact_stages(cuts), profile.microbatches
     edges = [0, *(edge_bytes or [0] * len(cuts)), 0]
     passes = [f + b + profile.packing_s * (edges[k] + edges[k + 1]) / m for k, (f, b, _) in enumerate(stages)]
@@ -118,9 +118,9 @@ def forecast(profile: Profile, cuts: Sequence[int], gamma: float | None, edge_by
         t_f=profile.forward_s,
         t_b=profile.backward_s,
         t_d=profile.data_s,
-        t_psi=max((join.psi_s for join in joins), default=0.0),
-        t_lam=max((join.lam_s for join in joins), default=0.0) + packing,
-        t_kappa=max((join.kappa_s for join in joins), default=0.0),
+        t_psi=max((join.psi_s for join in cut_costs), default=0.0),
+        t_lam=max((join.lam_s for join in cut_costs), default=0.0) + packing,
+        t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
         exact_s=profile.data_s + sum(passes) + (m - 1) * max(passes) + max(update for _, _, update in stages),

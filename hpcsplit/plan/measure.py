@@ -16,7 +16,7 @@ from hpcsplit.data.part import Part
 from hpcsplit.engine.job import Job
 from hpcsplit.host.device import wait_for
 from hpcsplit.plan.blocks import BlockTime, block_times
-from hpcsplit.plan.cut_cost import join_times
+from hpcsplit.plan.cut_cost import time_cuts
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Stage
@@ -29,12 +29,12 @@ REHEARSAL_S = 1.0  # long enough that ranks that do not begin together mostly co
 _ENOUGH = 1_000_000  # numbers in what is timed to know what one of them takes
 
 
-def profile(setting: Setting, device: torch.device, *, joins: bool = True, repeats: int = ROUNDS) -> Profile:
+def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeats: int = ROUNDS) -> Profile:
     """The profile of this configuration's network, mini-batch, method and optimizer.
 
     Args:
         device: where the run computes.
-        joins: with what cuts would cost.
+        cuts: with what cuts would cost.
         repeats: rounds of the blocks.
     """
     size, pieces, own = setting.timed_batch, setting.config.schedule.microbatches, setting.method.microbatches
@@ -47,7 +47,7 @@ def profile(setting: Setting, device: torch.device, *, joins: bool = True, repea
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         own=own,
         microbatches=pieces,
-        joins=join_times(setting, setting.shapes[:-1], device) if joins else (),
+        cut_costs=time_cuts(setting, setting.shapes[:-1], device) if cuts else (),
         params=tuple(block.params for block in setting.blocks),
         update_s=_update_seconds(setting, device),
         data_s=_data_seconds(setting, size, device),

@@ -77,19 +77,19 @@ def choose_cuts(
         measured: the seconds that `split.cuts = "time"` balances; without them FLOPs stand in.
     """
     asked, blocks = setting.config.split.cuts, setting.blocks
-    joins: tuple[float, ...] = ()
+    cut_costs: tuple[float, ...] = ()
     if asked == "params":
         costs = tuple(float(block.params) for block in blocks)
     elif asked == "time" and measured:
         costs = tuple(block.seconds for block in measured.parallel)
-        joins = tuple(join.seconds / 2 for join in measured.joins)
+        cut_costs = tuple(join.seconds / 2 for join in measured.cut_costs)
     else:
         costs = tuple(float(block.flops) for block in blocks)
-    cuts = balanced_cuts(costs, stages, joins) if isinstance(asked, str) else asked
+    cuts = balanced_cuts(costs, stages, cut_costs) if isinstance(asked, str) else asked
     if len(cuts) + 1 != stages:
         raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
     ranges(cuts, len(blocks))
-    return cuts, charged(costs, cuts, joins)
+    return cuts, charged(costs, cuts, cut_costs)
 
 
 def prepare(
@@ -125,7 +125,7 @@ def prepare(
     whole = expected.get("key") == key and (stages == 1 or "profile_together" in expected)
     if (by_time and not known) or (times_itself and not whole):
         choose_cuts(setting, stages)  # what cannot be cut is refused before anything is timed
-        measured = profile(setting, device, joins=stages > 1, repeats=ROUNDS if by_time else FEW_ROUNDS)
+        measured = profile(setting, device, cuts=stages > 1, repeats=ROUNDS if by_time else FEW_ROUNDS)
     cuts, costs = (tuple(known["cuts"]), tuple(known["costs"])) if known else choose_cuts(setting, stages, measured)
     plans = plan_stages(setting, cuts, costs)
     check_fits(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)

@@ -12,7 +12,7 @@ from hpcsplit.stage.cuts import ranges
 
 
 @dataclass(frozen=True)
-class JoinTime:
+class CutCost:
     """Seconds of a parallel step that a cut costs, messages on their way apart.
 
     Attributes:
@@ -40,7 +40,7 @@ class Profile:
     Attributes:
         blocks: each block's passes with a whole mini-batch.
         pieces: the same with one of its `microbatches`.
-        joins: what a cut before each block would cost in a parallel step; () where no epoch is parallel.
+        cut_costs: what a cut before each block would cost in a parallel step; () where no epoch is parallel.
         update_s: the optimizer's step of one parameter.
         params: of each block.
         data_s: making a mini-batch from the images, t_d.
@@ -52,7 +52,7 @@ class Profile:
     blocks: tuple[BlockTime, ...]
     pieces: tuple[BlockTime, ...]
     microbatches: int
-    joins: tuple[JoinTime, ...]
+    cut_costs: tuple[CutCost, ...]
     params: tuple[int, ...]
     update_s: float
     data_s: float
@@ -80,9 +80,9 @@ class Profile:
         """t_s: an exact step of the whole network on one device."""
         return self.forward_s + self.backward_s + self.data_s
 
-    def join(self, cut: int) -> JoinTime:
+    def join(self, cut: int) -> CutCost:
         """What a cut before this block costs."""
-        return self.joins[cut] if self.joins else JoinTime()
+        return self.cut_costs[cut] if self.cut_costs else CutCost()
 
     def blocks_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of each stage's blocks, forward and backward."""
@@ -125,7 +125,7 @@ class Profile:
             blocks=slower(self.blocks),
             pieces=slower(self.pieces),
             cut=slower(self.cut) if self.cut else (),
-            joins=tuple(JoinTime(**{name: mean * s for name, s in asdict(join).items()}) for join in self.joins),
+            cut_costs=tuple(CutCost(**{name: mean * s for name, s in asdict(join).items()}) for join in self.cut_costs),
             update_s=mean * self.update_s,
             data_s=mean * self.data_s,
             packing_s=mean * self.packing_s,
@@ -141,7 +141,7 @@ class Profile:
             blocks=tuple(self.blocks[i] for i in order),
             pieces=tuple(self.pieces[i] for i in order),
             cut=tuple(self.cut[i] for i in order) if self.cut else (),
-            joins=tuple(self.joins[i] for i in behind) if self.joins else (),
+            cut_costs=tuple(self.cut_costs[i] for i in behind) if self.cut_costs else (),
             params=tuple(self.params[i] for i in order),
         )
 
@@ -150,6 +150,7 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        lists = {"blocks": BlockTime, "pieces": BlockTime, "joins": JoinTime, "cut": BlockTime}
+        values = {"cut_costs" if name == "joins" else name: value for name, value in values.items()}  # until 0.1
+        lists = {"blocks": BlockTime, "pieces": BlockTime, "cut_costs": CutCost, "cut": BlockTime}
         parsed = {name: tuple(kind(**each) for each in values[name]) for name, kind in lists.items() if name in values}
         return cls(**{**values, **parsed, "params": tuple(values["params"])})

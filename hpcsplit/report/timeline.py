@@ -30,7 +30,7 @@ NAMES = {
 }
 
 
-class Span(Protocol):
+class DrawnSpan(Protocol):
     """What a rank did from one moment to another (s)."""
 
     @property
@@ -65,7 +65,7 @@ CURVES = (
 )
 
 
-def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[Span]], path: Path, title: str) -> None:
+def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[DrawnSpan]], path: Path, title: str) -> None:
     """Write a PNG: a panel for each timeline, one below the other, and the scaling curves."""
     from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[Span]], path: 
     write_bytes(path, image.getbuffer())
 
 
-def _timeline(panel: Any, name: str, spans: Sequence[Span]) -> None:
+def _timeline(panel: Any, name: str, spans: Sequence[DrawnSpan]) -> None:
     from matplotlib.patches import Patch
 
     ranks = 1 + max(span.rank for span in spans)

@@ -23,7 +23,7 @@ from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.files.atomic import append_text, discard, write_all
 from hpcsplit.files.nofollow import open_file, remove
 from hpcsplit.host.process import Process
-from hpcsplit.run.owner import Owner, Seen, look, look_at
+from hpcsplit.run.owner import LockFile, Owner, look, look_at
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _remove(path: Path, identity: str, me: Owner, pace: Pace) -> None:
 # ------------------------------------------------------------------------------------------------ is its owner alive?
 
 
-def _dead(path: Path, seen: Seen, me: Owner, pace: Pace) -> bool:
+def _dead(path: Path, seen: LockFile, me: Owner, pace: Pace) -> bool:
     """Whether the owner of a lock is certainly gone."""
     owner = seen.owner
     if _alive_here(seen, me):
@@ -180,13 +180,13 @@ def _dead(path: Path, seen: Seen, me: Owner, pace: Pace) -> bool:
     return _age(path, seen) > (pace.limit if seen.size else pace.writing)
 
 
-def _alive_here(seen: Seen, me: Owner) -> Process | None:
+def _alive_here(seen: LockFile, me: Owner) -> Process | None:
     """A living process of the owner's run on this machine; this one itself would know that it owns the lock."""
     processes = [seen.owner.process, *seen.others] if seen.owner else []
     return next((p for p in processes if p.here and p != me.process and p.alive), None)
 
 
-def _age(path: Path, seen: Seen) -> float:
+def _age(path: Path, seen: LockFile) -> float:
     """Seconds since the heartbeat: two times of the same file system, since the clocks of two hosts differ."""
     probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}.now")
     descriptor = open_file(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -198,7 +198,7 @@ def _age(path: Path, seen: Seen) -> float:
         discard(probe)
 
 
-def _await_its_end(path: Path, first: Seen, me: Owner, pace: Pace, say: Callable[[str], None]) -> None:
+def _await_its_end(path: Path, first: LockFile, me: Owner, pace: Pace, say: Callable[[str], None]) -> None:
     """Return when this lock is stale or no longer there; LaunchError when its owner gives a sign of life."""
     begun, told = time.monotonic(), False
     while (now := look(path)) and now.identity == first.identity and not _dead(path, now, me, pace):

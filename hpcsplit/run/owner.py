@@ -61,7 +61,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LockFile:
     """A lock file at one moment; `owner` is None where it is empty or damaged."""
 
     owner: Owner | None
@@ -76,7 +76,7 @@ class Seen:
         return self.owner.token if self.owner else f"unknown-{self.inode}-{self.modified}"
 
 
-def look(path: Path) -> Seen | None:
+def look(path: Path) -> LockFile | None:
     """The lock file as it is now, or None when there is none.  ConfigError when it is no regular file."""
     try:
         descriptor = open_file(path, os.O_RDONLY)
@@ -88,7 +88,7 @@ def look(path: Path) -> Seen | None:
         os.close(descriptor)
 
 
-def look_at(descriptor: int) -> Seen:
+def look_at(descriptor: int) -> LockFile:
     """As `look`, of a file that is open."""
     lines = os.read(descriptor, _MOST_BYTES).decode("utf-8", "replace").split("\n")
     state = os.fstat(descriptor)
@@ -96,4 +96,4 @@ def look_at(descriptor: int) -> Seen:
     for line in lines[1:]:
         with suppress(*_NO_JSON):
             others += [Process.from_json(values) for values in json.loads(line)]
-    return Seen(Owner.from_json(lines[0]), tuple(others), state.st_mtime, state.st_size, state.st_ino)
+    return LockFile(Owner.from_json(lines[0]), tuple(others), state.st_mtime, state.st_size, state.st_ino)

@@ -15,17 +15,17 @@ from hpcsplit.errors import ConfigError
 Split = tuple[float, float, tuple[int, ...]]  # largest stage, sum of squares, cuts
 
 
-def balanced_cuts(costs: Sequence[float], stages: int, joins: Sequence[float] = ()) -> tuple[int, ...]:
+def balanced_cuts(costs: Sequence[float], stages: int, cut_costs: Sequence[float] = ()) -> tuple[int, ...]:
     """The cuts into `stages` parts, none empty, whose most expensive part is as cheap as possible.
 
     Dynamic programming over all cuts: the best split of the first j blocks into k stages is the best split of some
     first i < j blocks into k - 1, and blocks i to j - 1 in stage k - 1. Of equal candidates the one with the smaller
     sum of squared stage costs is kept, then the one with the earlier cuts, so the answer depends on `costs` alone.
-    `costs` are one finite number >= 0 a block, in any unit; `joins`, one a block too, are what a cut before the block
+    `costs` are one finite number >= 0 a block, in any unit; `cut_costs`, one a block too, are what a cut before it
     costs each of the two stages that meet there. Raises ConfigError where there are more stages than blocks.
     """
     n = len(costs)
-    join = [*joins, 0] if joins else [0] * (n + 1)
+    join = [*cut_costs, 0] if cut_costs else [0] * (n + 1)
     assert stages >= 1
     assert all(math.isfinite(cost) and cost >= 0 for cost in costs)
     _check_blocks(n, stages)
@@ -58,7 +58,7 @@ def _check_blocks(blocks: int, stages: int) -> None:
         )
 
 
-def quick_cuts(costs: Sequence[float], stages: int, joins: Sequence[float] = ()) -> tuple[int, ...]:
+def quick_cuts(costs: Sequence[float], stages: int, cut_costs: Sequence[float] = ()) -> tuple[int, ...]:
     """Cuts nearly as good as `balanced_cuts` for thousands of blocks, where that one takes minutes.
 
     Bisection over the cost of the largest stage: each stage takes as many blocks as that allows and leaves at least one
@@ -66,7 +66,7 @@ def quick_cuts(costs: Sequence[float], stages: int, joins: Sequence[float] = ())
     """
     n = len(costs)
     _check_blocks(n, stages)
-    total, join = list(accumulate(costs, initial=0.0)), [*(joins or [0.0] * n), 0.0]
+    total, join = list(accumulate(costs, initial=0.0)), [*(cut_costs or [0.0] * n), 0.0]
     low, high, best = 0.0, total[n] + 2 * max(join), _filled(total, join, stages, math.inf)
     for _ in range(60):
         limit = (low + high) / 2
@@ -94,12 +94,12 @@ def _filled(total: Sequence[float], join: Sequence[float], stages: int, limit: f
     return tuple(cuts[:-1]) if start == n else None
 
 
-def charged(costs: Sequence[float], cuts: Sequence[int], joins: Sequence[float]) -> tuple[float, ...]:
+def charged(costs: Sequence[float], cuts: Sequence[int], cut_costs: Sequence[float]) -> tuple[float, ...]:
     """The costs of the blocks with those of the cuts in the blocks beside them."""
     with_joins = list(costs)
-    for cut in cuts if joins else ():
-        with_joins[cut - 1] += joins[cut]
-        with_joins[cut] += joins[cut]
+    for cut in cuts if cut_costs else ():
+        with_joins[cut - 1] += cut_costs[cut]
+        with_joins[cut] += cut_costs[cut]
     return tuple(with_joins)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hpcsplit.plan.blocks import BlockTime
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from tests.engine.small import write_toml
 
 Command = Callable[..., tuple[int, str, str]]
@@ -26,7 +26,7 @@ def toml(tmp_path: Path) -> Path:
 def profile(tmp_path: Path) -> Path:
     """Six equal blocks, cuts that cost nothing: K stages of equal length where 6 is a multiple of K."""
     times, pieces = (BlockTime(0.001, 0.002),) * BLOCKS, (BlockTime(0.0005, 0.001),) * BLOCKS
-    even = Profile(times, pieces, 2, (JoinTime(),) * BLOCKS, (1,) * BLOCKS, 0.0, 0.0)
+    even = Profile(times, pieces, 2, (CutCost(),) * BLOCKS, (1,) * BLOCKS, 0.0, 0.0)
     path = tmp_path / "forecast.json"
     path.write_text(json.dumps({"profile": even.as_dict()}))
     return path

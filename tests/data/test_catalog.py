@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from hpcsplit.config.option import options_of
-from hpcsplit.config.sections import Data
+from hpcsplit.config.sections import DataSection
 from hpcsplit.data.catalog import SPECS, lookup
 from hpcsplit.errors import DataError
 
 
 def test_every_name_that_the_configuration_allows_is_known() -> None:
-    [option] = [option for option in options_of(Data) if option.name == "name"]
+    [option] = [option for option in options_of(DataSection) if option.name == "name"]
     assert option.choices == tuple(SPECS)
     assert all(name == spec.name for name, spec in SPECS.items())
 

@@ -12,14 +12,14 @@ import pytest
 from hpcsplit.doctor import start
 from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.messages import neighbours
-from hpcsplit.doctor.place import Device, Place, launcher_name, look_around, older, required, versions
+from hpcsplit.doctor.place import Device, Surroundings, launcher_name, look_around, older, required, versions
 from hpcsplit.doctor.table import as_json, show
 from hpcsplit.host.printable import spans
 
-PLACE = Place(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())
+PLACE = Surroundings(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())
 
 
-def on_gpus(*uuids: str) -> list[Place]:
+def on_gpus(*uuids: str) -> list[Surroundings]:
     return [
         replace(PLACE, rank=r, local_rank=r, cores=(r,), device=Device("H100", uuid), devices=len(uuids))
         for r, uuid in enumerate(uuids)
@@ -28,7 +28,7 @@ def on_gpus(*uuids: str) -> list[Place]:
 
 def test_a_place_survives_the_way_to_rank_0() -> None:
     for place in (look_around(1, 0), *on_gpus("a")):
-        assert Place.from_dict(json.loads(json.dumps(place.as_dict()))) == place
+        assert Surroundings.from_dict(json.loads(json.dumps(place.as_dict()))) == place
 
 
 def test_a_host_with_a_core_and_a_gpu_for_each_rank() -> None:
@@ -45,7 +45,7 @@ def test_a_host_with_a_core_and_a_gpu_for_each_rank() -> None:
         ([replace(PLACE, hidden_devices=4)], "the host has 4 GPUs, torch sees none"),
     ],
 )
-def test_a_host_where_something_is_short(places: list[Place], advice: str) -> None:
+def test_a_host_where_something_is_short(places: list[Surroundings], advice: str) -> None:
     [finding] = start.ranks(places)
     assert finding.status == Status.SLOW
     assert advice in finding.advice

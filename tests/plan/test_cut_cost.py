@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcsplit.config import resolve
-from hpcsplit.plan.cut_cost import join_times
+from hpcsplit.plan.cut_cost import time_cuts
 from hpcsplit.plan.setting import Setting
 
 
@@ -17,7 +17,7 @@ def seconds(method: dict, shapes: list[tuple[int, ...]], **schedule: object) -> 
         "method": method,
         "schedule": {"epochs": 4, "ratio": "0:1", **schedule},
     }
-    return tuple(join.seconds for join in join_times(Setting(resolve(raw)), shapes, torch.device("cpu")))
+    return tuple(join.seconds for join in time_cuts(Setting(resolve(raw)), shapes, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hpcsplit.plan.blocks import BlockTime
 from hpcsplit.plan.forecast import forecast, gamma_of, hybrid
 from hpcsplit.plan.prepare import expect_together
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.run.folder import RunDir
 
 #            forward, backward      whole network: t_f = 10, t_b = 20 + 0.5 for the optimizer, t_d = 1.5
@@ -20,11 +20,11 @@ PROFILE = Profile(
     blocks=tuple(BlockTime(*times) for times in TIMES),
     pieces=tuple(BlockTime(f / 2, b / 2) for f, b in TIMES),
     microbatches=2,
-    joins=(
-        JoinTime(),
-        JoinTime(0.25, 0.5, 0.125, 0.25),
-        JoinTime(0.5, 1.0, 0.25, 0.5),
-        JoinTime(0.25, 0.25, 0.25, 0.25),
+    cut_costs=(
+        CutCost(),
+        CutCost(0.25, 0.5, 0.125, 0.25),
+        CutCost(0.5, 1.0, 0.25, 0.5),
+        CutCost(0.25, 0.25, 0.25, 0.25),
     ),
     params=(10, 20, 10, 10),
     update_s=0.01,
@@ -77,7 +77,7 @@ UNEQUAL = Profile(  # the dearest cut, the longest stage and the largest optimiz
     blocks=tuple(BlockTime(*times) for times in TIMES),
     pieces=tuple(BlockTime(f / 4, b / 8) for f, b in TIMES),
     microbatches=3,
-    joins=(JoinTime(), JoinTime(0.25, 2.0, 0.125, 0.25), JoinTime(0.5, 1.0, 0.75, 0.5), JoinTime(0.75, 0.5, 0.5, 1.5)),
+    cut_costs=(CutCost(), CutCost(0.25, 2.0, 0.125, 0.25), CutCost(0.5, 1.0, 0.75, 0.5), CutCost(0.75, 0.5, 0.5, 1.5)),
     params=(40, 5, 10, 10),
     update_s=0.01,
     data_s=1.5,
@@ -126,7 +126,7 @@ def test_a_deeper_network_has_each_inner_block_several_times() -> None:
     assert deep.params == (10, 20, 20, 10, 10, 10)
     assert [block.forward_s for block in deep.blocks] == [1.0, 4.0, 4.0, 3.0, 3.0, 2.0]
     # a cut before the second of two alike stands at what the first of them returns
-    assert deep.joins == tuple(PROFILE.joins[i] for i in (0, 1, 2, 2, 3, 3))
+    assert deep.cut_costs == tuple(PROFILE.cut_costs[i] for i in (0, 1, 2, 2, 3, 3))
 
 
 def test_stages_may_take_longer_each_by_its_own_factor() -> None:
@@ -134,7 +134,7 @@ def test_stages_may_take_longer_each_by_its_own_factor() -> None:
     assert slow.blocks_s((2,)) == pytest.approx([15.0, 45.0])
     assert [piece.forward_s for piece in slow.pieces] == [0.5, 2.0, 4.5, 3.0]
     assert (slow.update_s, slow.data_s) == (0.02, 3.0)  # the mean of both
-    assert slow.joins[2] == JoinTime(1.0, 2.0, 0.5, 1.0)
+    assert slow.cut_costs[2] == CutCost(1.0, 2.0, 0.5, 1.0)
     assert PROFILE.slowed((), (1.0,)) == PROFILE
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpcsplit.plan import measure
-from hpcsplit.plan.cut_cost import join_times
+from hpcsplit.plan.cut_cost import time_cuts
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.provenance import sharing
 from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits
@@ -22,7 +22,7 @@ PARTS: dict[str, tuple[Callable[[], Any], str]] = {  # what times it, and an ope
     "optimizer": (lambda: measure._update_seconds(SETTING, FAR), "aten::_fused_sgd_"),
     "data": (lambda: measure._data_seconds(SETTING, 4, FAR), "aten::unfold"),
     "messages": (lambda: measure._packing_seconds(FAR), "aten::copy_"),
-    "cuts": (lambda: join_times(SETTING, [(16, 8, 8)], FAR), "aten::pow.Tensor_Scalar"),
+    "cuts": (lambda: time_cuts(SETTING, [(16, 8, 8)], FAR), "aten::pow.Tensor_Scalar"),
 }
 
 

@@ -18,7 +18,7 @@ from hpcsplit.plan import measure, prepare
 from hpcsplit.plan.blocks import BlockCost, BlockTime
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import enough_steps, profile
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import plan_stages
 from hpcsplit.run.folder import RunDir
@@ -46,7 +46,7 @@ MEASURED = Profile(
     blocks=tuple(BlockTime(s / 4, 3 * s / 4) for s in SECONDS),
     pieces=(),
     microbatches=1,
-    joins=(JoinTime(), JoinTime(psi_s=0.1), JoinTime(lam_s=0.1), JoinTime(kappa_s=0.2, packing_s=0.2)),
+    cut_costs=(CutCost(), CutCost(psi_s=0.1), CutCost(lam_s=0.1), CutCost(kappa_s=0.2, packing_s=0.2)),
     params=(90, 10, 40, 40),
     update_s=0.0,
     data_s=0.0,
@@ -78,14 +78,14 @@ def test_a_profile_has_every_part() -> None:
     net = setting.net
     weights = {name: t.clone() for name, t in net.state_dict().items()}
     found = profile(setting, CPU, repeats=1)
-    assert len(found.blocks) == len(found.pieces) == len(found.joins) == len(found.params) == len(net)
+    assert len(found.blocks) == len(found.pieces) == len(found.cut_costs) == len(found.params) == len(net)
     assert found.params == tuple(sum(p.numel() for p in part.parameters()) for part in net)
     assert found.microbatches == 4
     assert (found.own, found.cut) == (1, ())
     assert all(each.forward_s > 0 and each.backward_s > 0 for each in (*found.blocks, *found.pieces))
-    assert all(join.psi_s > 0 and join.lam_s > 0 and join.packing_s > 0 for join in found.joins[1:])
+    assert all(join.psi_s > 0 and join.lam_s > 0 and join.packing_s > 0 for join in found.cut_costs[1:])
     assert min(found.update_s, found.data_s, found.packing_s) > 0
-    assert profile(setting, CPU, joins=False, repeats=1).joins == ()
+    assert profile(setting, CPU, cuts=False, repeats=1).cut_costs == ()
     assert all(torch.equal(t, weights[name]) for name, t in net.state_dict().items())
 
 
@@ -97,7 +97,7 @@ def test_a_method_with_micro_batches_of_its_own_is_timed_with_them(monkeypatch: 
 
     monkeypatch.setattr(measure, "time_blocks", times)
     cfg = config(data__batch_size=36, method__name="delayed", method__microbatches=3, schedule__microbatches=2)
-    found = profile(Setting(cfg), CPU, joins=False)
+    found = profile(Setting(cfg), CPU, cuts=False)
     assert (found.own, found.microbatches) == (3, 2)
     assert found.blocks[0] == BlockTime(36.0, 72.0)
     assert found.pieces[0] == BlockTime(18.0, 36.0)

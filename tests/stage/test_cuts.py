@@ -31,27 +31,27 @@ def test_equals_brute_force(costs: list[int], data: st.DataObject) -> None:
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=8), st.data())
 def test_equals_brute_force_with_the_cost_of_cuts(both: list[tuple[int, int]], data: st.DataObject) -> None:
-    costs, joins = [list(each) for each in zip(*both, strict=True)]
+    costs, cut_costs = [list(each) for each in zip(*both, strict=True)]
     stages = data.draw(st.integers(1, len(costs)))
-    found = balanced_cuts(costs, stages, joins)
+    found = balanced_cuts(costs, stages, cut_costs)
 
     def slowest(cuts: tuple[int, ...]) -> float:
         return max(
             sum(costs[part.start : part.stop])
-            + (joins[part.start] if part.start else 0)
-            + (joins[part.stop] if part.stop < len(costs) else 0)
+            + (cut_costs[part.start] if part.start else 0)
+            + (cut_costs[part.stop] if part.stop < len(costs) else 0)
             for part in ranges(cuts, len(costs))
         )
 
     assert slowest(found) == min(map(slowest, combinations(range(1, len(costs)), stages - 1)))
-    assert largest(list(charged(costs, found, joins)), found) == slowest(found)
+    assert largest(list(charged(costs, found, cut_costs)), found) == slowest(found)
 
 
-def slowest_of(costs: list[int], joins: list[int], cuts: tuple[int, ...]) -> float:
+def slowest_of(costs: list[int], cut_costs: list[int], cuts: tuple[int, ...]) -> float:
     return max(
         sum(costs[part.start : part.stop])
-        + (joins[part.start] if part.start else 0)
-        + (joins[part.stop] if part.stop < len(costs) else 0)
+        + (cut_costs[part.start] if part.start else 0)
+        + (cut_costs[part.stop] if part.stop < len(costs) else 0)
         for part in ranges(cuts, len(costs))
     )
 
@@ -66,10 +66,10 @@ def test_quick_cuts_are_the_best_where_cuts_cost_nothing(costs: list[int], data:
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=20), st.data())
 def test_quick_cuts_know_what_cuts_cost(both: list[tuple[int, int]], data: st.DataObject) -> None:
-    costs, joins = [list(each) for each in zip(*both, strict=True)]
+    costs, cut_costs = [list(each) for each in zip(*both, strict=True)]
     stages = data.draw(st.integers(1, len(costs)))
-    best, found = balanced_cuts(costs, stages, joins), quick_cuts(costs, stages, joins)
-    assert slowest_of(costs, joins, found) <= slowest_of(costs, joins, best) + 2 * max(joins)
+    best, found = balanced_cuts(costs, stages, cut_costs), quick_cuts(costs, stages, cut_costs)
+    assert slowest_of(costs, cut_costs, found) <= slowest_of(costs, cut_costs, best) + 2 * max(cut_costs)
 
 
 def test_quick_cuts_by_hand() -> None:

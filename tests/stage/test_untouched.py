@@ -52,9 +52,13 @@ class Snapshot:
 QUESTIONS: dict[str, Callable[[nn.Sequential], object]] = {
     "shapes": lambda net: block_shapes(net, IMAGE),
     "costs": lambda net: block_costs(net, IMAGE),
-    "seconds": lambda net: block_times(net, IMAGE, (4,), repeats=1)[0],
-    "seconds, plain layout": lambda net: block_times(net, IMAGE, (4,), repeats=1, channels_last=False)[0],
-    "seconds, autocast": lambda net: block_times(net, IMAGE, (4,), repeats=1, autocast_dtype=torch.bfloat16)[0],
+    "seconds": lambda net: block_times(net, block_costs(net, IMAGE), (4,), repeats=1)[0],
+    "seconds, plain layout": lambda net: block_times(
+        net, block_costs(net, IMAGE), (4,), repeats=1, channels_last=False
+    )[0],
+    "seconds, autocast": lambda net: block_times(
+        net, block_costs(net, IMAGE), (4,), repeats=1, autocast_dtype=torch.bfloat16
+    )[0],
 }
 
 

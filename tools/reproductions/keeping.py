@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcsplit.config import load
-from hpcsplit.config.sections import Data
+from hpcsplit.config.sections import DataSection
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import Records
 from tools.reproductions.running import ALONE
@@ -69,7 +69,7 @@ def _finished(folder: Path) -> bool:
 def _kept(run: RunDir) -> dict[str, str]:
     """The files of a run by their names."""
     config = load(run.config)
-    config = replace(config, data=replace(config.data, root=Data().root))
+    config = replace(config, data=replace(config.data, root=DataSection().root))
     start = run.starts()[-1]
     kept = {key: start[key] for key in OF_A_START if key in start}
     kept["ranks"] = [{key: rank[key] for key in OF_A_RANK if key in rank} for rank in start.get("ranks", ())]

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.methods.contract import TrainingMethod, own_variables
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.simulate.machine import Clock, Disk, Machine
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
@@ -79,11 +79,11 @@ def make_jobs(
     disks = [Disk(machine.disk) for _ in range(-(-len(parts) // machine.node))]
     jobs = []
     for k, part in enumerate(parts):
-        joins = (
-            problem.profile.join(part.start) if k else JoinTime(),
-            problem.profile.join(part.stop) if k + 1 < len(parts) else JoinTime(),
+        cut_costs = (
+            problem.profile.join(part.start) if k else CutCost(),
+            problem.profile.join(part.stop) if k + 1 < len(parts) else CutCost(),
         )
-        stage = DryStage(problem, k, len(parts), part, clocks[k], joins, phase)
+        stage = DryStage(problem, k, len(parts), part, clocks[k], cut_costs, phase)
         own = own_variables(problem.method, stage.place) if phase == "parallel" else []
         fields = [Field(v.name, v.row_shape(stage.place), v.before_block(stage.place)) for v in own]
         images = DryImages(problem, clocks[k], phase)
@@ -124,7 +124,7 @@ class DryStage(Stage):
         count: int,
         part: range,
         clock: Clock,
-        joins: tuple[JoinTime, JoinTime],
+        cut_costs: tuple[CutCost, CutCost],
         phase: Phase,
     ) -> None:
         profile = problem.profile
@@ -143,7 +143,7 @@ class DryStage(Stage):
             net_blocks=len(profile.blocks),
         )
         self._clock = clock
-        self._cuts_s = joins[0].lam_s + joins[0].kappa_s + joins[1].psi_s if phase == "parallel" else 0.0
+        self._cuts_s = cut_costs[0].lam_s + cut_costs[0].kappa_s + cut_costs[1].psi_s if phase == "parallel" else 0.0
         self._charged = False
 
     def at(self, epoch: int, step: int) -> None:

@@ -23,7 +23,7 @@ FLUSHED = 1, 2  # the same, where the pipeline runs empty behind each step
 
 
 @dataclass(frozen=True)
-class Course:
+class Replayed:
     """How actions of one kind went.
 
     Attributes:
@@ -93,7 +93,7 @@ class Row:
 
 def replay(
     problem: Problem, cuts: Sequence[int], machine: Machine, actions: Sequence[Action], phase: Phase, steps: int
-) -> Course:
+) -> Replayed:
     """Walk all ranks through these actions, each an epoch of so many steps."""
     ranks = len(cuts) + 1
     clocks = [Clock(rank, machine.slowness(rank, ranks)) for rank in range(ranks)]
@@ -114,7 +114,7 @@ def replay(
             spent[kind] = spent.get(kind, 0.0) + seconds
     whole = max(ranks * length, 1e-300)
     shares = {kind: seconds / whole for kind, seconds in sorted(spent.items())}
-    return Course(length, shares, simulation.traffic, [span for clock in clocks for span in clock.spans])
+    return Replayed(length, shares, simulation.traffic, [span for clock in clocks for span in clock.spans])
 
 
 def _program(job: Job, actions: Sequence[Action]) -> Generator[Verb, Any, None]:

@@ -10,7 +10,7 @@ import torch
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.plan.blocks import BlockTime
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
 from hpcsplit.plan.simulate.study import replay
@@ -40,7 +40,7 @@ def epoch_bytes(
     """
     blocks, few = len(shapes) - 1, method.microbatches
     free = (BlockTime(0.0, 0.0),) * blocks
-    profile = Profile(free, free, 1, (JoinTime(),) * blocks, (0,) * blocks, 0.0, 0.0)
+    profile = Profile(free, free, 1, (CutCost(),) * blocks, (0,) * blocks, 0.0, 0.0)
     problem = Problem(method, Backprop(), shapes, profile, few, dtype, aux_dtype)
     traffic = replay(problem, cuts, Machine(), [Train(0, "parallel", 0)], "parallel", 1).traffic
     all_visits, replayed = _visits(method, batch_sizes), _visits(method, [few])

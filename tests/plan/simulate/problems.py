@@ -8,10 +8,10 @@ from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.methods.penalty import Penalty
 from hpcsplit.plan.blocks import BlockTime
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
-from hpcsplit.plan.simulate.study import Course, epoch, replay
+from hpcsplit.plan.simulate.study import Replayed, epoch, replay
 from hpcsplit.schedule.actions import Train
 
 MAP = (4, 6, 6)  # of a boundary: 144 values
@@ -19,7 +19,7 @@ CLASSES = 3
 BATCH = 8
 EXACT, PARALLEL = Train(0, "serial", 0), Train(0, "parallel", 0)
 FREE = Machine(node=1, latency_s=0.0, bandwidth=0.0)  # messages take no time
-JOIN = JoinTime(psi_s=0.25, lam_s=0.5, kappa_s=0.125)
+JOIN = CutCost(psi_s=0.25, lam_s=0.5, kappa_s=0.125)
 
 
 def problem(
@@ -27,7 +27,7 @@ def problem(
     *,
     method: TrainingMethod | None = None,
     microbatches: int = 1,
-    join: JoinTime = JOIN,
+    join: CutCost = JOIN,
     update_s: float = 0.0,
     data_s: float = 0.0,
     packing_s: float = 0.0,
@@ -35,21 +35,21 @@ def problem(
     """A network of blocks that take so long forward and backward; a micro-batch takes its share."""
     blocks = tuple(BlockTime(f, b) for f, b in times)
     pieces = tuple(BlockTime(f / microbatches, b / microbatches) for f, b in times)
-    joins, params = (JoinTime(),) + (join,) * (len(times) - 1), (1,) * len(times)
+    cut_costs, params = (CutCost(),) + (join,) * (len(times) - 1), (1,) * len(times)
     return Problem(
         method=method or Penalty(),
         exact=Backprop(microbatches),
         shapes=[(3, 6, 6), *([MAP] * (len(times) - 1)), (CLASSES,)],
-        profile=Profile(blocks, pieces, microbatches, joins, params, update_s, data_s, packing_s),
+        profile=Profile(blocks, pieces, microbatches, cut_costs, params, update_s, data_s, packing_s),
         batch_size=BATCH,
     )
 
 
-def exact_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Course:
+def exact_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Replayed:
     return replay(p, cuts, machine, [EXACT], "serial", steps)
 
 
-def parallel_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Course:
+def parallel_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Replayed:
     return replay(p, cuts, machine, [PARALLEL], "parallel", steps)
 
 

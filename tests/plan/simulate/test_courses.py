@@ -9,7 +9,7 @@ import pytest
 
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
-from hpcsplit.plan.profile import JoinTime
+from hpcsplit.plan.profile import CutCost
 from hpcsplit.plan.simulate.machine import Machine
 from hpcsplit.plan.simulate.study import epoch
 from tests.plan.simulate.problems import (
@@ -51,7 +51,7 @@ def test_a_parallel_step_of_two_stages_is_as_long_as_the_slower_one() -> None:
     assert parallel_steps(even, (2,)).length_s == pytest.approx(3 * (6 + JOIN.lam_s + JOIN.kappa_s))
     assert step_s(even, (2,)) == pytest.approx(6 + JOIN.lam_s + JOIN.kappa_s)
     assert step_s(last, (1,)) == pytest.approx(6 + JOIN.lam_s + JOIN.kappa_s)
-    assert step_s(problem(EVEN, join=JoinTime(psi_s=1.0)), (2,)) == pytest.approx(7)
+    assert step_s(problem(EVEN, join=CutCost(psi_s=1.0)), (2,)) == pytest.approx(7)
 
 
 def test_a_narrow_link_binds_at_its_bandwidth() -> None:
@@ -98,7 +98,7 @@ def test_the_disk_of_a_node_serves_all_its_ranks() -> None:
 
 def test_a_straggler_holds_up_all_others() -> None:
     slow = Machine(node=1, latency_s=0.0, bandwidth=0.0, straggler=4.0)
-    p = problem(EVEN, join=JoinTime())
+    p = problem(EVEN, join=CutCost())
     assert step_s(p, (1, 2, 3), slow) == pytest.approx(4 * step_s(p, (1, 2, 3)))
     found = epoch(p, (1, 2, 3), slow, PARALLEL, "parallel")
     assert found.binds == "other ranks"
@@ -106,7 +106,7 @@ def test_a_straggler_holds_up_all_others() -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_delayed_gradients_keep_all_stages_busy(pieces: int) -> None:
-    p = problem(EVEN, method=Delayed(microbatches=pieces), join=JoinTime())
+    p = problem(EVEN, method=Delayed(microbatches=pieces), join=CutCost())
     assert step_s(p, (1, 2, 3)) == pytest.approx(3.0)
     assert epoch(p, (2,), FREE, EXACT, "serial").step_s == pytest.approx(12.0)
 

@@ -20,7 +20,7 @@ from hpcsplit.methods.gsadmm import GsAdmm
 from hpcsplit.methods.pdadmm import PdAdmm
 from hpcsplit.methods.penalty import Penalty
 from hpcsplit.plan.blocks import BlockTime
-from hpcsplit.plan.profile import JoinTime, Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
@@ -59,12 +59,12 @@ def sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int, int]]:
 def simulated(cfg: Any, stages: int, phase: Phase) -> list[tuple[int, int, int]]:
     setting, m = Setting(cfg), cfg.schedule.microbatches
     blocks = setting.blocks
-    times, joins = (BlockTime(1.0, 2.0),) * len(blocks), (JoinTime(),) * len(blocks)
+    times, cut_costs = (BlockTime(1.0, 2.0),) * len(blocks), (CutCost(),) * len(blocks)
     problem = Problem(
         method=setting.method,
         exact=Backprop(m),
         shapes=setting.shapes,
-        profile=Profile(times, times, m, joins, (1,) * len(blocks), 0.0, 0.0),
+        profile=Profile(times, times, m, cut_costs, (1,) * len(blocks), 0.0, 0.0),
         batch_size=BATCH,
         aux_dtype=setting.store_dtype,
     )
