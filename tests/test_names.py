@@ -1,14 +1,17 @@
-"""A name of a class stands for one thing."""
+"""A name of a class stands for one thing, and the map of the code in the README is the contract of its imports."""
 
 from __future__ import annotations
 
 import ast
+import configparser
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import hpcsplit
 
 PACKAGE = Path(hpcsplit.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_no_two_classes_have_one_name() -> None:
@@ -18,3 +21,14 @@ def test_no_two_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path.relative_to(PACKAGE)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_the_map_is_the_contract() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    layers = contract["importlinter:contract:layers"]["layers"].replace("hpcsplit.", "").strip().splitlines()
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The code")[2].partition("The idea")[0]
+    assert re.findall(r"^    (\w+(?: \| \w+)*)(?:  .*)?$", text, re.MULTILINE) == layers
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")}
+    assert rooms == set(re.findall(r"\w+", " ".join(layers)))
+    assert len(layers) <= 10

@@ -24,8 +24,8 @@ from hpcsplit.plan.simulate.traffic import epoch_bytes
 from hpcsplit.plan.stages import StagePlan, auxiliary_gib, hybrid_speed_up, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
+from hpcsplit.schedule.timetable import Order, in_flight
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
-from hpcsplit.stage.timetable import Order, in_flight
 
 MOST = 16  # ranks in the summary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcsplit.stage.timetable import course, timetable
+from hpcsplit.schedule.timetable import course, timetable
 
 Plan = Mapping[str, Any]
 

@@ -8,6 +8,8 @@ from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import SPECS
 from hpcsplit.nets.catalog import NETWORKS
+from hpcsplit.schedule.learning_rate import SCHEDULES
+from hpcsplit.schedule.timetable import ORDERS
 from hpcsplit.tasks.catalog import TASKS
 
 _WITH_MOMENTUM = " and ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
@@ -94,7 +96,7 @@ class ScheduleSection:
     microbatches: int = option(
         1, "pieces of a mini-batch in flight in an exact epoch; 1 is exact to the bit", unit="micro-batches", low=1
     )
-    pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=("1f1b", "gpipe"))
+    pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=ORDERS)
     recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
 
 
@@ -106,7 +108,7 @@ class OptimSection:
     lr: float = option(0.1, "initial learning rate", above=0.0)
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
-    lr_schedule: str = option("cosine", "over the whole run", choices=("constant", "cosine", "step", "multistep"))
+    lr_schedule: str = option("cosine", "over the whole run", choices=tuple(SCHEDULES))
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)

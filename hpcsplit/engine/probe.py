@@ -23,8 +23,8 @@ from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, TrainingMethod
 from hpcsplit.schedule.actions import Train
+from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
-from hpcsplit.stage.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 
 _ROWS = "stage/probe."

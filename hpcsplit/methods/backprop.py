@@ -31,9 +31,9 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
+from hpcsplit.schedule.timetable import Order, Work, slices, timetable
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.stage.timetable import Order, Work, slices, timetable
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 

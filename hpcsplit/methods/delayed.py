@@ -60,9 +60,9 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
+from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.stage.timetable import slices
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 _FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")

@@ -7,7 +7,7 @@ import numpy as np
 from hpcsplit.data.order import batches
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.plan.setting import Setting
-from hpcsplit.stage.timetable import slices
+from hpcsplit.schedule.timetable import slices
 
 
 def training_sizes(setting: Setting) -> dict[int, str]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
-from hpcsplit.stage.timetable import Order, in_flight
+from hpcsplit.schedule.timetable import Order, in_flight
 from hpcsplit.store.hdf5 import AHEAD, BEHIND
 
 _WIDE_BYTES = 4  # of a float32

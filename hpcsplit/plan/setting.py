@@ -32,9 +32,9 @@ from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.hybrid import Phase, phases
+from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
-from hpcsplit.stage.timetable import Order
 from hpcsplit.tasks.catalog import TASKS
 from hpcsplit.tasks.task import Task
 

@@ -9,7 +9,6 @@ Eleven epochs of 1:4, S serial and P parallel:
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -152,23 +151,3 @@ def actions(
             yield Stop(False, reason)
             return
     yield Stop(True, "all epochs are done")
-
-
-def learning_rate(
-    epoch: int,
-    epochs: int,
-    lr: float,
-    kind: str,
-    *,
-    step: int = 50,
-    milestones: tuple[int, ...] = (),
-    gamma: float = 0.1,
-) -> float:
-    """The learning rate of an epoch (counted from 0) in a run of `epochs`, over serial and parallel epochs alike."""
-    if kind == "cosine":
-        return lr * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-    if kind == "step":
-        return lr * gamma ** (epoch // step)
-    if kind == "multistep":
-        return lr * gamma ** sum(epoch >= m for m in milestones)
-    return lr

@@ -15,7 +15,7 @@ from hpcsplit.engine.rank import rank_program
 from hpcsplit.files.checkpoints import MANIFEST, SUMS, complete, listed
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.records import EpochRecord
-from hpcsplit.schedule.hybrid import learning_rate
+from hpcsplit.schedule.learning_rate import learning_rate
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 from tests.engine.small import config

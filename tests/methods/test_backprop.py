@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.build import build
-from hpcsplit.stage.timetable import Order
+from hpcsplit.schedule.timetable import Order
 from tests.methods.tiny import batch_of, boundaries, conv_parts, linear_parts, make_stages, step, weights
 
 SHAPE = (1, 8, 8)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hpcsplit.schedule.hybrid import learning_rate
+from hpcsplit.schedule.learning_rate import learning_rate
 
 
 def rates(epochs: int, kind: str, lr: float = 0.1, **options) -> list[float]:

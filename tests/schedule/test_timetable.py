@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcsplit.stage.timetable import ORDERS, Order, Work, course, in_flight, timetable
+from hpcsplit.schedule.timetable import ORDERS, Order, Work, course, in_flight, timetable
 
 SIZES = [(stages, microbatches) for stages in range(1, 9) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
 
