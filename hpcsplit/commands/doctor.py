@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
+
 from hpcsplit.doctor import disks, messages, place, start, table
 from hpcsplit.doctor.finding import Finding, Status, worst
 from hpcsplit.doctor.limits import Guard
@@ -62,13 +64,15 @@ def _examine(wire: Wire, guard: Guard, scratch: Path | None, began: float) -> li
     guard.expect("the look at cores and devices", _PART_LIMIT_S)
     here = place.look_around(wire.rank, wire.local_rank)
     ready_s = max(wire.share(time.monotonic() - began))
-    places = [place.Surroundings.from_dict(values) for values in wire.share(here.as_dict())]
+    places = msgspec.convert(wire.share(msgspec.to_builtins(here)), list[place.Surroundings])
     guard.expect("messages between neighbours", _PART_LIMIT_S)
     edges = wire.share(messages.measure(wire))
     guard.expect("reading and writing of files", _PART_LIMIT_S)
     several = len({p.host for p in places}) > 1
     files = _files(wire.rank, wire.local_rank, scratch, here.host if several else "")
-    files_of_all = [Finding.from_dict(values) for rank in wire.share([f.as_dict() for f in files]) for values in rank]
+    files_of_all = [
+        f for rank in msgspec.convert(wire.share(msgspec.to_builtins(files)), list[list[Finding]]) for f in rank
+    ]
     guard.expect("the self-test of device memory and HDF5", _PART_LIMIT_S)
     if wire.rank:
         return []

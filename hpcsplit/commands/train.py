@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from socket import gethostname
 from typing import Any, NoReturn
 
+import msgspec
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
@@ -163,7 +164,7 @@ def _prepare_together(
         try:
             each = len(world.stages)
             prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing)
-            answer = {"prepared": prepared.as_dict()}
+            answer = {"prepared": msgspec.to_builtins(prepared)}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
     else:
@@ -172,7 +173,7 @@ def _prepare_together(
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in HpcsplitError.__subclasses__()}
         raise kinds.get(answer["kind"], ConfigError)(answer["error"]).on_all_ranks()
-    return Prepared.from_dict(answer["prepared"])
+    return msgspec.convert(answer["prepared"], Prepared)
 
 
 def _rehearse(setting: Setting, run_dir: RunDir, world: World, job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -29,14 +29,6 @@ class Finding:
 
     def __post_init__(self) -> None:
         assert (self.status == Status.GOOD) == (not self.advice), f"{self.topic}: {self.status} with {self.advice!r}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON and for other ranks."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Finding:
-        return cls(**{**values, "status": Status(values["status"])})
 
 
 def judged(topic: str, found: str, problems: Sequence[tuple[Status, str]], data: dict[str, Any]) -> Finding:

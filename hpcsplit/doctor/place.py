@@ -7,11 +7,9 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("torch", "torchvision", "numpy", "h5py", "mpi4py", "matplotlib", "rich", "scipy")
 _PARENTS = {
@@ -48,14 +46,6 @@ class Surroundings:
     devices: int  # visible to this process
     hidden_devices: int  # of the host, as device files say, when torch sees none
     versions: dict[str, str]  # an absent package has ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Surroundings:
-        device = Device(**values["device"]) if values["device"] else None
-        return cls(**{**values, "device": device, "cores": tuple(values["cores"])})
 
 
 def look_around(rank: int, local_rank: int) -> Surroundings:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,7 @@ def as_json(findings: Sequence[Finding]) -> str:
             "hpcsplit": __version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "status": status,
-            "findings": [finding.as_dict() for finding in findings],
+            "findings": msgspec.to_builtins(findings),
         },
         indent=1,
     )

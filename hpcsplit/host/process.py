@@ -8,7 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Process:
     """A process id says nothing on another machine, and is used again on its own; hence the other two."""
 
     machine: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
     started: int  # clock ticks after the machine's start; 0: not known
 
     @classmethod
@@ -24,14 +26,6 @@ class Process:
         pid = os.getpid()
         found = _state(pid)
         return cls(_machine(), pid, found[1] if found else 0)
-
-    @classmethod
-    def from_json(cls, values: Any) -> Process:
-        """The reverse of `vars`.  ValueError, KeyError or TypeError for anything else."""
-        machine, pid, started = values["machine"], values["pid"], values["started"]
-        if not (isinstance(machine, str) and isinstance(started, int) and isinstance(pid, int) and 0 < pid < 1 << 31):
-            raise ValueError(f"{values!r} is no process")
-        return cls(machine, pid, started)
 
     @property
     def here(self) -> bool:

@@ -38,7 +38,7 @@ WARM_UP_STEPS, BASELINE_STEPS = 3, 5  # the first ones ask for memory that later
 
 @dataclass(frozen=True)
 class Prepared:
-    """What rank 0 found out before the run and told the others; JSON by `as_dict`.
+    """What rank 0 found out before the run and told the others.
 
     Attributes:
         code: fingerprints of the user's own network.
@@ -57,14 +57,6 @@ class Prepared:
     plans: tuple[dict[str, Any], ...] = ()
     adapted: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Prepared:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
 
 def choose_cuts(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+import msgspec
+
 from hpcsplit.plan.blocks import BlockTime
 from hpcsplit.stage.cuts import ranges
 
@@ -150,7 +152,5 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        values = {"cut_costs" if name == "joins" else name: value for name, value in values.items()}  # until 0.1
-        lists = {"blocks": BlockTime, "pieces": BlockTime, "cut_costs": CutCost, "cut": BlockTime}
-        parsed = {name: tuple(kind(**each) for each in values[name]) for name, kind in lists.items() if name in values}
-        return cls(**{**values, **parsed, "params": tuple(values["params"])})
+        renamed = {"cut_costs" if name == "joins" else name: value for name, value in values.items()}  # until 0.1
+        return msgspec.convert(renamed, cls)

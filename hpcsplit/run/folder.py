@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hpcsplit.config import Config, differences, load
 from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
@@ -325,7 +327,7 @@ class RunDir:
         start = provenance.add(self.provenance, start, checkpoints[0].name if checkpoints else None)
         if lock := _held.get(self._key):
             with suppress(OSError):
-                lock.add([Process.from_json(place["process"]) for place in places])
+                lock.add(msgspec.convert([place["process"] for place in places], list[Process]))
         return start
 
     def note_end(self, how: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
 from pathlib import Path
+
+import msgspec
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file, read_text, remove, replace
@@ -30,7 +30,7 @@ class Heartbeats:
         with suppress(OSError, ConfigError):
             remove(fresh)
             with open(fresh, "x", encoding="utf-8", opener=open_file) as file:
-                file.write(json.dumps(asdict(beat)))
+                file.write(msgspec.json.encode(beat).decode())
             replace(fresh, path)
 
     def others(self) -> list[Heartbeat]:
@@ -52,9 +52,6 @@ def beside(log: Path) -> Path:
 
 def read(log: Path) -> Heartbeat | None:
     """The heartbeat beside the log of a rank, or None."""
-    try:
-        beat = Heartbeat(**json.loads(read_text(beside(log))))
-        kinds = {"int": int, "float": float, "str": str}
-        return beat if all(type(vars(beat)[f.name]) is kinds[str(f.type)] for f in fields(beat)) else None
-    except (OSError, ValueError, TypeError, RecursionError, ConfigError):
-        return None
+    with suppress(OSError, ValueError, RecursionError, ConfigError):
+        return msgspec.json.decode(read_text(beside(log)), type=Heartbeat)
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -10,6 +9,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.host.process import Process
@@ -45,15 +46,12 @@ class Owner:
     @classmethod
     def from_json(cls, line: str) -> Owner | None:
         with suppress(*_NO_JSON):
-            values = json.loads(line)
-            texts = [values[key] for key in ("token", "host", "job", "since")]
-            token, host, job, since = texts
-            if all(isinstance(text, str) for text in texts) and token.isalnum() and len(token) < 64:
-                return cls(token, host, Process.from_json(values["process"]), job, int(values["restart"]), since)
+            owner = msgspec.json.decode(line, type=cls)
+            return owner if owner.token.isalnum() and len(owner.token) < 64 else None
         return None
 
     def to_json(self) -> str:
-        return json.dumps({**vars(self), "process": vars(self.process)})
+        return msgspec.json.encode(self).decode()
 
     def __str__(self) -> str:
         job = f", Slurm job {self.job.partition(':')[2]}" if self.job else ""
@@ -95,5 +93,5 @@ def look_at(descriptor: int) -> LockFile:
     others: list[Process] = []
     for line in lines[1:]:
         with suppress(*_NO_JSON):
-            others += [Process.from_json(values) for values in json.loads(line)]
+            others += msgspec.json.decode(line, type=list[Process])
     return LockFile(Owner.from_json(lines[0]), tuple(others), state.st_mtime, state.st_size, state.st_ino)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hpcsplit.doctor import start
@@ -28,7 +29,7 @@ def on_gpus(*uuids: str) -> list[Surroundings]:
 
 def test_a_place_survives_the_way_to_rank_0() -> None:
     for place in (look_around(1, 0), *on_gpus("a")):
-        assert Surroundings.from_dict(json.loads(json.dumps(place.as_dict()))) == place
+        assert msgspec.json.decode(msgspec.json.encode(place), type=Surroundings) == place
 
 
 def test_a_host_with_a_core_and_a_gpu_for_each_rank() -> None:
@@ -159,7 +160,7 @@ def test_the_table() -> None:
 def test_json() -> None:
     answer = json.loads(as_json(FINDINGS))
     assert answer["status"] == "broken"
-    assert [Finding.from_dict(values) for values in answer["findings"]] == FINDINGS
+    assert msgspec.convert(answer["findings"], list[Finding]) == FINDINGS
 
 
 def test_what_is_not_good_has_an_advice() -> None:

@@ -41,4 +41,4 @@ def test_a_run_that_was_robbed_ends(tmp_path: Path, ranks: int) -> None:
     assert f"the lock {run}/lock belongs to process 4711 on n1, since " in ended.err
     assert "it ends here and writes nothing more. Go on with the other run, or start again" in ended.err
     assert len(records(run)) < 2000
-    assert '"pid": 4711' in (run / "lock").read_text()
+    assert '"pid":4711' in (run / "lock").read_text()

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
@@ -133,8 +134,8 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     place = wire.share(tempfile.mkdtemp() if wire.rank == 0 else None)[0]
     run_dir = RunDir(Path(place) / "run")
     run = OfARun(config)
-    prepared = prepare(run, run_dir, 2, setting.device).as_dict() if wire.rank == 0 else None
-    prepared = Prepared.from_dict(wire.share(prepared)[0])
+    prepared = msgspec.to_builtins(prepare(run, run_dir, 2, setting.device)) if wire.rank == 0 else None
+    prepared = msgspec.convert(wire.share(prepared)[0], Prepared)
     around = Around(between_blocks=wire.progress)
     (job,) = make_jobs(run, prepared, run_dir, [wire.rank], setting.device, around)
 

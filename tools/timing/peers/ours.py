@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
@@ -43,8 +44,8 @@ def main() -> None:
     torch.set_num_threads(1)
     setting, run_dir = Setting(configuration(args)), RunDir(Path(args.turns) / "run")
     device = setting.device(wire.local_rank)
-    prepared = prepare(setting, run_dir, wire.size, device).as_dict() if wire.rank == 0 else None
-    prepared = Prepared.from_dict(wire.share(prepared)[0])
+    prepared = msgspec.to_builtins(prepare(setting, run_dir, wire.size, device)) if wire.rank == 0 else None
+    prepared = msgspec.convert(wire.share(prepared)[0], Prepared)
     (job,) = make_jobs(setting, prepared, run_dir, [wire.rank], device, Around(between_blocks=wire.progress))
     give_back()
     wire.device = device
