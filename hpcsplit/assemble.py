@@ -16,7 +16,8 @@ from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
-from hpcsplit.schedule.hybrid import Phase, SavePolicy
+from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.schedule.learning_rate import learning_rate
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.hdf5 import HdfStore

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hpcsplit import __version__
 from hpcsplit.config import Config, load, option_tree
@@ -225,18 +225,21 @@ def _without_overrides(args: argparse.Namespace) -> int:
     return evaluate_command(run, args.checkpoint, args.config, args.data_root, as_json=args.json)
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message}. See {self.prog} --help")
 
 
-def _command(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
+def _command(commands: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EPILOG)
     parser.add_argument("config", metavar="CONFIG.toml", type=_path)
     return parser
 
 
-def _saved(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
+def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
@@ -262,7 +265,7 @@ def _data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data.root", dest="data_root", default="", metavar="DIR", help=where)
 
 
-def _simulate(commands: argparse._SubParsersAction) -> None:
+def _simulate(commands: _Commands) -> None:
     """`simulate` with the machine's options; a number of two parts is for links between nodes and inside one."""
     simulate = _command(commands, "simulate", "the schedule replayed on a machine of many ranks that need not be there")
     simulate.add_argument("--ranks", default="", help="such as 2,4,64; default: 1,2,4 ... 1024")

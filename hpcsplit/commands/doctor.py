@@ -48,7 +48,7 @@ def doctor_command(scratch: Path | None, as_json: bool) -> int:
             findings = _examine(wire, guard, scratch, began)
             if wire.rank == 0:
                 _print(findings, as_json)
-            code = wire.share(_exit_code(findings))[0]
+            code: int = wire.share(_exit_code(findings))[0]
             guard.expect("the end of MPI", _MPI_LIMIT_S)
             wire.close()
             return code

@@ -81,7 +81,8 @@ def _compare(found: dict[str, Any]) -> None:
 
 def score(saved: Saved, whole: Whole) -> Scores:
     """Loss and accuracy of the whole network as a run of one stage computes them."""
-    return lockstep.run([evaluate(alone(saved, whole), _phase(saved), bn=True)])[0]
+    scores: Scores = lockstep.run([evaluate(alone(saved, whole), _phase(saved), bn=True)])[0]
+    return scores
 
 
 def alone(saved: Saved, whole: Whole) -> Job:

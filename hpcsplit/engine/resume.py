@@ -260,4 +260,4 @@ def _described(store: Store, descriptions: Sequence[Mapping[str, Any] | None]) -
 
 
 def _has(description: Mapping[str, Any], name: str, boundary: int) -> bool:
-    return description["boundaries"].get(name) == boundary
+    return bool(description["boundaries"].get(name) == boundary)

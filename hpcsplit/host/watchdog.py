@@ -212,7 +212,8 @@ def in_time(limit_s: float, name: str, make: Callable[[], T]) -> T:
     if limit_s:
         faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=_STDERR)
     try:
-        return FunctionType(code, globals())(make)
+        made: T = FunctionType(code, globals())(make)
+        return made
     finally:
         faulthandler.cancel_dump_traceback_later()
 

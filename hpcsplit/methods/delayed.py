@@ -275,7 +275,7 @@ class Delayed(TrainingMethod):
         """An update inside leaves graphs valid that have saved the weights: "stale" goes backward with the new ones."""
         if self.weights != "stale":
             return nullcontext()
-        return torch.autograd._unsafe_preserve_version_counter(tuple(stage.parameters))
+        return torch.autograd._unsafe_preserve_version_counter(tuple(stage.parameters))  # type: ignore[attr-defined]
 
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:

@@ -61,7 +61,7 @@ def find_factory(name: str) -> Callable[..., object]:
             f'model.name = "{name}": importing {module_name} failed ({said(error)}{f", {line}" if line else ""}); '
             "is its folder on PYTHONPATH?"
         ) from error
-    factory = getattr(module, factory_name, None)
+    factory: Callable[..., object] | None = getattr(module, factory_name, None)
     if not callable(factory):
         raise ConfigError(f'model.name = "{name}": {module_name} has no function {factory_name}; define it there')
     return factory

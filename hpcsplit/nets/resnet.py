@@ -68,8 +68,8 @@ class PreBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(torch.relu_(self.bn1(x)))
-        out = self.conv2(torch.relu_(self.bn2(out)))
-        return out + self.shortcut(x)
+        both: Tensor = self.conv2(torch.relu_(self.bn2(out))) + self.shortcut(x)
+        return both
 
 
 def resnet(layers: int, input_shape: tuple[int, ...], classes: int, block: str) -> nn.Sequential:

@@ -34,7 +34,7 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = torch.relu_(self.bn1(x))
         shortcut = x if self.project is None else self.project(activated)
-        out = self.conv2(torch.relu_(self.bn2(self.conv1(activated))))
+        out: Tensor = self.conv2(torch.relu_(self.bn2(self.conv1(activated))))
         return out + shortcut
 
 

@@ -45,7 +45,7 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
 
 
 def _speed_up(p: Mapping[str, Any]) -> float:
-    return p["forecast"]["parallel_speed_up"] if p["forecast"] else p["parallel_speed_up_bound"]
+    return float(p["forecast"]["parallel_speed_up"] if p["forecast"] else p["parallel_speed_up_bound"])
 
 
 def _ratio(p: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -31,7 +31,8 @@ from hpcsplit.nets.build import build
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
-from hpcsplit.schedule.hybrid import Phase, phases
+from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.hybrid import phases
 from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage

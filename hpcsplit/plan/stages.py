@@ -10,7 +10,7 @@ from typing import Any
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.contract import own_variables
 from hpcsplit.plan.setting import Setting
-from hpcsplit.schedule.hybrid import Phase
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.stage.cuts import ranges, stage_shares
 from hpcsplit.stage.stage import Place, Shape
 from hpcsplit.store.store import Field, generation_bytes

@@ -300,6 +300,7 @@ class RunDir:
 
     def load_forecast(self) -> dict[str, Any] | None:
         """What was expected of the run, or None."""
+        values: dict[str, Any] | None
         try:
             values = json.loads(read_text(self.forecast))
         except FileNotFoundError:

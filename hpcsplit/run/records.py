@@ -68,7 +68,7 @@ class EpochRecord:
 
     def learned(self) -> dict[str, Any]:
         """All but times and memory, as in JSON: what a run that is repeated, or stopped and continued, has again."""
-        values = json.loads(self.to_json())
+        values: dict[str, Any] = json.loads(self.to_json())
         for part in (values, *values["stages"]):
             for key in [key for key in part if key.endswith("_s") or key == "peak_rss_bytes"]:
                 del part[key]

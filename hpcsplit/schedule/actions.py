@@ -104,4 +104,5 @@ def to_json(action: Action) -> dict[str, Any]:
 
 def from_json(message: dict[str, Any]) -> Action:
     fields = dict(message)
-    return _KINDS[fields.pop("do")](**fields)
+    action: Action = _KINDS[fields.pop("do")](**fields)
+    return action

@@ -143,7 +143,7 @@ class Stage:
         self._passes += 1
         x = self.in_own_format(x)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            y = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
+            y: torch.Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
         return y.to(self.wide if self.last else self.dtype)
 
     def in_own_format(self, t: torch.Tensor) -> torch.Tensor:

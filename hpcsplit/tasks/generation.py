@@ -43,4 +43,4 @@ class Generation(Task):
         return (outputs[:, : targets.shape[1]] - targets).square().mean(1)
 
     def pictures(self, outputs: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        return outputs[:, : math.prod(shape)].unflatten(1, shape)
+        return outputs[:, : math.prod(shape)].reshape(-1, *shape)

@@ -153,7 +153,8 @@ class DryStage(Stage):
     def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Whatever the weights are, and without autocast, which knows no "meta"."""
         self._passes += 1
-        return self.blocks(x).to(self.wide if self.last else self.dtype)
+        y: torch.Tensor = self.blocks(x)
+        return y.to(self.wide if self.last else self.dtype)
 
     def _seed_block(self, number: int) -> None:
         """Nothing here draws random numbers."""
@@ -182,7 +183,8 @@ class DryBlock(nn.Module):
             self.layer = nn.Linear(math.prod(problem.shapes[part.start]), math.prod(self.shape), device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Pass.apply(x, self.weight, self)
+        passed: torch.Tensor = _Pass.apply(x, self.weight, self)
+        return passed
 
 
 class _Pass(torch.autograd.Function):
