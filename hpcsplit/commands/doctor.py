@@ -19,7 +19,7 @@ from hpcsplit.doctor import disks, messages, place, start, table
 from hpcsplit.doctor.finding import Finding, Status, worst
 from hpcsplit.doctor.limits import Guard
 from hpcsplit.errors import DONE, HpcsplitError
-from hpcsplit.host.launchers import claimed_size, launcher_rank
+from hpcsplit.host.launchers import claimed_size, launcher_name, launcher_rank
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Wire
@@ -77,7 +77,7 @@ def _examine(wire: Wire, guard: Guard, scratch: Path | None, began: float) -> li
     if wire.rank:
         return []
     return [
-        start.launch(wire.size, wire.library, place.launcher_name()),
+        start.launch(wire.size, wire.library, launcher_name()),
         *start.slurm(here),
         messages.mpi(mpi),
         start.start_up(ready_s),

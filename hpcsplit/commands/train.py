@@ -22,7 +22,7 @@ from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchErr
 from hpcsplit.files.atomic import write_text
 from hpcsplit.host import terminal
 from hpcsplit.host.device import use
-from hpcsplit.host.launchers import Launcher, check_stages, check_world, claimed_size, launcher_rank
+from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, claimed_size, launcher_rank
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
@@ -90,7 +90,7 @@ def _world(config: Config, request: StopRequest) -> tuple[World, Callable[[], st
         return lockstep.Alone(stages if config.run.runner == "lockstep" else 1), lambda: ""
     from hpcsplit.wire.mpi import Wire
 
-    launcher, name = Launcher(), f"hpcsplit: {who(launcher_rank(), gethostname(), 'start of MPI')}"
+    launcher, name = LauncherWatch(), f"hpcsplit: {who(launcher_rank(), gethostname(), 'start of MPI')}"
     with request.in_library():
         wire = in_time(60 * config.run.stall_limit, name, Wire)
     terminal.during_a_run(launcher_would_fail)

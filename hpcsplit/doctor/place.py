@@ -12,16 +12,6 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "numpy", "h5py", "mpi4py", "matplotlib", "rich", "scipy")
-_PARENTS = {
-    "hydra_pmi_proxy": "mpirun of MPICH",
-    "prterun": "mpirun of Open MPI",
-    "prted": "mpirun of Open MPI",
-    "orterun": "mpirun of Open MPI",
-    "mpirun": "mpirun",
-    "mpiexec": "mpiexec",
-    "slurmstepd": "Slurm",
-    "palsd": "PALS",
-}
 
 
 @dataclass(frozen=True)
@@ -98,23 +88,6 @@ def older(version: str, lowest: str) -> bool:
         return [int(number) for number in [*re.findall(r"\d+", text.partition("+")[0]), 0, 0][:3]]
 
     return numbers(version) < numbers(lowest)
-
-
-def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:
-    """Who started this process: the nearest ancestor that is known to start ranks; "" when there is none."""
-    pid = pid or os.getpid()
-    while pid > 1:
-        try:
-            before, after = (proc / str(pid) / "stat").read_text().rsplit(")", 1)
-        except (OSError, ValueError):
-            return ""
-        name = _PARENTS.get(before.split("(", 1)[1], "")
-        if name == "Slurm":
-            return "srun" if "SLURM_STEP_NUM_TASKS" in os.environ else ""
-        if name:
-            return name
-        pid = int(after.split()[1])
-    return ""
 
 
 def _devices(local_rank: int) -> tuple[int, Device | None]:

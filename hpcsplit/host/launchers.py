@@ -7,17 +7,50 @@ import select
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.errors import LaunchError
 
-_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
-_LAUNCHERS = {"hydra_pmi_proxy", "pmi_proxy", "slurmstepd", "orted", "prted", "mpirun", "mpiexec", "prterun"}
 _LOOK_S = 1.0
-_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
+@dataclass(frozen=True)
 class Launcher:
+    """What starts ranks.
+
+    Attributes:
+        words: for people.
+        processes: what the processes are called of which one is above each rank.
+        size, rank: the variables in which it tells the number of ranks, and which one this is.
+    """
+
+    words: str
+    processes: tuple[str, ...] = ()
+    size: str = ""
+    rank: str = ""
+
+
+SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+LAUNCHERS = (  # the one list of them
+    Launcher("mpirun of MPICH", ("hydra_pmi_proxy", "pmi_proxy"), "PMI_SIZE", "PMI_RANK"),
+    Launcher(
+        "mpirun of Open MPI",
+        ("prterun", "prted", "orterun", "orted"),
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+    ),
+    Launcher("a launcher with PMIx", (), "PMIX_SIZE", "PMIX_RANK"),
+    SLURM,
+    Launcher("mpirun of Intel MPI", (), "MPI_LOCALNRANKS"),
+    Launcher("mpirun", ("mpirun",)),
+    Launcher("mpiexec", ("mpiexec",)),
+    Launcher("PALS", ("palsd",)),
+)
+_OF_PROCESS = {process: launcher for launcher in LAUNCHERS for process in launcher.processes}
+
+
+class LauncherWatch:
     """The process that has started this rank, and what stands between the two, such as a shell script.
 
     Where one of them is killed, nobody ends the ranks that are left.  Processes above the launcher do not matter: a
@@ -33,9 +66,9 @@ class Launcher:
         """Which one is gone, in words; "" while all live."""
         return self._died
 
-    def _watch(self, parents: Sequence[tuple[int, str]]) -> None:
+    def _watch(self, parents: Sequence[tuple[str, int]]) -> None:
         first, poll, words = os.getppid(), select.poll(), {}
-        for pid, name in parents:
+        for name, pid in parents:
             with suppress(OSError, AttributeError):  # an old kernel
                 descriptor = os.pidfd_open(pid)
                 poll.register(descriptor, select.POLLIN)
@@ -47,33 +80,48 @@ class Launcher:
         self._died = f"process {first}, which has started this rank, is gone"
 
 
-def _parents() -> list[tuple[int, str]]:
-    """The processes above this one up to the launcher, with their names; none where that is not among them."""
-    found, pid = [], os.getppid()
+def ancestors(pid: int, proc: Path = Path("/proc")) -> list[tuple[str, int]]:
+    """Name and number of a process and of all above it, as far as they can be seen."""
+    family = []
     while pid > 1:
         try:
-            before, _, after = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
+            text = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            return []
-        found.append((pid, before.partition("(")[2]))
-        if found[-1][1] in _LAUNCHERS:
-            return found
+            break
+        before, _, after = text.rpartition(")")
+        family.append((before.partition("(")[2], pid))
         pid = int(after.split()[1])
-    return []
+    return family
+
+
+def _parents() -> list[tuple[str, int]]:
+    """Name and number of the processes above this one up to the launcher; none where that is not among them."""
+    family = ancestors(os.getppid())
+    launchers = [number for number, (name, _) in enumerate(family) if name in _OF_PROCESS]
+    return family[: launchers[0] + 1] if launchers else []
+
+
+def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:
+    """Who started this process: the nearest ancestor that is known to start ranks; "" when there is none."""
+    known = [_OF_PROCESS[name] for name, _ in ancestors(pid or os.getpid(), proc) if name in _OF_PROCESS]
+    if not known or (known[0] is SLURM and SLURM.size not in os.environ):  # a batch script is no step
+        return ""
+    return known[0].words
 
 
 def launcher_rank() -> int:
     """This process's rank as the launcher's variables tell it: where MPI does not work, one process speaks for all."""
-    for variable in _RANKS:
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in os.environ else 0
+    for launcher in LAUNCHERS:
+        told = os.environ.get(launcher.rank, "")
+        if told.isdigit() and (launcher is not SLURM or SLURM.size in os.environ):
+            return int(told)
+    return 0
 
 
 def claimed_size() -> tuple[int, str]:
     """The largest number of processes that the launcher's variables speak of, and the variable; (1, "") without any."""
-    found = [(int(os.environ[v]), v) for v in _SIZES if os.environ.get(v, "").isdigit()]
-    return max(found, default=(1, ""))
+    told = [(os.environ.get(launcher.size, ""), launcher.size) for launcher in LAUNCHERS]
+    return max(((int(size), variable) for size, variable in told if size.isdigit()), default=(1, ""))
 
 
 def check_world(world_size: int, library: str) -> None:

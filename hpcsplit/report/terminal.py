@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import TextIO
 
+from hpcsplit.host.launchers import ancestors
+
 LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"}
 DAEMONS = {"orted", "prted"}  # stand in for an Open MPI launcher on another machine
 DEFAULT_WIDTH = 100
@@ -101,13 +103,4 @@ def _may_be_relayed(stream: TextIO) -> bool:
 
 def _launcher_above(proc: Path, pid: int) -> tuple[str, int] | None:
     """Name and process id of the nearest ancestor that launches MPI ranks; needs Linux's /proc."""
-    while pid > 1:
-        try:
-            before, after = (proc / str(pid) / "stat").read_text().rsplit(")", 1)
-        except (OSError, ValueError):
-            return None
-        name = before.split("(", 1)[1]
-        if name in LAUNCHERS | DAEMONS:
-            return name, pid
-        pid = int(after.split()[1])
-    return None
+    return next((each for each in ancestors(pid, proc) if each[0] in LAUNCHERS | DAEMONS), None)

@@ -13,8 +13,9 @@ import pytest
 from hpcsplit.doctor import start
 from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.messages import neighbours
-from hpcsplit.doctor.place import Device, Surroundings, launcher_name, look_around, older, required, versions
+from hpcsplit.doctor.place import Device, Surroundings, look_around, older, required, versions
 from hpcsplit.doctor.table import as_json, show
+from hpcsplit.host.launchers import launcher_name
 from hpcsplit.host.printable import spans
 
 PLACE = Surroundings(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())

@@ -52,7 +52,7 @@ def test_stages_and_ranks_must_agree() -> None:
 FAMILY = """
 import os, sys, time
 from pathlib import Path
-from hpcsplit.host.launchers import Launcher
+from hpcsplit.host.launchers import LauncherWatch
 names, killed, old = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3] == "old"
 pids, reading, writing = [], *os.pipe()
 for number, name in enumerate(names):
@@ -66,7 +66,7 @@ for number, name in enumerate(names):
         os._exit(0)
 if old:
     del os.pidfd_open
-launcher = Launcher()
+launcher = LauncherWatch()
 time.sleep(0.2)
 assert launcher.died() == ""
 os.write(writing, b"x")

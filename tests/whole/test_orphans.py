@@ -65,8 +65,8 @@ def test_a_dead_proxy(tmp_path: Path) -> None:
 
 WATCHED = """
 import sys, time
-from hpcsplit.host.launchers import Launcher
-launcher = Launcher()
+from hpcsplit.host.launchers import LauncherWatch
+launcher = LauncherWatch()
 print("here", flush=True)
 while not launcher.died():
     time.sleep(0.05)
