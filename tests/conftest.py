@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.fuzz import SHARE, examples
+from tests.wire.launch import PYTHONPATH
 
 settings.register_profile("shared machine", deadline=None, max_examples=examples(100))
 settings.load_profile("shared machine")
@@ -27,3 +28,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def lean_processes() -> Iterator[None]:
+    """Those that tests start find the repository, and start sooner (tests/lean)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)
+        yield

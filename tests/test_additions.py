@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import hpcsplit
+from tests.wire.launch import PYTHONPATH
 
 STRIPES = """
 import numpy as np
@@ -110,7 +111,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     (folder / "c.toml").write_text(RUN)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        environment = {**os.environ, "PYTHONPATH": f"{folder}:{PYTHONPATH}"}
         call = [sys.executable, "-m", "hpcsplit", *words]
         return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 

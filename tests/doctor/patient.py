@@ -10,8 +10,6 @@ import ctypes
 import os
 import sys
 
-from tests.whole import lean  # noqa: F401
-
 
 def stuck(*_: object) -> None:
     ctypes.PyDLL(None).sleep(60)  # a PyDLL keeps the lock: no Python code of this process runs any more

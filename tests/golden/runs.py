@@ -16,14 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.wire.launch import PYTHONPATH, ROOT
+
 EXPECTED = Path(__file__).with_name("runs.json")
 PORTABLE = {
     "ATEN_CPU_CAPABILITY": "default",
     "DNNL_MAX_CPU_ISA": "SSE41",
     "MKL_CBWR": "COMPATIBLE",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": PYTHONPATH,
 }
 ROWS = {"data__limit_train": 56, "data__limit_test": 24, "data__eval_train": 24, "data__batch_size": 16}
 LAYERS: dict[str, Any] = {

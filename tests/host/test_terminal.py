@@ -46,7 +46,7 @@ def toml(tmp_path: Path) -> Path:
 def program(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which $hpcsplit is the program."""
     line = command.replace("$hpcsplit", f"{sys.executable} -m hpcsplit")
-    known = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **environment}
+    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(["bash", "-c", line], cwd=cwd, env=known, capture_output=True, text=True, timeout=200)
 
 

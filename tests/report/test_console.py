@@ -47,7 +47,7 @@ def shown_under_pty(command: list[str], **environment: str) -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env={**keep, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment},
+        env={**keep, "TERM": "xterm-256color", **environment},
     )
     os.close(theirs)
     received = b""

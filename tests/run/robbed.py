@@ -10,7 +10,6 @@ from pathlib import Path
 from hpcsplit.cli import main
 from hpcsplit.run import lock
 from tests.run.owners import ELSEWHERE, QUICK, left_behind
-from tests.whole import lean  # noqa: F401
 
 
 def rob(run: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.wire.launch import PYTHONPATH, ROOT
+
 STANDIN = Path(__file__).parent / "standin"
 NODES, GPUS = 2, 2
 LIMIT_S = 240  # for anything, on a busy machine
@@ -59,7 +60,7 @@ class Cluster:
         knobs = {"DIR": folder, "NODES": NODES, "GPUS": GPUS, "CPUS": 4, "PORT": free_ports(NODES + 1)}
         settings = {**clean, **{f"TEST_SLURM_{k}": str(v) for k, v in knobs.items()}}
         settings["SLURM_CONF"] = str(folder / "slurm.conf")
-        settings["PYTHONPATH"] = f"{ROOT}:{Path(__file__).parent / 'lean'}"
+        settings["PYTHONPATH"] = PYTHONPATH
         settings["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
         cluster = cls(folder, settings)
         up = cluster.run("tools/slurm/up")

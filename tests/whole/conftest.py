@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.small import train_here, weights, write_toml
-from tests.wire.launch import Ended, python
+from tests.wire.launch import ROOT, Ended, python
 
 METHODS = {
     "penalty": {"method__name": "penalty"},
@@ -36,7 +36,8 @@ def mpi_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     place = tmp_path_factory.mktemp("mpi-run")
     toml = write_toml(place / "small.toml", 2, **METHODS["penalty"])
     words = ["-m", "hpcsplit", "train", toml, "--run-dir", place / "run"]
-    return Finished(toml, place / "run", python(*words, ranks=2, out=place / "out"))
+    ended = python(*words, ranks=2, out=place / "out", PYTHONPATH=str(ROOT))  # as it is, compiler included
+    return Finished(toml, place / "run", ended)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from hpcsplit.report.watch import Watch
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import Records
 from hpcsplit.wire.mpi import Wire
-from tests.whole import lean  # noqa: F401
 
 
 def main(words: list[str]) -> None:

@@ -124,7 +124,6 @@ def main() -> int:
             die()
         arrange(name, int(epoch or 0))
     from hpcsplit.cli import main as command
-    from tests.whole import lean  # noqa: F401
 
     return command(argv)
 

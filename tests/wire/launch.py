@@ -15,6 +15,7 @@ import pytest
 from tools.program import mpirun
 
 ROOT = Path(__file__).parents[2]
+PYTHONPATH = f"{ROOT}:{ROOT / 'tests' / 'lean'}"
 MPIRUN = mpirun()
 
 needs_mpi = pytest.mark.skipif(shutil.which(MPIRUN) is None, reason=f"no mpirun beside {sys.executable} or on the PATH")
@@ -35,7 +36,7 @@ def python(*args: object, ranks: int = 0, limit_s: float = 90, out: Path | None 
     if ranks:
         command = [MPIRUN, "-n", str(ranks), *command]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
-    environment = {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    environment = {**clean, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **variables}
     stdout = open(out, "w") if out else subprocess.PIPE  # noqa: SIM115
     process = subprocess.Popen(
         command,
