@@ -18,18 +18,14 @@ import pytest
 
 from hpcsplit.config import load
 from hpcsplit.run.records import EpochRecord, StageRecord
+from tools.experiments import __main__ as reproduce
+from tools.experiments import copies, running
+from tools.experiments.declaring import EXPERIMENTS, Claim, Experiment, Row, Scale
+from tools.experiments.keeping import archive_of, pack, unpack, write_page
+from tools.experiments.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
+from tools.experiments.reporting import Report, answer, interval, judge
+from tools.experiments.running import ALONE, Task, may_join, ranks_of, run_all, tasks_of
 from tools.program import ROOT, mpirun
-from tools.reproductions import __main__ as reproduce
-from tools.reproductions import copies, running
-from tools.reproductions.cluster import ranks_of
-from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
-from tools.reproductions.experiments import EXPERIMENTS
-from tools.reproductions.judging import answer, interval, judge
-from tools.reproductions.keeping import archive_of, pack, unpack
-from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
-from tools.reproductions.page import write_page
-from tools.reproductions.reporting import Report
-from tools.reproductions.running import ALONE, Task, may_join, run_all, tasks_of
 
 SMALL = EXPERIMENTS["tssm-figure-1"]
 GROUP = "fashion_mnist"
@@ -63,8 +59,8 @@ def test_names_in_a_declaration_exist(experiment: Experiment) -> None:
     assert {key for claim in experiment.claims for key in (claim.row, claim.rival or claim.row)} <= set(keys)
     assert {*experiment.columns, *(claim.measure for claim in experiment.claims)} <= set(MEASURES)
     assert experiment.judged_by in MEASURES
-    if isinstance(experiment.picture, Curves):
-        assert set(experiment.picture.quantities) <= set(CURVES)
+    assert set(experiment.curves) <= set(CURVES)
+    assert {experiment.plane} <= {*MEASURES, ""}
     for scale in reproduce.SCALES:
         assert set(experiment.scale(scale).groups) <= {row.group for row in experiment.rows}
 
@@ -251,16 +247,16 @@ def test_the_clock_of_a_run_has_its_refreshes_too() -> None:
 
 def test_curves_of_a_run() -> None:
     two = run([0.5, 0.6], 1.0, stages=2)
-    assert CURVES["violation"].of(two) == [0.2, 0.2]
-    assert CURVES["violation"].of(run([0.5], 1.0)) == [None]
-    assert CURVES["test_accuracy"].of(two) == pytest.approx([40.0, 50.0])
+    assert two.series("violation") == [0.2, 0.2]
+    assert run([0.5], 1.0).series("violation") == [None]
+    assert two.series("test_accuracy") == pytest.approx([40.0, 50.0])
 
 
 def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> None:
     """Exact training for half as many epochs has 60 % after 1.5 s, so the line is at 80 % after 2.5 s."""
     short = Row("short", "exact, half of the epochs", exact=True, share=0.5)
     early = Row("early", "a method that ends before any exact row", stages=2)
-    e = dataclasses.replace(results.experiment, rows=(*results.experiment.rows, short, early), picture=Plane("x"))
+    e = dataclasses.replace(results.experiment, rows=(*results.experiment.rows, short, early), plane="x")
     runs = {
         **results.runs,
         "short": {s: (run([0.5, 0.6], 0.75),) for s in range(3)},
@@ -536,7 +532,7 @@ def test_copies_are_one_task_of_as_many_ranks(
     assert for_slurm("arrays", capsys, *words) == expected
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     program, *given = for_slurm("words", capsys, *words)
-    assert program == "tools.reproductions.copies"
+    assert program == "tools.experiments.copies"
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append((argv, env)))
     for name, value in {"PMI_RANK": "3", "SLURM_PROCID": "0", "PMI_SIZE": "4", "HPCSPLIT_DATA": "/data"}.items():
@@ -736,7 +732,7 @@ def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> N
     }
     (tmp_path / "empty.toml").write_text("", encoding="utf-8")
     losses = {}
-    for program, ranks in (("hpcsplit train", 1), ("tools.reproductions.data_parallel", 2)):
+    for program, ranks in (("hpcsplit train", 1), ("tools.experiments.data_parallel", 2)):
         task = Task(
             Row("row", "", program=program, stages=ranks),
             0,
