@@ -133,10 +133,11 @@ def _for_slurm(parser: Parser, what: str, turns: list[list[Task]], *, in_turn: b
     if what == "arrays":
         print("\n".join(running.arrays(turns, in_turn=in_turn)))
         return 0
-    try:
-        turn = running.own(turns)
-    except ValueError as error:
-        parser.error(str(error))
+    index = os.environ.get(running.TASK, "")
+    if not index.isdigit() or int(index) >= len(turns):
+        said = f"the tasks are 0 to {len(turns) - 1}; see jobs/experiment.sbatch"
+        parser.error(f"{running.TASK} = {index or 'unset'}: {said}")
+    turn = turns[int(index)]
     if what == "words":
         print("\n".join(running.words(turn)))
     else:

@@ -20,7 +20,7 @@ import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,11 +157,20 @@ LINES = {Row: ("key", "label", "like"), Claim: ("text", "like", "row", "rival")}
 Table = dict[str, Any]
 
 
-def _experiment(name: str, table: Table, parts: Table) -> Experiment:
+def experiment_of(name: str, table: Table, parts: Table) -> Experiment:
+    """An experiment as its table declares it.
+
+    Raises:
+        ValueError: it has more cells than rows.
+    """
     notes = [*_like(table, parts).get("notes", []), *table.get("notes", [])]
     table = _whole(table, parts) | {"notes": notes}
-    cells = zip_longest(_each(Row, table.pop("rows"), parts, (), {}, {}), table.pop("cells", []), fillvalue="")
-    table["rows"] = tuple(dataclasses.replace(row, paper=cell or row.paper) for row, cell in cells)
+    rows = list(_each(Row, table["rows"], parts, (), {}, {}))
+    cells = table.pop("cells", [])
+    if len(cells) > len(rows):
+        raise ValueError(f"{name}: {len(cells)} cells for {len(rows)} rows; leave out the last ones")
+    rows[: len(cells)] = [dataclasses.replace(row, paper=cell) for row, cell in zip(rows, cells, strict=False)]
+    table["rows"] = tuple(rows)
     table["claims"] = tuple(_each(Claim, table["claims"], parts, table["rows"], {}, {}))
     table["base"] = _flat(_whole(table.get("base", {}), parts))
     table |= {scale: _made(Scale, _whole(table.get(scale, {}), parts)) for scale in ("small", "paper")}
@@ -245,7 +254,7 @@ def _made(kind: type, table: Table) -> Any:
 def _read(name: str) -> Iterator[Experiment]:
     tables = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     parts = tables.pop("parts")
-    return (_experiment(key, table, parts) for key, table in tables.items())
+    return (experiment_of(key, table, parts) for key, table in tables.items())
 
 
 EXPERIMENTS = {experiment.name: experiment for file in FILES for experiment in _read(file)}

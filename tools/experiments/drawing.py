@@ -86,7 +86,8 @@ def _plane(panel: Axes, results: Results, rows: Sequence[Row]) -> None:
             firsts.setdefault(line_of(row), row)
     for (line, first), style in zip(firsts.items(), cycle(("--", "-.", ":")), strict=False):
         if points := stopping_line(results, line):  # not all are counted, for too few cores
-            panel.plot(*zip(*points, strict=True), style, color="0.3", label=first.label)
+            means = [statistics.mean(scores.values()) for _, scores in points]
+            panel.plot([seconds for seconds, _ in points], means, style, color="0.3", label=first.label)
     colours = colormaps["tab20"]
     for number, row in enumerate(row for row in rows if not results.counted(row)):
         found, seconds = list(results.values(row, measure).values()), results.seconds(row)

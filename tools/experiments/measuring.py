@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
+from operator import itemgetter
+from statistics import mean, median
 from typing import Any
 
 from numpy import interp
@@ -63,7 +64,7 @@ class Results:
     def seconds(self, row: Row) -> float | None:
         """The median over seeds, since seconds are the machine's; None where they are counted or not known."""
         times = {} if self.counted(row) else self.values(row, "seconds")
-        return statistics.median(times.values()) if times else None
+        return median(times.values()) if times else None
 
     def of(self, key: str) -> Mapping[int, Sequence[Run]]:
         return self.runs.get(key, {})
@@ -86,7 +87,6 @@ class Measure:
     Attributes:
         points: in percent points: a difference under 1 is only claimed from 8 seeds on.
         median: the seeds are summed up by their median, not by mean and standard deviation.
-        who: a word about the row's value, behind it.
     """
 
     heading: str
@@ -94,7 +94,6 @@ class Measure:
     over: Callable[[Results, Row], Values]
     points: bool = False
     median: bool = False
-    who: Callable[[Results, Row], str] = lambda results, row: ""
 
 
 # ------------------------------------------------------------------------------------------------ over the epochs
@@ -163,7 +162,7 @@ def _each(of: Callable[[Run], float | None], *, timed: bool = False) -> Callable
                 continue
             known = _known(map(of, copies))
             if len(known) == len(copies):
-                found[seed] = statistics.mean(known)
+                found[seed] = mean(known)
         return found
 
     return over
@@ -180,7 +179,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 def _late(run: Run, of: Callable[[EpochRecord], float | None]) -> float | None:
     """Mean over the last quarter of the parallel epochs, without those that have none."""
     known = _known(_quarters([of(record) for record in run.records if record.phase == "parallel"])[1])
-    return statistics.mean(known) if known else None
+    return mean(known) if known else None
 
 
 def _quarters(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -207,12 +206,14 @@ def _residual_left(run: Run) -> float | None:
 
 def _rate(run: Run) -> float | None:
     values = _known(run.series("rate"))
-    first, last = (statistics.median(quarter or [0.0]) for quarter in _quarters(values))
+    first, last = (median(quarter or [0.0]) for quarter in _quarters(values))
     return last / first if first > 0 else None
 
 
-# the first epoch warms up
-_epoch_seconds = _each(lambda run: statistics.median(run.epoch_seconds()[1:] or run.epoch_seconds()), timed=True)
+def _epoch_seconds(run: Run) -> float:
+    """The first epoch warms up."""
+    return median(run.epoch_seconds()[1:] or run.epoch_seconds())
+
 
 # ------------------------------------------------------------------------------------------------ of several rows
 
@@ -223,18 +224,22 @@ def _at_time(exact: Run, seconds: float, quantity: str) -> float | None:
     return done[-1] if done else None
 
 
-def _best_rival(results: Results, row: Row) -> tuple[str, Values]:
+def best_rival(results: Results, row: Row) -> tuple[str, Values]:
     """Of the exact rows, stopped at this row's time: the label of the one with the best mean, its accuracy by seed."""
     best: tuple[str, Values] = ("", {})
     for rival in () if row.exact or results.counted(row) else results.rivals(row):
-        exact, known = results.of(rival.key), {}
+        exact, known = results.of(rival.key), dict[int, float]()
         for seed, runs in results.of(row.key).items():
             if seed in exact and results.experiment.times(seed):
                 value = _at_time(exact[seed][0], runs[0].clock()[-1], results.experiment.judged_by)
                 known |= {} if value is None else {seed: value}
-        if known and (not best[1] or statistics.mean(known.values()) > statistics.mean(best[1].values())):
+        if known and (not best[1] or mean(known.values()) > mean(best[1].values())):
             best = (rival.label, known)
     return best
+
+
+def _lead_in_time(results: Results, row: Row) -> Values:
+    return _differences(results.scores(row), best_rival(results, row)[1])
 
 
 def line_of(row: Row) -> tuple[str, int, str]:
@@ -242,15 +247,11 @@ def line_of(row: Row) -> tuple[str, int, str]:
     return row.group, row.stages, row.program
 
 
-def stopping_line(results: Results, line: tuple[str, int, str], seed: int | None = None) -> list[tuple[float, float]]:
-    """(seconds, accuracy) of the exact rows of a line, for more and more epochs; of one seed, or the means."""
-    points = []
-    for row in results.experiment.rows:
-        if row.exact and line_of(row) == line and (seconds := results.seconds(row)) is not None:
-            scores = results.scores(row)
-            known = scores.values() if seed is None else [scores[seed]] if seed in scores else []
-            points += [(seconds, statistics.mean(known))] if known else []
-    return sorted(points)
+def stopping_line(results: Results, line: tuple[str, int, str]) -> list[tuple[float, Values]]:
+    """Seconds and accuracies of the exact rows of a line, for more and more epochs."""
+    rows = [row for row in results.experiment.rows if row.exact and line_of(row) == line and results.scores(row)]
+    points = [(seconds, results.scores(row)) for row in rows if (seconds := results.seconds(row)) is not None]
+    return sorted(points, key=itemgetter(0))
 
 
 def _lead_over_line(results: Results, row: Row) -> Values:
@@ -260,19 +261,19 @@ def _lead_over_line(results: Results, row: Row) -> Values:
     seconds = results.seconds(row)
     if row.exact or seconds is None:
         return {}
-    whole = {line: stopping_line(results, line) for line in map(line_of, results.rivals(row))}
-    lines = {line: points for line, points in whole.items() if points and points[0][0] <= seconds}
+    whole = [stopping_line(results, line) for line in dict.fromkeys(map(line_of, results.rivals(row)))]
+    lines = [points for points in whole if points and points[0][0] <= seconds]
     if not lines:
         return {}
-    best = max(lines, key=lambda line: interp(seconds, *zip(*lines[line], strict=True)))
-    moments = [moment for moment, _ in lines[best]]
-    behind = bisect_right(moments, seconds)
-    beside, found = moments[behind - 1 : behind + 1], {}
-    for seed, score in results.scores(row).items():
-        points = [point for point in stopping_line(results, best, seed) if point[0] in beside]
-        if len(points) == len(beside):
-            found[seed] = score - float(interp(seconds, *zip(*points, strict=True)))
-    return found
+
+    def there(points: Sequence[tuple[float, float]]) -> float:
+        return float(interp(seconds, [moment for moment, _ in points], [score for _, score in points]))
+
+    best = max(lines, key=lambda line: there([(moment, mean(scores.values())) for moment, scores in line]))
+    behind = bisect_right([moment for moment, _ in best], seconds)
+    beside = best[behind - 1 : behind + 1]
+    known = {seed: own for seed, own in results.scores(row).items() if all(seed in scores for _, scores in beside)}
+    return {seed: own - there([(moment, scores[seed]) for moment, scores in beside]) for seed, own in known.items()}
 
 
 def _lead_over_ratios(results: Results, row: Row) -> Values:
@@ -288,36 +289,34 @@ def _lead_over_ratios(results: Results, row: Row) -> Values:
         and (rival.exact or rival.settings.get("method.name") == row.settings["method.name"])
         and (results.seconds(rival) or inf) <= ABOUT * seconds
     ]
-    return _differences(results.scores(row), max(fixed, key=lambda v: statistics.mean(v.values()), default={}))
+    return _differences(results.scores(row), max(fixed, key=lambda v: mean(v.values()), default={}))
 
 
 def _differences(values: Values, others: Values) -> Values:
     return {seed: value - others[seed] for seed, value in values.items() if seed in others}
 
 
-def _ratios(values: Values, others: Values, times: float = 1.0) -> Values:
-    return {seed: times * value / others[seed] for seed, value in values.items() if others.get(seed, 0.0) > 0}
+def _ratios(values: Values, others: Values) -> Values:
+    return {seed: value / others[seed] for seed, value in values.items() if others.get(seed, 0.0) > 0}
 
 
-def _speedup(results: Results, row: Row) -> Values:
+def _speedup(results: Results, row: Row, measure: str = "epoch_seconds") -> Values:
     if not row.serial:
         return {}
-    return _ratios(_epoch_seconds(results, results.experiment.row(row.serial)), _epoch_seconds(results, row))
+    return _ratios(results.values(results.experiment.row(row.serial), measure), results.values(row, measure))
 
 
 def _run_speedup(results: Results, row: Row) -> Values:
     """Of training and refresh as a whole."""
-    if not row.serial or results.counted(row):
-        return {}
-    return _ratios(results.values(results.experiment.row(row.serial), "seconds"), results.values(row, "seconds"))
+    return {} if results.counted(row) else _speedup(results, row, "seconds")
 
 
 def _limit(results: Results, row: Row) -> Values:
     """How much more the machine does with so many independent copies at once than with one run alone."""
     if not row.limit:
         return {}
-    alone, copies = (results.experiment.row(key) for key in (row.serial, row.limit))
-    return _ratios(_epoch_seconds(results, alone), _epoch_seconds(results, copies), copies.copies)
+    copies = results.experiment.row(row.limit)
+    return {s: copies.copies * each for s, each in _speedup(results, replace(copies, serial=row.serial)).items()}
 
 
 MEASURES: dict[str, Measure] = {
@@ -326,18 +325,9 @@ MEASURES: dict[str, Measure] = {
     "test_accuracy_bn": Measure("the same, BatchNorm re-estimated %", ".2f", _last("test_accuracy_bn"), points=True),
     "test_loss": Measure("test loss", ".4f", _last("test_loss")),
     "exact_in_time": Measure(
-        "best exact stopped at the same time %",
-        ".2f",
-        lambda results, row: _best_rival(results, row)[1],
-        points=True,
-        who=lambda results, row: _best_rival(results, row)[0],
+        "best exact stopped at the same time %", ".2f", lambda results, row: best_rival(results, row)[1], points=True
     ),
-    "lead_in_time": Measure(
-        "lead over that",
-        ".2f",
-        lambda results, row: _differences(results.scores(row), results.values(row, "exact_in_time")),
-        points=True,
-    ),
+    "lead_in_time": Measure("lead over that", ".2f", _lead_in_time, points=True),
     "lead_over_line": Measure("lead over exact training for as long", ".2f", _lead_over_line, points=True),
     "lead_over_ratios": Measure("lead over the best fixed ratio", ".2f", _lead_over_ratios, points=True),
     "parallel_epochs": Measure(
@@ -346,7 +336,7 @@ MEASURES: dict[str, Measure] = {
     "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
     "violation": Measure("violation", ".3f", _each(lambda run: _late(run, _violation))),
     "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1], timed=True), median=True),
-    "epoch_seconds": Measure("s an epoch", ".3g", _epoch_seconds, median=True),
+    "epoch_seconds": Measure("s an epoch", ".3g", _each(_epoch_seconds, timed=True), median=True),
     "objective": Measure("augmented Lagrangian", ".4g", _last("objective")),
     "objective_rises": Measure("rises", ".1f", _each(_rises)),
     "residual": Measure("residual", ".3g", _last("residual")),

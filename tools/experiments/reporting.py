@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from hpcsplit.config.option import show
 from hpcsplit.run.provenance import processor
 from tools.experiments.declaring import Claim, Row, ScaleName, Settings
-from tools.experiments.measuring import MEASURES, Results
+from tools.experiments.measuring import MEASURES, Results, best_rival
 from tools.experiments.running import Failure
 
 ENOUGH = 8  # seeds from which on a difference under one percent point is claimed
@@ -167,7 +167,7 @@ class Report:
             return "-"
         middle = statistics.median(values) if measure.median else statistics.mean(values)
         spread = f" ± {statistics.stdev(values):{measure.form}}" if len(values) > 1 and not measure.median else ""
-        who = measure.who(self.results, row)
+        who = best_rival(self.results, row)[0] if name == "exact_in_time" else ""
         return f"{middle:{measure.form}}{spread} ({len(values)})" + (f" ({who})" if who else "")
 
     def _epochs(self, row: Row) -> str:

@@ -266,18 +266,6 @@ def arrays(turns: Sequence[Sequence[Task]], *, in_turn: bool) -> list[str]:
     return [f"{options} --array={spans(indices)}" for options, indices in found.items()]
 
 
-def own(turns: Sequence[list[Task]]) -> list[Task]:
-    """The turn of the array task that this process is in.
-
-    Raises:
-        ValueError: its index is that of no turn.
-    """
-    text = os.environ.get(TASK, "")
-    if not text.isdigit() or int(text) >= len(turns):
-        raise ValueError(f"{TASK} = {text or 'unset'}: the tasks are 0 to {len(turns) - 1}; see jobs/experiment.sbatch")
-    return turns[int(text)]
-
-
 def words(turn: Sequence[Task]) -> list[str]:
     """The program of a turn and the words behind it; none if it is finished."""
     if all(task.finished() for task in turn):
