@@ -6,14 +6,12 @@ import importlib
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.engine.small import train_here
 from tests.wire.launch import needs_mpi
-from tools.benchmarks import accuracy, forecast, scale, start
+from tools.benchmarks import forecast, scale, start
 
 pytestmark = [
     needs_mpi,
@@ -100,31 +98,3 @@ def test_forecast(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row["phase"], row["ranks"], len(row["runs"])) for row in timed] == [("serial", 2, 1), ("parallel", 2, 1)]
     assert all(seconds > 0 for row in timed for seconds in row["runs"][0].values())
     assert all(row["lockstep"] == row["simulated"] for row in rows[2:])
-
-
-def test_accuracy(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs are made in this process; as many exact epochs as the hybrid has had time for are the last row."""
-    (tmp_path / "small.toml").write_text(
-        'data = { name = "digits", limit_train = 64, limit_test = 32, batch_size = 16 }\n'
-        'model = { name = "mlp", depth = 2, width = 8 }\n'
-        'schedule = { ratio = "1:1" }\n[run]\nthreads = 1\n'
-    )
-
-    def here(command: list[str], **_: Any) -> None:
-        words = command[command.index("train") + 1 :]
-        place = words.index("--run-dir")
-        rest = words[1:place] + words[place + 2 :]
-        assert train_here(Path(words[0]), Path(words[place + 1]), *rest, "--run.stages", 2) == 0
-
-    monkeypatch.setattr(accuracy, "subprocess", SimpleNamespace(run=here))
-    config = ("--config", str(tmp_path / "small.toml"))
-    rows = {row["run"]: row for row in bench("accuracy", *config, "--epochs", "4", "--limit-train", "64")}
-    assert list(rows) == [
-        "hybrid, penalty",
-        "hybrid, al",
-        "hybrid, frozen control",
-        "exact, as many epochs",
-        "exact, stopped at the hybrid's time",
-    ]
-    assert [row["parallel"] for row in rows.values()] == [2, 2, 2, 0, 0]
-    assert rows["exact, as many epochs"]["gap_points"] == 0.0

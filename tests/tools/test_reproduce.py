@@ -10,6 +10,7 @@ import signal
 import sys
 import tarfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,18 +19,14 @@ import pytest
 
 from hpcsplit.config import load
 from hpcsplit.run.records import EpochRecord, StageRecord
+from tools.experiments import __main__ as reproduce
+from tools.experiments import copies, running
+from tools.experiments.declaring import EXPERIMENTS, Claim, Experiment, Row, Scale, experiment_of
+from tools.experiments.keeping import archive_of, pack, unpack, write_page
+from tools.experiments.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
+from tools.experiments.reporting import Report, answer, interval, judge
+from tools.experiments.running import ALONE, Task, may_join, ranks_of, run_all, tasks_of
 from tools.program import ROOT, mpirun
-from tools.reproductions import __main__ as reproduce
-from tools.reproductions import copies, running
-from tools.reproductions.cluster import ranks_of
-from tools.reproductions.declaring import Claim, Curves, Experiment, Plane, Row, Scale
-from tools.reproductions.experiments import EXPERIMENTS
-from tools.reproductions.judging import answer, interval, judge
-from tools.reproductions.keeping import archive_of, pack, unpack
-from tools.reproductions.measuring import CURVES, MEASURES, Results, Run, line_of, stopping_line
-from tools.reproductions.page import write_page
-from tools.reproductions.reporting import Report
-from tools.reproductions.running import ALONE, Task, may_join, run_all, tasks_of
 
 SMALL = EXPERIMENTS["tssm-figure-1"]
 GROUP = "fashion_mnist"
@@ -63,8 +60,8 @@ def test_names_in_a_declaration_exist(experiment: Experiment) -> None:
     assert {key for claim in experiment.claims for key in (claim.row, claim.rival or claim.row)} <= set(keys)
     assert {*experiment.columns, *(claim.measure for claim in experiment.claims)} <= set(MEASURES)
     assert experiment.judged_by in MEASURES
-    if isinstance(experiment.picture, Curves):
-        assert set(experiment.picture.quantities) <= set(CURVES)
+    assert set(experiment.curves) <= set(CURVES)
+    assert {experiment.plane} <= {*MEASURES, ""}
     for scale in reproduce.SCALES:
         assert set(experiment.scale(scale).groups) <= {row.group for row in experiment.rows}
 
@@ -86,6 +83,75 @@ def test_the_kept_runs_are_those_of_the_declarations(tmp_path: Path) -> None:
         assert [name for name in unpack(archive, out) if not planned[name].finished()] == []
 
 
+PARTS = """
+several = [{ set = "one", method.beta = 3.0 }, { set = "two", optim.lr = 0.5 }]
+five = [{ b = 5, method.beta = 5.0, method.eta_kappa = 2.0 }]
+[more]
+measure = "test_loss"
+above = 0.0
+[a]
+method = { name = "al", beta = 1.0 }
+[b]
+like = "a"
+method.beta = 2.0
+stages = 2
+[both]
+notes = ["first"]
+small = { seeds = 3, model.width = 8 }
+"""
+TABLE = """
+like = "both"
+config = "tssm"
+title = ""
+source = ""
+says = ""
+hardware = ""
+columns = []
+notes = ["second"]
+base = { like = "a", schedule.epochs = 4 }
+small.model.depth = 3
+cells = ["90 %"]
+rows = [
+    ["plain", "one row", "b", { paper = "hidden" }],
+    { each.set = "several", group = "{set}", method.eta_kappa = 0.0, of = [
+        ["{set}-{k}", "{k} ranks of {set}", "b", { stages = "{k}", each.k = [3, 4] }],
+        ["{set}-own", "", "b", { each.b = "five", method.eta_kappa = 1.0, paper = "{b}" }],
+    ] },
+]
+claims = [
+    ["{key} is better", "more", "{key}", { rival = "plain", each.row = { stages = 2, group = "one" } }],
+    ["below", "more", "one-3", "one-4", { above = -1.0 }],
+]
+"""
+
+
+def declared(table: str = TABLE) -> Experiment:
+    return experiment_of("x", tomllib.loads(table), tomllib.loads(PARTS))
+
+
+def test_what_a_table_declares() -> None:
+    """The settings of a row: what is around it, what it is like, what the members of `each` bring, its own."""
+    e, al = declared(), {"method.name": "al"}
+    assert e.base == {**al, "method.beta": 1.0, "schedule.epochs": 4}
+    assert (e.small.settings, e.small.seeds, e.notes) == ({"model.width": 8, "model.depth": 3}, 3, ("first", "second"))
+    assert [row.key for row in e.rows] == ["plain", "one-3", "one-4", "one-own", "two-3", "two-4", "two-own"]
+    assert e.row("plain") == Row("plain", "one row", {**al, "method.beta": 2.0}, 2, paper="90 %")
+    around = {**al, "method.beta": 2.0, "method.eta_kappa": 0.0}
+    assert e.row("one-3") == Row("one-3", "3 ranks of one", around, 3, "one")
+    assert e.row("two-4") == Row("two-4", "4 ranks of two", {**around, "optim.lr": 0.5}, 4, "two")
+    own = {**al, "method.beta": 5.0, "method.eta_kappa": 1.0}
+    assert e.row("one-own") == Row("one-own", "", own, 2, "one", paper="5")
+    assert e.claims == (
+        Claim("one-own is better", "one-own", "test_loss", "plain", above=0.0),
+        Claim("below", "one-3", "test_loss", "one-4", above=-1.0),
+    )
+
+
+def test_more_cells_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="x: 8 cells for 7 rows; leave out the last ones"):
+        declared(TABLE.replace('["90 %"]', str(["90 %"] * 8)))
+
+
 # ------------------------------------------------------------------------------------------------ judging
 
 
@@ -99,25 +165,16 @@ def test_the_interval_is_students() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "bounds", "expected"),
-    [
-        ([5.0, 5.1, 4.9], {"above": 0.0}, "holds"),
-        ([-5.0, -5.1, -4.9], {"above": 0.0}, "does not hold"),
-        ([5.0, -5.0, 0.5], {"above": 0.0}, "not decided"),
-        ([5.0], {"above": 0.0}, "not decided"),  # one run says nothing
-        ([0.5, 0.51, 0.49], {"above": 0.0}, "not decided"),  # under a point needs eight
-        ([0.5, 0.51, 0.49] * 3, {"above": 0.0}, "holds"),
-        ([0.1, 0.2, 0.15], {"above": -1.0, "below": 1.0}, "holds"),
-        ([3.0, 3.1, 3.2], {"above": -1.0, "below": 1.0}, "does not hold"),
-    ],
-)
-def test_answers(values: list[float], bounds: dict[str, float], expected: str) -> None:
-    assert answer(values, claim(**bounds), points=True) == expected
-
-
-@pytest.mark.parametrize(
     ("values", "bounds", "points", "expected"),
     [
+        ([5.0, 5.1, 4.9], {"above": 0.0}, True, "holds"),
+        ([-5.0, -5.1, -4.9], {"above": 0.0}, True, "does not hold"),
+        ([5.0, -5.0, 0.5], {"above": 0.0}, True, "not decided"),
+        ([5.0], {"above": 0.0}, True, "not decided"),  # one run says nothing
+        ([0.5, 0.51, 0.49], {"above": 0.0}, True, "not decided"),  # under a point needs eight
+        ([0.5, 0.51, 0.49] * 3, {"above": 0.0}, True, "holds"),
+        ([0.1, 0.2, 0.15], {"above": -1.0, "below": 1.0}, True, "holds"),
+        ([3.0, 3.1, 3.2], {"above": -1.0, "below": 1.0}, True, "does not hold"),
         ([1.1, 1.2, 1.3], {"above": 0.0}, True, "holds"),  # a point and more needs no eight
         ([0.9, 1.0, 0.8], {"above": 0.0}, True, "not decided"),
         ([0.5, 0.51, 0.49, 0.5, 0.5, 0.51, 0.49], {"above": 0.0}, True, "not decided"),  # seven
@@ -130,7 +187,7 @@ def test_answers(values: list[float], bounds: dict[str, float], expected: str) -
         ([0.9, 1.0, 1.1], {"above": -1.0, "below": 1.0}, True, "not decided"),  # reaches over a bound
     ],
 )
-def test_where_an_answer_turns(values: list[float], bounds: dict[str, float], points: bool, expected: str) -> None:
+def test_answers(values: list[float], bounds: dict[str, float], points: bool, expected: str) -> None:
     assert answer(values, claim(**bounds), points=points) == expected
 
 
@@ -251,23 +308,24 @@ def test_the_clock_of_a_run_has_its_refreshes_too() -> None:
 
 def test_curves_of_a_run() -> None:
     two = run([0.5, 0.6], 1.0, stages=2)
-    assert CURVES["violation"].of(two) == [0.2, 0.2]
-    assert CURVES["violation"].of(run([0.5], 1.0)) == [None]
-    assert CURVES["test_accuracy"].of(two) == pytest.approx([40.0, 50.0])
+    assert two.series("violation") == [0.2, 0.2]
+    assert run([0.5], 1.0).series("violation") == [None]
+    assert two.series("test_accuracy") == pytest.approx([40.0, 50.0])
 
 
 def test_the_line_joins_exact_training_for_fewer_epochs(results: Results) -> None:
     """Exact training for half as many epochs has 60 % after 1.5 s, so the line is at 80 % after 2.5 s."""
     short = Row("short", "exact, half of the epochs", exact=True, share=0.5)
     early = Row("early", "a method that ends before any exact row", stages=2)
-    e = dataclasses.replace(results.experiment, rows=(*results.experiment.rows, short, early), picture=Plane("x"))
+    e = dataclasses.replace(results.experiment, rows=(*results.experiment.rows, short, early), plane="x")
     runs = {
         **results.runs,
         "short": {s: (run([0.5, 0.6], 0.75),) for s in range(3)},
         "early": {0: (run([0.9], 1.0, stages=2, phase="parallel"),)},
     }
     found = Results(e, runs)
-    assert stopping_line(found, line_of(e.rows[0]), seed=0) == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
+    points = [(seconds, scores[0]) for seconds, scores in stopping_line(found, line_of(e.rows[0]))]
+    assert points == [pytest.approx((1.5, 60.0)), pytest.approx((3.0, 90.0))]
     leads = found.values(e.row("method"), "lead_over_line")
     assert leads == pytest.approx({0: 0.0, 1: 0.2 - 0.1 * 2 / 3, 2: 0.4 - 0.2 * 2 / 3})
     lacking = Results(e, {**runs, "short": {s: runs["short"][s] for s in (0, 2)}})
@@ -536,7 +594,7 @@ def test_copies_are_one_task_of_as_many_ranks(
     assert for_slurm("arrays", capsys, *words) == expected
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     program, *given = for_slurm("words", capsys, *words)
-    assert program == "tools.reproductions.copies"
+    assert program == "tools.experiments.copies"
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append((argv, env)))
     for name, value in {"PMI_RANK": "3", "SLURM_PROCID": "0", "PMI_SIZE": "4", "HPCSPLIT_DATA": "/data"}.items():
@@ -736,7 +794,7 @@ def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> N
     }
     (tmp_path / "empty.toml").write_text("", encoding="utf-8")
     losses = {}
-    for program, ranks in (("hpcsplit train", 1), ("tools.reproductions.data_parallel", 2)):
+    for program, ranks in (("hpcsplit train", 1), ("tools.experiments.data_parallel", 2)):
         task = Task(
             Row("row", "", program=program, stages=ranks),
             0,

@@ -16,7 +16,7 @@ from pathlib import Path
 from tools.pages import sections
 from tools.program import ROOT
 
-NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast", "accuracy")
+NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast")
 HEAD = """# Performance
 
 What `tools/bench` printed; each section begins with its command. Absolute times depend on the machine and on the hour,

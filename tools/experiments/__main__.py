@@ -15,13 +15,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.experiments import running
+from tools.experiments.declaring import EXPERIMENTS, Row, ScaleName
+from tools.experiments.keeping import archive_of, unpack, write_page
+from tools.experiments.running import Task
 from tools.program import INTERRUPTED, ROOT, Parser, mpirun
-from tools.reproductions import cluster
-from tools.reproductions.declaring import Row, ScaleName
-from tools.reproductions.experiments import EXPERIMENTS
-from tools.reproductions.keeping import archive_of, unpack
-from tools.reproductions.page import write_page
-from tools.reproductions.running import Task, results_of, run_all, tasks_of
 
 SCALES: tuple[ScaleName, ...] = ("small", "paper")
 PAGE = ROOT / "docs" / "results.md"
@@ -47,23 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="tools/reproduce", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment of --list")
-    parser.add_argument("--list", action="store_true", help="the experiments, and their rows at each scale")
-    parser.add_argument("--page", action="store_true", help="write docs/results.md from all that has been run here")
-    parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument("--seeds", type=_count, help="runs of each row, with seeds 0, 1, ... (default: the scale's)")
-    parser.add_argument("--epochs", type=_count, help="epochs of every row (default: the scale's)")
-    parser.add_argument(
-        "--set", dest="settings", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="of every row"
-    )
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $HPCSPLIT_DATA or ./data)")
-    parser.add_argument("--out", type=Path, help="default: runs/reproduce-NAME-SCALE[-EPOCHS]")
-    parser.add_argument(
-        "--only", default="", metavar="ROW,...", help="run only these rows; also rows that the scale leaves"
-    )
-    parser.add_argument("--kept", action="store_true", help="go on from the runs behind docs/results.md")
-    parser.add_argument("--slurm", choices=("arrays", "words", "ended", "table"), help="for jobs/experiment.sbatch")
-    parser.add_argument("--show", action="store_true", help="run nothing; the table of what is there")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="an experiment of --list")
+    add("--list", action="store_true", help="the experiments, and their rows at each scale")
+    add("--page", action="store_true", help="write docs/results.md from all that has been run here")
+    add("--scale", choices=SCALES, default="small")
+    add("--seeds", type=_count, help="runs of each row, with seeds 0, 1, ... (default: the scale's)")
+    add("--epochs", type=_count, help="epochs of every row (default: the scale's)")
+    add("--set", dest="settings", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="of every row")
+    add("--data", type=Path, help="folder of the data sets (default: $HPCSPLIT_DATA or ./data)")
+    add("--out", type=Path, help="default: runs/reproduce-NAME-SCALE[-EPOCHS]")
+    add("--only", default="", metavar="ROW,...", help="run only these rows; also rows that the scale leaves")
+    add("--kept", action="store_true", help="go on from the runs behind docs/results.md")
+    add("--slurm", choices=("arrays", "words", "ended", "table"), help="for jobs/experiment.sbatch")
+    add("--show", action="store_true", help="run nothing; the table of what is there")
     return parser
 
 
@@ -86,35 +81,38 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
         if not (archive := archive_of(PAGE, name)).exists():
             parser.error(f"docs/results.md has no {name}; leave --kept out")
         print(f"{len(unpack(archive, out))} runs of docs/results.md are put back", file=sys.stderr)
-    where = {"data.root": str(args.data.resolve())} if args.data else {}
+    settings = extra | ({"data.root": str(args.data.resolve())} if args.data else {})
     cores = sorted(os.sched_getaffinity(0))
-    ranks = cluster.ranks_of(experiment) if args.slurm else len(cores)
+    ranks = running.ranks_of(experiment) if args.slurm else len(cores)
 
     def planned(rows: Sequence[Row], seeds: int) -> list[Task]:
-        settings = {**extra, **where}
-        return tasks_of(experiment, args.scale, rows=rows, seeds=seeds, extra=settings, out=out, cores=ranks)
+        return running.tasks_of(experiment, args.scale, rows=rows, seeds=seeds, extra=settings, out=out, cores=ranks)
 
     most = experiment.scale(args.scale).seeds
     tasks = [] if args.show else planned(rows, args.seeds or most)
-    turns = cluster.turns_of(tasks)
+    turns = running.turns_of(tasks)
     if args.slurm in ("arrays", "words", "ended"):
         return _for_slurm(parser, args.slurm, turns, in_turn=experiment.in_turn)
     if args.slurm == "table":
-        failures = cluster.missing(turns)
+        failures = running.missing(turns)
     else:
         if any(task.command()[0] == mpirun() for task in tasks) and not shutil.which(mpirun()):
             parser.error("there is no mpirun beside this Python or on PATH; tools/reproduce makes the environment")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            failures = run_all(tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr))
+            failures = running.run_all(
+                tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr)
+            )
         except KeyboardInterrupt:
             print("interrupted; start the same command again to continue", file=sys.stderr)
             return INTERRUPTED
 
-    from tools.reproductions.drawing import draw
-    from tools.reproductions.reporting import Report
+    from tools.experiments.drawing import draw
+    from tools.experiments.reporting import Report
 
-    results = results_of(experiment, planned(experiment.rows, max(args.seeds or 0, most)))  # also of earlier starts
+    results = running.results_of(
+        experiment, planned(experiment.rows, max(args.seeds or 0, most))
+    )  # of earlier starts, too
     started = {task.row.key for task in tasks}
     left_out = [row for row in rows if row.key not in started and not args.show]
     shown = [row for row in experiment.rows if row.key in started or results.of(row.key)]
@@ -133,14 +131,15 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
 def _for_slurm(parser: Parser, what: str, turns: list[list[Task]], *, in_turn: bool) -> int:
     """What jobs/experiment.sbatch asks: which arrays to submit; in a task of one, what to start, or what has ended."""
     if what == "arrays":
-        print("\n".join(cluster.arrays(turns, in_turn=in_turn)))
+        print("\n".join(running.arrays(turns, in_turn=in_turn)))
         return 0
-    try:
-        turn = cluster.own(turns)
-    except ValueError as error:
-        parser.error(str(error))
+    index = os.environ.get(running.TASK, "")
+    if not index.isdigit() or int(index) >= len(turns):
+        said = f"the tasks are 0 to {len(turns) - 1}; see jobs/experiment.sbatch"
+        parser.error(f"{running.TASK} = {index or 'unset'}: {said}")
+    turn = turns[int(index)]
     if what == "words":
-        print("\n".join(cluster.words(turn)))
+        print("\n".join(running.words(turn)))
     else:
         for task in turn:
             task.end()

@@ -1,29 +1,31 @@
-"""Runs what is not finished yet, on the cores of this machine; a run that fails stops no other."""
+"""Runs what is not finished yet, on the cores of this machine or in Slurm arrays; a run that fails stops no other."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.config import Config, load
 from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
+from hpcsplit.host.printable import spans
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import Records
+from tools.experiments.declaring import Experiment, Row, ScaleName, Settings
+from tools.experiments.measuring import Results, Run
 from tools.program import ROOT, last_line, mpirun
-from tools.reproductions.declaring import Experiment, Row, ScaleName, Settings
-from tools.reproductions.measuring import Results, Run
 
 POLL_S = 0.2
 ALONE = "alone"  # a file in the folder of a run beside which nothing else ran
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HPCSPLIT_PROGRESS": "plain", "PYTHONUNBUFFERED": "1"}
+COPIES = "tools.experiments.copies"
+TASK = "SLURM_ARRAY_TASK_ID"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,6 @@ class Task:
         return self.folder.with_suffix(".log")
 
     @property
-    def mark(self) -> Path:
-        return self.folder / ALONE
-
-    @property
     def cores(self) -> int:
         return self.row.stages if self.measured else 1
 
@@ -59,15 +57,12 @@ class Task:
         """Tasks of one turn run at once where timings are taken one after another."""
         return self.row.key, self.seed
 
-    def overrides(self) -> list[tuple[str, str]]:
-        return [(key, show(value)) for key, value in self.settings.items()]
-
     def resolved(self) -> Config:
-        return load(self.config, self.overrides())
+        return _load(self.config, self.settings)
 
     def words(self) -> list[str]:
         """Of the command line, behind the program."""
-        words = [word for key, value in self.overrides() for word in (f"--{key}", value)]
+        words = [word for key, value in self.settings.items() for word in (f"--{key}", show(value))]
         return [str(self.config), *words, "--run-dir", str(self.folder)]
 
     def command(self) -> list[str]:
@@ -76,19 +71,19 @@ class Task:
 
     def finished(self) -> bool:
         """Whether all epochs of a run with these settings are there."""
+        run = RunDir(self.folder)
         try:
-            found, wanted = load(self.folder / "config.toml"), self.resolved()
+            found, wanted = load(run.config), self.resolved()
             same = wanted.fingerprint() == found.fingerprint() and wanted.run.runner == found.run.runner
-            if self.alone and not self.mark.exists():
-                return False
-            return same and len(Records(RunDir(self.folder).records).load()) == wanted.schedule.epochs
+            marked = not self.alone or (self.folder / ALONE).exists()
+            return same and marked and len(Records(run.records).load()) == wanted.schedule.epochs
         except HpcsplitError:
             return False
 
     def end(self) -> bool:
         """After its start has ended: note that it was alone, drop rows that its checkpoint needs no more; finished?"""
         if self.alone and self.folder.is_dir():
-            self.mark.touch()
+            (self.folder / ALONE).touch()
         finished = self.finished()
         if finished:
             shutil.rmtree(self.folder / "aux", ignore_errors=True)
@@ -96,9 +91,8 @@ class Task:
 
     def result(self) -> Run:
         """The finished run."""
-        records = Records(RunDir(self.folder).records).load()
-        starts = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))["starts"]
-        return Run(records, load(self.folder / "config.toml").run.runner == "lockstep", starts[-1])
+        run = RunDir(self.folder)
+        return Run(Records(run.records).load(), load(run.config).run.runner == "lockstep", run.starts()[-1])
 
 
 @dataclass(frozen=True)
@@ -122,6 +116,10 @@ class _Started:
     began: float
 
 
+def _load(config: Path, settings: Settings) -> Config:
+    return load(config, [(key, show(value)) for key, value in settings.items()])
+
+
 def tasks_of(
     experiment: Experiment,
     scale: ScaleName,
@@ -135,32 +133,36 @@ def tasks_of(
     """All runs, those that are to be alone first, seed by seed.  A row with more stages than cores runs in turn on one
     core, to the same weights, and so does a seed whose times do not count; where timings are the point it is left out,
     as are copies for which there are too few cores."""
-    tasks, cuts = [], experiment.scale(scale).cuts
+    tasks, file, chosen = [], ROOT / experiment.file, experiment.scale(scale)
     for seed in range(seeds):
         for row in rows:
             measured = row.stages <= cores and (experiment.times(seed) or row.stages == 1 or row.real)
             if ((experiment.in_turn or row.real) and not measured) or row.copies > cores:
                 continue
-            settings = {
-                **experiment.base,
-                **row.settings,
-                **experiment.scale(scale).settings,
-                **({"split.cuts": cuts[row.stages]} if row.stages in cuts else {}),
-                **extra,
-                "run.seed": seed,
-                "run.threads": 1,
-                "run.baseline": False,
-                "checkpoint.keep": 1,
-                **({} if measured else {"run.runner": "lockstep", "run.stages": row.stages}),
-            }
+            settings = {**experiment.base, **row.settings, **chosen.settings}
+            cuts = chosen.cuts.get(str(row.stages))
+            settings |= {} if cuts is None else {"split.cuts": cuts}
+            settings |= {**extra, "run.seed": seed, "run.threads": 1, "run.baseline": False, "checkpoint.keep": 1}
+            settings |= {} if measured else {"run.runner": "lockstep", "run.stages": row.stages}
             if row.share != 1.0:
-                whole = load(ROOT / experiment.file, [(key, show(value)) for key, value in settings.items()])
-                settings["schedule.epochs"] = max(1, round(row.share * whole.schedule.epochs))
+                settings["schedule.epochs"] = max(1, round(row.share * _load(file, settings).schedule.epochs))
             for copy in range(row.copies):
                 name = f"{row.key}-{seed}" + (f"-copy{copy}" if row.copies > 1 else "")
                 alone = measured and seed < experiment.timed
-                tasks.append(Task(row, seed, ROOT / experiment.file, settings, out / name, measured, alone))
+                tasks.append(Task(row, seed, file, settings, out / name, measured, alone))
     return sorted(tasks, key=lambda task: not task.alone)
+
+
+def results_of(experiment: Experiment, tasks: Sequence[Task]) -> Results:
+    """The finished runs; a seed whose copies are not all finished has none."""
+    runs: dict[str, dict[int, list[Run]]] = {}
+    for turn in turns_of(tasks):
+        if all(task.finished() for task in turn):
+            runs.setdefault(turn[0].row.key, {})[turn[0].seed] = [task.result() for task in turn]
+    return Results(experiment, runs)
+
+
+# ------------------------------------------------------------------------------------------------ on this machine
 
 
 def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: Callable[[str], None]) -> list[Failure]:
@@ -214,17 +216,12 @@ def may_join(task: Task, running: Sequence[Task], *, in_turn: bool) -> bool:
 def start(task: Task, cores: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start a run bound to these cores; what it says goes to its log."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
-    ours = os.sched_getaffinity(0)
+    ours, env = os.sched_getaffinity(0), {**os.environ, **ONE_THREAD}
     os.sched_setaffinity(0, cores)  # children inherit it
     try:
         with task.log.open("wb") as log:
             return subprocess.Popen(
-                task.command(),
-                cwd=ROOT,
-                env={**os.environ, **ONE_THREAD},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                task.command(), cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
     finally:
         os.sched_setaffinity(0, ours)
@@ -233,28 +230,54 @@ def start(task: Task, cores: Sequence[int]) -> subprocess.Popen[bytes]:
 def failure_of(task: Task, exit_code: int) -> Failure:
     if exit_code == DONE:
         return Failure(task, exit_code, "it ended well, but its records are not those of these settings")
-    said = task.log.read_text(encoding="utf-8", errors="replace") if task.log.exists() else ""
-    return Failure(task, exit_code, last_line(said))
+    return Failure(task, exit_code, last_line(task.log.read_text("utf-8", "replace") if task.log.exists() else ""))
 
 
 def summary(run: Run) -> str:
     last = run.records[-1]
-    scores = [
-        f"{name} {100 * v:.2f} %"
-        for name, v in (("training", last.train_accuracy), ("test", last.test_accuracy))
-        if v is not None
-    ]
-    return ", ".join([f"{len(run.records)} epochs", *scores])
+    scores = (("training", last.train_accuracy), ("test", last.test_accuracy))
+    return ", ".join([f"{len(run.records)} epochs", *(f"{n} {100 * v:.2f} %" for n, v in scores if v is not None)])
 
 
-def results_of(experiment: Experiment, tasks: Sequence[Task]) -> Results:
-    """The finished runs; a seed whose copies are not all finished has none."""
-    runs: dict[str, dict[int, list[Run]]] = {}
+# ------------------------------------------------------------------------------------------------ in Slurm arrays
+
+
+def ranks_of(experiment: Experiment) -> int:
+    """The ranks of the largest row: on a cluster every row has its own."""
+    return max(max(row.stages, row.copies) for row in experiment.rows)
+
+
+def turns_of(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The runs of each turn, a row with a seed, in order; its copies run at once.  It is one task of an array."""
+    turns: dict[tuple[str, int], list[Task]] = {}
     for task in tasks:
-        if task.finished():
-            runs.setdefault(task.row.key, {}).setdefault(task.seed, []).append(task.result())
-    whole: Mapping[str, Mapping[int, list[Run]]] = {
-        key: {seed: copies for seed, copies in by_seed.items() if len(copies) == experiment.row(key).copies}
-        for key, by_seed in runs.items()
-    }
-    return Results(experiment, whole)
+        turns.setdefault(task.turn, []).append(task)
+    return list(turns.values())
+
+
+def arrays(turns: Sequence[Sequence[Task]], *, in_turn: bool) -> list[str]:
+    """Options of sbatch for the turns that are not finished: an array for each number of ranks, whose tasks have a node
+    to themselves where times are the point.  The index of a task is that of its turn."""
+    found: dict[str, list[int]] = {}
+    for index, turn in enumerate(turns):
+        if not all(task.finished() for task in turn):
+            exclusive = " --exclusive" if in_turn or turn[0].alone else ""
+            found.setdefault(f"-n {sum(task.cores for task in turn)}{exclusive}", []).append(index)
+    return [f"{options} --array={spans(indices)}" for options, indices in found.items()]
+
+
+def words(turn: Sequence[Task]) -> list[str]:
+    """The program of a turn and the words behind it; none if it is finished."""
+    if all(task.finished() for task in turn):
+        return []
+    first = turn[0]
+    if first.row.copies == 1:
+        return [first.row.program, *first.words()]
+    *most, folder = first.words()
+    return [COPIES, *most, folder.removesuffix("-copy0")]
+
+
+def missing(turns: Sequence[Sequence[Task]]) -> list[Failure]:
+    """The runs that the arrays have not finished, with the index of the task whose output says why."""
+    said = "not finished, see the output of task {} of the array"
+    return [Failure(t, None, said.format(n)) for n, turn in enumerate(turns) for t in turn if not t.finished()]

@@ -1,7 +1,7 @@
 """Exact training with the whole network on every rank and a part of each mini-batch (torch's DistributedDataParallel):
 a rival of the plane.  It leaves records, configuration and provenance like `hpcsplit train`.
 
-    mpirun -n 2 python -m tools.reproductions.data_parallel CONFIG [--section.key VALUE ...] --run-dir DIR
+    mpirun -n 2 python -m tools.experiments.data_parallel CONFIG [--section.key VALUE ...] --run-dir DIR
 """
 
 from __future__ import annotations

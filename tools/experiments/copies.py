@@ -1,6 +1,6 @@
 """Independent runs at once, one on each rank: what the machine can do at best (a row's `copies`).
 
-    srun -n N python -m tools.reproductions.copies CONFIG [--section.key VALUE ...] --run-dir DIR
+    srun -n N python -m tools.experiments.copies CONFIG [--section.key VALUE ...] --run-dir DIR
 
 Rank r becomes `hpcsplit train` into DIR-copy<r>, without the variables by which MPI would find the other ranks.
 """
