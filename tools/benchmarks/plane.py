@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from tools.reproductions.__main__ import main
+from tools.reproductions import __main__ as reproduce
 
-if __name__ == "__main__":
-    sys.exit(main(["plane", *sys.argv[1:]]))
+
+def main() -> int:
+    return reproduce.main(["plane", *sys.argv[1:]])
