@@ -1,34 +1,81 @@
-"""What the tools share: their command lines, starting the program like a user, and finding what a start has left."""
+"""What the tools share: command lines, configurations, starts of the program and of forks, journals and tables."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NoReturn, TypeVar
+
+from hpcsplit.config.option import show
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started
-USAGE, INTERRUPTED = 64, 130
+USAGE, INTERRUPTED, FAILED = 64, 130, 1
 LAUNCHERS = ("PMI", "OMPI_", "SLURM_")  # variables that make a process a rank of others
 _OTHERS = (*LAUNCHERS, "HPCSPLIT_")
+Sections = dict[str, dict[str, Any]]  # a configuration: section -> key -> value
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------------------ command lines
 
 
 class Parser(argparse.ArgumentParser):
     """Says a usage error in one line."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(USAGE)
+
+
+def say(text: str) -> None:
+    """A line of progress, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def continuable(what: str) -> Iterator[None]:
+    """Work that is continued by the same command: a signal ends it with a sentence, its end says how long it took."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; start the same command again to continue")
+        raise SystemExit(INTERRUPTED) from None
+    say(f"{time.monotonic() - began:.0f} s; {what}")
+
+
+def merged(*parts: Mapping[str, Mapping[str, Any]]) -> Sections:
+    """Sections of a configuration, the later ones over the earlier ones."""
+    whole: Sections = {}
+    for part in parts:
+        for section, keys in part.items():
+            whole.setdefault(section, {}).update(keys)
+    return whole
+
+
+def write_toml(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A configuration file."""
+    lines = [f"{section}.{key} = {show(value)}\n" for section, keys in sections.items() for key, value in keys.items()]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ starts
 
 
 def mpirun() -> str:
@@ -37,21 +84,61 @@ def mpirun() -> str:
     return str(beside) if beside.exists() else shutil.which("mpirun") or beside.name
 
 
-def launch(
-    words: Sequence[str], ranks: int, mark: str, out: IO[bytes], err: IO[bytes], extra: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """python `words` on so many ranks, in a session and an environment of its own; for `marked` to find."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
-    launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [*launcher, sys.executable, *words],
-        cwd=ROOT,
-        env={**clean, "OMP_NUM_THREADS": "1", **extra, MARK: mark},
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=err,
-        start_new_session=True,
-    )
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended: exit code, when (s since 1970), how many outlived it, and why it was ended, or ""."""
+
+    code: int
+    at: float
+    left: int
+    why: str
+
+
+class Start:
+    """python `words` on so many ranks, in a session and an environment of its own; `marked` finds all of it.
+
+    `out` gets what it says, but for its standard error where there is a file `err` for that.
+    """
+
+    def __init__(
+        self, words: Sequence[object], ranks: int, mark: str, out: Path, err: Path | None = None, **extra: str
+    ) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
+        launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
+        self.mark, self.err = mark, err or out
+        with out.open("ab") as stdout, self.err.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [*launcher, sys.executable, *map(str, words)],
+                cwd=ROOT,
+                env={**clean, "OMP_NUM_THREADS": "1", **extra, MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def end(self, limit_s: float = math.inf, look: Callable[[float], str] = lambda _: "", nap_s: float = 0.05) -> Ended:
+        """Wait for its end; it is ended at the limit, or when `look`, told its seconds so far, gives a reason."""
+        began, why = time.monotonic(), ""
+        try:
+            while self.process.poll() is None and not why:
+                time.sleep(nap_s)
+                seconds = time.monotonic() - began
+                why = f"still there after {limit_s:.0f} s" if seconds > limit_s else look(seconds)
+        finally:  # also when the tool is interrupted
+            at = time.time()
+            left = marked(self.mark) if self.process.poll() is None else survivors(self.mark)
+            kill(left)
+            self.process.wait()
+        return Ended(self.process.returncode, at, len(left), why)
+
+    def said(self) -> str:
+        return text(self.err)
+
+
+def text(path: Path) -> str:
+    """What a program has written, whatever bytes there are."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def marked(mark: str) -> list[int]:
@@ -79,29 +166,30 @@ def kill(processes: Iterable[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def content(root: Path, *places: str) -> str:
-    """A hash of these files, and of all Python files in these folders."""
-    found = [
-        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
-    ]
-    return digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
-
-
-def kept(file: Path) -> list[Any]:
-    """The JSON values that `keep` has added to a file, without a last line that was not finished."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def keep(file: Path, value: Any) -> None:
-    """Add a JSON value to a file, in a line of its own."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(value) + "\n")
-
-
-def digest(text: bytes) -> str:
-    """A short hash."""
-    return hashlib.sha256(text).hexdigest()[:16]
+def forked(act: Callable[[], int], said: Path, limit_s: float, nap_s: float = 0.01) -> int | None:
+    """The exit code of what a child does in a session of its own, its output in a file; minus a signal; None where it
+    was killed at the limit."""
+    child, until = os.fork(), time.monotonic() + limit_s
+    if not child:
+        code = 70
+        try:
+            os.setsid()
+            output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for copy, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+                os.dup2(source, copy)
+            code = act()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(nap_s)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+    if not ended[0]:
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def last_line(text: str) -> str:
@@ -113,3 +201,59 @@ def last_line(text: str) -> str:
 
 def _state(folder: Path) -> str:
     return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+
+
+# ------------------------------------------------------------------------------------------------ journals and tables
+
+
+class Journal:
+    """A file of JSON values, one a line, which grows by what is tried; `known` has the last one of each key.
+
+    A last line that was not finished does not count.
+    """
+
+    def __init__(self, path: Path, key: Callable[[Any], Hashable]) -> None:
+        self.path, self.key, self.lock = path, key, threading.Lock()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        values = map(json.loads, lines)
+        self.known: dict[Hashable, Any] = {key(value): value for value in values}
+
+    def add(self, value: Any) -> None:
+        with self.lock, self.path.open("a", encoding="utf-8") as lines:
+            self.known[self.key(value)] = value
+            lines.write(json.dumps(value) + "\n")
+
+
+def content(root: Path, *places: str) -> str:
+    """A hash of these files, and of all Python files in these folders."""
+    found = [
+        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    ]
+    return digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
+
+
+def digest(text: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def crossed(
+    head: str,
+    results: Sequence[T],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    places: Callable[[T], tuple[str, str]],
+    cell: Callable[[Sequence[T]], str],
+) -> list[list[str]]:
+    """A table of the results by the row and the column of each; "all" has those of every one."""
+
+    def here(row: str, column: str) -> list[T]:
+        return [r for r in results if all(a in (b, "all") for a, b in zip((row, column), places(r), strict=True))]
+
+    return [[head, *columns], *([row, *(cell(here(row, column)) for column in columns)] for row in rows)]
+
+
+def aligned(rows: Sequence[Sequence[str]], first: Callable[[str, int], str] = str.rjust) -> list[str]:
+    """Lines with a bar between columns, which are as wide as they must be; `first` puts the first one into place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [" | ".join([first(row[0], widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hpcsplit.doctor.finding import Finding, Status
 from hpcsplit.doctor.place import Surroundings
 from hpcsplit.doctor.selftest import device_memory_obstacle
-from hpcsplit.errors import LaunchError
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Library, Wire
@@ -28,7 +26,7 @@ BANDWIDTH_SLOW = 1e9
 """Bytes/s of 10 Gbit/s Ethernet, rounded down: a mini-batch's 8 MB then take 8 ms, which a step of tens of ms hides.
 Shared memory gives 5 to 20 GB/s."""
 
-_REPEATS = 200
+_WARM_UP, _REPEATS = 5, 200
 _BUDGET_S = 0.25
 _ANSWER_LIMIT_S = 20.0
 
@@ -67,60 +65,34 @@ def measure(wire: Wire) -> dict[str, Any] | None:
 
     Pairs measure at the same time as they do in a run, first those that begin with an even rank, then the others.
     """
-    rank, size, found = wire.rank, wire.size, None
+    rank, median_s = wire.rank, dict[int, float]()
     for parity in (0, 1):
-        wire.share(None)
         first = rank if rank % 2 == parity else rank - 1
-        if first < 0 or first + 1 >= size:
-            continue
-        peer = first + 1 if rank == first else first
-        one_way_times(wire, peer, LARGE_BYTES, 2, _BUDGET_S, _ANSWER_LIMIT_S)  # connections are made at first use
-        small = one_way_times(wire, peer, SMALL_BYTES, _REPEATS, _BUDGET_S, _ANSWER_LIMIT_S)
-        large = one_way_times(wire, peer, LARGE_BYTES, _REPEATS, _BUDGET_S, _ANSWER_LIMIT_S)
-        if rank == first:
-            found = {"latency_s": statistics.median(small), "bandwidth": LARGE_BYTES / statistics.median(large)}
-    return found
+        alone = first < 0 or first + 1 >= wire.size
+        for message_bytes in (LARGE_BYTES, SMALL_BYTES):
+            wire.share(None)
+            times = [] if alone else _times(wire, first, message_bytes, _WARM_UP)  # connections are made at first use
+            enough = wire.share(int(min(_REPEATS, _BUDGET_S / (2 * min(times)) + 1)) if times else 0)
+            times = [] if alone else _times(wire, first, message_bytes, enough[first])
+            if rank == first and times:
+                median_s[message_bytes] = statistics.median(times)
+    return {"latency_s": median_s[SMALL_BYTES], "bandwidth": LARGE_BYTES / median_s[LARGE_BYTES]} if median_s else None
 
 
-def one_way_times(
-    wire: Wire, peer: int, message_bytes: int, repeats: int, budget_s: float, limit_s: float
-) -> list[float]:
-    """Half the times (s) of round trips of one message; `peer` calls it with the same numbers.
-
-    The lower rank measures, at most `repeats` times and about `budget_s`; the other gets [].
+def _times(wire: Wire, first: int, message_bytes: int, repeats: int) -> list[float]:
+    """Seconds from rank `first` to the next one, by MPI alone, as `first` sees them.
 
     Raises:
-        LaunchError: no answer within `limit_s`.
+        LaunchError: no answer within a limit.
     """
-    mine, theirs = bytearray(message_bytes), bytearray(message_bytes)
-    measures, times, begin = wire.rank < peer, list[float](), time.perf_counter()
+    import torch
 
-    def finish(request: Any) -> None:
-        end = time.perf_counter() + limit_s
-        while not request.Test():
-            if time.perf_counter() > end:
-                raise LaunchError(
-                    f"rank {wire.rank} on {wire.host} has waited {limit_s:g} s for a message of "
-                    f"{message_bytes} bytes from or to rank {peer}: look at firewalls and at which network interface "
-                    "MPI takes (UCX_NET_DEVICES, OMPI_MCA_btl_tcp_if_include)"
-                )
-            os.sched_yield()
+    from hpcsplit.wire.port import NEXT, PREV
+    from hpcsplit.wire.timing import directly, one_way_times
 
-    last = False
-    while not last:
-        start = time.perf_counter()
-        arriving = wire.comm.Irecv(theirs, source=peer, tag=1)
-        if measures:
-            last = len(times) + 1 >= repeats or start - begin > budget_s
-            mine[0] = last  # so that both end after the same message
-            leaving = wire.comm.Isend(mine, dest=peer, tag=1)
-            finish(arriving)
-            times.append((time.perf_counter() - start) / 2)
-        else:
-            finish(arriving)
-            last = bool(theirs[0])
-            leaving = wire.comm.Isend(mine, dest=peer, tag=1)
-        finish(leaving)
+    message, measures = torch.zeros(message_bytes, dtype=torch.uint8), wire.rank == first
+    program = one_way_times(NEXT if measures else PREV, message, repeats, measures=measures)
+    times: list[float] = directly(wire, program, _ANSWER_LIMIT_S)
     return times
 
 

@@ -21,8 +21,8 @@ _PROGRAM = """
 import sys, time
 from tools.timing.turns import Player
 
-kind, place, first = sys.argv[1], sys.argv[3], sys.argv[5]
-player = Player(place, first, 0)
+kind, place, first = sys.argv[1:]
+player = Player(place, int(first))
 if kind == "fails":
     raise SystemExit("hpcsplit: no room")
 for number in player.turns():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcsplit.run.records import EpochRecord, Records, StageRecord
-from tools.fault_campaign.problem import Outcome
+from tools.campaigns.runs import Outcome
 
 STAGE = StageRecord(0, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0, 4.0, 4096, 1 << 20)
 EPOCH = EpochRecord(0, "serial", loss=1.5, wall_s=9.0, train_s=8.0, terms={"phi": 1.0}, stages=(STAGE,))

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.wire.launch import needs_mpi
+from tools.campaigns.soak import main
+from tools.campaigns.soaking import Disturbance, Started
+from tools.campaigns.trends import complaints, slope, table, trend, trends
+from tools.campaigns.watching import Sample, files, ranks, sample, shared_files
 from tools.program import MARK, survivors
-from tools.soaking.__main__ import main
-from tools.soaking.judging import complaints, slope, table, trend, trends
-from tools.soaking.starting import Disturbance, Started
-from tools.soaking.watching import Sample, files, ranks, sample, shared_files
 
 KIB = 1024
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.fuzz import SHARE
 from tests.wire.launch import ROOT, needs_mpi
-from tools.fault_campaign.drawing import Fault, draw
-from tools.fault_campaign.injected import Injection
-from tools.fault_campaign.moments import HOOKS, MOMENTS, Hook
-from tools.fault_campaign.striking import DISK, KINDS, TORN
-from tools.fault_campaign.table import table
-from tools.fault_campaign.trial import Result, damage
+from tools.campaigns.drawing import Fault, draw
+from tools.campaigns.faults import table
+from tools.campaigns.injected import Injection, located
+from tools.campaigns.moments import HOOKS, IMPORT, MOMENTS, Hook
+from tools.campaigns.striking import DISK, KINDS, TORN
+from tools.campaigns.trial import Result, damage
 
 CALLS = {k: {rank: {hook.key: 5 for hook in HOOKS} for rank in range(k)} for k in (1, 2, 3, 4)}
 
@@ -27,7 +27,16 @@ CALLS = {k: {rank: {hook.key: 5 for hook in HOOKS} for rank in range(k)} for k i
 @pytest.mark.timeout(900)
 def test_short_campaign(tmp_path: Path) -> None:
     count = 8 if SHARE == 1 else 3
-    command = [sys.executable, "-m", "tools.fault_campaign", "--short", "--faults", str(count), "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.campaigns.faults",
+        "--short",
+        "--faults",
+        str(count),
+        "--out",
+        str(tmp_path),
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "results.json").read_text())
@@ -57,6 +66,13 @@ def test_a_disk_refuses_only_where_it_is_asked() -> None:
     faults = draw(400, 1, [2], CALLS)
     assert all(by_key[f.hook].disk for f in faults if f.kind in DISK)
     assert all(by_key[f.hook].torn for f in faults if f.kind == TORN)
+
+
+def test_every_hook_is_a_function_of_the_program() -> None:
+    for hook in HOOKS:
+        if hook is not IMPORT:
+            located(hook.place)
+            located(hook.within or hook.place)
 
 
 def test_a_hook_that_is_gone_ends_the_campaign() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.fuzz import SHARE
 from tests.wire.launch import ROOT
-from tools.fault_campaign import refusing
-from tools.fault_campaign.refusing import KINDS, Trial, build, table
+from tools.campaigns import refusing
+from tools.campaigns.refusing import KINDS, Trial, build, table
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("library")
 def test_a_run_and_an_export_under_refusals(tmp_path: Path) -> None:
     every, scenes = ("47", "copy,export") if SHARE == 1 else ("131", "copy")
-    command = [sys.executable, "-m", "tools.fault_campaign", "--calls", "--every", every, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.campaigns.faults", "--calls", "--every", every, "--out", str(tmp_path)]
     ended = subprocess.run([*command, "--scenes", scenes], cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     trials = [Trial(**json.loads(line)) for line in (tmp_path / "refusals.jsonl").read_text().splitlines()]

@@ -13,38 +13,32 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.host.memory import keep_freed_memory
+import torch
 
-keep_freed_memory()  # before torch
-
-import torch  # noqa: E402
-
-from hpcsplit.assemble import make_jobs  # noqa: E402
-from hpcsplit.commands.simulate import problem_of  # noqa: E402
-from hpcsplit.config import Config, resolve  # noqa: E402
-from hpcsplit.engine.epochs import train_epoch  # noqa: E402
-from hpcsplit.engine.forward import refresh  # noqa: E402
-from hpcsplit.engine.job import Job  # noqa: E402
-from hpcsplit.methods.contract import Tally  # noqa: E402
-from hpcsplit.plan.prepare import prepare  # noqa: E402
-from hpcsplit.plan.setting import Setting  # noqa: E402
-from hpcsplit.plan.simulate.machine import Machine  # noqa: E402
-from hpcsplit.plan.simulate.study import replay  # noqa: E402
-from hpcsplit.run.folder import RunDir  # noqa: E402
-from hpcsplit.run.records import Records  # noqa: E402
-from hpcsplit.schedule.actions import Phase, Refresh, Train  # noqa: E402
-from hpcsplit.wire import lockstep  # noqa: E402
-from hpcsplit.wire.port import Meter, Verb  # noqa: E402
-from tools.program import ROOT, last_line, launch  # noqa: E402
-from tools.timing.race import raced  # noqa: E402
-from tools.timing.table import publish  # noqa: E402
+from hpcsplit.commands.simulate import problem_of
+from hpcsplit.config import Config, resolve
+from hpcsplit.engine.epochs import train_epoch
+from hpcsplit.engine.forward import refresh
+from hpcsplit.engine.job import Job
+from hpcsplit.methods.contract import Tally
+from hpcsplit.plan.setting import Setting
+from hpcsplit.plan.simulate.machine import Machine
+from hpcsplit.plan.simulate.study import replay
+from hpcsplit.run.folder import RunDir
+from hpcsplit.run.records import Records
+from hpcsplit.schedule.actions import Phase, Refresh, Train
+from hpcsplit.wire.lockstep import Alone
+from hpcsplit.wire.port import Meter, Verb
+from tools.program import Start, last_line
+from tools.timing.engine import close, jobs_of
+from tools.timing.race import raced
+from tools.timing.table import options, publish
 
 HERE = Machine(node=8, latency_s=0.0, inside_latency_s=0.0)
 COUNTED_RANKS, COUNTED_STEPS, COUNTED_BATCH = (3, 4), 6, 16
@@ -54,13 +48,7 @@ RANKS, EPOCHS = (1, 2), 6
 SECONDS = ("predicted_s", "simulated_s", "measured_s")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Seconds of a step of one kind in one run."""
-
-    predicted_s: float
-    simulated_s: float
-    measured_s: float
+Compared = dict[str, float]  # seconds of a step of one kind in one run, by their names in SECONDS
 
 
 def timed(args: argparse.Namespace, network: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -86,10 +74,10 @@ def timed(args: argparse.Namespace, network: str) -> tuple[list[str], list[dict[
     rows = []
     for (phase, ranks), runs in found.items():
         label = f"{LABELS[phase]}, {ranks} rank{'s' * (ranks != 1)}"
-        seconds = [statistics.median(getattr(run, name) for run in runs) for name in SECONDS]
-        shares = [spread([getattr(run, name) / run.measured_s for run in runs]) for name in SECONDS[:2]]
+        seconds = [statistics.median(run[name] for run in runs) for name in SECONDS]
+        shares = [spread([run[name] / run["measured_s"] for run in runs]) for name in SECONDS[:2]]
         lines.append(f"{label:<26} " + " ".join(f"{s:>9.4f}" for s in seconds) + "".join(f" {s:>24}" for s in shares))
-        rows.append({"network": network, "phase": phase, "ranks": ranks, "runs": [vars(run) for run in runs]})
+        rows.append({"network": network, "phase": phase, "ranks": ranks, "runs": runs})
     return lines, rows
 
 
@@ -98,10 +86,9 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
     toml, run_dir = place / "bench.toml", place / "run"
     toml.write_text(config.to_toml(origins=False), encoding="utf-8")
     words = ["-m", "hpcsplit", "train", str(toml), "--run-dir", str(run_dir)]
-    with (place / "out").open("wb") as out:
-        program = launch(words, ranks, "bench-forecast", out, out, {})
-        if program.wait():
-            raise SystemExit(f"a run of {ranks} ranks failed: {last_line((place / 'out').read_text(errors='replace'))}")
+    run = Start(words, ranks, str(place), place / "out")
+    if run.end().code:
+        raise SystemExit(f"a run of {ranks} ranks failed: {last_line(run.said())}")
     expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
     problem, records = problem_of(Setting(config), run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
@@ -109,7 +96,8 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
         course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]
         seconds = [record.train_s or 0.0 for record in records if record.phase == phase]
         measured = statistics.median(seconds) / steps
-        found[phase] = Compared(expected["forecast"][key], course.length_s / steps, measured)
+        times = expected["forecast"][key], course.length_s / steps, measured
+        found[phase] = dict(zip(SECONDS, times, strict=True))
     return found
 
 
@@ -137,48 +125,37 @@ def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, 
 
 
 def in_lockstep(config: Config, ranks: int, phase: Phase, place: Path) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    run_dir, cpu = RunDir(place / "run"), torch.device("cpu")
-    setting = Setting(config)
-    prepared = prepare(setting, run_dir, ranks, cpu)
-    jobs = make_jobs(setting, prepared, run_dir, range(ranks), cpu)
-    found = lockstep.run([epoch_sent(job, phase) for job in jobs])
-    for job in jobs:
-        if job.store:
-            job.store.close()
+    run_dir = RunDir(place / "run")
+    world = Alone(ranks)
+    jobs = jobs_of(world, config, run_dir, torch.device("cpu"))
+    found = world.run([epoch_sent(job, phase) for job in jobs])
+    close(jobs)
     run_dir.release()
-    return found, prepared.cuts
+    return found, jobs[0].identity.cuts
 
 
 def epoch_sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int]]:
     """Messages and bytes that a rank sends in an epoch."""
     if phase == "parallel":
         yield from refresh(job, Refresh(0), None)
-    totals = []
-    for part in (None, Train(0, phase, 0)):
-        if part:
-            yield from train_epoch(job, part, Tally())
-        traffic = yield Meter()
-        totals.append((traffic.messages, traffic.sent_bytes_prev + traffic.sent_bytes_next))
-    return totals[1][0] - totals[0][0], totals[1][1] - totals[0][1]
+    before = asdict((yield Meter()))
+    yield from train_epoch(job, Train(0, phase, 0), Tally())
+    sent = {key: value - before[key] for key, value in asdict((yield Meter())).items()}
+    return sent["messages"], sent["sent_bytes_prev"] + sent["sent_bytes_next"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="resnet20,resnet56")
-    parser.add_argument("--batch", type=int, default=128, help="samples of a mini-batch")
-    parser.add_argument("--steps", type=int, default=8, help="of an epoch")
-    parser.add_argument("--rounds", type=int, default=3, help="runs with each number of ranks")
-    parser.add_argument("--microbatches", type=int, default=4, help="of an exact step")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-forecast")
-    args = parser.parse_args()
-    lines, values = [], []
-    for network in args.networks.split(","):
-        text, rows = timed(args, network)
-        lines, values = [*lines, *text], [*values, *rows]
-    text, rows = counted(args.networks.split(",")[0], args.microbatches)
-    publish(args.out, "forecast", [*lines, *text], [*values, *rows])
+    args = options(
+        __doc__,
+        "forecast",
+        networks="resnet20,resnet56",
+        batch=(128, "samples of a mini-batch"),
+        steps=(8, "of an epoch"),
+        rounds=(3, "runs with each number of ranks"),
+        microbatches=(4, "of an exact step"),
+    ).parse_args()
+    networks = args.networks.split(",")
+    tables = [*(timed(args, network) for network in networks), counted(networks[0], args.microbatches)]
+    lines, values = ([each for part in parts for each in part] for parts in zip(*tables, strict=True))
+    publish(args.out, "forecast", lines, values)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,10 +8,9 @@ them.  Printed with the refresh charged, and without.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
-from tools.timing.race import COPIES, DDP, ONE, RANKS, Way, command_line, run
+from tools.timing.race import COPIES, DDP, ONE, Way, command_line, ours, run
 from tools.timing.turns import Contender
 
 MICROBATCHES = (4, 8)
@@ -19,8 +18,7 @@ MICROBATCHES = (4, 8)
 
 def hybrid(microbatches: int) -> Way:
     label = f"hpcsplit, 1:4 hybrid, M = {microbatches}"
-    options = (f"schedule.microbatches={microbatches}",)
-    return Way(f"hybrid-{microbatches}", label, "ours", "hybrid", 1, RANKS, cut=True, options=options)
+    return ours(f"hybrid-{microbatches}", label, "hybrid", schedule={"microbatches": microbatches})
 
 
 def charged_or_not(contender: Contender) -> list[Contender]:
@@ -38,7 +36,3 @@ def main() -> int:
     args = command_line(__doc__, "resnet56", steps=6).parse_args()
     run("hybrid", args, (ONE, COPIES, DDP, *map(hybrid, MICROBATCHES)), charged_or_not)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
 
 from tools.pages import sections
@@ -54,7 +53,3 @@ def section(runs: Path, name: str) -> str:
     explained = [text for text in paragraphs[1:] if not text.startswith("    ")]
     said = [f"```\n{path.read_text(encoding='utf-8').rstrip()}\n```" for path in texts_of(runs, name)]
     return "\n\n".join([f"## {name}: {paragraphs[0].rstrip('.')}", *explained, *said]) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

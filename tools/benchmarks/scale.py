@@ -10,32 +10,35 @@ ranks together, in which they wait for each other, too.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcsplit.config import resolve
-from tools.program import ROOT
-from tools.timing.table import publish
-from tools.timing.turns import Contender, play
+from tools.program import Sections, merged, write_toml
+from tools.timing.table import options, publish
+from tools.timing.turns import LIMIT_S, Contender, peer, play
 
-LIMIT_S = 400.0
+BASE: Sections = {
+    "data": {"name": "fake", "augment": False},
+    "method": {"name": "penalty"},
+    "schedule": {"epochs": 1000},
+    "store": {"kind": "hdf5"},
+    "optim": {"lr": 0.001},
+    "run": {"threads": 1, "device": "cpu", "baseline": False},
+}
+MLP: Sections = {"model": {"name": "mlp", "width": 512, "depth": 5}, "split": {"cuts": [2]}}
+RESNET: Sections = {"model": {"name": "resnet8"}, "split": {"cuts": [2]}}
 
-Settings = Mapping[str, Mapping[str, Any]]
-MLP = {"model": {"name": "mlp", "width": 512, "depth": 5}, "split": {"cuts": [2]}}
-RESNET = {"model": {"name": "resnet8"}, "split": {"cuts": [2]}}
 
-
-def samples(count: int) -> Settings:
+def samples(count: int) -> Sections:
     return {"data": {"limit_train": count, "batch_size": 128}}
 
 
 # group: {row: (settings, stages)}
-GROUPS: dict[str, dict[str, tuple[list[Settings], int]]] = {
+GROUPS: dict[str, dict[str, tuple[list[Sections], int]]] = {
     "samples (mlp, 512 wide)": {f"{n:>7,}": ([MLP, samples(n)], 2) for n in (10_000, 30_000, 100_000)},
     "mini-batch (resnet8)": {
         f"{b:>7}": ([RESNET, {"data": {"limit_train": 512, "batch_size": b}}], 2) for b in (32, 64, 128, 256)
@@ -53,11 +56,7 @@ GROUPS: dict[str, dict[str, tuple[list[Settings], int]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="the first word of groups, with commas")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-scale")
-    args = parser.parse_args()
+    args = options(__doc__, "scale", rounds=3, only=("", "the first word of groups, with commas")).parse_args()
     wanted = args.only.split(",") if args.only else []
     lines = [f"{'':<42} {'ms a step':>10} {'us a sample':>12} {'MiB':>7}"]
     values = []
@@ -72,17 +71,15 @@ def main() -> int:
     return 0
 
 
-def measured(group: str, rows: Mapping[str, tuple[list[Settings], int]], rounds: int) -> list[dict[str, Any]]:
+def measured(group: str, rows: Mapping[str, tuple[list[Sections], int]], rounds: int) -> list[dict[str, Any]]:
     """Play the rows of one group against each other."""
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         players, batches = [], []
         for number, (settings, stages) in enumerate(rows.values()):
-            config = config_for(settings)
-            path = Path(name) / f"row-{number}.toml"
-            path.write_text(config.to_toml(origins=False), encoding="utf-8")
-            words = ["-m", "tools.timing.peers.ours", "parallel", "--config", str(path), "--steps", "0"]
-            players.append(Contender(f"row-{number}", [(words, stages)]))
-            batches.append(config.data.batch_size)
+            sections = merged(BASE, *settings)
+            path = write_toml(Path(name) / f"row-{number}.toml", sections)
+            players.append(Contender(f"row-{number}", [peer("ours", "parallel", path, stages)]))
+            batches.append(resolve(sections, (), stem="bench", source="tools/bench").data.batch_size)
         play(players, rounds, Path(name) / "play", limit_s=LIMIT_S)
     found: list[dict[str, Any]] = []
     for label, player, batch in zip(rows, players, batches, strict=True):
@@ -98,26 +95,7 @@ def measured(group: str, rows: Mapping[str, tuple[list[Settings], int]], rounds:
     return found
 
 
-def config_for(settings: list[Settings]) -> Any:
-    raw: dict[str, dict[str, Any]] = {
-        "data": {"name": "fake", "augment": False},
-        "method": {"name": "penalty"},
-        "schedule": {"epochs": 1000},
-        "store": {"kind": "hdf5"},
-        "optim": {"lr": 0.001},
-        "run": {"threads": 1, "device": "cpu", "baseline": False},
-    }
-    for each in settings:
-        for section, options in each.items():
-            raw.setdefault(section, {}).update(options)
-    return resolve(raw, (), stem="bench", source="tools/bench")
-
-
 def line(row: Mapping[str, Any]) -> str:
     if row["failure"]:
         return f"  {row['label']:<40} FAILED {row['failure']}"
     return f"  {row['label']:<40} {1e3 * row['step_s']:>10.1f} {1e6 * row['sample_s']:>12.1f} {row['mib']:>7.0f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,8 +9,6 @@ backward pass and keeps no activations in between.
 
 from __future__ import annotations
 
-import sys
-
 from tools.timing.race import COPIES, DDP, ONE, command_line, exact, one_core_in_pieces, run, torch_pipeline
 
 MICROBATCHES = (2, 4, 8)
@@ -21,15 +19,11 @@ WAYS = (
     DDP,
     *(torch_pipeline("1F1B", m) for m in MICROBATCHES),
     *(exact(m) for m in MICROBATCHES),
-    exact(8, "schedule.pipeline=gpipe", label=", gpipe"),
-    exact(8, "schedule.recompute=true", label=", recompute"),
+    exact(8, ", gpipe", schedule={"pipeline": "gpipe"}),
+    exact(8, ", recompute", schedule={"recompute": True}),
 )
 
 
 def main() -> int:
     run("serial", command_line(__doc__, "resnet56", steps=4).parse_args(), WAYS)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

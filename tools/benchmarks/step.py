@@ -11,8 +11,6 @@ over 2, and for exact gradients in M micro-batches times the pipeline's M/(M+1).
 
 from __future__ import annotations
 
-import sys
-
 from tools.timing.race import COPIES, DDP, ONE, PARALLEL, TWO_THREADS, command_line, delayed, exact, run, torch_pipeline
 
 NETWORKS = "resnet56,resnet110,wrn-16-4"
@@ -26,16 +24,12 @@ WAYS = (
     exact(4),
     PARALLEL,
     delayed(),
-    delayed("method.timetable=step", label=", step"),
-    delayed("method.weights=stale", label=", stale"),
-    delayed("method.weights=replay", label=", replay"),
+    delayed(", step", timetable="step"),
+    delayed(", stale", weights="stale"),
+    delayed(", replay", weights="replay"),
 )
 
 
 def main() -> int:
     run("step", command_line(__doc__, NETWORKS, steps=6).parse_args(), WAYS)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,27 +10,20 @@ fsync.
 
 from __future__ import annotations
 
-import argparse
 import mmap
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcsplit.host.memory import keep_freed_memory
+import numpy as np
+import torch
 
-keep_freed_memory()  # before torch
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from hpcsplit.store.hdf5 import HdfStore  # noqa: E402
-from hpcsplit.store.store import Field, MemoryStore, Store  # noqa: E402
-from tools.program import ROOT  # noqa: E402
-from tools.timing.table import publish  # noqa: E402
+from hpcsplit.store.hdf5 import HdfStore
+from hpcsplit.store.store import Field, MemoryStore, Store
+from tools.timing.table import options, publish, ratio
 
 SHAPE = (16, 32, 32)
 ROW_BYTES = 4 * int(np.prod(SHAPE))
@@ -40,13 +33,8 @@ IN_MEMORY, RAW, STORE_IN_MEMORY = "tensor in memory", "raw file, float32", "stor
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the files lie; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-store")
-    args = parser.parse_args()
+    place = {"default": None, "type": Path, "help": "where the files lie; default: the temporary folder"}
+    args = options(__doc__, "store", rows=20_000, batch=128, rounds=5, folder=place).parse_args()
     torch.set_num_threads(1)
     batches = shuffled(args.rows, args.batch)
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-", dir=args.folder) as name:
@@ -72,11 +60,11 @@ def main() -> int:
         doing = label.rpartition(", ")[2]
         rival = f"{RAW if doing.startswith('cold') else IN_MEMORY}, {doing}"
         median = statistics.median(times)
-        ratio = statistics.median(theirs / own for theirs, own in zip(seconds[rival], times, strict=True))
-        values.append({"label": label, "n": len(times), "median_s": median, "seconds": times, "ratio": ratio})
+        faster = ratio(seconds[rival], times)
+        values.append({"label": label, "n": len(times), "median_s": median, "seconds": times, "ratio": faster})
         lines.append(
             f"{label:<40} {1e3 * median:>7.2f} {1e3 * min(times):>7.2f} {1e3 * max(times):>7.2f} "
-            f"{args.batch * ROW_BYTES / median / 1e9:>6.2f}" + (f"  {ratio:.2f}  {rival}" if rival != label else "")
+            f"{args.batch * ROW_BYTES / median / 1e9:>6.2f}" + (f"  {faster:.2f}  {rival}" if rival != label else "")
         )
     lines.append(f"{args.rows} rows, batches of {args.batch}, GB/s of float32 values, n = {args.rounds}")
     publish(args.out, "store", lines, values)
@@ -87,36 +75,26 @@ Batches = list[np.ndarray]
 
 
 class Rival:
-    """Something that reads and writes all rows in batches; `deeds` are "read", "write", "cold read", "cold write"."""
+    """Something that reads and writes all rows in batches: the rows as a tensor, what a program without a store has.
 
-    def __init__(self, name: str) -> None:
+    What lies on the disk is read and written cold, too: `forget` leaves nothing of it in memory, `sync` waits for the
+    disk.
+    """
+
+    on_disk = False
+
+    def __init__(self, name: str, rows: int) -> None:
         self.name = name
         self.batches: dict[int, torch.Tensor] = {}
         self.deeds: dict[str, Callable[[Batches], None]] = {"read": self.read, "write": self.write}
-
-    def forget(self) -> None:
-        """Leave nothing of the file in memory."""
-
-    def read(self, batches: Batches) -> None:
-        raise NotImplementedError
-
-    def write(self, batches: Batches) -> None:
-        raise NotImplementedError
+        if self.on_disk:
+            self.deeds |= {"cold read": self.read, "cold write": self.write_through}
+        else:
+            self.values = torch.zeros(rows, *SHAPE)
 
     def batch(self, ids: np.ndarray) -> torch.Tensor:
         """Values for so many rows, always the same tensor."""
         return self.batches.setdefault(len(ids), torch.ones(len(ids), *SHAPE))
-
-    def close(self) -> None:
-        pass
-
-
-class InMemory(Rival):
-    """What a program without a store would do."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(IN_MEMORY)
-        self.values = torch.zeros(rows, *SHAPE)
 
     def read(self, batches: Batches) -> None:
         for ids in batches:
@@ -126,18 +104,29 @@ class InMemory(Rival):
         for ids in batches:
             self.values.index_copy_(0, torch.from_numpy(ids), self.batch(ids))
 
+    def write_through(self, batches: Batches) -> None:
+        self.write(batches)
+        self.sync()
+
+    def sync(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
 
 class RawFile(Rival):
     """A plain file of rows: the disk without HDF5, checksums and generations."""
 
+    on_disk = True
+
     def __init__(self, rows: int, path: Path) -> None:
-        super().__init__(RAW)
-        self.deeds |= {"cold read": self.read, "cold write": self.write_through}
+        super().__init__(RAW, rows)
         self.file = os.open(path, os.O_RDWR | os.O_CREAT)
         os.posix_fallocate(self.file, 0, rows * ROW_BYTES)
-
-    def forget(self) -> None:
-        drop(self.file)
 
     def read(self, batches: Batches) -> None:
         for number, ids in enumerate(batches):
@@ -152,9 +141,11 @@ class RawFile(Rival):
         for ids in batches:
             first += os.pwrite(self.file, self.batch(ids).numpy().data, first)
 
-    def write_through(self, batches: Batches) -> None:
-        self.write(batches)
+    def sync(self) -> None:
         os.fsync(self.file)
+
+    def forget(self) -> None:
+        drop(self.file)
 
     def close(self) -> None:
         os.close(self.file)
@@ -164,17 +155,11 @@ class Stored(Rival):
     """A store as a stage uses it: an epoch that only reads, and one that only writes."""
 
     def __init__(self, name: str, store: Store, rows: int) -> None:
-        super().__init__(name)
+        self.on_disk = isinstance(store, HdfStore)
+        super().__init__(name, 0)
         self.store, self.epoch = store, 0
-        if isinstance(store, HdfStore):
-            self.deeds |= {"cold read": self.read, "cold write": self.write_through}
+        self.sync, self.close = store.sync, store.close  # type: ignore[method-assign]
         self.write(shuffled(rows, 128))
-
-    def forget(self) -> None:
-        if isinstance(self.store, HdfStore):
-            for rows in (rows for slot in self.store._files for rows in slot.values()):
-                rows._map._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # mapped pages would stay
-                drop(rows._fd)
 
     def read(self, batches: Batches) -> None:
         self.store.start(batches, write=False)
@@ -189,22 +174,21 @@ class Stored(Rival):
             self.store.write(step, {"lam": self.batch(ids)})
         self.store.finish(self.epoch)
 
-    def write_through(self, batches: Batches) -> None:
-        self.write(batches)
-        self.store.sync()
-
-    def close(self) -> None:
-        self.store.close()
+    def forget(self) -> None:
+        if isinstance(self.store, HdfStore):
+            for rows in (rows for slot in self.store._files for rows in slot.values()):
+                rows._map._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # mapped pages would stay
+                drop(rows._fd)
 
 
 def everyone(rows: int, folder: Path) -> list[Rival]:
     fields = [Field("lam", SHAPE)]
-    rivals: list[Rival] = [InMemory(rows), RawFile(rows, folder / "raw")]
-    rivals.append(Stored(STORE_IN_MEMORY, MemoryStore(fields, rows, torch.float32), rows))
+    stores: dict[str, Store] = {STORE_IN_MEMORY: MemoryStore(fields, rows, torch.float32)}
     for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
-        rivals.append(Stored(f"store in HDF5, {kind}", HdfStore(fields, rows, dtype, folder / kind), rows))
-    return rivals
+        stores[f"store in HDF5, {kind}"] = HdfStore(fields, rows, dtype, folder / kind)
+    stored = [Stored(name, store, rows) for name, store in stores.items()]
+    return [Rival(IN_MEMORY, rows), RawFile(rows, folder / "raw"), *stored]
 
 
 def shuffled(rows: int, batch: int) -> Batches:
@@ -216,7 +200,3 @@ def drop(file: int) -> None:
     """Write a file's pages out and forget them."""
     os.fsync(file)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

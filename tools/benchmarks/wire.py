@@ -14,23 +14,19 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.host.memory import keep_freed_memory
+import torch
 
-keep_freed_memory()  # before torch
-
-import torch  # noqa: E402
-
-from hpcsplit.wire.mpi import Wire  # noqa: E402
-from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share  # noqa: E402
-from tools.program import ROOT, kill, launch, marked  # noqa: E402
-from tools.timing.table import publish  # noqa: E402
+from hpcsplit.wire.mpi import Wire
+from hpcsplit.wire.port import NEXT, PREV, Program, Recv, Send, Share
+from hpcsplit.wire.timing import one_way_times
+from tools.program import Start, last_line, text
+from tools.timing.table import options, publish
 
 KIB = 1024
 SIZES = (4 * KIB, 64 * KIB, 256 * KIB, KIB**2, 4 * KIB**2, 16 * KIB**2, 64 * KIB**2)
@@ -38,30 +34,24 @@ BLOCKS, EDGE = 10, 512
 LEAST, MOST, TOGETHER = 5, 200, 8 * KIB**2  # repeats of a bout, and bytes that they move where that is between
 RANKS = 2
 LIMIT_S = 600.0
-Bout = Callable[[], Generator[Any, Any, None]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-wire")
+    parser = options(__doc__, "wire", rounds=7)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         measured(args.rounds)
         return 0
-    words = ["-m", "tools.benchmarks.wire", "--rank", "--rounds", str(args.rounds)]
-    mark = f"bench-wire-{os.getpid()}"
-    process = launch(words, RANKS, mark, subprocess.PIPE, sys.stderr.buffer, {})
-    try:
-        output = process.communicate(timeout=LIMIT_S)[0]
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"tools/bench wire: no end in {LIMIT_S:.0f} s; take fewer --rounds") from None
-    finally:
-        kill(marked(mark))
-    if process.returncode:
-        raise SystemExit(f"tools/bench wire: the ranks ended with {process.returncode}")
-    rows = json.loads(output)
+    with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
+        out, err = Path(name) / "out", Path(name) / "err"
+        words = ["-m", "tools.benchmarks", "wire", "--rank", "--rounds", args.rounds]
+        ended = Start(words, RANKS, name, out, err).end(LIMIT_S)
+        if ended.why:
+            raise SystemExit(f"tools/bench wire: no end in {LIMIT_S:.0f} s; take fewer --rounds")
+        if ended.code:
+            raise SystemExit(f"tools/bench wire: the ranks ended with {ended.code}: {last_line(text(err))}")
+        rows = json.loads(text(out))
     lines = [f"{'bytes':>10} {'copy us':>9} {'one way us':>11} {'x':>6} {'exchange us':>12} {'x':>6} {'hidden':>8}"]
     for row in rows:
         copy, way, exchange = (1e6 * row[key] for key in ("copy_s", "one_way_s", "exchange_s"))
@@ -95,63 +85,44 @@ def one_size(wire: Wire, size: int, rounds: int) -> Program:
     first, side = wire.rank == 0, NEXT if wire.rank == 0 else PREV
     tensor, target = torch.zeros(size // 4), torch.ones(size // 4)
     factor = torch.randn(EDGE, EDGE)
+    waited: list[float] = []
 
     def compute() -> None:
         for _ in range(BLOCKS):
             torch.mm(factor, factor)
             wire.progress()
 
-    def copy() -> Generator[Any, Any, None]:
-        target.copy_(tensor)
-        yield from ()
-
-    def there_and_back() -> Generator[Any, Any, None]:
-        for sending in (first, not first):
-            if sending:
-                yield Send(side, "way", tensor)
-            else:
-                yield Recv(side, "way", tuple(tensor.shape))
-
-    def exchange() -> Generator[Any, Any, None]:
-        yield Send(side, "exchange", tensor)
-        yield Recv(side, "exchange", tuple(tensor.shape))
-
-    waited: list[float] = []
-
-    def behind() -> Generator[Any, Any, None]:
-        yield Send(side, "behind", tensor)
-        compute()
-        began = time.perf_counter()
-        yield Recv(side, "behind", tuple(tensor.shape))
-        waited.append(time.perf_counter() - began)
-
-    bouts: dict[str, Bout] = {
-        "copy": copy,
-        "way": there_and_back,
-        "exchange": exchange,
-        "behind": behind,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in bouts}
-    for number in range(-1, rounds):  # round -1 is the warm-up
-        for name, bout in bouts.items():
-            yield Share(None)
-            yield from bout()  # the ranks come back from a Share some milliseconds apart
+    def bout(name: str, times: int) -> Generator[Any, Any, None]:
+        if name == "way":
+            yield from one_way_times(side, tensor, times, measures=first)
+            return
+        for _ in range(times):
+            if name == "copy":
+                target.copy_(tensor)
+                continue
+            yield Send(side, name, tensor)
+            if name == "behind":
+                compute()
             began = time.perf_counter()
-            for _ in range(repeats(name, size)):
-                yield from bout()
+            yield Recv(side, name, tuple(tensor.shape))
+            if name == "behind":
+                waited.append(time.perf_counter() - began)
+
+    seconds: dict[str, list[float]] = {name: [] for name in ("copy", "way", "exchange", "behind")}
+    for number in range(-1, rounds):  # round -1 is the warm-up
+        for name, times in seconds.items():
+            yield Share(None)
+            yield from bout(name, 1)  # the ranks come back from a Share some milliseconds apart
+            began = time.perf_counter()
+            yield from bout(name, repeats(name, size))
             if number >= 0:
-                seconds[name].append((time.perf_counter() - began) / repeats(name, size))
+                times.append((time.perf_counter() - began) / repeats(name, size))
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    hidden = 1 - statistics.median(waited[LEAST + 1 :]) / median["exchange"]
     return {
         "bytes": size,
         "copy_s": median["copy"],
         "one_way_s": median["way"] / 2,
         "exchange_s": median["exchange"],
-        "hidden": hidden,
+        "hidden": 1 - statistics.median(waited[LEAST + 1 :]) / median["exchange"],
         "seconds": seconds,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ import torch
 
 from tools.gpu_checks import here, ranks, runs
 from tools.gpu_checks.setting import Check, Finding, Setting
-from tools.program import Parser, kill, launch, marked
+from tools.program import Parser, Start, text
 
 CHECKS: dict[str, tuple[Check, int, float]] = {  # what, on how many ranks, seconds at most
     "environment": (here.environment, 1, 30),
@@ -81,20 +81,16 @@ def _checked(name: str, limit_s: float, shared: list[str], out: Path) -> list[Fi
     mark, began = f"gpu-{name}-{time.time()}", time.time()
     words = ["-m", "tools.gpu_checks", "--child", name, "--until", str(began + limit_s), *shared]
     said, problems = out / f"{name}.jsonl", out / f"{name}.err"
-    with TemporaryDirectory(prefix="gpu-check-") as place, open(said, "wb") as stdout, open(problems, "wb") as stderr:
-        process = launch(words, CHECKS[name][1], mark, stdout, stderr, {"PYTHONUNBUFFERED": "1", "TMPDIR": place})
-        while process.poll() is None and time.time() < began + limit_s:
-            time.sleep(0.05)
-        code = process.poll()
-        kill(marked(mark))
-        process.wait()
-    lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [{"check": name, **json.loads(line)} for line in lines if line.startswith('{"ok"')]
-    if code:
-        last = problems.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-        found.append({"check": name, "ok": False, "code": code, "said": last})
-    elif code is None:
+    said.unlink(missing_ok=True)
+    problems.unlink(missing_ok=True)
+    with TemporaryDirectory(prefix="gpu-check-") as place:
+        check = Start(words, CHECKS[name][1], mark, said, problems, PYTHONUNBUFFERED="1", TMPDIR=place)
+        ended = check.end(limit_s)
+    found = [{"check": name, **json.loads(line)} for line in text(said).splitlines() if line.startswith('{"ok"')]
+    if ended.why:
         found.append({"check": name, "ok": False, "why": f"not finished within {limit_s:.0f} s"})
+    elif ended.code:
+        found.append({"check": name, "ok": False, "code": ended.code, "said": text(problems).strip().splitlines()[-3:]})
     elif not found:
         found.append({"check": name, "ok": False, "why": "it found nothing"})
     found[-1]["seconds"] = round(time.time() - began, 1)

@@ -6,7 +6,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,18 @@ import mpi4py
 import numpy as np
 import torch
 
-from hpcsplit.assemble import make_jobs
 from hpcsplit.checkpoint.state import load_stage, stage_tensors
+from hpcsplit.config import Config
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job
 from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.contract import Tally
-from hpcsplit.plan.prepare import prepare
-from hpcsplit.plan.setting import Setting as OfARun
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Train
 from hpcsplit.wire import lockstep
 from tools.gpu_checks.setting import Finding, Setting, configuration, cores
+from tools.timing.engine import jobs_of
+from tools.timing.peers.common import Problem
 
 _MB = 1 << 20
 LOOPS = ("eager", "benchmark", "graph")
@@ -79,7 +78,7 @@ def optimizers(setting: Setting) -> Iterator[Finding]:
     """A stage's optimizer takes a step after it was loaded from what a checkpoint keeps."""
     for name in ("sgd", "adam", "adamw"):
         config = configuration(setting, "resnet8", 1, steps=2, optim={"name": name, "lr": 0.001})
-        (job,) = jobs(setting, config)
+        job = whole(setting, config)
         epoch(job, "serial", 0)
         load_stage(job.stage, stage_tensors(job.stage))
         epoch(job, "serial", 1)
@@ -98,23 +97,12 @@ def loops(setting: Setting) -> Iterator[Finding]:
 
 
 def _loop(setting: Setting, network: str, precision: str, way: str) -> Finding:
-    device, batch = setting.device, setting.batch
+    device = setting.device
     config = configuration(setting, network, 1, steps=1, run={"precision": precision})
     torch.backends.cudnn.benchmark = way != "eager"
-    run = OfARun(config)
-    net = run.network().to(device, memory_format=torch.channels_last).train()
-    optimizer = run.optimizer(list(net.parameters()))
-    x = torch.randn(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
-    y = torch.randint(10, (batch,)).to(device)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        half = precision == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16, cache_enabled=way != "graph") if half else nullcontext():
-            loss = torch.nn.functional.cross_entropy(net(x), y)
-        loss.backward()
-        optimizer.step()
-
+    problem = Problem(config, device.index or 0)
+    more = {} if way != "graph" else {"cache_enabled": False}
+    step = problem.trainer(problem.net, problem.images, problem.labels, **more)
     began = time.perf_counter()
     step()
     wait_for(device)
@@ -137,11 +125,10 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def jobs(setting: Setting, config: Any, stages: int = 1) -> list[Job]:
-    """One job for each stage, all in this process."""
-    run_dir = RunDir(Path(tempfile.mkdtemp()) / "run")
-    run = OfARun(config)
-    return make_jobs(run, prepare(run, run_dir, stages, setting.device), run_dir, range(stages), setting.device)
+def whole(setting: Setting, config: Config) -> Job:
+    """The job of a stage that is the whole network."""
+    (job,) = jobs_of(lockstep.Alone(1), config, RunDir(Path(tempfile.mkdtemp()) / "run"), setting.device)
+    return job
 
 
 def epoch(job: Job, phase: Phase, number: int) -> None:

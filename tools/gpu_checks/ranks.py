@@ -6,27 +6,21 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
-from hpcsplit.assemble import Around, make_jobs
-from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
-from hpcsplit.host.device import use, wait_for
-from hpcsplit.methods.contract import Tally
-from hpcsplit.plan.prepare import Prepared, prepare
-from hpcsplit.plan.setting import Setting as OfARun
+from hpcsplit.host.device import use
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Refresh, Train
-from hpcsplit.wire.port import NEXT, PREV, Meter, Recv, Send, Share, Verb
-from tools.gpu_checks.here import epoch, jobs
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+from hpcsplit.wire.timing import one_way_times
+from tools.gpu_checks.here import epoch, whole
 from tools.gpu_checks.setting import Finding, Setting, configuration
+from tools.timing.engine import close, jobs_of, turn
 
 _SHAPES = [(128, 16, 32, 32), (3,), (128, 64, 8, 8), (5, 7), (1, 1), (64, 32, 16, 16)]
 _TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
@@ -72,28 +66,13 @@ def messages(setting: Setting) -> Iterator[Finding]:
             wrong += not torch.equal(got, expected)
         return wrong
 
-    large = torch.randn(_SHAPES[0], device=device)
-
-    def there_and_back() -> Generator[Verb, Any, float]:
-        times = []
-        for number in range(5 if setting.tiny else 30):
-            wait_for(device)
-            began = time.perf_counter()
-            if rank == 0:
-                yield Send(NEXT, "x", large, number)
-                yield Recv(NEXT, "y", tuple(large.shape), large.dtype, number)
-            else:
-                x = yield Recv(PREV, "x", tuple(large.shape), large.dtype, number)
-                yield Send(PREV, "y", x, number)
-            wait_for(device)
-            times.append((time.perf_counter() - began) / 2)
-        return statistics.median(times[2:])
-
+    large, side = torch.randn(_SHAPES[0], device=device), PREV if rank else NEXT
     wrong = wire.share(wire.run([exchange()])[0])
-    seconds = wire.share(wire.run([there_and_back()])[0])[0]
+    trips = one_way_times(side, large, 5 if setting.tiny else 30, measures=rank == 0)
+    (times,) = wire.run([trips])
     wire.close()
     if rank == 0:
-        yield {"ok": not any(wrong), "wrong": wrong, "us_8mb": round(1e6 * seconds, 1)}
+        yield {"ok": not any(wrong), "wrong": wrong, "us_8mb": round(1e6 * statistics.median(times[2:]), 1)}
 
 
 def alone(setting: Setting) -> Iterator[Finding]:
@@ -102,7 +81,7 @@ def alone(setting: Setting) -> Iterator[Finding]:
         torch.backends.cudnn.benchmark = True
         steps, turns = _sizes(setting)
         config = configuration(setting, network, 1, steps=steps, run={"precision": precision})
-        (job,) = jobs(setting, config)
+        job = whole(setting, config)
         epoch(job, "serial", 0)
         seconds = setting.seconds(lambda job=job: epoch(job, "serial", 1), times=turns)  # type: ignore[misc]
         what = {"network": network, "precision": precision, "way": "exact, 1 rank"}
@@ -130,33 +109,22 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     phase, sections = WAYS[way]
     torch.backends.cudnn.benchmark = True
     steps, turns = _sizes(setting)
-    config = configuration(setting, network, 2, steps=steps, **sections, run={"precision": precision})
+    config = configuration(setting, network, 2, steps=steps, run={"precision": precision}, **sections)
     place = wire.share(tempfile.mkdtemp() if wire.rank == 0 else None)[0]
-    run_dir = RunDir(Path(place) / "run")
-    run = OfARun(config)
-    prepared = msgspec.to_builtins(prepare(run, run_dir, 2, setting.device)) if wire.rank == 0 else None
-    prepared = msgspec.convert(wire.share(prepared)[0], Prepared)
-    around = Around(between_blocks=wire.progress)
-    (job,) = make_jobs(run, prepared, run_dir, [wire.rank], setting.device, around)
+    (job,) = jobs_of(wire, config, RunDir(Path(place) / "run"), setting.device)
 
-    def program() -> Generator[Verb, Any, list[float]]:
+    def program() -> Generator[Verb, Any, dict[str, float]]:
         if phase == "parallel" and job.has_variables:
             yield from refresh(job, Refresh(0))
-        rows = []
+        costs = []
         for number in range(2 + turns):
-            yield Share(None)
-            before, began, cpu = asdict((yield Meter())), time.perf_counter(), time.process_time()
-            yield from train_epoch(job, Train(number, phase, number, goes_on=True), Tally())
-            wait_for(setting.device)
-            wall, cpu, after = time.perf_counter() - began, time.process_time() - cpu, asdict((yield Meter()))
-            rows.append([wall, cpu, *(after[key] - before[key] for key in ("exposed_s", "imbalance_s"))])
-        return [statistics.median(column) / steps for column in zip(*rows[2:], strict=True)]
+            costs.append((yield from turn(job, setting.device, [Train(0, phase, number, goes_on=True)])))
+        return {name: statistics.median(each[name] for each in costs[2:]) for name in costs[0]}
 
-    columns = zip(*wire.share(wire.run([program()])[0]), strict=True)
-    if job.store:
-        job.store.close()
-    names = ("ms", "cpu_ms", "exposed_ms", "imbalance_ms")
-    times = {name: [round(1e3 * value, 3) for value in column] for name, column in zip(names, columns, strict=True)}
+    ranks = wire.share(wire.run([program()])[0])
+    close([job])
+    names = {"ms": "seconds", "cpu_ms": "cpu_s", "exposed_ms": "exposed_s", "imbalance_ms": "imbalance_s"}
+    times = {name: [round(1e3 * costs[key], 3) for costs in ranks] for name, key in names.items()}
     return {"ok": True, "network": network, "precision": precision, "way": f"{way}, 2 ranks", **times}
 
 

@@ -16,10 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_checks.setting import CUTS, Finding, Setting, cores, records, write_toml
-from tools.program import MARK, last_line, launch
+from tools.gpu_checks.setting import Finding, Setting, cores, records, small
+from tools.program import MARK, Sections, Start, last_line, merged, write_toml
 
-Sections = dict[str, dict[str, Any]]
 _CLOSE = 0.05  # of a loss on the CPU: TF32 is off, what remains is the order of sums
 METHODS: dict[str, dict[str, Any]] = {
     "backprop": {},
@@ -40,13 +39,11 @@ METHODS: dict[str, dict[str, Any]] = {
 TESTS = ("tests/whole/test_gpu.py", "tests/engine/test_synchronisation.py", "tests/data/test_source.py")
 
 
-class Start:
-    """A start of the program with its output in a file; it belongs to the check that makes it."""
+class Run(Start):
+    """A start of the program; it belongs to the check that makes it."""
 
     def __init__(self, words: Sequence[object], ranks: int, log: Path, **extra: str) -> None:
-        self.log = log
-        with open(log, "ab") as out:
-            self.process = launch([str(w) for w in words], ranks, os.environ[MARK], out, out, extra)  # type: ignore[arg-type]
+        super().__init__(words, ranks, os.environ[MARK], log, None, **extra)
 
     def wait(self, limit_s: float) -> int | None:
         """Its exit code; None where it was ended at the limit."""
@@ -57,14 +54,13 @@ class Start:
             self.process.wait()
             return None
 
-    def said(self) -> str:
-        return last_line(self.log.read_text(encoding="utf-8", errors="replace"))[:300]
+    def last(self) -> str:
+        return last_line(self.said())[:300]
 
 
-def train(toml: Path, folder: Path, ranks: int, *words: object, **extra: str) -> Start:
-    return Start(
-        ["-m", "hpcsplit", "train", toml, "--run-dir", folder, *words], ranks, folder.with_suffix(".log"), **extra
-    )
+def train(toml: Path, folder: Path, ranks: int, *words: object, **extra: str) -> Run:
+    log = folder.with_suffix(".log")
+    return Run(["-m", "hpcsplit", "train", toml, "--run-dir", folder, *words], ranks, log, **extra)
 
 
 def methods(setting: Setting) -> Iterator[Finding]:
@@ -80,7 +76,7 @@ def methods(setting: Setting) -> Iterator[Finding]:
         folder = base / f"{word}-{kind}"
         start = train(toml, folder, 1 if method == "dladmm" else 2, "--run.device", kind, NVIDIA_TF32_OVERRIDE="0")
         code = start.wait(setting.left_s - 5)
-        return code, [record["loss"] for record in records(folder)], start.said()
+        return code, [record["loss"] for record in records(folder)], start.last()
 
     with ThreadPoolExecutor(max(1, cores() // 3)) as pool:
         found = dict(zip(tasks, pool.map(one, tasks), strict=True))
@@ -95,21 +91,21 @@ def methods(setting: Setting) -> Iterator[Finding]:
 
 
 def _small(method: str, options: dict[str, Any]) -> Sections:
-    data = {"limit_train": 128, "limit_test": 64, "eval_train": 64}
-    kind: Sections = {
-        "data": {**data, "name": "fake", "batch_size": 32},
-        "model": {"name": "resnet8"},
-        "split": {"cuts": [CUTS["resnet8"]]},
+    given: Sections = {
+        "data": {"limit_train": 128, "eval_train": 64, "batch_size": 32},
         "schedule": {"epochs": 4, "ratio": "1:1"},
+        "optim": {"lr": 0.02},
+        "method": {"name": method, **options},
     }
-    if method in ("pdadmm", "dladmm"):
-        kind = {
-            "data": {**data, "name": "digits", "batch_size": 0},
-            "model": {"name": "mlp", "depth": 3, "width": 32},
-            "schedule": {"epochs": 4, "ratio": "0:1", "warmup": 0},
-        }
-    rest: Sections = {"optim": {"lr": 0.02}, "run": {"threads": 1, "baseline": False}}
-    return {**kind, **rest, "method": {"name": method, **options}}
+    if method not in ("pdadmm", "dladmm"):
+        return small("resnet8", 2, "cpu", **given)
+    whole: Sections = {
+        "data": {"name": "digits", "batch_size": 0},
+        "model": {"name": "mlp", "depth": 3, "width": 32},
+        "schedule": {"ratio": "0:1", "warmup": 0},
+        "split": {"cuts": "time"},
+    }
+    return small("resnet8", 2, "cpu", **merged(given, whole))
 
 
 def resume(setting: Setting) -> Iterator[Finding]:
@@ -119,15 +115,16 @@ def resume(setting: Setting) -> Iterator[Finding]:
 
     def one(case: tuple[str, str]) -> Finding:
         method, optimizer = case
-        sections: Sections = {
-            "data": {"name": "fake", "limit_train": 640, "limit_test": 64, "batch_size": 32, "eval_train": 64},
-            "model": {"name": "resnet8"},
-            "split": {"cuts": [CUTS["resnet8"]]},
-            "method": {"name": method},
-            "schedule": {"epochs": 5, "ratio": "1:2"},
-            "optim": {"name": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.001},
-            "run": {"threads": 1, "baseline": False, "device": setting.device.type, "deterministic": True},
-        }
+        sections = small(
+            "resnet8",
+            2,
+            setting.device,
+            data={"limit_train": 640, "batch_size": 32, "eval_train": 64},
+            method={"name": method},
+            schedule={"epochs": 5, "ratio": "1:2"},
+            optim={"name": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.001},
+            run={"deterministic": True},
+        )
         toml = write_toml(base / f"{method}-{optimizer}.toml", sections)
         whole, parts = base / f"{method}-{optimizer}-whole", base / f"{method}-{optimizer}-parts"
         starts = train(toml, whole, 2), train(toml, parts, 2)
@@ -141,7 +138,7 @@ def resume(setting: Setting) -> Iterator[Finding]:
         a, b = records(whole), records(parts)
         same = bool(a) and [r["weights_sha256"] for r in a] == [r["weights_sha256"] for r in b]
         what = {"method": method, "optimizer": optimizer, "codes": codes, "same_bits": same}
-        return {"ok": codes in ([0, 75, 0], [0, 0, 0]) and same, **what, "said": again.said()}
+        return {"ok": codes in ([0, 75, 0], [0, 0, 0]) and same, **what, "said": again.last()}
 
     with ThreadPoolExecutor(len(cases)) as pool:
         yield from pool.map(one, cases)
@@ -150,18 +147,19 @@ def resume(setting: Setting) -> Iterator[Finding]:
 def tests(setting: Setting) -> Iterator[Finding]:
     """The tests of the suite that want a GPU."""
     chosen = TESTS[-1:] if setting.tiny else TESTS
-    start = Start(["-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], 1, setting.out / "tests.log")
-    code = start.wait(setting.left_s - 2)
-    lines = start.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    code, lines = _command(setting, "tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], 1)
     yield {"ok": code == 0, "code": code, "said": lines[-1:]}
 
 
 def doctor(setting: Setting) -> Iterator[Finding]:
     """What `hpcsplit doctor` says of the GPU."""
-    start = Start(["-m", "hpcsplit", "doctor"], 2, setting.out / "doctor.log")
-    code = start.wait(setting.left_s - 2)
-    lines = start.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    code, lines = _command(setting, "doctor", ["-m", "hpcsplit", "doctor"], 2)
     yield {"ok": code in (0, 1), "code": code, "said": [line.strip() for line in lines if "GPU" in line][:6]}
+
+
+def _command(setting: Setting, name: str, words: list[str], ranks: int) -> tuple[int | None, list[str]]:
+    run = Run(words, ranks, setting.out / f"{name}.log")
+    return run.wait(setting.left_s - 2), run.said().splitlines()
 
 
 def training(setting: Setting) -> Iterator[Finding]:
@@ -179,28 +177,21 @@ def training(setting: Setting) -> Iterator[Finding]:
         "penalty 1:4": (2, {"name": "penalty"}, {"ratio": "1:4"}),
         "frozen 1:4": (2, {"name": "penalty", "frozen": True}, {"ratio": "1:4"}),
     }
-    limit = max(30.0, setting.left_s - 30)
-    starts = []
+    limit, starts = max(30.0, setting.left_s - 30), []
+    few = {"limit_train": 256, "limit_test": 64} if setting.tiny else {"limit_test": 0}
     for kind, (ranks, method, schedule) in kinds.items():
         word = re.sub(r"\W+", "-", kind)
-        sections: Sections = {
-            "data": {"name": "cifar10", "root": str(setting.data), "batch_size": 128, "eval_train": 1000},
-            "model": {"name": network},
-            "split": {"cuts": [CUTS[network]] if ranks == 2 else []},
-            "method": method,
-            "schedule": {"epochs": epochs, **schedule},
-            "optim": {"lr": 0.1, "lr_schedule": "cosine", "weight_decay": 1e-4},
-            "store": {"kind": "memory"},
-            "run": {
-                "threads": 1,
-                "baseline": False,
-                "device": setting.device.type,
-                "time_limit": limit / 60,
-                "evaluate_every": 1 if setting.tiny else 5,
-            },
-        }
-        if setting.tiny:
-            sections["data"] |= {"limit_train": 256, "limit_test": 64}
+        sections = small(
+            network,
+            ranks,
+            setting.device,
+            data={"name": "cifar10", "root": str(setting.data), "batch_size": 128, "eval_train": 1000, **few},
+            method=method,
+            schedule={"epochs": epochs, **schedule},
+            optim={"lr": 0.1, "lr_schedule": "cosine", "weight_decay": 1e-4},
+            store={"kind": "memory"},
+            run={"time_limit": limit / 60, "evaluate_every": 1 if setting.tiny else 5},
+        )
         starts.append((kind, base / word, train(write_toml(base / f"{word}.toml", sections), base / word, ranks)))
     for kind, folder, start in starts:
         code = start.wait(setting.left_s - 4)
@@ -214,7 +205,7 @@ def training(setting: Setting) -> Iterator[Finding]:
             "epochs": f"{len(found)} of {epochs}",
             "test_accuracy": tested[-1] if tested else None,
             "train_s": round(statistics.median(record["train_s"] for record in found), 2) if found else None,
-            "said": start.said(),
+            "said": start.last(),
         }
         if found:
             shutil.copy(folder / "records.jsonl", setting.out / f"training-{folder.name}.jsonl")

@@ -15,6 +15,7 @@ import torch
 
 from hpcsplit.config import Config, resolve
 from hpcsplit.host.device import wait_for
+from tools.program import Sections, merged, text
 
 Finding = dict[str, Any]  # with "ok": True, False, or None for what could not be asked here
 Check = Callable[["Setting"], Iterator[Finding]]
@@ -68,38 +69,35 @@ class Setting:
         return statistics.median(found[1:])
 
 
-def configuration(setting: Setting, network: str, stages: int, *, steps: int, **sections: dict[str, Any]) -> Config:
-    """A run on random images whose epoch has so many steps, parallel ones if the method has any."""
-    batch = setting.batch
-    raw: dict[str, dict[str, Any]] = {
-        "data": {"name": "fake", "limit_train": batch * steps, "limit_test": 64, "batch_size": batch, "augment": True},
+def small(network: str, stages: int, device: torch.device | str, **settings: dict[str, Any]) -> Sections:
+    """The settings of a run on random images."""
+    base: Sections = {
+        "data": {"name": "fake", "limit_test": 64},
         "model": {"name": network},
         "split": {"cuts": [CUTS[network]] if stages == 2 else []},
-        "method": {"name": "backprop"},
-        "schedule": {"epochs": 1000, "ratio": "0:1", "warmup": 0},
-        "store": {"kind": "memory"},
-        "run": {"threads": 1, "baseline": False, "device": setting.device.type},
+        "run": {"threads": 1, "baseline": False, "device": torch.device(device).type},
     }
-    for name, keys in sections.items():
-        raw.setdefault(name, {}).update(keys)
-    return resolve(raw, (), stem="gpu", source="tools/gpu")
+    return merged(base, settings)
 
 
-def write_toml(path: Path, sections: dict[str, dict[str, Any]]) -> Path:
-    """A configuration file; what JSON writes for these values is TOML too."""
-    lines = []
-    for name, keys in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+def configuration(setting: Setting, network: str, stages: int, *, steps: int, **settings: dict[str, Any]) -> Config:
+    """A run in memory whose epoch has so many steps, parallel ones if the method has any."""
+    base = small(
+        network,
+        stages,
+        setting.device,
+        data={"limit_train": setting.batch * steps, "batch_size": setting.batch, "augment": True},
+        method={"name": "backprop"},
+        schedule={"epochs": 1000, "ratio": "0:1", "warmup": 0},
+        store={"kind": "memory"},
+    )
+    return resolve(merged(base, settings), (), stem="gpu", source="tools/gpu")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """What a run has written down of its epochs."""
-    try:
-        return [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return []
+    path = folder / "records.jsonl"
+    return [json.loads(line) for line in text(path).splitlines()] if path.exists() else []
 
 
 def cores() -> int:

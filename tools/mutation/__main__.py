@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tools.mutation.mutants import Mutant, drawn, equivalents
 from tools.mutation.rooms import ROOMS
-from tools.mutation.table import table
-from tools.mutation.trying import Results, try_all
-from tools.program import INTERRUPTED, ROOT, Parser
+from tools.mutation.trying import Results, table, try_all
+from tools.program import FAILED, ROOT, Parser, continuable
 
 COUNT, TARGET = 40, 0.95
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
-FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -51,21 +46,12 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print(mutant, _known(mutant, results, same), sep="\n    ")
         return 0
 
-    def say(text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    began = time.monotonic()
     asked = [mutant for mutant in mutants if mutant.id not in same]
-    try:
-        try_all(root, out, asked, results, args.jobs, say, near=args.near, again=bool(args.only))
-    except KeyboardInterrupt:
-        say("interrupted; start the same command again to continue")
-        return INTERRUPTED
-    text, score = table(mutants, results, same)
-    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    say(f"{time.monotonic() - began:.0f} s; table and results: {out}/table.txt, results.jsonl")
+    with continuable(f"table and results: {out}/table.txt, results.jsonl"):
+        try_all(root, out, asked, results, args.jobs, near=args.near, again=bool(args.only))
+        text, score = table(mutants, results, same)
+        (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+        print(text)
     return 0 if score >= TARGET else FAILED
 
 

@@ -66,9 +66,9 @@ class _Edit:
 
 def drawn(root: Path, room: str, seed: int, count: int | None) -> list[Mutant]:
     """So many mutants of a room, the same for the same seed; a change of one file moves no other file's mutants."""
-    found = [mutant for path in modules(root, room) for mutant in mutants(room, path, (root / path).read_bytes())]
-    found.sort(key=lambda mutant: hashlib.sha256(f"{seed} {mutant.id}".encode()).digest())
     sources = {path: (root / path).read_bytes() for path in modules(root, room)}
+    found = [mutant for path, source in sources.items() for mutant in mutants(room, path, source)]
+    found.sort(key=lambda mutant: hashlib.sha256(f"{seed} {mutant.id}".encode()).digest())
     others = (mutant for mutant in found if _is_another_program(sources[mutant.path], mutant))
     return list(islice(others, count)) if count is not None else found
 

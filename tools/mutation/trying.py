@@ -8,22 +8,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
-from queue import Empty, Queue
-from typing import Any
+from typing import Any, TypeVar
 
 from tools.mutation.mutants import Mutant
 from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
-from tools.program import MARK, ROOT, content, digest, keep, kept, kill, marked
+from tools.program import MARK, ROOT, Journal, content, digest, kill, marked, say
 
 NO_TESTS = 5  # pytest's exit code
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
+T = TypeVar("T")
 COPIED = ("hpcsplit", "tests", "tools", "pyproject.toml", "README.md", "jobs", "docs", ".importlinter")
-Say = Callable[[str], None]
 
 
 class Worker:
@@ -48,7 +47,8 @@ class Worker:
         assert self.process.stdout
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
 
     def kill(self) -> None:
         """End it and what it has started."""
@@ -71,7 +71,7 @@ def workers(root: Path, count: int) -> Iterator[list[Worker]]:
         yield started
 
 
-def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worker], say: Say) -> dict[str, Any]:
+def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worker]) -> dict[str, Any]:
     """For each test in the files its seconds and the lines it passes through, from a run without a change.
 
     What is known of a file of tests is kept until it, or the code, has changed.
@@ -82,21 +82,16 @@ def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worke
     code, folder = content(root, "hpcsplit"), out / "passing"
     folder.mkdir(exist_ok=True)
     noted_in = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
-    waiting: Queue[str] = Queue()
-    for file in files:
-        if not noted_in[file].exists():
-            waiting.put(file)
 
-    def record(worker: Worker) -> None:
-        for file in _all(waiting):
-            say(f"who passes where without a change: {file}")
-            draft = noted_in[file].with_suffix(".tmp")
-            ended = worker.ask({"record": str(draft), "tests": [file]})
-            if ended["code"] not in (0, NO_TESTS):
-                raise SystemExit(f"tools/mutate: {file} fails without a change:\n{ended['said']}")
-            draft.rename(noted_in[file])
+    def record(worker: Worker, file: str) -> None:
+        say(f"who passes where without a change: {file}")
+        draft = noted_in[file].with_suffix(".tmp")
+        ended = worker.ask({"record": str(draft), "tests": [file]})
+        if ended["code"] not in (0, NO_TESTS):
+            raise SystemExit(f"tools/mutate: {file} fails without a change:\n{ended['said']}")
+        draft.rename(noted_in[file])
 
-    _each(crew, record)
+    _each(crew, record, [file for file in files if not noted_in[file].exists()])
     return {test: noted for file in files for test, noted in json.loads(noted_in[file].read_text("utf-8")).items()}
 
 
@@ -108,7 +103,7 @@ def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, l
     started = LAUNCHED.get(mutant.path, ())
     if mutant.imported:
         tests = {test for of_line in lines.values() for test in of_line}
-    spent, found = 0.0, []
+    spent, found = 0.0, list[str]()
     for test in sorted(tests, key=lambda test: (not test.startswith(own(mutant.room)), passing[test]["seconds"], test)):
         spent += passing[test]["seconds"]
         if found and spent > BUDGET_S:
@@ -130,77 +125,59 @@ class Results:
     """results.jsonl: what became of each mutant; it counts until the file or, for a survivor, a test has changed."""
 
     def __init__(self, root: Path, out: Path, mutants: Sequence[Mutant], near: bool) -> None:
-        self.path = out / "results.jsonl"
+        self.journal = Journal(out / "results.jsonl", lambda found: found["id"])
         started = [test for test in LAUNCHED_TESTS if (root / test).exists()]
         self.tests = {
             room: content(root, *files_of_tests(root, room, near), *started)
             for room in {mutant.room for mutant in mutants}
         }
         self.sources = {path: digest((root / path).read_bytes()) for path in {mutant.path for mutant in mutants}}
-        self._known = {found["id"]: found for found in kept(self.path)}
-        self._lock = threading.Lock()
 
     def of(self, mutant: Mutant, *, old: bool = False) -> dict[str, Any] | None:
         """The result of a mutant if it still counts; with `old` also that of a survivor under other tests."""
-        found = self._known.get(mutant.id)
+        found = self.journal.known.get(mutant.id)
         if found is None or found["source"] != self.sources[mutant.path]:
             return None
         return found if found["noticed"] or old or found["tests"] == self.tests[mutant.room] else None
 
     def keep(self, mutant: Mutant, answer: dict[str, Any]) -> dict[str, Any]:
-        found = {"id": mutant.id, "room": mutant.room, "path": mutant.path, "line": mutant.line, **answer}
-        found |= {
-            "before": mutant.before,
-            "after": mutant.after,
-            "source": self.sources[mutant.path],
-            "tests": self.tests[mutant.room],
-        }
-        with self._lock:
-            self._known[mutant.id] = found
-            keep(self.path, found)
+        what = {name: getattr(mutant, name) for name in ("id", "room", "path", "line", "before", "after")}
+        under = {"source": self.sources[mutant.path], "tests": self.tests[mutant.room]}
+        self.journal.add(found := {**what, **answer, **under})
         return found
 
 
 def try_all(
-    root: Path, out: Path, mutants: Sequence[Mutant], results: Results, jobs: int, say: Say, *, near: bool, again: bool
+    root: Path, out: Path, mutants: Sequence[Mutant], results: Results, jobs: int, *, near: bool, again: bool
 ) -> None:
     """Try every mutant that has no result, or every one."""
-    waiting: Queue[Mutant] = Queue()
-    for mutant in mutants:
-        if again or results.of(mutant) is None:
-            waiting.put(mutant)
-    if waiting.empty():
+    waiting = [mutant for mutant in mutants if again or results.of(mutant) is None]
+    if not waiting:
         return
-    total = waiting.qsize()
     files = sorted({file for room in {mutant.room for mutant in mutants} for file in files_of_tests(root, room, near)})
-    with workers(root, min(jobs, total)) as crew:
-        passing = who_passes(root, out, files, crew, say)
+    with workers(root, min(jobs, len(waiting))) as crew:
+        passing, number = who_passes(root, out, files, crew), count(1)
         index = indexed(passing)
 
-        def work(worker: Worker) -> None:
-            for mutant in _all(waiting):
-                found = results.keep(mutant, tried(worker, mutant, passing, index))
-                word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
-                say(f"{total - waiting.qsize()}/{total} {found['seconds']:5.1f} s {word:8} {mutant}")
+        def work(worker: Worker, mutant: Mutant) -> None:
+            found = results.keep(mutant, tried(worker, mutant, passing, index))
+            word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
+            say(f"{next(number)}/{len(waiting)} {found['seconds']:5.1f} s {word:8} {mutant}")
 
-        _each(crew, work)
-
-
-def _all(waiting: Queue[Any]) -> Iterator[Any]:
-    """What is in the queue, which others empty, too."""
-    while True:
-        try:
-            yield waiting.get_nowait()
-        except Empty:
-            return
+        _each(crew, work, waiting)
 
 
-def _each(crew: Sequence[Worker], work: Callable[[Worker], None]) -> None:
-    """Let all workers do it at once; the first failure of one is raised."""
+def _each(crew: Sequence[Worker], work: Callable[[Worker, T], None], what: Sequence[T]) -> None:
+    """Let all workers do it at once, one thing after the other; the first failure of one is raised."""
+    queue = iter(what)  # that of a list may be asked by several threads
+
+    def each(worker: Worker) -> None:
+        for one in queue:
+            work(worker, one)
+
     with ThreadPoolExecutor(len(crew)) as pool:
         try:
-            for done in [pool.submit(work, worker) for worker in crew]:
-                done.result()
+            list(pool.map(each, crew))
         except BaseException:
             for worker in crew:
                 worker.kill()
@@ -222,10 +199,24 @@ def tried(
         "limit_s": 60 + 4 * sum(seconds),
     }
     answer = worker.ask(question)
-    return {
-        "noticed": answer["code"] != 0,
-        "late": answer["late"],
-        "by": answer["by"],
-        "seconds": answer["seconds"],
-        "tried": len(tests),
-    }
+    kept = {name: answer[name] for name in ("late", "by", "seconds")}
+    return {"noticed": answer["code"] != 0, **kept, "tried": len(tests)}
+
+
+def table(mutants: Sequence[Mutant], results: Results, same: Mapping[str, str]) -> tuple[str, float]:
+    """The table as text, and the share of mutants noticed among those that are another program."""
+    rooms = list(dict.fromkeys(mutant.room for mutant in mutants))
+    lines = [f"{'room':<12} {'mutants':>8} {'noticed':>8} {'late':>6} {'survived':>9} {'same':>6} {'score':>7}"]
+    survivors, share = [], 0.0
+    for room in [*rooms, "all"]:
+        mine = [mutant for mutant in mutants if room in (mutant.room, "all")]
+        judged = [(mutant, found) for mutant in mine if mutant.id not in same and (found := results.of(mutant))]
+        noticed = sum(found["noticed"] for _, found in judged)
+        late = sum(found["late"] for _, found in judged)
+        share = noticed / len(judged) if judged else 0.0
+        counts = f"{noticed:>8} {late:>6} {len(judged) - noticed:>9} {sum(m.id in same for m in mine):>6} {share:>7.1%}"
+        lines.append(f"{room:<12} {len(mine):>8} {counts}")
+        if room != "all":
+            survivors += [mutant for mutant, found in judged if not found["noticed"]]
+    lines += ["(late: noticed by a time limit, among the noticed; same: the same program after all, not in the score)"]
+    return "\n".join([*lines, *(["", "survived:"] if survivors else []), *map(str, survivors)]), share

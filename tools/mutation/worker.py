@@ -6,14 +6,16 @@ It reads one JSON object a line and answers with one: {"record": FILE, "tests": 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
-import signal
 import sys
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import h5py  # noqa: F401
@@ -24,11 +26,12 @@ import torch
 import torch._dynamo
 import torchvision  # noqa: F401
 
-from tools.mutation.passing import Recorder
+from tools.mutation.rooms import ROOMS
+from tools.program import forked, text
 
 COMMON = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore")
+Lines = set[tuple[str, int]]
 MEMORY = 8 << 30  # bytes that a changed program may ask for
-NAP_S = 0.02
 
 
 def main() -> None:
@@ -79,36 +82,60 @@ def _tried(tree: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "late": late, "by": noticed[:1], "seconds": round(seconds, 1)}
 
 
-def _forked(tree: Path, run: Any, limit_s: float) -> tuple[int | None, str, float]:
-    """The exit code (None: it took too long) and the output of what a child does."""
+def _forked(tree: Path, run: Callable[[], int], limit_s: float) -> tuple[int | None, str, float]:
+    """The exit code (None: it took too long), the output and the seconds of what a child does."""
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        return run()
+
     began, said = time.monotonic(), tree.parent / f"said-{os.getpid()}"
-    child = os.fork()
-    if not child:
-        code = 70
-        try:
-            os.setsid()
-            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for fd in (1, 2):
-                os.dup2(out, fd)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-            code = run()
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    status = None
-    while time.monotonic() - began < limit_s:
-        ended, found = os.waitpid(child, os.WNOHANG)
-        if ended:
-            status = found
-            break
-        time.sleep(NAP_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
-    if status is None:
-        os.waitpid(child, 0)
-    text = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
-    return (None if status is None else os.waitstatus_to_exitcode(status)), text, time.monotonic() - began
+    code = forked(limited, said, limit_s)
+    return code, text(said) if said.exists() else "", time.monotonic() - began
+
+
+class Recorder:
+    """A plugin for pytest: `of` has for each test the lines (file, number) of the package that it passed through,
+    `seconds` its time.  What a fixture of a session or a module does counts for every test that asks for it."""
+
+    def __init__(self, root: Path) -> None:
+        self.places = tuple(f"{root}/{place}" for place, _ in ROOMS.values())
+        self.cut = len(f"{root}/")
+        self.of: dict[str, Lines] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._now: Lines = set()
+        self._fixtures: dict[str, Lines] = defaultdict(set)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._now = set()
+        sys.settrace(self._called)
+        threading.settrace(self._called)
+        yield
+        sys.settrace(None)
+        asked = [self._fixtures[name] for name in getattr(item, "fixturenames", ())]
+        self.of[item.nodeid] = self._now.union(*asked)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        outside, self._now = self._now, set()
+        yield
+        if fixturedef.scope != "function":
+            self._fixtures[fixturedef.argname] |= self._now
+        self._now |= outside
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(self.places):
+            return None
+        self._passed(frame, event, arg)
+        return self._passed
+
+    def _passed(self, frame: FrameType, event: str, arg: object) -> Any:
+        self._now.add((frame.f_code.co_filename[self.cut :], frame.f_lineno))
+        return self._passed
 
 
 if __name__ == "__main__":

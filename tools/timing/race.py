@@ -13,28 +13,22 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.host.memory import keep_freed_memory
+import torch
 
-keep_freed_memory()  # before torch: the cuts are measured here
-
-import torch  # noqa: E402
-
-from hpcsplit.config import resolve  # noqa: E402
-from hpcsplit.config.option import show  # noqa: E402
-from hpcsplit.plan.measure import profile  # noqa: E402
-from hpcsplit.plan.prepare import choose_cuts  # noqa: E402
-from hpcsplit.plan.setting import Setting  # noqa: E402
-from hpcsplit.stage.cuts import ranges  # noqa: E402
-from tools.program import ROOT  # noqa: E402
-from tools.timing.table import write  # noqa: E402
-from tools.timing.turns import Contender, play  # noqa: E402
+from hpcsplit.config import resolve
+from hpcsplit.plan.measure import profile
+from hpcsplit.plan.prepare import choose_cuts
+from hpcsplit.plan.setting import Setting
+from hpcsplit.stage.cuts import ranges
+from tools.program import ROOT, Sections, merged, write_toml
+from tools.timing.table import options, ratio, write
+from tools.timing.turns import LIMIT_S, Contender, peer, play
 
 RANKS = 2
-LIMIT_S = 400.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Way:
         starts: processes that are started one by one; `ranks`: of one start, by mpirun.
         microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
         cut: the network is cut into stages, so the balance of the cut bounds it.
-        options: overrides of the configuration.
+        settings: those of this way, over those of the race.
     """
 
     name: str
@@ -57,13 +51,12 @@ class Way:
     ranks: int = 1
     microbatches: int = 0
     cut: bool = False
-    options: tuple[str, ...] = ()
+    settings: Sections = field(default_factory=dict)
 
-    def contender(self, config: Path, steps: int) -> Contender:
-        options = (*self.options, *([f"schedule.microbatches={self.microbatches}"] if self.microbatches else []))
-        words = ["-m", f"tools.timing.peers.{self.peer}", self.kind, "--config", str(config), "--steps", str(steps)]
-        words += [word for option in options for word in ("--set", option)]
-        return Contender(self.name, [([*words, "--rank", str(rank)], self.ranks) for rank in range(self.starts)])
+    def contender(self, folder: Path, settings: Sections) -> Contender:
+        own = {"schedule": {"microbatches": self.microbatches}} if self.microbatches else {}
+        toml = write_toml(folder / f"{self.name}.toml", merged(settings, own, self.settings))
+        return Contender(self.name, [peer(self.peer, self.kind, toml, self.ranks)] * self.starts)
 
     def bound(self, balance: float) -> float:
         """What the cut and the pipeline's bubble leave of the limit: of K·M/(K+M-1), and of the balance."""
@@ -73,55 +66,61 @@ class Way:
         return balance / RANKS * (pieces / (RANKS + pieces - 1) if pieces else 1.0)
 
 
-ONE = Way("one", "one core, whole network", "whole", "one")
-COPIES = Way("copies", "two copies of it at once: the limit", "whole", "one", starts=RANKS)
+ONE = Way("one", "one core, whole network", "torch_alone", "one")
+COPIES = Way("copies", "two copies of it at once: the limit", "torch_alone", "one", starts=RANKS)
 CONTROLS = (ONE, COPIES)
-TWO_THREADS = Way("two", "one process, two threads", "whole", "two")
-DDP = Way("ddp", "DistributedDataParallel, gloo", "torch_distributed", "ddp", starts=RANKS)
+TWO_THREADS = Way("two", "one process, two threads", "torch_alone", "two")
+DDP = Way("ddp", "DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS)
 
 
 def torch_pipeline(order: str, microbatches: int) -> Way:
     label = f"torch.distributed.pipelining, {order}, M = {microbatches}"
     kind = order.lower()
-    return Way(f"{kind}-{microbatches}", label, "torch_distributed", kind, RANKS, 1, microbatches, cut=True)
+    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, cut=True)
 
 
-def exact(microbatches: int, *options: str, label: str = "") -> Way:
-    text = f"hpcsplit, exact epoch, M = {microbatches}{label}"
-    name = f"exact-{microbatches}{'-' + label.strip(', ') if label else ''}"
-    return Way(name, text, "ours", "exact", 1, RANKS, microbatches, cut=True, options=options)
+def ours(
+    name: str, label: str, kind: str, microbatches: int = 0, ranks: int = RANKS, **settings: dict[str, Any]
+) -> Way:
+    return Way(name, label, "ours", kind, 1, ranks, microbatches, cut=ranks > 1, settings=settings)
+
+
+def exact(microbatches: int, label: str = "", **settings: dict[str, Any]) -> Way:
+    name = "-".join([f"exact-{microbatches}", *label.strip(", ").split()])
+    return ours(name, f"hpcsplit, exact epoch, M = {microbatches}{label}", "exact", microbatches, RANKS, **settings)
 
 
 def one_core_in_pieces(microbatches: int) -> Way:
     """The exact pipeline's own steps with nobody to share them: what small micro-batches cost alone."""
-    label = f"one core, M = {microbatches}"
-    return Way(f"one-{microbatches}", label, "ours", "exact", 1, 1, microbatches, options=("split.cuts=flops",))
+    name, label = f"one-{microbatches}", f"one core, M = {microbatches}"
+    return ours(name, label, "exact", microbatches, ranks=1, split={"cuts": "flops"})
 
 
-PARALLEL = Way("parallel", "hpcsplit, parallel epoch", "ours", "parallel", 1, RANKS, cut=True)
+PARALLEL = ours("parallel", "hpcsplit, parallel epoch", "parallel")
 
 
-def delayed(*options: str, label: str = "") -> Way:
+def delayed(label: str = "", **method: str) -> Way:
     name = "-".join(["delayed", *label.strip(", ").split()])
-    options = ("method.name=delayed", "method.epoch_end=run", "schedule.ratio=0:1", "schedule.warmup=0", *options)
-    return Way(name, f"hpcsplit, delayed gradients{label}", "ours", "parallel", 1, RANKS, cut=True, options=options)
+    method = {"name": "delayed", "epoch_end": "run", **method}
+    schedule, label = {"ratio": "0:1", "warmup": 0}, f"hpcsplit, delayed gradients{label}"
+    return ours(name, label, "parallel", method=method, schedule=schedule)
 
 
 def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5) -> argparse.ArgumentParser:
     """The options of every race."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=networks)
-    parser.add_argument("--batch", type=int, default=128, help="samples of a mini-batch")
-    parser.add_argument("--steps", type=int, default=steps, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--only", default="", help="names of ways, with commas")
-    parser.add_argument(
-        "--at-once", type=int, default=4, help="ways that take turns beside the controls: all are in memory"
+    return options(
+        doc,
+        "NAME",
+        networks=networks,
+        batch=(128, "samples of a mini-batch"),
+        steps=(steps, "of a turn"),
+        rounds=rounds,
+        precision={"default": "float32", "choices": ("float32", "bfloat16")},
+        device={"default": "cpu", "choices": ("cpu", "cuda")},
+        only=("", "names of ways, with commas"),
+        at_once=(4, "ways that take turns beside the controls: all are in memory"),
+        out={"default": None, "type": Path, "help": "default: runs/bench-NAME"},
     )
-    parser.add_argument("--out", type=Path, help="default: runs/bench-NAME")
-    return parser
 
 
 Turned = Callable[[Contender], list[Contender]]
@@ -151,13 +150,11 @@ def _measured(
     args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
 ) -> tuple[dict[str, Any], list[str]]:
     settings, balance = _settings_for(args, network)
-    lines = [f"{section}.{key} = {show(v)}\n" for section, keys in settings.items() for key, v in keys.items()]
     rows: list[dict[str, Any]] = []
     for number, ways_at_once in enumerate(at_once(ways, args.at_once)):
         with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
             folder = Path(name)
-            (folder / "bench.toml").write_text("".join(lines), encoding="utf-8")
-            players = [way.contender(folder / "bench.toml", args.steps) for way in ways_at_once]
+            players = [way.contender(folder, settings) for way in ways_at_once]
             play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
         for way, player in zip(ways_at_once, players, strict=True):
             if number and way in CONTROLS:
@@ -183,7 +180,7 @@ def at_once(ways: Sequence[Way], most: int) -> list[list[Way]]:
     return [[*controls, *others[first : first + most]] for first in range(0, len(others), most)] or [controls]
 
 
-def raced(network: str, batch: int, steps: int, **run: Any) -> dict[str, dict[str, Any]]:
+def raced(network: str, batch: int, steps: int, **run: Any) -> Sections:
     """The settings of a network on random images, in epochs of so many steps."""
     return {
         "data": {"name": "fake", "limit_train": batch * steps, "batch_size": batch, "augment": False},
@@ -195,7 +192,7 @@ def raced(network: str, batch: int, steps: int, **run: Any) -> dict[str, dict[st
     }
 
 
-def _settings_for(args: argparse.Namespace, network: str) -> tuple[dict[str, dict[str, Any]], float]:
+def _settings_for(args: argparse.Namespace, network: str) -> tuple[Sections, float]:
     """Two stages, cut where the measured times of the blocks balance best; the speed-up that this balance allows."""
     settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
     config = resolve(settings, (), stem="bench", source="tools/bench")
@@ -203,7 +200,7 @@ def _settings_for(args: argparse.Namespace, network: str) -> tuple[dict[str, dic
     setting = Setting(config)
     cuts, costs = choose_cuts(setting, RANKS, profile(setting, torch.device("cpu")))
     slowest = max(sum(costs[i] for i in part) for part in ranges(cuts, len(costs)))
-    return settings | {"split": {"cuts": list(cuts)}}, sum(costs) / slowest
+    return merged(settings, {"split": {"cuts": list(cuts)}}), sum(costs) / slowest
 
 
 def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
@@ -218,9 +215,7 @@ def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
     for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_the_limit", 1 / RANKS)):
         rival = by_name.get(name)
         if rival and not rival.failure:
-            found[key] = statistics.median(
-                share * theirs / (per_step * own) for theirs, own in zip(rival.seconds(), mine, strict=True)
-            )
+            found[key] = share / per_step * ratio(rival.seconds(), mine)
     for key in ("exposed_s", "imbalance_s", "io_s"):
         if key in contender.notes[0][0]:
             found[key] = [

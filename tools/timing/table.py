@@ -1,10 +1,12 @@
-"""What every benchmark says beside its numbers, and how it writes them down."""
+"""The command line of every benchmark, what it says beside its numbers, and how it writes them down."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,17 @@ from typing import Any
 import torch
 
 from hpcsplit.run.provenance import processor
+from tools.program import ROOT
+
+
+def options(doc: str | None, name: str, **known: Any) -> argparse.ArgumentParser:
+    """A command line: of each option its default and perhaps a sentence, or what argparse is told; then --out."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, what in {**known, **({} if "out" in known else {"out": ROOT / "runs" / f"bench-{name}"})}.items():
+        default, *sentence = what if isinstance(what, tuple) else (what,)
+        told = what if isinstance(what, dict) else {"default": default, "help": "".join(sentence) or None}
+        parser.add_argument(f"--{option.replace('_', '-')}", **{"type": type(told["default"])} | told)
+    return parser
 
 
 def facts() -> dict[str, Any]:
@@ -22,6 +35,11 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
+    """The median of the ratios within one round."""
+    return statistics.median(a / b for a, b in zip(theirs, own, strict=True))
 
 
 def publish(folder: Path, name: str, lines: Sequence[str], values: Any, **about: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.program import kill, last_line, launch, marked
+from tools.program import Start, kill, last_line, marked, text
 
+LIMIT_S = 400.0  # for everybody to get ready, and for a turn
 _NAP_S = 0.01
 OVER = "over"
 
@@ -29,7 +29,8 @@ class Contender:
     """What takes part under one name.
 
     Attributes:
-        starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.
+        starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.  The folder of the
+            play and the number of the start's first process are the last words.
         label: what a table adds to its name for it.
         notes: what every process noted in every round, and `failure` why there are no more.
     """
@@ -49,21 +50,24 @@ class Contender:
         return [max(note["seconds"] for note in notes) for notes in self.notes]
 
 
+def peer(module: str, kind: str, config: Path, ranks: int) -> tuple[list[str], int]:
+    """A start of a module in tools/timing/peers, which does what it calls `kind`."""
+    return ["-m", f"tools.timing.peers.{module}", kind, str(config)], ranks
+
+
 def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float) -> None:
     """Let all take so many turns; their notes are in the contenders afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    processes: dict[str, list[subprocess.Popen[bytes]]] = {}
+    processes: dict[str, list[Start]] = {}
     with ExitStack() as guards:
         for contender in contenders:
             place = folder / contender.name
             place.mkdir()
-            guards.callback(lambda place=place: kill(marked(str(place))))
-            with (place / "said").open("wb") as said:
-                started, first = processes.setdefault(contender.name, []), 0
-                for words, ranks in contender.starts:
-                    numbered = [*words, "--turns", str(place), "--first", str(first)]
-                    started.append(launch(numbered, ranks, str(place), said, said, {}))
-                    first += ranks
+            guards.callback(_end, place)
+            started, first = processes.setdefault(contender.name, []), 0
+            for words, ranks in contender.starts:
+                started.append(Start([*words, place, first], ranks, str(place), place / "said"))
+                first += ranks
             _await(contender, place, "ready", started, limit_s)
         for number in range(rounds):
             for contender in contenders:
@@ -72,41 +76,38 @@ def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s:
                     (place / f"turn-{number}").touch()
                     _await(contender, place, f"done-{number}", processes[contender.name], limit_s)
                 if not contender.failure:
-                    contender.notes.append(
-                        [json.loads(path.read_text()) for path in sorted(place.glob(f"done-{number}-*"))]
-                    )
-                print(f"{number + 1}/{rounds} {contender.name}: {_latest(contender)}", file=sys.stderr, flush=True)
+                    notes = [json.loads(path.read_text()) for path in sorted(place.glob(f"done-{number}-*"))]
+                    contender.notes.append(notes)
+                latest = contender.failure or f"{contender.seconds()[-1]:.3f} s"
+                print(f"{number + 1}/{rounds} {contender.name}: {latest}", file=sys.stderr, flush=True)
         for contender in contenders:
             (folder / contender.name / OVER).touch()
         time.sleep(1.0)  # for them to leave by themselves
 
 
-def _await(
-    contender: Contender, place: Path, what: str, started: Sequence[subprocess.Popen[bytes]], limit_s: float
-) -> None:
+def _end(place: Path) -> None:
+    kill(marked(str(place)))
+
+
+def _await(contender: Contender, place: Path, what: str, started: Sequence[Start], limit_s: float) -> None:
     """Wait until every process has written its file, or strike the contender off."""
     until = time.monotonic() + limit_s
     while len(list(place.glob(f"{what}-*"))) < contender.processes:
-        ended = any(process.poll() is not None for process in started)
+        codes = [start.process.poll() for start in started]
+        ended = any(code is not None for code in codes)
         if ended or time.monotonic() > until:
-            said = (place / "said").read_text(encoding="utf-8", errors="replace")
-            codes = ", ".join(str(process.poll()) for process in started)
-            reason = f"ended (exit {codes}): " if ended else f"no answer in {limit_s:.0f} s: "
-            contender.failure = reason + last_line(said)
-            kill(marked(str(place)))
+            reason = f"ended (exit {', '.join(map(str, codes))}): " if ended else f"no answer in {limit_s:.0f} s: "
+            contender.failure = reason + last_line(text(place / "said"))
+            _end(place)
             return
         time.sleep(_NAP_S)
 
 
-def _latest(contender: Contender) -> str:
-    return contender.failure or f"{contender.seconds()[-1]:.3f} s"
-
-
 class Player:
-    """One process of a contender: rank `rank` of its start, on a core of its own."""
+    """Process `number` of a contender, on cores of its own."""
 
-    def __init__(self, place: str, first: str, rank: int, cores: int = 1) -> None:
-        self.place, self.number = Path(place), int(first) + rank
+    def __init__(self, place: str, number: int, cores: int = 1) -> None:
+        self.place, self.number = Path(place), number
         known = sorted(os.sched_getaffinity(0))  # more processes than cores share them
         os.sched_setaffinity(0, {known[(self.number * cores + i) % len(known)] for i in range(cores)})
 

@@ -1,8 +1,8 @@
-"""What all peers start from: their command line, the network, and mini-batches that lie in memory."""
+"""What all peers start from: what they are told, the network, and mini-batches that lie in memory."""
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,28 +15,18 @@ from torch import nn  # noqa: E402
 
 from hpcsplit.config import Config, load  # noqa: E402
 from hpcsplit.data.catalog import lookup  # noqa: E402
+from hpcsplit.host.device import wait_for  # noqa: E402
 from hpcsplit.plan.setting import Setting  # noqa: E402
 from tools.timing.turns import Player  # noqa: E402
 
 WARM_UP = 2
 
 
-def arguments() -> argparse.Namespace:
-    """What the driver passes to every process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kind", help="which of the file's ways")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, required=True, help="of a turn")
-    parser.add_argument("--set", dest="options", action="append", default=[], metavar="section.key=VALUE")
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--turns", required=True)
-    parser.add_argument("--first", required=True)
-    return parser.parse_args()
-
-
-def configuration(args: argparse.Namespace) -> Config:
-    """The race's configuration with this way's own options."""
-    return load(args.config, [tuple(option.split("=", 1)) for option in args.options])
+def told() -> tuple[str, Config, str, int]:
+    """What the driver passes to every process: which of the file's ways, the configuration, the folder of the play, and
+    the number of the start's first process."""
+    kind, config, place, first = sys.argv[1:]
+    return kind, load(config), place, int(first)
 
 
 class Problem:
@@ -48,7 +38,7 @@ class Problem:
         if config.run.device == "cuda":
             self.device = torch.device("cuda", number % torch.cuda.device_count())
         self.format = torch.channels_last if config.run.channels_last else torch.contiguous_format
-        self.net = Setting(config).network().to(self.device, memory_format=self.format).train()
+        self.net = Setting(config).network().to(self.device).to(memory_format=self.format).train()
         spec, size = lookup(config.data.name), config.data.batch_size
         random = torch.Generator().manual_seed(0)
         images = torch.randn(size, *spec.input_shape(config.data.pool), generator=random)
@@ -59,23 +49,33 @@ class Problem:
     def optimizer(self, part: nn.Module) -> torch.optim.Optimizer:
         return Setting(self.config).optimizer(list(part.parameters()))
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bfloat16")
+    def autocast(self, **more: bool) -> torch.autocast:
+        half = self.config.run.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, **more)
+
+    def trainer(self, net: nn.Module, images: torch.Tensor, labels: torch.Tensor, **more: bool) -> Callable[[], None]:
+        """A step of ordinary training on one mini-batch."""
+        optimizer = self.optimizer(net)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with self.autocast(**more):
+                loss = self.loss(net(images), labels)
+            loss.backward()
+            optimizer.step()
+
+        return step
 
 
-def compete(player: Player, step: Callable[[], None], steps: int) -> None:
-    """Warm up, then time so many steps in every turn."""
+def compete(player: Player, step: Callable[[], None], problem: Problem) -> None:
+    """Warm up, then time the steps of an epoch in every turn."""
+    steps = problem.config.data.limit_train // problem.config.data.batch_size
     for _ in range(WARM_UP):
         step()
     for number in player.turns():
-        wait_for_device()
+        wait_for(problem.device)
         began = time.perf_counter()
         for _ in range(steps):
             step()
-        wait_for_device()
+        wait_for(problem.device)
         player.note(number, (time.perf_counter() - began) / steps)
-
-
-def wait_for_device() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.program import ROOT, Parser
-from tools.soaking.judging import complaints, table, trends
-from tools.soaking.problem import Place
-from tools.soaking.starting import Disturbance, Started, start
+from hpcsplit.errors import DONE
+from tools.campaigns.runs import Outcome
+from tools.campaigns.soaking import NOTHING, Disturbance, Soaked, Started
+from tools.campaigns.trends import complaints, table, trends
+from tools.program import FAILED, ROOT, Parser
 
-DONE, FAILED = 0, 1
 WINDOW = 5.0  # minutes in a line of the table
 _AUX = ("copy", "keep")  # checkpoint.aux of one run and of the next
-_UNDISTURBED = Disturbance("nothing", 0.0, 0)
 
 
 class Soak:
@@ -41,56 +40,46 @@ class Soak:
 
     def go(self) -> None:
         """One run that nobody disturbs, then disturbed ones until the time is up."""
-        place, reference, usual_s, runs = self._fresh(0), list[tuple[int, str | None]](), 0.0, 0
-        usual_files: set[str] = set()  # that torch leaves in a folder for temporary files, once
+        run, reference = self._fresh(), list[tuple[int, str | None]]()
+        usual_files = set[str]()  # that torch leaves in a folder for temporary files, once
         while not self.wrong and not (self.starts and self.starts[-1].complaint):
-            calm = runs == 0
-            disturbance = _UNDISTURBED if calm else Disturbance.draw(self.chance, usual_s)
-            mark = f"{os.getpid()}-{len(self.starts)}"
-            found = start(place, mark, disturbance, self.minute, _AUX[runs % 2])
-            usual_files |= set(found.left_temporary) if calm else set()
+            runs = len(self.finished)
+            disturbance = Disturbance.draw(self.chance, self.finished[0].seconds) if runs else Disturbance()
+            found = run.start(f"{os.getpid()}-{len(self.starts)}", disturbance, self.minute)
+            usual_files |= set() if runs else set(found.left_temporary)
             found.left_temporary = [name for name in found.left_temporary if name not in usual_files]
             self.starts.append(found)
             self._say(runs, found)
             if self._unexpected(found):
-                self.wrong.append(f"start {len(self.starts)} ended with {found.code}; see {place.said}")
-            if self._over() and found.code != DONE:
+                self.wrong.append(f"start {len(self.starts)} ended with {found.code}; see {run.said}")
+            if found.code == DONE:
+                self.finished.append(found)
+                weights = Outcome.of(run.run).weights()
+                reference = reference if runs else weights
+                if weights != reference:
+                    self.wrong.append(
+                        f"run {runs} has other weights than the one that nobody disturbed; see {run.folder}"
+                    )
+                    break
+                shutil.rmtree(run.folder)
+            if self.minute >= self.minutes and len(self.finished) > 1:  # one that was disturbed has been compared
                 break
-            if found.code != DONE:
-                continue
-            self.finished.append(found)
-            if calm:
-                reference, usual_s = place.weights(), found.seconds
-            elif place.weights() != reference:
-                self.wrong.append(
-                    f"run {runs} has other weights than the one that nobody disturbed; see {place.folder}"
-                )
-                break
-            shutil.rmtree(place.folder)
-            runs += 1
-            if self._over():
-                break
-            place = self._fresh(runs)
+            if found.code == DONE:
+                run = self._fresh()
 
-    def _over(self) -> bool:
-        """The time is up, and at least one run that was disturbed has been compared."""
-        return self.minute >= self.minutes and len(self.finished) > 1
-
-    def _fresh(self, number: int) -> Place:
-        place = Place(self.out / f"run-{number:04d}")
-        shutil.rmtree(place.folder, ignore_errors=True)
-        place.make(_AUX[number % 2], self.epochs)
-        return place
+    def _fresh(self) -> Soaked:
+        number = len(self.finished)
+        return Soaked(self.out / f"run-{number:04d}", _AUX[number % 2], self.epochs)
 
     @staticmethod
     def _unexpected(found: Started) -> bool:
         """Only what was disturbed may end with anything but success; a signal may also come before it is heard."""
-        calm = found.disturbance.kind == "nothing" or found.disturbance.after_s > found.seconds
+        calm = found.disturbance.kind == NOTHING or found.disturbance.after_s > found.seconds
         return calm and not found.complaint and found.code != DONE
 
     def _say(self, runs: int, found: Started) -> None:
         what = found.disturbance
-        when = "" if what.kind == "nothing" else f" at {what.after_s:.1f} s"
+        when = "" if what.kind == NOTHING else f" at {what.after_s:.1f} s"
         print(
             f"{found.minute:6.1f} min  run {runs}, {what.kind}{when}: {found.seconds:.1f} s, exit {found.code}, "
             f"{len(found.epochs)} epochs{'; ' + found.complaint if found.complaint else ''}",
@@ -102,22 +91,22 @@ class Soak:
         """The table and the verdict in words, also written to soak.json; whether all is well."""
         judged = trends(self.starts, self.finished)
         wrong = [*self.wrong, *complaints(self.starts, judged)]
-        lines = [table(self.starts, self.finished, min(WINDOW, max(self.minutes / 4, 0.5))), ""]
-        for t in judged:
-            lines.append(
-                f"{t.name:<24} median {t.median:9.2f} {t.unit:<4} trend over the soak {t.growth:+9.2f}, "
-                f"let through {t.tolerance:.2f} ({t.reason}), n = {t.points}"
-            )
-        resumed = sum(s.disturbance.kind != "nothing" for s in self.starts)
-        lines += ["", f"{self.minute:.1f} minutes, {len(self.starts)} starts, {resumed} disturbed, "]
-        lines[-1] += f"{len(self.finished)} runs finished, all but the first compared with it"
-        lines.append("verdict: " + ("nothing grows" if not wrong else "; ".join(wrong)))
+        resumed = sum(s.disturbance.kind != NOTHING for s in self.starts)
+        lines = [
+            table(self.starts, self.finished, min(WINDOW, max(self.minutes / 4, 0.5))),
+            "",
+            *map(str, judged),
+            "",
+            f"{self.minute:.1f} minutes, {len(self.starts)} starts, {resumed} disturbed, "
+            f"{len(self.finished)} runs finished, all but the first compared with it",
+            "verdict: " + ("nothing grows" if not wrong else "; ".join(wrong)),
+        ]
         values = {
             "minutes": self.minute,
             "good": not wrong,
             "complaints": wrong,
             "runs": len(self.finished),
-            "trends": [t.as_json() for t in judged],
+            "trends": [asdict(t) | {"grows": t.grows} for t in judged],
             "starts": [asdict(s) for s in self.starts],
         }
         (self.out / "soak.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.program import marked
+from tools.program import marked, text
 
 _SHARED = Path("/dev/shm")
 
@@ -21,25 +22,25 @@ class Sample:
     descriptors: int
     threads: int
 
+    def larger(self, other: Sample) -> Sample:
+        """The largest of each."""
+        return Sample(*map(max, vars(self).values(), vars(other).values()))
+
 
 def ranks(mark: str) -> dict[int, int]:
     """Rank -> process, as far as they have been started; a rank's own children do not count."""
     found: dict[int, int] = {}
     for process in sorted(marked(mark)):
-        try:
-            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        for variable in variables:
-            if variable.startswith(b"PMI_RANK="):
-                found.setdefault(int(variable.partition(b"=")[2]), process)
+        with suppress(OSError):
+            if rank := re.search(rb"(?:^|\0)PMI_RANK=(\d+)", Path(f"/proc/{process}/environ").read_bytes()):
+                found.setdefault(int(rank[1]), process)
     return found
 
 
 def sample(process: int) -> Sample | None:
     """The process now; None when it has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+        status = text(Path(f"/proc/{process}/status"))
         numbers = dict(re.findall(r"^(RssAnon|RssShmem|Threads):\s+(\d+)", status, re.MULTILINE))
         descriptors = sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
         return Sample(int(numbers["RssAnon"]), int(numbers["RssShmem"]), descriptors, int(numbers["Threads"]))
@@ -51,13 +52,10 @@ def shared_files(processes: Iterable[int]) -> set[Path]:
     """Files in /dev/shm that these processes map or have open, by the names that they have there."""
     found = set()
     for process in processes:
-        try:
-            maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
-            found |= {Path(name) for name in re.findall(rf"({_SHARED}/\S+)", maps)}
+        with suppress(OSError):
+            found |= {Path(name) for name in re.findall(rf"({_SHARED}/\S+)", text(Path(f"/proc/{process}/maps")))}
             links = [path.readlink() for path in Path(f"/proc/{process}/fd").iterdir()]
             found |= {link for link in links if link.is_relative_to(_SHARED)}
-        except OSError:
-            continue
     return found
 
 

@@ -1,4 +1,4 @@
-"""`hpcsplit` with a fault: python -m tools.fault_campaign.injected SPEC.json train CONFIG …
+"""`hpcsplit` with a fault: python -m tools.campaigns.injected SPEC.json train CONFIG …
 
 SPEC.json: {"rank", "kind", "marker", and either "hook" with "call" (from 1) or "at" (seconds since 1970)}, {} for no
 fault, or {"counts": FILE} to count the calls of every hook, by rank.
@@ -19,8 +19,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tools.fault_campaign.moments import HOOKS, IMPORT, Hook
-from tools.fault_campaign.striking import strike
+from tools.campaigns.moments import HOOKS, IMPORT, Hook
+from tools.campaigns.striking import strike
 
 RANK = int(os.environ.get("PMI_RANK", "0"))
 
@@ -61,27 +61,21 @@ class Injection:
             self._replace(place, self._around([hook for hook in wanted if hook.place == place]))
 
     def _replace(self, place: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        module, _, name = place.partition(":")
-        owner: Any = importlib.import_module(module)
-        *classes, last = name.split(".")
-        for each in classes:
-            owner = getattr(owner, each)
-        if not callable(getattr(owner, last, None)):
-            raise SystemExit(f"tools/fault_campaign/moments.py: {place} is no function any more")
-        setattr(owner, last, change(getattr(owner, last)))
+        owner, last = located(place)
+        original = getattr(owner, last)
+        setattr(owner, last, wraps(original)(change(original)))
 
     def _around(self, hooks: list[Hook]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        before = [hook for hook in hooks if not hook.after]
-        after = [hook for hook in hooks if hook.after]
+        def visit(after: bool, args: tuple[Any, ...]) -> None:
+            for hook in hooks:
+                if hook.after == after:
+                    self.visit(hook, args)
 
         def change(original: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(original)
             def replaced(*args: Any, **kwargs: Any) -> Any:
-                for hook in before:
-                    self.visit(hook, args)
+                visit(False, args)
                 result = original(*args, **kwargs)
-                for hook in after:
-                    self.visit(hook, args)
+                visit(True, args)
                 return result
 
             return replaced
@@ -92,7 +86,6 @@ class Injection:
         """Know when a generator function is being run."""
 
         def change(original: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(original)
             def replaced(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
                 generator, answer = original(*args, **kwargs), None
                 while True:
@@ -108,6 +101,18 @@ class Injection:
             return replaced
 
         return change
+
+
+def located(place: str) -> tuple[Any, str]:
+    """The module or class that has a function, and its name there.  SystemExit where it is no function any more."""
+    module, _, name = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *classes, last = name.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    if not callable(getattr(owner, last, None)):
+        raise SystemExit(f"tools/campaigns/moments.py: {place} is no function any more")
+    return owner, last
 
 
 def alone() -> bool:
@@ -153,7 +158,7 @@ def main(argv: list[str]) -> int:
         injection.install(tuple(hook for hook in HOOKS if hook not in (request, IMPORT)))
         from hpcsplit.report import watch
 
-        watch.draw = lambda *args: None
+        watch.draw = lambda *args: None  # type: ignore[attr-defined]
 
     stopping.StopRequest.__init__ = with_the_rest  # type: ignore[method-assign]
     code = command(argv[1:])

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-from tools.soaking.starting import Started
+from tools.campaigns.soaking import NOTHING, Started
 
 Points = list[tuple[float, float]]  # (minutes since the start of the soak, value)
 
 _COMPARED = range(2, 6)  # epochs of a start in which ranks are compared: a whole cycle, one serial and three parallel
 _SETTLED = 20  # epochs after which a process has grown to its size
 _LEAST = 8  # points that make a trend
+_MOST = 400  # points of which all pairs are looked at
+_COLUMNS = {  # of the table, with their widths
+    "starts": 6,
+    "kills": 5,
+    "signals": 7,
+    "runs": 5,
+    "rank MiB": 8,
+    "KiB/epoch": 9,
+    "fds": 4,
+    "threads": 7,
+    "left: procs": 11,
+    "shm": 4,
+    "tmp": 4,
+    "run files": 9,
+    "KiB": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -33,53 +48,53 @@ class Trend:
     def grows(self) -> bool:
         return self.points >= _LEAST and self.growth > self.tolerance
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"grows": self.grows}
+    def __str__(self) -> str:
+        return (
+            f"{self.name:<24} median {self.median:9.2f} {self.unit:<4} trend over the soak {self.growth:+9.2f}, "
+            f"let through {self.tolerance:.2f} ({self.reason}), n = {self.points}"
+        )
 
 
 def slope(points: Points) -> float:
     """The median of the slopes between all pairs of points (Theil and Sen), which a few strange ones cannot move."""
-    pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(_thinned(points), 2) if b[0] > a[0]]
+    thinned = points[:: len(points) // _MOST + 1]
+    pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(thinned, 2) if b[0] > a[0]]
     return statistics.median(pairs) if pairs else 0.0
-
-
-def _thinned(points: Points, most: int = 400) -> Points:
-    return points[:: len(points) // most + 1]
 
 
 def trend(name: str, unit: str, points: Points, tolerance: float, reason: str) -> Trend:
     span = points[-1][0] - points[0][0] if len(points) > 1 else 0.0
-    middle = statistics.median(value for _, value in points) if points else 0.0
-    return Trend(name, unit, len(points), middle, slope(points) * span, tolerance, reason)
+    return Trend(name, unit, len(points), _median(points), slope(points) * span, tolerance, reason)
 
 
 def trends(starts: Sequence[Started], finished: Sequence[Started]) -> list[Trend]:
     """All that may grow.  `finished` are the starts that brought a run to its end."""
-    memory = _compared(starts, lambda s: s.anonymous / 1024)
-    typical = statistics.median(value for _, value in memory) if memory else 0.0
+    memory, shared, descriptors, threads = (
+        _compared(starts, name) for name in ("anonymous", "shared", "descriptors", "threads")
+    )
+    number, size = _ended(finished, lambda s: s.files), _ended(finished, lambda s: s.size_bytes / 1024)
+    few, logs = "one comes and goes", "its logs have a line more for every start, and runs differ in those"
+    epoch = "rank 0 keeps records; a batch's activations are more"
     return [
-        trend("memory of a rank", "MiB", memory, 0.03 * typical, "3 %: the allocator's choices differ"),
-        trend(
-            "growth in an epoch", "KiB", growths(starts), 64.0, "rank 0 keeps records; a batch's activations are more"
-        ),
-        trend("shared memory of a rank", "MiB", _compared(starts, lambda s: s.shared / 1024), 1.0, "one message's"),
-        trend("descriptors of a rank", "", _compared(starts, lambda s: s.descriptors), 1.5, "one comes and goes"),
-        trend("threads of a rank", "", _compared(starts, lambda s: s.threads), 1.5, "one comes and goes"),
-        trend("files of a run", "", _ended(finished, lambda s: s.files), 1.5, "a checkpoint has one less without rows"),
-        trend(
-            "size of a run",
-            "KiB",
-            _ended(finished, lambda s: s.size_bytes / 1024),
-            64.0,
-            "its logs have a line more for every start, and runs differ in those",
-        ),
+        trend("memory of a rank", "MiB", memory, 0.03 * _median(memory), "3 %: the allocator's choices differ"),
+        trend("growth in an epoch", "KiB", growths(starts), 64.0, epoch),
+        trend("shared memory of a rank", "MiB", shared, 1.0, "one message's"),
+        trend("descriptors of a rank", "", descriptors, 1.5, few),
+        trend("threads of a rank", "", threads, 1.5, few),
+        trend("files of a run", "", number, 1.5, "a checkpoint has one less without rows"),
+        trend("size of a run", "KiB", size, 64.0, logs),
     ]
 
 
-def _compared(starts: Sequence[Started], value: Callable[[Any], float]) -> Points:
-    """The larger of the ranks at the comparable moment of each start that came so far."""
+def _median(points: Points) -> float:
+    return statistics.median(value for _, value in points) if points else 0.0
+
+
+def _compared(starts: Sequence[Started], name: str) -> Points:
+    """The larger of the ranks at the comparable moment of each start that came so far; memory in MiB."""
+    share = 1024 if name in ("anonymous", "shared") else 1
     return [
-        (s.minute, max(value(sample) for n in _COMPARED for sample in s.epochs[n].values()))
+        (s.minute, max(getattr(sample, name) / share for n in _COMPARED for sample in s.epochs[n].values()))
         for s in starts
         if len(s.epochs) >= _COMPARED.stop
     ]
@@ -133,31 +148,23 @@ def _shared_left(starts: Sequence[Started]) -> list[int]:
 
 def table(starts: Sequence[Started], finished: Sequence[Started], window: float) -> str:
     """One line for every `window` minutes."""
-    head = f"{'minutes':>11} {'starts':>6} {'kills':>5} {'signals':>7} {'runs':>5} {'rank MiB':>8} {'KiB/epoch':>9} "
-    head += f"{'fds':>4} {'threads':>7} {'left: procs':>11} {'shm':>4} {'tmp':>4} {'run files':>9} {'KiB':>6}"
-    lines, first = [head], 0.0
+    lines, first = [" ".join([f"{'minutes':>11}", *map(str.rjust, _COLUMNS, _COLUMNS.values())])], 0.0
     while any(s.minute >= first for s in starts):
-        part = [s for s in starts if first <= s.minute < first + window]
-        done = [s for s in finished if first <= s.minute < first + window]
-        kills = sum(s.disturbance.kind == "KILL" for s in part)
-        signals = sum(s.disturbance.kind not in ("KILL", "nothing") for s in part)
+        part, done = ([s for s in some if first <= s.minute < first + window] for some in (starts, finished))
+        kinds = [s.disturbance.kind for s in part]
         cells = [
-            _middle(_compared(part, lambda s: s.anonymous / 1024)),
-            _middle(growths(part)),
-            _middle(_compared(part, lambda s: s.descriptors)),
-            _middle(_compared(part, lambda s: s.threads)),
+            *(len(part), kinds.count("KILL"), sum(kind not in ("KILL", NOTHING) for kind in kinds), len(done)),
+            *(_middle(_compared(part, "anonymous")), _middle(growths(part))),
+            *(_middle(_compared(part, name)) for name in ("descriptors", "threads")),
+            *(sum(s.left_processes for s in part), sum(len(s.left_shared) for s in part)),
+            sum(len(s.left_temporary) for s in part),
+            *(_middle([(0, s.files) for s in done]), _middle([(0, s.size_bytes // 1024) for s in done])),
         ]
-        left = [sum(s.left_processes for s in part), sum(len(s.left_shared) for s in part)]
-        left.append(sum(len(s.left_temporary) for s in part))
-        size = [_middle([(0, s.files) for s in done]), _middle([(0, s.size_bytes // 1024) for s in done])]
-        lines.append(
-            f"{first:5.4g} -{first + window:5.4g} {len(part):>6} {kills:>5} {signals:>7} {len(done):>5} "
-            f"{cells[0]:>8} {cells[1]:>9} {cells[2]:>4} {cells[3]:>7} {left[0]:>11} {left[1]:>4} {left[2]:>4} "
-            f"{size[0]:>9} {size[1]:>6}"
-        )
+        line = map(str.rjust, map(str, cells), _COLUMNS.values())
+        lines.append(" ".join([f"{first:5.4g} -{first + window:5.4g}", *line]))
         first += window
     return "\n".join(lines)
 
 
 def _middle(points: Points) -> str:
-    return f"{statistics.median(value for _, value in points):.4g}" if points else "-"
+    return f"{_median(points):.4g}" if points else "-"

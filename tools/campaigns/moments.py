@@ -38,6 +38,11 @@ class Hook:
         return " ".join(parts)
 
 
+def _both(place: str, within: str = "") -> tuple[Hook, Hook]:
+    """Just before and just after."""
+    return Hook(place, within=within), Hook(place, after=True, within=within)
+
+
 IMPORT = Hook("sys:stdlib", early=True)  # before anything is imported; struck by the wrapper itself
 
 _REFRESH = "hpcsplit.engine.rank:refresh"
@@ -55,31 +60,19 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         IMPORT,
         Hook("hpcsplit.host.stopping:StopRequest.__init__", after=True, early=True),
         Hook(_WIRE + "__init__", after=True),
-        Hook("hpcsplit.commands.train:make_job"),
+        Hook("hpcsplit.commands.train:make_jobs"),
         Hook("hpcsplit.store.hdf5:create_rows", disk=True),
         Hook("hpcsplit.engine.rank:resume"),
     ),
     "store read": (Hook(_ROWS + "gather", disk=True), Hook(_STORE + "read"), Hook(_STORE + "start", within=_TRAIN)),
-    "compute": (
-        Hook(_STAGE + "forward", within=_TRAIN),
-        Hook(_STAGE + "forward", after=True, within=_TRAIN),
-        Hook(_STAGE + "update"),
-        Hook(_STAGE + "update", after=True),
-    ),
+    "compute": (*_both(_STAGE + "forward", _TRAIN), *_both(_STAGE + "update")),
     "message": (
-        Hook(_WIRE + "_send"),
-        Hook(_WIRE + "_send", after=True),
-        Hook(_WIRE + "_recv"),
-        Hook(_WIRE + "_recv", after=True),
+        *_both(_WIRE + "_send"),
+        *_both(_WIRE + "_recv"),
         Hook(_WIRE + "_agree"),
         Hook(_WIRE + "share", after=True),
     ),
-    "store write": (
-        Hook("os:pwrite", disk=True),
-        Hook(_STORE + "write", after=True),
-        Hook(_STORE + "finish"),
-        Hook(_STORE + "finish", after=True),
-    ),
+    "store write": (Hook("os:pwrite", disk=True), Hook(_STORE + "write", after=True), *_both(_STORE + "finish")),
     "stage file": (
         Hook("hpcsplit.engine.persist:write_tensors", file="stage-", disk=True),
         Hook("hpcsplit.engine.persist:write_tensors", file="stage-", after=True, torn=True),
@@ -101,8 +94,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
     "rename": (
         Hook(_FOLDER + "replace", disk=True),
         Hook(_FOLDER + "replace", after=True),
-        Hook(_FOLDER + "replace_symlink"),
-        Hook(_FOLDER + "replace_symlink", after=True),
+        *_both(_FOLDER + "replace_symlink"),
     ),
     "prune": (
         Hook("shutil:rmtree", within=_SAVE, disk=True),
@@ -122,8 +114,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook(_STORE + "finish", within=_REFRESH),
     ),
     "record": (
-        Hook("hpcsplit.run.records:Records.append"),
-        Hook("hpcsplit.run.records:Records.append", after=True),
+        *_both("hpcsplit.run.records:Records.append"),
         Hook("logging:StreamHandler.flush", disk=True),
         Hook("os:fsync", within="hpcsplit.engine.rank:_epoch", disk=True),
     ),
@@ -131,5 +122,6 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
 ANY_TIME = "any time"  # uniform in wall time
 DAMAGE = ("checkpoint", "store")  # a file of it is changed between the runs
 AFTER_RECORD = MOMENTS["record"][1]
+PLACES = (*MOMENTS, ANY_TIME, *(f"{what} between the runs" for what in DAMAGE))
 
 HOOKS = tuple({hook.key: hook for hooks in MOMENTS.values() for hook in hooks}.values())

@@ -6,11 +6,10 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from tools.fault_campaign.moments import AFTER_RECORD, ANY_TIME, DAMAGE, MOMENTS, Hook
-from tools.fault_campaign.striking import DAMAGES, DEADLY, DISK, SIGNALS, STALLS, TORN
+from tools.campaigns.moments import AFTER_RECORD, ANY_TIME, MOMENTS, PLACES, Hook
+from tools.campaigns.striking import DAMAGES, DEADLY, DISK, SIGNALS, STALLS, TORN
 
 Counts = Mapping[int, Mapping[int, Mapping[str, int]]]  # calls of every hook: stages -> rank -> key -> calls
 
@@ -37,14 +36,11 @@ class Fault:
         when = f"{self.hook}, call {self.call}" if self.hook else f"at {self.share:.0%} of the time"
         return f"fault {self.number}: {self.kind}, {self.moment}, rank {self.rank} of {self.stages} ({when})"
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def draw(count: int, seed: int, stages: Sequence[int], counts: Counts) -> list[Fault]:
     """`count` faults for runs of these numbers of stages."""
     chance = random.Random(seed)
-    moments = [*MOMENTS, ANY_TIME, *(f"{what} between the runs" for what in DAMAGE)]
+    moments = list(PLACES)
     chance.shuffle(moments)
     tried: Counter[str] = Counter()
     faults = []

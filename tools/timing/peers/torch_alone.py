@@ -1,8 +1,9 @@
-"""Two processes by torch.distributed over gloo: data parallel, and a pipeline in GPipe's or 1F1B order."""
+"""torch alone: the whole network in one process on one core (or device) or on two cores; and two processes by
+torch.distributed over gloo: data parallel, and a pipeline in GPipe's or 1F1B order."""
 
 from __future__ import annotations
 
-from tools.timing.peers.common import Problem, arguments, compete, configuration  # isort: skip; sets the allocator
+from tools.timing.peers.common import Problem, compete, told  # isort: skip; sets the allocator
 
 from collections.abc import Callable
 
@@ -17,38 +18,30 @@ RANKS = 2
 
 
 def main() -> None:
-    args = arguments()
-    player = Player(args.turns, args.first, 0)
-    torch.set_num_threads(1)
-    problem = Problem(configuration(args), player.number)
-    own_devices = problem.device.type == "cuda" and torch.cuda.device_count() >= RANKS
-    distributed.init_process_group(
-        "nccl" if own_devices else "gloo", init_method=f"file://{args.turns}/meeting", rank=args.rank, world_size=RANKS
-    )
-    step = {"ddp": data_parallel, "gpipe": pipeline, "1f1b": pipeline}[args.kind]
-    compete(player, step(problem, args.rank, args.kind), args.steps)
+    kind, config, place, rank = told()
+    cores = 2 if kind == "two" else 1
+    player = Player(place, rank, cores)
+    torch.set_num_threads(cores)
+    problem = Problem(config, rank)
+    if kind in ("one", "two"):
+        step = problem.trainer(problem.net, problem.images, problem.labels)
+    else:
+        own_devices = problem.device.type == "cuda" and torch.cuda.device_count() >= RANKS
+        backend, meeting = "nccl" if own_devices else "gloo", f"file://{place}/meeting"
+        distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=RANKS)
+        step = {"ddp": data_parallel, "gpipe": pipeline, "1f1b": pipeline}[kind](problem, rank, kind)
+    compete(player, step, problem)
 
 
 def data_parallel(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     """Each rank has the whole network and a half of the mini-batch."""
-    model = DistributedDataParallel(problem.net)
-    optimizer = problem.optimizer(model)
     images = problem.images.chunk(RANKS)[rank].clone().contiguous(memory_format=problem.format)
-    labels = problem.labels.chunk(RANKS)[rank]
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with problem.autocast():
-            loss = problem.loss(model(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return problem.trainer(DistributedDataParallel(problem.net), images, problem.labels.chunk(RANKS)[rank])
 
 
 def pipeline(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     """The stages that the configuration cuts, with its number of micro-batches."""
-    (cut,) = problem.config.split.cuts
+    cut = int(problem.config.split.cuts[0])
     part: nn.Module = problem.net[:cut] if rank == 0 else problem.net[cut:]
     stage = PipelineStage(_Contiguous(part, problem), rank, RANKS, problem.device)
     order = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind]
@@ -77,7 +70,7 @@ class _Contiguous(nn.Module):
         if x.requires_grad:
             x.register_hook(torch.Tensor.contiguous)
         with self.problem.autocast():
-            y = self.part(x.contiguous(memory_format=self.problem.format))
+            y: torch.Tensor = self.part(x.contiguous(memory_format=self.problem.format))
         return y.float().contiguous()
 
 

@@ -1,0 +1,150 @@
+"""One start of the run that is soaked: watched, perhaps disturbed, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.campaigns.runs import write_config
+from tools.campaigns.watching import Sample, files, ranks, sample, shared_files
+from tools.program import Sections, Start
+
+RANKS = 2
+NOTHING = "nothing"
+KINDS = (NOTHING, "KILL", "USR1", "TERM", "USR1 to one rank")
+ENDS_S = 60.0  # after a disturbance; a stop writes a checkpoint first
+STUCK_S = 240.0  # without an epoch
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """`kind` happens `after_s` seconds from the start; `rank` matters where one rank is struck."""
+
+    kind: str = NOTHING
+    after_s: float = 0.0
+    rank: int = 0
+
+    @classmethod
+    def draw(cls, chance: random.Random, usual_s: float) -> Disturbance:
+        """At a uniform moment of a start that usually takes `usual_s` seconds."""
+        kind = chance.choice(KINDS)
+        return cls(kind, chance.uniform(0.0, usual_s), chance.randrange(RANKS))
+
+
+@dataclass
+class Started:
+    """What one start was like.  `epochs` has, for each epoch that it finished, the largest sample of each rank."""
+
+    minute: float
+    disturbance: Disturbance
+    aux: str
+    seconds: float = 0.0
+    code: int = 0
+    epochs: list[dict[int, Sample]] = field(default_factory=list)
+    left_processes: int = 0
+    left_shared: list[str] = field(default_factory=list)
+    left_temporary: list[str] = field(default_factory=list)
+    files: int = 0
+    size_bytes: int = 0
+    complaint: str = ""
+
+
+class Soaked:
+    """One run, its configuration and everything that it may write, in a fresh folder; `aux` is checkpoint.aux.
+
+    Digits on two ranks, serial and parallel epochs, checkpoints within epochs too.
+    """
+
+    def __init__(self, folder: Path, aux: str, epochs: int) -> None:
+        self.folder, self.aux = folder, aux
+        self.run, self.temporary, self.said = folder / "run", folder / "tmp", folder / "said.txt"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        settings: Sections = {
+            "data": {"name": "digits", "limit_train": 160, "limit_test": 64, "batch_size": 32, "eval_train": 64},
+            "schedule": {"epochs": epochs, "ratio": "1:3"},
+            "optim": {"lr": 0.05, "clip": 1.0},
+            "checkpoint": {"aux": aux, "every_minutes": 0.05},
+            "run": {"stall_limit": 1.0},
+        }
+        self.toml = write_config(folder / "soak.toml", settings)
+
+    def epochs(self) -> int:
+        """Lines in records.jsonl."""
+        try:
+            return (self.run / "records.jsonl").read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def start(self, mark: str, disturbance: Disturbance, minute: float) -> Started:
+        """Train or continue, disturb, wait for the end, and look around."""
+        began = time.monotonic()
+        words = ["-m", "hpcsplit", "train", self.toml, "--run-dir", self.run]
+        watch = _Watch(self, Start(words, RANKS, mark, self.said, TMPDIR=str(self.temporary)), disturbance)
+        ended = watch.start.end(look=watch.look, nap_s=_LOOK_S)
+        number, size_bytes = files(self.run) if self.run.exists() else (0, 0)
+        return Started(
+            minute,
+            disturbance,
+            self.aux,
+            time.monotonic() - began,
+            ended.code,
+            watch.epochs,
+            ended.left,
+            sorted(str(path) for path in watch.shared if path.exists()),
+            sorted(path.name for path in self.temporary.iterdir()),
+            number,
+            size_bytes,
+            ended.why,
+        )
+
+
+class _Watch:
+    """Follows the ranks of one start, epoch by epoch, and disturbs them."""
+
+    def __init__(self, run: Soaked, start: Start, disturbance: Disturbance) -> None:
+        self.run, self.start, self.disturbance = run, start, disturbance
+        self.epochs: list[dict[int, Sample]] = []
+        self.shared: set[Path] = set()  # the files in /dev/shm that the ranks use
+        self._moved = 0.0  # seconds until the last epoch was finished, and until the disturbance
+        self._struck = 0.0
+        self._ranks: dict[int, int] = {}
+        self._lines = run.epochs()
+        self._largest: dict[int, Sample] = {}
+
+    def look(self, seconds: float) -> str:
+        """Sample the ranks once; why there is no use in waiting any longer, or ""."""
+        what = self.disturbance
+        if not self._struck and what.kind != NOTHING and seconds >= what.after_s:
+            self._strike()
+            self._struck = seconds
+        if self._struck and seconds > self._struck + ENDS_S:
+            return f"{what.kind} after {self._struck:.1f} s: still there {ENDS_S:.0f} s later"
+        if seconds > self._moved + STUCK_S:
+            return f"no epoch within {STUCK_S:.0f} s"
+        if len(self._ranks) < RANKS:
+            self._ranks = ranks(self.start.mark)
+        for rank, process in self._ranks.items():
+            if now := sample(process):
+                self._largest[rank] = now.larger(self._largest.get(rank, now))
+        if (lines := self.run.epochs()) != self._lines:
+            if lines > self._lines and len(self._largest) == RANKS:
+                self.epochs.append(self._largest)
+            self._lines, self._largest, self._moved = lines, {}, seconds
+        self.shared |= shared_files(self._ranks.values())
+        return ""
+
+    def _strike(self) -> None:
+        """By way of mpirun, which hands signals on to all ranks, or to one rank if that has come up yet."""
+        kind, whom = self.disturbance.kind, self.start.process.pid
+        if kind in ("KILL", "USR1 to one rank"):
+            whom = ranks(self.start.mark).get(self.disturbance.rank, whom)
+        with suppress(ProcessLookupError):
+            os.kill(whom, signal.Signals["SIG" + kind.split()[0]])
