@@ -6,11 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from hpcsplit.config import Config
 from hpcsplit.errors import DataError, HpcsplitError, UsageError
 from hpcsplit.files.atomic import write_failure, write_text
@@ -19,10 +14,10 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.expected import beside
 from hpcsplit.report.mistakes import Mistakes
-from hpcsplit.report.numbers import csv_text
-from hpcsplit.report.overview import COLUMNS, EXPLAINED, overview
+from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
 from hpcsplit.report.reconstructions import Reconstructions
+from hpcsplit.report.table import table
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 
@@ -42,12 +37,7 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     records = {name: _records(run) for name, run in found.items()}
     configs = {name: _config(run) for name, run in found.items()}
     _check_data(configs)
-    table = Table(box=box.ASCII_DOUBLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for name, *cells in overview(records):
-        table.add_row(escape(name), *cells)
-    Console(width=160).print(table)
+    print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
     forecasts = {name: run.load_forecast() for name, run in found.items()}
     several = len(found) > 1

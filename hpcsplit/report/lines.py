@@ -20,11 +20,10 @@ class Moment:
     eta_s: float | None
 
 
-def number(value: float | None, form: str, scale: float = 1.0) -> str:
+def number(value: float | None, form: str, scale: float = 1) -> str:
     """The scaled value in the given format; an absent one is a dash of the same width."""
-    if value is None:
-        return "-".rjust(int(form.split(".")[0] or 0))
-    return format(value * scale, form)
+    width = form.partition(".")[0]
+    return f"{'-':>{width if width.isdigit() else ''}}" if value is None else format(value * scale, form)
 
 
 def clock(seconds: float | None) -> str:

@@ -16,8 +16,7 @@ from hpcsplit.report.curves import Runs
 from hpcsplit.report.markup import Markup, bullets, element, joined, table
 from hpcsplit.report.mistakes import Mistakes
 from hpcsplit.report.mistakes import shown as mistakes_shown
-from hpcsplit.report.numbers import csv_text
-from hpcsplit.report.overview import COLUMNS, EXPLAINED, overview
+from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.reconstructions import Reconstructions
 from hpcsplit.report.reconstructions import shown as reconstructions_shown
 from hpcsplit.report.style import STYLE

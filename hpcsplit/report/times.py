@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hpcsplit.run.records import EpochRecord, StageRecord
+
+Runs = Mapping[str, Sequence[EpochRecord]]  # by the names that the reader sees
 
 PARTS = {
     "compute_s": "computing",

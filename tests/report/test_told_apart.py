@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
-from hpcsplit.report.overview import COLUMNS, overview
+from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
 from hpcsplit.report.svg import drawn, figure_of
@@ -358,6 +358,8 @@ def test_every_scalar_of_tensorboard_has_the_name_of_its_field() -> None:
     }
     expected |= {f"terms/{name}": value for name, value in (record.terms or {}).items()}
     expected |= {f"theorem/{name}": (record.theorem or {})[name] for name in ("gap", "bound", "worst")}
+    for name in ("residuals", "lipschitz"):
+        expected |= {f"theorem/{name}.{k}": value for k, value in enumerate((record.theorem or {})[name], 1)}
     for stage in record.stages:
         names = [f.name for f in dataclasses.fields(StageRecord) if f.name != "stage"]
         expected |= {f"{name}/stage{stage.stage}": getattr(stage, name) for name in names}
