@@ -12,11 +12,10 @@ from hpcsplit.files.atomic import write_failure, write_text
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
+from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.report.expected import beside
-from hpcsplit.report.mistakes import Mistakes
 from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.reconstructions import Reconstructions
 from hpcsplit.report.table import table
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpcsplit.files.atomic import write_bytes
+from hpcsplit.report.figure import save
 
 COLOURS = {
     "forward": "#4c72b0",
@@ -76,9 +75,7 @@ def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[DrawnSpan]], p
     for panel, (name, spans) in zip(panels, timelines.items(), strict=True):
         _timeline(panel, name, spans)
     _curves(curves, rows)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    write_bytes(path, image.getbuffer())
+    save(figure, path)
 
 
 def _timeline(panel: Any, name: str, spans: Sequence[DrawnSpan]) -> None:

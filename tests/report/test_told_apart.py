@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 
 from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
+from hpcsplit.report.figure import drawn, figure_of, of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
 from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
-from hpcsplit.report.svg import drawn, figure_of
 from hpcsplit.report.tensorboard import scalars
 from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
@@ -60,7 +60,7 @@ Curves = dict[tuple[str, str], list[float]]  # of a panel and a curve: its value
 def curves(heading: str, runs: dict[str, list[EpochRecord]]) -> Curves:
     """What a chart draws, by the heading of the panel and the word of the legend."""
     found: Curves = {}
-    for panel in CHARTS[heading].panels(runs):
+    for panel in of(CHARTS[heading], runs):
         _, axes = figure_of(4, 4)
         legend = panel.draw(axes)
         found |= {(panel.heading, label): values for label, values in named(axes, legend).items()}
@@ -146,7 +146,7 @@ def test_of_several_runs_each_panel_has_one_quantity_and_each_colour_one_run() -
 
 def test_the_plane_of_accuracy_and_time() -> None:
     _, axes = figure_of(4, 4)
-    (panel,) = CHARTS["Accuracy and time"].panels({"one": RUN})
+    (panel,) = of(CHARTS["Accuracy and time"], {"one": RUN})
     panel.draw(axes)
     seconds = 0.0
     for record, x, y in zip(RUN, *axes.lines[0].get_data(), strict=True):
@@ -178,7 +178,7 @@ def lengths(axes: Any) -> list[dict[str, float]]:
 def test_the_seconds_of_each_stage_of_the_parallel_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bars, "SMALLEST", 0.0)
     _, axes = figure_of(4, 4)
-    (panel,) = CHARTS["Where each stage's time went"].panels({"one": RUN})
+    (panel,) = of(CHARTS["Where each stage's time went"], {"one": RUN})
     panel.draw(axes)
     parallel = [record for record in RUN if record.phase == "parallel"]
     for k, row in enumerate(lengths(axes)):
@@ -189,7 +189,7 @@ def test_the_seconds_of_each_stage_of_the_parallel_epochs(monkeypatch: pytest.Mo
 def test_the_seconds_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bars, "SMALLEST", 0.0)
     _, axes = figure_of(4, 4)
-    panels = CHARTS["Where the time went"].panels({"a": RUN, "b": OTHER})
+    panels = of(CHARTS["Where the time went"], {"a": RUN, "b": OTHER})
     panels[0].draw(axes)
     for records, row in zip((RUN, OTHER), lengths(axes), strict=True):
         expected = {
@@ -214,16 +214,10 @@ def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     draw({"one": RUN}, tmp_path / "picture.png", "title")
     panels = {axes.get_title(): axes for axes in figures[0].axes}
     shown = {title: named(axes, [*axes.get_legend().legend_handles]) for title, axes in panels.items()}
-    accuracy = {label: values for label, values in ONE_RUN["Accuracy"].items() if label != "train"}
-    expected = {
-        "Loss of the whole network": ONE_RUN["Loss"],
-        "Test accuracy": accuracy,
-        "Objective and residual of its constraints": ONE_RUN["Objective and residual"],
-        "Violation at each stage's input": {f"stage {k}": [r.stages[k].violation for r in RUN] for k in range(3)},
-        "Label signal at each stage's output": {
-            f"stage {k}": [r.stages[k].label_signal for r in RUN] for k in range(3)
-        },
-    }
+    expected = {heading: ONE_RUN[heading] for heading in ("Loss", "Accuracy", "Objective and residual")}
+    for heading in ("Violation at each boundary", "Label signal"):
+        name, _ = OF_STAGES[heading]
+        expected[heading] = {f"stage {k}": [getattr(r.stages[k], name) for r in RUN] for k in range(3)}
     assert shown == {
         title: {label: pytest.approx(values) for label, values in lines.items()} for title, lines in expected.items()
     }
