@@ -38,25 +38,21 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     _check_data(configs)
     print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
-    forecasts = {name: run.load_forecast() for name, run in found.items()}
+    forecasts = {name: forecast for name, run in found.items() if (forecast := run.load_forecast())}
     several = len(found) > 1
-    known = {name if several else "": (expected, records[name]) for name, expected in forecasts.items() if expected}
-    if lines := beside(known):
+    if lines := beside({name if several else "": (each, records[name]) for name, each in forecasts.items()}):
         print("\n".join(["", *lines]))
     if out is None:
         return 0
-    kind = out.suffix[1:]
-    what = {"html": "page", "csv": "numbers"}.get(kind, "curves")
     try:
-        if kind == "html":
-            runs = {
-                name: _run(name, found[name], records[name], configs[name], data_root if mistakes else None)
-                for name in found
-            }
-            write_text(out, page(runs))
-        elif kind == "csv":
+        if out.suffix == ".html":
+            what, root = "page", data_root if mistakes else None
+            write_text(out, page({name: _run(name, found[name], records[name], configs[name], root) for name in found}))
+        elif out.suffix == ".csv":
+            what = "numbers"
             write_text(out, csv_text(records))
         else:
+            what = "curves"
             picture.draw(records, out, " and ".join(records))
     except OSError as error:
         raise write_failure(out, error) from None

@@ -7,9 +7,10 @@ import math
 from hpcsplit.report import bars
 from hpcsplit.report.curves import Quantity, curves, of_stages, shade_of
 from hpcsplit.report.figure import Chart
-from hpcsplit.report.lines import bn_differs, term
+from hpcsplit.report.lines import bn_differs
 from hpcsplit.report.plane import plane
 from hpcsplit.report.times import Runs, balance
+from hpcsplit.run.records import flat
 
 LOSSES: tuple[Quantity, ...] = (
     ("train", "loss", "-"),
@@ -18,7 +19,7 @@ LOSSES: tuple[Quantity, ...] = (
 )
 OBJECTIVE: tuple[Quantity, ...] = (
     ("objective", "terms.objective", "-"),
-    ("residual", lambda record: math.sqrt(term(record, "residual_sq") or 0.0) or None, "--"),
+    ("residual", lambda record: math.sqrt(flat(record).get("terms.residual_sq") or 0.0) or None, "--"),
 )
 
 

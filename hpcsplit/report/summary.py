@@ -9,7 +9,7 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
-from hpcsplit.report.lines import bn_differs, number, term
+from hpcsplit.report.lines import bn_differs, number
 from hpcsplit.report.table import table
 from hpcsplit.report.times import rest_s
 from hpcsplit.run.records import EpochRecord, StageRecord, known
@@ -66,7 +66,7 @@ def _reached(
 
 def _objective(records: Sequence[EpochRecord]) -> list[str]:
     """How far a method that records its objective has converged since its variables last started anew."""
-    having = [record for record in records if term(record, "objective") is not None]
+    having = [record for record in records if known([record], "terms.objective")]
     if not having:
         return []
     starts = [place for place, record in enumerate(having) if place and record.refresh_s]
@@ -82,10 +82,11 @@ def _objective(records: Sequence[EpochRecord]) -> list[str]:
     if residuals:
         largest, last = max(residuals), residuals[-1]
         lines.append(f"  residual: largest {largest[0]:.3g} (epoch {largest[1]}), last {last[0]:.3g}")
+    parts = [(record.terms or {}) for record in having]
     steps = [
-        k * (step + (term(record, "weights_step_sq") or 0.0))
-        for k, record in enumerate(having, start=1)
-        if (step := term(record, "step_sq")) is not None
+        k * (part["step_sq"] + (part.get("weights_step_sq") or 0.0))
+        for k, part in enumerate(parts, start=1)
+        if part.get("step_sq") is not None
     ]
     if quarter := len(steps) // 4:
         early, late = statistics.median(steps[:quarter]), statistics.median(steps[-quarter:])
@@ -117,27 +118,24 @@ def _speed_up(records: Sequence[EpochRecord], baseline: float | None, stage_coun
     if parallel_rate is None:
         return []
     serial_rate, serial_n = median_rate(serial)
-    iterations = any(term(record, "objective") is not None for record in parallel)
+    iterations = bool(known(parallel, "terms.objective"))
+    passed = f"    {parallel_rate:.1f} samples/s (n = {parallel_n} epochs)"
     lines, stages = [], f"{stage_count} stage{'s' * (stage_count > 1)}"
     if baseline:
         over_core = parallel_rate / baseline
         efficiency = "" if iterations else f" = {over_core / stage_count:.0%} of {stage_count}"
         lines += [
             f"  over one rank alone, whole network, exact steps, measured in this run: {over_core:.2f} x{efficiency}",
-            f"    {parallel_rate:.1f} samples/s (n = {parallel_n} epochs) / {baseline:.1f} samples/s",
+            f"{passed} / {baseline:.1f} samples/s",
         ]
     if serial_rate:
         lines += [
             f"  over the serial epochs as run: {parallel_rate / serial_rate:.2f} x",
-            f"    {parallel_rate:.1f} samples/s (n = {parallel_n} epochs)"
-            f" / {serial_rate:.1f} samples/s (n = {serial_n} epochs)",
+            f"{passed} / {serial_rate:.1f} samples/s (n = {serial_n} epochs)",
         ]
-    if lines:
-        heading = f"speed-up of the parallel epochs with {stages} (medians of the epochs' samples/s, training alone)"
-        lines.insert(0, heading)
-    else:
-        rate = f"{parallel_rate:.1f} samples/s (median of n = {parallel_n} epochs, training alone)"
-        lines = [f"parallel epochs with {stages}: {rate}"]
+    heading = f"speed-up of the parallel epochs with {stages} (medians of the epochs' samples/s, training alone)"
+    rate = f"{parallel_rate:.1f} samples/s (median of n = {parallel_n} epochs, training alone)"
+    lines.insert(0, heading if lines else f"parallel epochs with {stages}: {rate}")
     if iterations:
         lines.append("  samples passed, not progress: an epoch of this method is one iteration over all samples")
     unmeasured = len(serial) + len(parallel) - serial_n - parallel_n
