@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from hpcsplit.report.figure import Panel
@@ -93,10 +92,8 @@ def of_stages(name: str) -> Callable[[Runs], list[Quantity]]:
 def parallel_spans(records: Sequence[EpochRecord]) -> tuple[tuple[float, float], ...]:
     """Where to shade: half an epoch around every unbroken stretch of parallel epochs."""
     epochs = [record.epoch + 1 for record in records if record.phase == "parallel"]
-    stretches = [
-        [epoch for _, epoch in pairs] for _, pairs in groupby(enumerate(epochs), lambda pair: pair[1] - pair[0])
-    ]
-    return tuple((stretch[0] - 0.5, stretch[-1] + 0.5) for stretch in stretches)
+    starts = [epoch - 0.5 for epoch in epochs if epoch - 1 not in epochs]
+    return tuple(zip(starts, (epoch + 0.5 for epoch in epochs if epoch + 1 not in epochs), strict=True))
 
 
 def epoch_axis(panel: Any, runs: Runs) -> None:

@@ -45,7 +45,7 @@ class Chart:
     Attributes:
         caption: what is shown, and what to look for.
         absent: the sentence where no run has the quantity.
-        panels: of these runs, those that have anything to show; "module:function" for one in a file of its own.
+        make: what gives those panels of runs that have anything to show, or "module:function" of it.
         shared: all panels have one scale.
         pictured: in the picture, too.
     """
@@ -53,9 +53,14 @@ class Chart:
     heading: str
     caption: str
     absent: str
-    panels: Callable[[Runs], Sequence[Panel]] | str
+    make: Callable[[Runs], Sequence[Panel]] | str
     shared: bool = True
     pictured: bool = False
+
+    def panels(self, runs: Runs) -> Sequence[Panel]:
+        """Those that have anything to show."""
+        make = resolve_name(self.make) if isinstance(self.make, str) else self.make
+        return make(runs) if any(runs.values()) else ()
 
 
 class Sample(NamedTuple):
@@ -65,12 +70,6 @@ class Sample(NamedTuple):
     colour: str
     shape: str
     dashes: str | None = None
-
-
-def of(chart: Chart, runs: Runs) -> Sequence[Panel]:
-    """The panels of a figure that have anything to show."""
-    make = resolve_name(chart.panels) if isinstance(chart.panels, str) else chart.panels
-    return make(runs) if any(runs.values()) else ()
 
 
 def look() -> AbstractContextManager[None]:
@@ -93,7 +92,7 @@ def drawn(chart: Chart, runs: Runs) -> tuple[list[Markup], list[Sample]]:
     with look():
         figures: list[Any] = []
         samples: dict[str, Any] = {}
-        for panel in of(chart, runs):
+        for panel in chart.panels(runs):
             figure, axes = figure_of(WIDTH, 1.0 + BAR * panel.rows if panel.rows else HEIGHT)
             samples |= {artist.get_label(): artist for artist in filled(panel, axes, panel.heading)}
             figures.append(figure)

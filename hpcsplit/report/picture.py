@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcsplit.report.charts import SECTIONS
-from hpcsplit.report.figure import filled, look, of, save, share_scale
+from hpcsplit.report.figure import filled, look, save, share_scale
 from hpcsplit.report.lines import shortened
 from hpcsplit.report.times import Runs
 
@@ -18,7 +18,7 @@ def draw(runs: Runs, path: Path | str, title: str) -> None:
     from matplotlib.figure import Figure
 
     charts = [chart for section in SECTIONS.values() for chart in section if chart.pictured]
-    panels = [(chart, panel) for chart in charts for panel in of(chart, runs)]
+    panels = [(chart, panel) for chart in charts for panel in chart.panels(runs)]
     columns = 2 if len(runs) == 1 else 3
     rows = max(1, -(-len(panels) // columns))
     with look():

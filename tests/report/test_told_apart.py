@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
-from hpcsplit.report.figure import drawn, figure_of, of
+from hpcsplit.report.figure import drawn, figure_of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
 from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
@@ -60,7 +60,7 @@ Curves = dict[tuple[str, str], list[float]]  # of a panel and a curve: its value
 def curves(heading: str, runs: dict[str, list[EpochRecord]]) -> Curves:
     """What a chart draws, by the heading of the panel and the word of the legend."""
     found: Curves = {}
-    for panel in of(CHARTS[heading], runs):
+    for panel in CHARTS[heading].panels(runs):
         _, axes = figure_of(4, 4)
         legend = panel.draw(axes)
         found |= {(panel.heading, label): values for label, values in named(axes, legend).items()}
@@ -146,7 +146,7 @@ def test_of_several_runs_each_panel_has_one_quantity_and_each_colour_one_run() -
 
 def test_the_plane_of_accuracy_and_time() -> None:
     _, axes = figure_of(4, 4)
-    (panel,) = of(CHARTS["Accuracy and time"], {"one": RUN})
+    (panel,) = CHARTS["Accuracy and time"].panels({"one": RUN})
     panel.draw(axes)
     seconds = 0.0
     for record, x, y in zip(RUN, *axes.lines[0].get_data(), strict=True):
@@ -178,7 +178,7 @@ def lengths(axes: Any) -> list[dict[str, float]]:
 def test_the_seconds_of_each_stage_of_the_parallel_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bars, "SMALLEST", 0.0)
     _, axes = figure_of(4, 4)
-    (panel,) = of(CHARTS["Where each stage's time went"], {"one": RUN})
+    (panel,) = CHARTS["Where each stage's time went"].panels({"one": RUN})
     panel.draw(axes)
     parallel = [record for record in RUN if record.phase == "parallel"]
     for k, row in enumerate(lengths(axes)):
@@ -189,7 +189,7 @@ def test_the_seconds_of_each_stage_of_the_parallel_epochs(monkeypatch: pytest.Mo
 def test_the_seconds_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bars, "SMALLEST", 0.0)
     _, axes = figure_of(4, 4)
-    panels = of(CHARTS["Where the time went"], {"a": RUN, "b": OTHER})
+    panels = CHARTS["Where the time went"].panels({"a": RUN, "b": OTHER})
     panels[0].draw(axes)
     for records, row in zip((RUN, OTHER), lengths(axes), strict=True):
         expected = {
