@@ -62,6 +62,20 @@ class Chart:
         make = resolve_name(self.make) if isinstance(self.make, str) else self.make
         return make(runs) if any(runs.values()) else ()
 
+    def draw(self, runs: Runs, new: Callable[[Panel], Any]) -> list[tuple[Any, Sequence[Any]]]:
+        """Draw the panels on axes that `new` makes; these, each with what stands in its legend."""
+        drawn = [(new(panel), panel) for panel in self.panels(runs)]
+        legends = [panel.draw(axes) for axes, panel in drawn]
+        panels = [axes for axes, _ in drawn]
+        for axes, panel in drawn:
+            axes.set_title(panel.heading, parse_math=False)
+            if self.shared and any(each.get_yscale() == "log" for each in panels):
+                axes.set_yscale("log")
+        limits = [axes.get_ylim() for axes in panels]
+        for axes in panels if self.shared else ():
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        return list(zip(panels, legends, strict=True))
+
 
 class Sample(NamedTuple):
     """What stands in a legend of the page for a curve, a filled box or points (`shape` is their mark)."""
@@ -90,16 +104,10 @@ def figure_of(width: float, height: float) -> tuple[Any, Any]:
 def drawn(chart: Chart, runs: Runs) -> tuple[list[Markup], list[Sample]]:
     """The panels as SVG, and the samples of their common legend."""
     with look():
-        figures: list[Any] = []
-        samples: dict[str, Any] = {}
-        for panel in chart.panels(runs):
-            figure, axes = figure_of(WIDTH, 1.0 + BAR * panel.rows if panel.rows else HEIGHT)
-            samples |= {artist.get_label(): artist for artist in filled(panel, axes, panel.heading)}
-            figures.append(figure)
-        if chart.shared:
-            share_scale([figure.axes[0] for figure in figures])
-        panels = [inline(figure, f"{chart.heading} {figure.axes[0].get_title()}".strip()) for figure in figures]
-    return panels, [_sample(artist) for artist in samples.values()]
+        panels = chart.draw(runs, lambda one: figure_of(WIDTH, 1.0 + BAR * one.rows if one.rows else HEIGHT)[1])
+        samples = {artist.get_label(): artist for _, legend in panels for artist in legend}
+        drawings = [inline(axes.figure, f"{chart.heading} {axes.get_title()}".strip()) for axes, _ in panels]
+    return drawings, [_sample(artist) for artist in samples.values()]
 
 
 def save(figure: Any, path: Path) -> None:
@@ -119,21 +127,6 @@ def inline(figure: Any, description: str) -> Markup:
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", svg)
     return Markup(svg.replace("<svg", '<svg role="img"', 1).replace(">", f"><title>{escape(description)}</title>", 1))
-
-
-def filled(panel: Panel, axes: Any, heading: str) -> Sequence[Any]:
-    """Draw a panel below its heading; what stands in its legend."""
-    axes.set_title(heading, parse_math=False)
-    return panel.draw(axes)
-
-
-def share_scale(panels: Sequence[Any]) -> None:
-    """One y axis for all, so that heights can be compared."""
-    for panel in panels if any(panel.get_yscale() == "log" for panel in panels) else ():
-        panel.set_yscale("log")
-    limits = [panel.get_ylim() for panel in panels]
-    for panel in panels:
-        panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def _sample(artist: Any) -> Sample:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hpcsplit.report.charts import SECTIONS
-from hpcsplit.report.figure import filled, look, save, share_scale
+from hpcsplit.report.figure import look, save
 from hpcsplit.report.lines import shortened
 from hpcsplit.report.times import Runs
 
@@ -18,28 +17,25 @@ def draw(runs: Runs, path: Path | str, title: str) -> None:
     from matplotlib.figure import Figure
 
     charts = [chart for section in SECTIONS.values() for chart in section if chart.pictured]
-    panels = [(chart, panel) for chart in charts for panel in chart.panels(runs)]
+    count = sum(len(chart.panels(runs)) for chart in charts)
     columns = 2 if len(runs) == 1 else 3
-    rows = max(1, -(-len(panels) // columns))
+    rows = max(1, -(-count // columns))
+    places = iter(range(1, count + 1))
     with look():
         figure = Figure(figsize=(6 * columns, 4.7 * rows), layout="constrained")
-        figure.suptitle(title if panels else f"{title}: no data", fontsize=14, parse_math=False)
-        scales: dict[str, list[Any]] = {}
-        for k, (chart, panel) in enumerate(panels, 1):
-            axes = figure.add_subplot(rows, columns, k)
-            artists = filled(panel, axes, f"{chart.heading}: {panel.heading}".removesuffix(": "))
-            scales.setdefault(chart.heading if chart.shared else f"{k}", []).append(axes)
-            box = axes.legend(
-                artists,
-                [shortened(artist.get_label()) for artist in artists],
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.14),
-                ncols=4 if len(runs) == 1 else 2,
-                fontsize=9,
-                frameon=False,
-            )
-            for text in box.get_texts():
-                text.set_parse_math(False)
-        for sharing in scales.values():
-            share_scale(sharing)
+        figure.suptitle(title if count else f"{title}: no data", fontsize=14, parse_math=False)
+        for chart in charts:
+            for axes, artists in chart.draw(runs, lambda _: figure.add_subplot(rows, columns, next(places))):
+                axes.set_title(f"{chart.heading}: {axes.get_title()}".removesuffix(": "), parse_math=False)
+                box = axes.legend(
+                    artists,
+                    [shortened(artist.get_label()) for artist in artists],
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.14),
+                    ncols=4 if len(runs) == 1 else 2,
+                    fontsize=9,
+                    frameon=False,
+                )
+                for text in box.get_texts():
+                    text.set_parse_math(False)
         save(figure, Path(path))

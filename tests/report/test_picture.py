@@ -104,6 +104,26 @@ def test_re_estimated_statistics_have_a_curve_only_where_they_change_something(p
     assert "BatchNorm re-estimated" in legend(panels({"one": one_differs})["Accuracy"])
 
 
+def test_zero_has_no_place_on_a_log_scale(panels: Any) -> None:
+    """The first stage has no boundary at its input."""
+    assert legend(panels({"one": run("spp")})["Violation at each boundary"]) == ["stage 1", "parallel epochs"]
+
+
+@pytest.mark.parametrize(("epochs", "scale"), [(29, "linear"), (31, "log")])
+def test_losses_that_span_much_are_on_a_log_scale(panels: Any, epochs: int, scale: str) -> None:
+    """Losses are 2 / 1 to 2 / epochs."""
+    assert panels({"one": run("s" * epochs)})["Loss"].get_yscale() == scale
+
+
+def test_panels_of_one_figure_have_one_scale(panels: Any) -> None:
+    """Objectives and residuals, which differ by nature, have their own."""
+    records = with_terms(run("sspp"), objective=[4.0, 2.0, 1.0, 0.5], residual_sq=[1e-4, 1e-4, 1e-6, 1e-6])
+    records = [dataclasses.replace(record, test_loss=20.0) for record in records]
+    found = panels({"one": records, "another": run("sp")})
+    assert found["Loss: train"].get_ylim() == found["Loss: test"].get_ylim()
+    assert found[f"{OBJECTIVE}: objective"].get_ylim() != found[f"{OBJECTIVE}: residual"].get_ylim()
+
+
 def test_parallel_epochs_are_shaded_stretch_by_stretch() -> None:
     assert parallel_spans(run("sppsp")) == ((1.5, 3.5), (4.5, 5.5))
     assert parallel_spans(run("ss")) == ()
