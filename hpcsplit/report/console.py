@@ -50,12 +50,6 @@ class Console:
         self._first: tuple[float, int] | None = None  # when the first epoch of this process began, and which it was
         self._promise: tuple[float, float] | None = None  # the last eta_s and when it was given
 
-    def __enter__(self) -> Console:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def say(self, text: str) -> None:
         """One text of its own, kept on the screen and in the log."""
         self._screen.say(text)
