@@ -1,4 +1,4 @@
-"""A data set, a network and an optimizer are added to a copy of the package: one file and one line in a list, each."""
+"""A data set, a network, an optimizer and a figure are added to a copy of the package: one file and one line each."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ class Sign(torch.optim.Optimizer):
             for p in group["params"]:
                 p.sub_(p.grad.sign(), alpha=group["lr"])
 """
+OVERFIT = """
+from hpcsplit.report.curves import curves
+
+panels = curves("nats", [("test less train", lambda record: record.test_loss - record.loss, "-")])
+"""
 ADDED = {  # the new file, its content, the list, the line before the new one, the new one
     "stripes": (
         "data/stripes.py",
@@ -73,6 +78,13 @@ ADDED = {  # the new file, its content, the list, the line before the new one, t
         "config/optimizers.py",
         "OPTIMIZERS = {\n",
         '    "sign": Optimizer("hpcsplit.sign:Sign"),\n',
+    ),
+    "overfit": (
+        "report/overfit.py",
+        OVERFIT,
+        "report/charts.py",
+        "LEARNING = (\n",
+        '    Chart("Over-fitting", "It grows not.", "No loss.", "hpcsplit.report.overfit:panels", pictured=True),\n',
     ),
 }
 RUN = """
@@ -132,7 +144,7 @@ def test_a_wrong_name_is_told_of_them(command: Command, key: str, name: str) -> 
     assert re.search(f"{key} = ['\"]other['\"] is not one of {name}, ", done.stderr)
 
 
-def test_they_run(command: Command) -> None:
+def test_they_run(command: Command, tmp_path: Path) -> None:
     """Every other line white, in rows or in columns: a small network learns which."""
     done = command("train", "c.toml", "--run-dir", "r")
     assert (done.returncode, done.stderr) == (0, "")
@@ -140,3 +152,11 @@ def test_they_run(command: Command) -> None:
     done = command("evaluate", "r")
     assert done.returncode == 0
     assert "twice-8 on stripes: 64 training samples" in done.stdout
+    for out in (tmp_path / "page.html", tmp_path / "curves.svg"):
+        done = command("report", "r", "--out", str(out), "--no-mistakes")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ">Over-fitting</" in out.read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "<title>Over-fitting</title>" in page  # of the drawing
+    assert "It grows not." in page
+    assert "</svg>test less train</li>" in page

@@ -18,6 +18,7 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
         "plan/setting.py": "an optimizer, by the list of them",
         "data/dataset.py": "a reader of this program, by the catalog",
         "nets/build.py": "a builder of this program, by the catalog",
+        "report/figure.py": "a figure, by the list of them",
     },
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},
     "loadmat": {"data/decode.py": "numbers only, of a file whose sum is known"},

@@ -10,8 +10,7 @@ from hpcsplit.commands.saved import Saved, find
 from hpcsplit.data.dataset import Dataset
 from hpcsplit.engine.evaluate import outcomes, outputs
 from hpcsplit.engine.job import Job
-from hpcsplit.report.mistakes import Mistakes, Wrong, confusion_matrix, worst
-from hpcsplit.report.reconstructions import SHOWN, Reconstructions
+from hpcsplit.report.examples import SHOWN, Mistakes, Reconstructions, Wrong, confusion_matrix, worst
 from hpcsplit.run.folder import RunDir
 from hpcsplit.wire import lockstep
 

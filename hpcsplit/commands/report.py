@@ -6,23 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from hpcsplit.config import Config
 from hpcsplit.errors import DataError, HpcsplitError, UsageError
 from hpcsplit.files.atomic import write_failure, write_text
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
+from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.report.expected import beside
-from hpcsplit.report.mistakes import Mistakes
-from hpcsplit.report.numbers import csv_text
-from hpcsplit.report.overview import COLUMNS, EXPLAINED, overview
+from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.reconstructions import Reconstructions
+from hpcsplit.report.table import table
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 
@@ -42,32 +36,23 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     records = {name: _records(run) for name, run in found.items()}
     configs = {name: _config(run) for name, run in found.items()}
     _check_data(configs)
-    table = Table(box=box.ASCII_DOUBLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for name, *cells in overview(records):
-        table.add_row(escape(name), *cells)
-    Console(width=160).print(table)
+    print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
-    forecasts = {name: run.load_forecast() for name, run in found.items()}
+    forecasts = {name: forecast for name, run in found.items() if (forecast := run.load_forecast())}
     several = len(found) > 1
-    known = {name if several else "": (expected, records[name]) for name, expected in forecasts.items() if expected}
-    if lines := beside(known):
+    if lines := beside({name if several else "": (each, records[name]) for name, each in forecasts.items()}):
         print("\n".join(["", *lines]))
     if out is None:
         return 0
-    kind = out.suffix[1:]
-    what = {"html": "page", "csv": "numbers"}.get(kind, "curves")
     try:
-        if kind == "html":
-            runs = {
-                name: _run(name, found[name], records[name], configs[name], data_root if mistakes else None)
-                for name in found
-            }
-            write_text(out, page(runs))
-        elif kind == "csv":
+        if out.suffix == ".html":
+            what, root = "page", data_root if mistakes else None
+            write_text(out, page({name: _run(name, found[name], records[name], configs[name], root) for name in found}))
+        elif out.suffix == ".csv":
+            what = "numbers"
             write_text(out, csv_text(records))
         else:
+            what = "curves"
             picture.draw(records, out, " and ".join(records))
     except OSError as error:
         raise write_failure(out, error) from None

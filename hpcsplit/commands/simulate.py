@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcsplit.commands.timeline import draw
 from hpcsplit.config import Config
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError, DataError
@@ -17,7 +18,6 @@ from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine, Span
 from hpcsplit.plan.simulate.study import Row, replay, row
 from hpcsplit.plan.trial import check_network
-from hpcsplit.report.timeline import draw
 from hpcsplit.schedule.actions import Action, Phase, Refresh, Stop, Train, Trained
 from hpcsplit.schedule.hybrid import SavePolicy, actions
 from hpcsplit.stage.cuts import balanced_cuts, quick_cuts

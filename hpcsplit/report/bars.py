@@ -1,14 +1,14 @@
-"""Charts of horizontal bars: the phases of runs, where their time went, and what each stage did with its own."""
+"""Figures of horizontal bars: the phases of runs, where their time went, and what each stage did with its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcsplit.report.curves import BAND, Runs, over_epochs, parallel_spans, sample
+from hpcsplit.report.curves import BAND, epoch_axis, parallel_spans
+from hpcsplit.report.figure import Panel
 from hpcsplit.report.lines import shortened
-from hpcsplit.report.times import CHECKPOINT, EVALUATION, OTHER, PARTS, REFRESH, UNSPLIT, run_parts, stage_parts
-from hpcsplit.run.records import EpochRecord
+from hpcsplit.report.times import CHECKPOINT, EVALUATION, OTHER, PARTS, REFRESH, UNSPLIT, Runs, run_parts, stage_parts
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart
@@ -18,53 +18,62 @@ COLOURS[UNSPLIT] = COLOURS[EVALUATION]
 SMALLEST = 0.002  # a part below this share of a bar cannot be seen
 
 
-def phases(panel: Any, runs: Runs) -> list[Any]:
+def phases(runs: Runs) -> list[Panel]:
     """A row of epochs for each run; an edge where the auxiliary variables started anew."""
-    legend: dict[str, Any] = {}
-    for row, records in enumerate(runs.values()):
-        epochs = [record.epoch for record in records]
-        spans = [("exact epochs", EXACT, (min(epochs) + 0.5, max(epochs) + 1.5))]
-        spans += [("parallel epochs", BAND, span) for span in parallel_spans(records)]
-        if all(record.phase == "parallel" for record in records):
-            del spans[0]
-        for label, colour, (start, end) in spans:
-            legend[label] = _bar(panel, row, start, end - start, colour, label)
-        edges = [record.epoch + 0.5 for record in records if record.refresh_s]
-        if edges:
-            panel.vlines(edges, row - THICK / 2, row + THICK / 2, color="black", linewidth=2)
-            legend["anew"] = sample("variables started anew", "black", "-")
-    _rows(panel, list(runs))
-    over_epochs(panel, runs, bands=False)
-    return list(legend.values())
+
+    def draw(panel: Any) -> list[Any]:
+        legend: dict[str, Any] = {}
+        for row, records in enumerate(runs.values()):
+            if any(record.phase == "serial" for record in records):
+                start, end = records[0].epoch + 0.5, records[-1].epoch + 1.5
+                legend["exact"] = _bar(panel, row, start, end - start, EXACT, "exact epochs")
+            for start, end in parallel_spans(records):
+                legend["parallel"] = _bar(panel, row, start, end - start, BAND, "parallel epochs")
+            for edge in (record.epoch + 0.5 for record in records if record.refresh_s):
+                ends = [row - THICK / 2, row + THICK / 2]
+                [legend["anew"]] = panel.plot([edge, edge], ends, "k-", linewidth=2, label="variables started anew")
+        _rows(panel, list(runs))
+        epoch_axis(panel, runs)
+        return list(legend.values())
+
+    return [Panel(draw, rows=len(runs))]
 
 
-def time_split(panel: Any, runs: Runs) -> list[Any]:
+def time_split(runs: Runs) -> list[Panel]:
     """A bar for each run: all its seconds, by part."""
-    return _stacked(panel, {name: run_parts(records) for name, records in runs.items()}, "seconds of the run")
+    return _stacked({name: run_parts(records) for name, records in runs.items()}, "seconds of the run")
 
 
-def stage_split(panel: Any, records: Sequence[EpochRecord]) -> list[Any]:
-    """A bar for each stage of a run: its seconds of training, by part."""
-    stages: dict[str, list[Any]] = {}
-    for record in records:
-        for stage in record.stages:
+def stage_split(runs: Runs) -> list[Panel]:
+    """A bar for each stage of a run: its seconds of training, by part; of parallel epochs, where the run has any."""
+    panels = []
+    for name, records in runs.items():
+        parallel = [record for record in records if record.phase == "parallel"]
+        heading = f"{shortened(name)}: " * (len(runs) > 1) + ("parallel epochs" if parallel else "exact epochs")
+        stages: dict[str, list[Any]] = {}
+        for stage in (stage for record in parallel or records for stage in record.stages):
             stages.setdefault(f"stage {stage.stage}", []).append(stage)
-    return _stacked(panel, {name: stage_parts(found) for name, found in stages.items()}, "seconds of training")
+        parts = {of: stage_parts(theirs) for of, theirs in stages.items()}
+        panels += _stacked(parts, "seconds of training", heading)
+    return panels
 
 
-def _stacked(panel: Any, bars: Mapping[str, Mapping[str, float]], unit: str) -> list[Any]:
-    legend: dict[str, Any] = {}
-    longest = max((sum(parts.values()) for parts in bars.values()), default=0.0)
-    for row, parts in enumerate(bars.values()):
-        left = 0.0
-        for name, seconds in parts.items():
-            if seconds > SMALLEST * longest:
-                legend[name] = _bar(panel, row, left, seconds, COLOURS[name], name)
-                left += seconds
-    _rows(panel, list(bars))
-    panel.set_xlabel(unit)
-    panel.grid(axis="x", alpha=0.3)
-    return sorted(legend.values(), key=lambda bar: list(COLOURS).index(bar.get_label()))
+def _stacked(rows: Mapping[str, Mapping[str, float]], unit: str, heading: str = "") -> list[Panel]:
+    longest = max((sum(parts.values()) for parts in rows.values()), default=0.0)
+
+    def draw(panel: Any) -> list[Any]:
+        legend, ends = {}, [0.0] * len(rows)
+        for name, colour in COLOURS.items():
+            for row, seconds in enumerate(parts.get(name, 0.0) for parts in rows.values()):
+                if seconds > SMALLEST * longest:
+                    legend[name] = _bar(panel, row, ends[row], seconds, colour, name)
+                    ends[row] += seconds
+        _rows(panel, list(rows))
+        panel.set_xlabel(unit)
+        panel.grid(axis="x", alpha=0.3)
+        return list(legend.values())
+
+    return [Panel(draw, heading, rows=len(rows))] if longest else []
 
 
 def _bar(panel: Any, row: int, left: float, length: float, colour: str, label: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
@@ -16,10 +16,8 @@ from hpcsplit.errors import UsageError
 from hpcsplit.host.printable import printable
 from hpcsplit.report.lines import Moment, epoch_line, loss_text, number, position, progress_line
 from hpcsplit.report.lines import clock as clock_text
-from hpcsplit.report.terminal import launched_on_terminal, terminal_of, terminal_width
+from hpcsplit.report.terminal import terminal_of, terminal_width
 from hpcsplit.run.records import EpochRecord
-
-__all__ = ["Console", "launched_on_terminal", "shows_live"]
 
 LIVE_REFRESH_S = 0.25
 WIDE = 96  # columns from which the live row has room for the accuracy
@@ -44,19 +42,13 @@ class Console:
     ) -> None:
         stream = stream or sys.stdout
         live = shows_live(stream)
-        self._screen: _Screen = _Live(total_epochs, stream) if live else _Plain(total_epochs, stream)
+        self._screen = _Live(total_epochs, stream) if live else _Plain(total_epochs, stream)
         self._interval_s = LIVE_REFRESH_S if live else interval_s
         self._total_epochs = total_epochs
         self._clock = clock
         self._due = clock() + (0.0 if live else interval_s)
         self._first: tuple[float, int] | None = None  # when the first epoch of this process began, and which it was
         self._promise: tuple[float, float] | None = None  # the last eta_s and when it was given
-
-    def __enter__(self) -> Console:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def say(self, text: str) -> None:
         """One text of its own, kept on the screen and in the log."""
@@ -106,19 +98,12 @@ def shows_live(stream: TextIO) -> bool:
 
     A terminal that cannot move its cursor (TERM=dumb) gets plain lines in any case.
     """
-    wish = os.environ.get("HPCSPLIT_PROGRESS", "")
-    if wish not in ("", "live", "plain"):
-        raise UsageError(f"HPCSPLIT_PROGRESS is {wish!r}; it can be live or plain, or unset to choose by the terminal")
+    asked = os.environ.get("HPCSPLIT_PROGRESS", "")
+    if asked not in ("", "live", "plain"):
+        raise UsageError(f"HPCSPLIT_PROGRESS is {asked!r}; it can be live or plain, or unset to choose by the terminal")
     if os.environ.get("TERM") in ("dumb", "unknown"):
         return False
-    return wish == "live" or (wish == "" and launched_on_terminal(stream))
-
-
-class _Screen(Protocol):
-    def say(self, text: str) -> None: ...
-    def progress(self, moment: Moment) -> None: ...
-    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None: ...
-    def close(self) -> None: ...
+    return asked == "live" or (asked == "" and terminal_of(stream) is not None)
 
 
 class _Plain:
@@ -141,11 +126,11 @@ class _Plain:
         self._stream.flush()
 
 
-class _Live:
+class _Live(_Plain):
     """A terminal: one row at the bottom that changes, finished lines scroll away above it."""
 
     def __init__(self, total_epochs: int, stream: TextIO) -> None:
-        self._total_epochs = total_epochs
+        super().__init__(total_epochs, stream)
         width = terminal_width(terminal_of(stream) or "")
         # A pipe to a launcher is no terminal for rich, hence force_terminal and the width; NO_COLOR stays in force.
         self._rich = RichConsole(file=stream, force_terminal=True, width=width, **_VERBATIM)
@@ -197,7 +182,7 @@ class _Live:
             self._accuracy = record.test_accuracy
         for task in self._progress.tasks:
             self._progress.update(task.id, completed=task.total)
-        self.say(epoch_line(record, self._total_epochs, eta_s))
+        super().epoch_done(record, eta_s)
 
     def close(self) -> None:
         if not self._closed and self._progress.tasks:

@@ -1,39 +1,41 @@
-"""Curves over the epochs, as the picture and the page draw them; epochs count from 1, as on the console."""
+"""Curves over the epochs, which count from 1, as on the console.
+
+One run has a colour for each of its curves in one panel.  Several have a colour for each run, the same in every figure,
+and a panel for each kind of curve.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
-from typing import Any
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
-from hpcsplit.report.lines import bn_differs, term
-from hpcsplit.run.records import EpochRecord, StageRecord
+from hpcsplit.report.figure import Panel
+from hpcsplit.report.times import Runs
+from hpcsplit.run.records import EpochRecord, flat
 
-Quantity = tuple[str, Callable[[EpochRecord], float | None], str]  # its label, its value in an epoch, its line
-StageQuantity = Callable[[StageRecord], float | None]
-Runs = Mapping[str, Sequence[EpochRecord]]
+Value = str | Callable[[EpochRecord], float | None]  # a name of flat(record), or what is worked out
+Quantity = tuple[str, Value, str]  # its label, its value in an epoch, its line or its points
+Quantities = Sequence[Quantity] | Callable[[Runs], Sequence[Quantity]]
+Scale = Literal["linear", "log", "log if wide", "log with sign"]
 
-LOSSES: tuple[Quantity, ...] = (
-    ("train", lambda record: record.loss, "-"),
-    ("test", lambda record: record.test_loss, ":"),
-    ("through λ, train", lambda record: record.aux_loss, "--"),
-)
-ACCURACY: Quantity = ("test", lambda record: record.test_accuracy, "-")
-RE_ESTIMATED: Quantity = ("BatchNorm re-estimated", lambda record: record.test_accuracy_bn, "--")
-HELD_OUT: Quantity = ("held out", lambda record: record.validation_accuracy, "-.")
-OF_EVALUATIONS = ("train", "test", RE_ESTIMATED[0], HELD_OUT[0])  # no gap where an epoch has no evaluation
-OBJECTIVE: tuple[Quantity, ...] = (
-    ("objective", lambda record: term(record, "objective"), "-"),
-    ("residual", lambda record: _root(term(record, "residual_sq")), "--"),
-)
+# No gap where an epoch has no evaluation.
+EVALUATED = ("loss", "test_loss", "train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
 # Told apart by people who see no red or no green (Okabe and Ito 2008), without their yellow, which is faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-RUN_STYLES = ("-", "--", ":", "-.")
-POINTS = ("o", "^")  # in place of a line
+MARKERS = ("o", "^")  # in place of a line, for what is measured now and then
 MANY_EPOCHS = 60  # from which on markers would hide the lines
 BAND = "#4c72b0"
 WIDE_RANGE = 30.0  # losses that span more than this factor are drawn on a log scale
+
+
+class Line(NamedTuple):
+    """One curve: its values by epoch."""
+
+    label: str
+    colour: Any
+    style: str
+    points: Mapping[int, float]
 
 
 def colour_of(place: int, count: int) -> Any:
@@ -50,143 +52,83 @@ def shade_of(place: int, count: int) -> Any:
     return colormaps["viridis"](0.9 * place / max(1, count - 1))
 
 
-def accuracies(runs: Runs) -> tuple[Quantity, ...]:
-    """That of the test set, and what some run has beside it."""
-    everything = [record for records in runs.values() for record in records]
-    found = [ACCURACY]
-    if any(map(bn_differs, everything)):
-        found.append(RE_ESTIMATED)
-    if any(record.validation_accuracy is not None for record in everything):
-        found.append(HELD_OUT)
-    return tuple(found)
+def curves(
+    unit: str, quantities: Quantities, *, scale: Scale = "linear", factor: float = 1.0, colour: Any = colour_of
+) -> Callable[[Runs], list[Panel]]:
+    """What makes the panels of quantities of an epoch: one for one run, one for each quantity of several.
+
+    Args:
+        factor: by which values are multiplied.
+        colour: of the quantities of one run.
+    """
+
+    def panels(runs: Runs) -> list[Panel]:
+        chosen = quantities(runs) if callable(quantities) else quantities
+        several = len(runs) > 1
+        groups: dict[str, list[Line]] = {}
+        for order, (label, value, style) in enumerate(chosen):
+            lines = groups.setdefault(label if several and len(chosen) > 1 else "", [])
+            for place, (name, records) in enumerate(runs.items()):
+                points = _points(records, value, (None, 0) if scale == "log" else (None,), factor)
+                if points and several:
+                    lines.append(Line(name, colour_of(place, len(runs)), style if style in MARKERS else "-", points))
+                elif points:
+                    lines.append(Line(label, colour(order, len(chosen)), style, points))
+        return [Panel(partial(_draw, runs, lines, unit, scale), heading) for heading, lines in groups.items() if lines]
+
+    return panels
 
 
-def stage_numbers(runs: Runs) -> list[int]:
-    return sorted({stage.stage for records in runs.values() for record in records for stage in record.stages})
+def of_stages(name: str) -> Callable[[Runs], list[Quantity]]:
+    """A value of a StageRecord as a quantity for each stage."""
 
+    def quantities(runs: Runs) -> list[Quantity]:
+        numbers = {stage.stage for records in runs.values() for record in records for stage in record.stages}
+        return [(f"stage {n}", f"stage{n}.{name}", "-") for n in sorted(numbers)]
 
-def of_stage(record: EpochRecord, number: int, quantity: StageQuantity) -> float | None:
-    """The value of one stage in an epoch."""
-    return next((quantity(stage) for stage in record.stages if stage.stage == number), None)
+    return quantities
 
 
 def parallel_spans(records: Sequence[EpochRecord]) -> tuple[tuple[float, float], ...]:
     """Where to shade: half an epoch around every unbroken stretch of parallel epochs."""
-    spans = []
     epochs = [record.epoch + 1 for record in records if record.phase == "parallel"]
-    for _, stretch in groupby(enumerate(epochs), key=lambda pair: pair[1] - pair[0]):
-        found = [epoch for _, epoch in stretch]
-        spans.append((found[0] - 0.5, found[-1] + 0.5))
-    return tuple(spans)
+    starts = [epoch - 0.5 for epoch in epochs if epoch - 1 not in epochs]
+    return tuple(zip(starts, (epoch + 0.5 for epoch in epochs if epoch + 1 not in epochs), strict=True))
 
 
-def positive_violation(stage: StageRecord) -> float | None:
-    """Stage 0 has no input boundary; its zero has no place on a log scale."""
-    return stage.violation if stage.violation else None
-
-
-# Each of these draws its curves into a panel and gives the samples of a legend, none where there was nothing to draw.
-
-
-def by_run(panel: Any, runs: Runs, quantities: Sequence[Quantity], scale: float = 1.0) -> list[Any]:
-    """One run: a colour for each quantity.  Several: a colour for each run, a style for each quantity."""
-    several, legend = len(runs) > 1, {}
-    for place, (name, records) in enumerate(runs.items()):
-        for order, (label, value_of, style) in enumerate(quantities):
-            shown = [r for r in records if r.loss is not None] if label in OF_EVALUATIONS else records
-            values = [value_of(record) for record in shown]
-            scaled = [None if value is None else scale * value for value in values]
-            colour = colour_of(place, len(runs)) if several else colour_of(order, len(quantities))
-            if not _line(panel, shown, scaled, colour, style):
-                continue
-            if several:
-                legend[name] = sample(name, colour, "-")
-            if not several or len(quantities) > 1:
-                legend[label] = sample(label, "black" if several else colour, style)
-    return sorted(legend.values(), key=lambda handle: handle.get_label() not in runs)
-
-
-def by_stage(panel: Any, runs: Runs, quantity: StageQuantity) -> list[Any]:
-    """A colour for each stage, a style for each run."""
-    numbers = stage_numbers(runs)
-    legend = {}
-    for place, (name, records) in enumerate(runs.items()):
-        style = RUN_STYLES[place % len(RUN_STYLES)]
-        for order, number in enumerate(numbers):
-            values = [of_stage(record, number, quantity) for record in records]
-            colour = shade_of(order, len(numbers))
-            if not _line(panel, records, values, colour, style):
-                continue
-            if len(runs) > 1:
-                legend[name] = sample(name, "black", style)
-            legend[f"stage {number}"] = sample(f"stage {number}", colour, "-")
-    return sorted(legend.values(), key=lambda handle: handle.get_label() not in runs)
-
-
-def sample(label: str, colour: Any, style: str) -> Any:
-    """What stands for a curve in a legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, linewidth=1.5, label=label, **_shape(style))
-
-
-def _shape(style: str) -> dict[str, Any]:
-    """Of a line, or of single points for what is measured now and then."""
-    return {"marker": style, "linestyle": "", "markersize": 6} if style in POINTS else {"linestyle": style}
-
-
-def _line(panel: Any, records: Sequence[EpochRecord], values: list[Any], colour: Any, style: str) -> bool:
-    """Draw a curve with gaps where there is no value; whether there was any."""
-    if all(value is None for value in values):
-        return False
-    numbers = [float("nan") if value is None else value for value in values]
-    epochs = [record.epoch + 1 for record in records]
-    look: dict[str, Any] = {"marker": "o", "markersize": 3 if len(records) < MANY_EPOCHS else 1, "linewidth": 1.5}
-    panel.plot(epochs, numbers, color=colour, **look | _shape(style))
-    return True
-
-
-def _root(square: float | None) -> float | None:
-    """The root of a square; zero has no place on a log scale."""
-    return math.sqrt(square) if square else None
-
-
-# ------------------------------------------------------------------------------------------------ axes
-
-
-def log_if_wide(panel: Any) -> None:
-    values = _drawn(panel)
-    if values and min(values) > 0 and max(values) > WIDE_RANGE * min(values):
-        panel.set_yscale("log")
-
-
-def log_with_sign(panel: Any) -> None:
-    """A log scale; an augmented Lagrangian may be negative, then one that is linear around zero."""
-    values = _drawn(panel)
-    if min(values) > 0:
-        panel.set_yscale("log")
-    elif any(values):
-        panel.set_yscale("symlog", linthresh=min(abs(value) for value in values if value))
-
-
-def over_epochs(panel: Any, runs: Runs, *, bands: bool = True) -> list[Any]:
-    """The epoch axis and the shading of parallel epochs, with its sample for a legend."""
+def epoch_axis(panel: Any, runs: Runs) -> None:
+    """Whole epochs, all those of the runs."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record.epoch + 1 for records in runs.values() for record in records]
-    if epochs:
-        panel.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    panel.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     panel.set_xlabel("epoch")
-    if not bands or not panel.lines:
-        return []
+
+
+def _draw(runs: Runs, lines: Sequence[Line], unit: str, scale: Scale, panel: Any) -> list[Any]:
+    """The curves and the shading of parallel epochs; what stands for them in a legend."""
+    drawn, values = [], [value for line in lines for value in line.points.values() if value == value]
+    for label, colour, style, points in lines:
+        look: Any = {"marker": "o", "markersize": 3 if len(points) < MANY_EPOCHS else 1, "linestyle": style}
+        look |= {"marker": style, "markersize": 6, "linestyle": ""} if style in MARKERS else {}
+        drawn += panel.plot(points.keys(), points.values(), color=colour, label=label, linewidth=1.5, **look)
+    if scale != "linear" and min(values) > 0 and (scale != "log if wide" or max(values) > WIDE_RANGE * min(values)):
+        panel.set_yscale("log")
+    elif scale == "log with sign" and any(values):  # linear around zero
+        panel.set_yscale("symlog", linthresh=min(abs(value) for value in values if value))
+    panel.set_ylabel(unit)
     panel.grid(alpha=0.3)
-    shaded = []
-    for spans in dict.fromkeys(parallel_spans(records) for records in runs.values()):
-        for start, end in spans:
-            shaded.append(panel.axvspan(start, end, color=BAND, alpha=0.12, linewidth=0, label="parallel epochs"))
-    return shaded[:1]
+    epoch_axis(panel, runs)
+    spans = [span for each in dict.fromkeys(map(parallel_spans, runs.values())) for span in each]
+    shades = [panel.axvspan(*span, color=BAND, alpha=0.12, linewidth=0, label="parallel epochs") for span in spans]
+    return drawn + shades[:1]
 
 
-def _drawn(panel: Any) -> list[float]:
-    return [value for line in panel.lines for value in line.get_ydata() if value == value]
+def _points(records: Sequence[EpochRecord], value: Value, gaps: Sequence[object], factor: float) -> dict[int, float]:
+    """Values by epoch, NaN for a gap; nothing where there is no value."""
+    shown = [record for record in records if record.loss is not None] if value in EVALUATED else records
+    found = {r.epoch + 1: flat(r).get(value) if isinstance(value, str) else value(r) for r in shown}
+    if all(each in gaps for each in found.values()):
+        return {}
+    return {epoch: float("nan") if each is None or each in gaps else factor * each for epoch, each in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcsplit.run.records import EpochRecord
+from hpcsplit.run.records import EpochRecord, flat
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class Moment:
     eta_s: float | None
 
 
-def number(value: float | None, form: str, scale: float = 1.0) -> str:
+def number(value: float | None, form: str, scale: float = 1) -> str:
     """The scaled value in the given format; an absent one is a dash of the same width."""
-    if value is None:
-        return "-".rjust(int(form.split(".")[0] or 0))
-    return format(value * scale, form)
+    width = form.partition(".")[0]
+    return f"{'-':>{width if width.isdigit() else ''}}" if value is None else format(value * scale, form)
 
 
 def clock(seconds: float | None) -> str:
@@ -52,11 +51,6 @@ def loss_text(loss: float | None) -> str:
     return "loss " + number(loss, "6.4f" if loss is None or abs(loss) < 1000 else "6.2e")
 
 
-def term(record: EpochRecord, name: str) -> float | None:
-    """A part of the method's objective in this epoch."""
-    return (record.terms or {}).get(name)
-
-
 def bn_differs(record: EpochRecord) -> bool:
     """Whether re-estimating BatchNorm statistics has changed the accuracy; without BatchNorm it never does."""
     return record.test_accuracy_bn not in (None, record.test_accuracy)
@@ -65,7 +59,7 @@ def bn_differs(record: EpochRecord) -> bool:
 def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> str:
     """The line that a finished epoch leaves; L is the objective of methods that have one."""
     words = [position(record.epoch, total_epochs, record.phase), loss_text(record.loss)]
-    if (objective := term(record, "objective")) is not None:
+    if (objective := flat(record).get("terms.objective")) is not None:
         words.append(f"L {objective:9.4g}")
     if record.validation_accuracy is not None:
         words.append(f"held out {record.validation_accuracy * 100:5.2f} %")

@@ -1,43 +1,51 @@
-"""The records of runs as one table of comma-separated values: a line for each epoch, every digit of the records."""
+"""The numbers of runs as tables: a line for each run, and comma-separated values with every digit of the records."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-from typing import Any
 
 from hpcsplit.host.printable import cell
-from hpcsplit.report.curves import Runs
-from hpcsplit.run.records import EpochRecord
+from hpcsplit.report.lines import number
+from hpcsplit.report.summary import median_rate
+from hpcsplit.report.times import Runs, learning_s
+from hpcsplit.run.records import flat, known
+
+COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
+EXPLAINED = "train s: training and refresh; label signal: by stage, in the last parallel epoch"
+
+
+def overview(runs: Runs) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for each run."""
+    rows: list[tuple[str, ...]] = []
+    for name, records in runs.items():
+        parallel = [record for record in records if record.phase == "parallel"]
+        accuracies = [accuracy for accuracy, _ in known(records, "test_accuracy")]
+        signals = [s.label_signal for s in (parallel[-1].stages if parallel else ()) if s.label_signal is not None]
+        rows.append(
+            (
+                name,
+                str(len(records)),
+                str(len(parallel)),
+                number(accuracies[-1] if accuracies else None, ".2%"),
+                number(max(accuracies, default=None), ".2%"),
+                f"{sum(learning_s(record) or 0.0 for record in records):.1f}",
+                number(median_rate(parallel)[0], ".0f"),
+                ", ".join(f"{signal:.2f}" for signal in signals) or "-",
+            )
+        )
+    return rows
 
 
 def csv_text(runs: Runs) -> str:
-    """Columns are the keys of a record, those of its parts with their place: terms.phi, stage1.violation.
-
-    Epochs count from 1, as everywhere for the reader; what was not measured is empty.
-    """
-    rows = [{"run": name, **_flat(record)} for name, records in runs.items() for record in records]
+    """A line for each epoch; columns are the names of flat(record), and what was not measured is empty."""
+    rows = [{"run": name, **flat(record)} for name, records in runs.items() for record in records]
     columns = sorted(dict.fromkeys(key for row in rows for key in row), key=_part)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writerow({column: cell(column) for column in columns})
     writer.writerows({column: cell(value) for column, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def _flat(record: EpochRecord) -> dict[str, Any]:
-    values = dataclasses.asdict(record)
-    values["epoch"] += 1
-    stages, terms, theorem = (values.pop(key) for key in ("stages", "terms", "theorem"))
-    values |= {f"terms.{name}": value for name, value in (terms or {}).items()}
-    for name, value in (theorem or {}).items():
-        parts = {f"{name}.{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list) else {name: value}
-        values |= {f"theorem.{key}": each for key, each in parts.items()}
-    for stage in stages:
-        number = stage.pop("stage")
-        values |= {f"stage{number}.{key}": value for key, value in stage.items()}
-    return values
 
 
 def _part(column: str) -> str:

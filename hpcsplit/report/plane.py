@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from hpcsplit.report.curves import Runs, colour_of, sample
-from hpcsplit.report.times import learning_s
+from hpcsplit.report.curves import colour_of
+from hpcsplit.report.figure import Panel
+from hpcsplit.report.times import Runs, learning_s
 from hpcsplit.run.records import EpochRecord
 
 
@@ -28,18 +29,20 @@ def is_exact(records: Sequence[EpochRecord]) -> bool:
     return all(record.phase == "serial" for record in records)
 
 
-def plane(panel: Any, runs: Runs) -> list[Any]:
+def plane(runs: Runs) -> list[Panel]:
     """A line for each run with its end marked; exact ones are dashed, the line that a method must be above."""
-    legend = []
-    for place, (name, records) in enumerate(runs.items()):
-        if not (found := points(records)):
-            continue
-        colour, style = colour_of(place, len(runs)), "--" if is_exact(records) else "-"
-        panel.plot(*zip(*found, strict=True), style, color=colour, marker=".", linewidth=1.5)
-        panel.plot(*found[-1], "o", color=colour, markersize=7)
-        legend.append(sample(f"{name} (exact)" if is_exact(records) else name, colour, style))
-    panel.set_xlabel("training and refresh (s)")
-    panel.set_ylabel("test accuracy (%)")
-    panel.set_xlim(left=0)
-    panel.grid(alpha=0.3)
-    return legend
+    lines = {name: points(records) for name, records in runs.items()}
+
+    def draw(panel: Any) -> list[Any]:
+        legend = []
+        for place, (name, line) in enumerate(lines.items()):
+            if line:
+                colour, exact = colour_of(place, len(runs)), is_exact(runs[name])
+                label, style = (f"{name} (exact)", "--") if exact else (name, "-")
+                legend += panel.plot(*zip(*line, strict=True), style, color=colour, marker=".", label=label)
+                panel.plot(*line[-1], "o", color=colour, markersize=7)
+        panel.set(xlabel="training and refresh (s)", ylabel="test accuracy (%)", xlim=(0, None))
+        panel.grid(alpha=0.3)
+        return legend
+
+    return [Panel(draw)] if any(lines.values()) else []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import names, remove
-from hpcsplit.run.records import EpochRecord
+from hpcsplit.run.records import EpochRecord, flat
 
 
 def check_installed() -> None:
@@ -46,10 +46,7 @@ class Board:
 
 def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
     """Every number of a record that is there, with stages and parts of the objective in groups of their own."""
-    values = vars(record) | {f"terms/{name}": value for name, value in (record.terms or {}).items()}
-    values |= {f"theorem/{name}": value for name, value in (record.theorem or {}).items()}
-    for stage in record.stages:
-        values |= {f"{name}/stage{stage.stage}": value for name, value in vars(stage).items() if name != "stage"}
-    for name, value in values.items():
+    for name, value in flat(record).items():
         if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool):
-            yield (name if "/" in name else f"epoch/{name}"), float(value)
+            place, _, key = name.partition(".")
+            yield f"{key}/{place}" if place.startswith("stage") else f"{place}/{key}" if key else f"epoch/{name}", value

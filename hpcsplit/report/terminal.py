@@ -19,17 +19,13 @@ DEFAULT_WIDTH = 100
 _TERMINAL = re.compile(r"/dev/(pts/\d+|tty\w+)")
 
 
-def launched_on_terminal(stream: TextIO) -> bool:
-    """Whether the stream ends at a terminal, directly or through the launcher that started this process.
+def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = None) -> str | None:
+    """The device of the terminal at which the stream ends, directly or through the launcher that started this process;
+    None if there is none.
 
     A rank's own isatty cannot tell: MPICH and srun give every rank a pipe even at a terminal, and Open MPI gives it
     a pseudo-terminal of its own even when the job writes to a file.  So the launcher's standard output decides.
     """
-    return terminal_of(stream) is not None
-
-
-def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = None) -> str | None:
-    """The device of the terminal on which the stream is shown, None if there is none."""
     own = _device(stream) if stream.isatty() else None
     if not _may_be_relayed(stream):
         return own

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from hpcsplit.run.records import EpochRecord, StageRecord
+
+Runs = Mapping[str, Sequence[EpochRecord]]  # by the names that the reader sees
 
 PARTS = {
     "compute_s": "computing",
@@ -29,13 +30,9 @@ def learning_s(record: EpochRecord) -> float | None:
     return None if record.train_s is None else record.train_s + (record.refresh_s or 0.0)
 
 
-def stage_parts(stages: Iterable[StageRecord]) -> dict[str, float]:
+def stage_parts(stages: Sequence[StageRecord]) -> dict[str, float]:
     """Seconds of one stage over its epochs, by part."""
-    sums = dict.fromkeys(PARTS.values(), 0.0)
-    for stage in stages:
-        for key, name in PARTS.items():
-            sums[name] += getattr(stage, key) or 0.0
-    return sums
+    return {name: sum(getattr(stage, key) or 0.0 for stage in stages) for key, name in PARTS.items()}
 
 
 def run_parts(records: Sequence[EpochRecord]) -> dict[str, float]:
@@ -44,11 +41,8 @@ def run_parts(records: Sequence[EpochRecord]) -> dict[str, float]:
     Stages that take turns in one process wait for each other: that is other training.
     """
     timed = [record for record in records if record.train_s is not None]
-    parts = dict.fromkeys(PARTS.values(), 0.0)
-    for record in timed:
-        each = [stage_parts([stage]) for stage in record.stages]
-        for name in parts if each else ():
-            parts[name] += statistics.mean(found[name] for found in each)
+    each = [(stage_parts(record.stages), len(record.stages)) for record in timed if record.stages]
+    parts = {name: sum(sums[name] / count for sums, count in each) for name in PARTS.values()}
     other = sum(record.train_s or 0.0 for record in timed) - sum(parts.values())
     parts |= {OTHER: max(0.0, other), REFRESH: sum(record.refresh_s or 0.0 for record in timed)}
     rest = sum(rest_s(record) or 0.0 for record in timed)

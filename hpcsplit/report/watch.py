@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpcsplit.report.console import Console
@@ -17,21 +18,17 @@ CLEARLY = 1.05
 LONG_ENOUGH_S = 1.0  # for a stage's computing in an epoch to mean something
 
 
+@dataclass(eq=False)
 class Watch:
     """The observer of a run on rank 0."""
 
-    def __init__(
-        self,
-        console: Console,
-        records: Records,
-        phases: Sequence[Phase],
-        costs: Sequence[float] = (),
-        cuts: Sequence[int] = (),
-        board: Board | None = None,
-    ) -> None:
-        self.console, self.records, self.phases = console, records, phases
-        self.costs, self.cuts, self.board = costs, cuts, board
-        self.past: list[EpochRecord] = []
+    console: Console
+    records: Records
+    phases: Sequence[Phase]
+    costs: Sequence[float] = ()
+    cuts: Sequence[int] = ()
+    board: Board | None = None
+    past: list[EpochRecord] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         self.console.say(text)

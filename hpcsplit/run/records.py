@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +87,27 @@ class EpochRecord:
             return cls(**{**_known(cls, values), "stages": stages})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"not the record of an epoch: {text[:80]!r} ({str(error)[:200]})") from error
+
+
+def flat(record: EpochRecord) -> dict[str, Any]:
+    """Every value of a record by one name, None where nothing was measured; epochs count from 1, as for the reader.
+
+    Parts have their place in front: terms.phi, theorem.residuals.1 (of a list, from 1), stage0.violation.
+    """
+    values = vars(record) | {"epoch": record.epoch + 1}
+    parts = {"terms": values.pop("terms") or {}, "theorem": values.pop("theorem") or {}}
+    parts |= {f"stage{stage.stage}": vars(stage) for stage in values.pop("stages")}
+    for place, part in parts.items():
+        for name, value in part.items():
+            several = {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list) else {"": value}
+            values |= {f"{place}.{name}{k}": each for k, each in several.items() if name != "stage"}
+    return values
+
+
+def known(records: Iterable[EpochRecord], name: str) -> list[tuple[float, int]]:
+    """One value of flat(record) in every epoch that has it, and the epoch, from 1."""
+    values = [(flat(record).get(name), record.epoch + 1) for record in records]
+    return [(value, epoch) for value, epoch in values if value is not None]
 
 
 class Records:

@@ -9,8 +9,7 @@ import json
 
 import pytest
 
-from hpcsplit.report.numbers import csv_text
-from hpcsplit.report.overview import COLUMNS, overview
+from hpcsplit.report.numbers import COLUMNS, csv_text, overview
 from hpcsplit.report.plane import is_exact, points
 from hpcsplit.report.times import balance, run_parts
 from hpcsplit.run.records import EpochRecord

@@ -11,9 +11,9 @@ import pytest
 
 from hpcsplit.config import resolve
 from hpcsplit.report.charts import SECTIONS, Chart
-from hpcsplit.report.mistakes import Mistakes, Wrong
+from hpcsplit.report.examples import Mistakes, Wrong
+from hpcsplit.report.figure import drawn
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.svg import drawn
 from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run
 from tests.report.reading import Reader
@@ -41,7 +41,7 @@ def three() -> str:
 
 @pytest.fixture(scope="module")
 def bare() -> str:
-    return page({"one": shown(BARE, mistakes="No checkpoint.")})
+    return page({"one": shown(BARE, examples="No checkpoint.")})
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.heading)
@@ -50,7 +50,7 @@ def test_what_is_there_is_drawn(chart: Chart, runs: dict[str, list[EpochRecord]]
     panels, legend = drawn(chart, runs)
     assert panels
     assert all("<svg" in panel and "<path" in panel for panel in panels)
-    assert "<li>" in legend
+    assert legend
 
 
 @pytest.mark.parametrize("chart", [c for c in CHARTS if c.heading not in ANYWAY], ids=lambda chart: chart.heading)
@@ -74,7 +74,7 @@ def test_several_runs_have_a_panel_for_each_stage_and_one_scale(three: str) -> N
         "stage 1",
         "stage 2",
     ]
-    assert re.findall(r"</svg>(.*?)</li>", legend) == ["a", "b", "parallel epochs"]
+    assert [sample.label for sample in legend] == ["a", "b", "parallel epochs"]
     ticks = [re.findall(r"<text[^>]*>([^<]*)</text>", panel) for panel in panels]
     assert len({tuple(t for t in each if not t.startswith("stage")) for each in ticks}) == 1
 
@@ -106,9 +106,9 @@ def test_text_of_the_user_is_text() -> None:
     records = [dataclasses.replace(r, terms={EVIL: 1.0, **(r.terms or {})}) for r in run("spp")]
     mistakes = Mistakes(EVIL, (EVIL, "dog"), np.array([[5, 2], [0, 9]]), [Wrong(7, 0, 1, 0.98, 4.5, PIXELS)])
     start = {"start": 1, "cwd": EVIL, EVIL: [EVIL]}
-    changes = {"folder": EVIL, "config": config, "summary": EVIL, "starts": [start, start], "mistakes": mistakes}
+    changes = {"folder": EVIL, "config": config, "summary": EVIL, "starts": [start, start], "examples": mistakes}
     one = Reader(page({EVIL: shown(records, **changes)}))
-    two = Reader(page({EVIL: shown(records, **changes), "other": shown(run("s"), config=EVIL, mistakes=EVIL)}))
+    two = Reader(page({EVIL: shown(records, **changes), "other": shown(run("s"), config=EVIL, examples=EVIL)}))
     assert one.count("script") == two.count("script") == 0
     for reader in (one, two):
         assert reader.text.count(EVIL) >= 8
@@ -118,7 +118,7 @@ def test_text_of_the_user_is_text() -> None:
 def test_settings_that_somebody_made_and_those_that_differ_come_first() -> None:
     other = resolve({"optim": {"lr": 0.125}, "run": {"seed": 3}, "method": {"name": "backprop"}}, ())
     text = page({"a": shown(run("sp")), "b": shown(run("ss"), config=other)})
-    first, all_keys = re.findall(r'<table class="words">(.*?)</table>', text)[:2]
+    first, all_keys = re.findall(r'<table class="words">(.*?)</table>', text, re.DOTALL)[:2]
     keys, every = (set(re.findall(r'<th scope="row">(.*?)</th>', part)) for part in (first, all_keys))
     of_penalty = {key for key in every if key.startswith("method.")} - {"method.frozen"}
     assert keys == of_penalty | {"data.name", "model.name", "optim.name", "optim.lr", "run.seed"}
@@ -130,7 +130,16 @@ def test_settings_that_somebody_made_and_those_that_differ_come_first() -> None:
 def test_the_phases_and_the_exact_runs_are_told_apart() -> None:
     chart = next(c for c in CHARTS if c.heading == "Accuracy and time")
     _, legend = drawn(chart, {"hybrid": run("spp"), "backprop": run("sss")})
-    assert re.findall(r'dasharray="(.*?)".*?</svg>(.*?)</li>', legend) == [
-        ("none", "hybrid"),
-        ("6 3", "backprop (exact)"),
+    assert [(sample.dashes, sample.label) for sample in legend] == [("none", "hybrid"), ("6 3", "backprop (exact)")]
+
+
+def test_a_legend_has_lines_marks_and_boxes(three: str) -> None:
+    """The sample of each kind before its label; marks are those of single points of one run."""
+    one = page({"one": shown(run("sppsp"))})
+    assert re.findall(r'<line [^>]*stroke="(.*?)"[^>]*dasharray="(.*?)"/></svg>(through.*?)</li>', one) == [
+        ("#009e73", "6 3", "through λ, train")
     ]
+    assert '<span style="color:#0072b2">●</span>gap</li>' in one
+    assert '<span style="color:#d55e00">▲</span>bound</li>' in one
+    assert re.search(r'<rect [^>]*fill="#4c72b0ff"/></svg>parallel epochs</li>', one)
+    assert re.findall(r'dasharray="(.*?)"/></svg>exact \(exact\)</li>', three) == ["6 3"]

@@ -50,7 +50,7 @@ def legend(panel: Any) -> list[str]:
     return [text.get_text() for text in panel.get_legend().get_texts()]
 
 
-OBJECTIVE = "Objective and residual of its constraints"
+OBJECTIVE = "Objective and residual"
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_an_objective_has_a_panel_of_its_own(panels: Any) -> None:
 
 def test_one_run_of_several_with_an_objective_gives_the_panel(panels: Any) -> None:
     runs = {"exact": run("ss"), "pdadmm": with_terms(run("ppp"), objective=[4.0, 2.0, 1.0])}
-    panel = panels(runs)[OBJECTIVE]
+    panel = panels(runs)[f"{OBJECTIVE}: objective"]
     assert [list(line.get_ydata()) for line in panel.lines] == [[4.0, 2.0, 1.0]]
-    assert legend(panel) == ["pdadmm", "objective", "parallel epochs"]
+    assert legend(panel) == ["pdadmm", "parallel epochs"]
 
 
 @pytest.mark.parametrize("objectives", [[4.0, -0.5, 1.0], [0.0, 0.0, 0.0]])
@@ -99,9 +99,29 @@ def test_without_an_objective_there_is_no_such_panel(panels: Any) -> None:
 
 def test_re_estimated_statistics_have_a_curve_only_where_they_change_something(panels: Any) -> None:
     same = [dataclasses.replace(record, test_accuracy_bn=record.test_accuracy) for record in run("spp")]
-    assert legend(panels({"one": same})["Test accuracy"]) == ["test", "parallel epochs"]
+    assert legend(panels({"one": same})["Accuracy"]) == ["test", "parallel epochs"]
     one_differs = [*same[:-1], dataclasses.replace(same[-1], test_accuracy_bn=0.9)]
-    assert "BatchNorm re-estimated" in legend(panels({"one": one_differs})["Test accuracy"])
+    assert "BatchNorm re-estimated" in legend(panels({"one": one_differs})["Accuracy"])
+
+
+def test_zero_has_no_place_on_a_log_scale(panels: Any) -> None:
+    """The first stage has no boundary at its input."""
+    assert legend(panels({"one": run("spp")})["Violation at each boundary"]) == ["stage 1", "parallel epochs"]
+
+
+@pytest.mark.parametrize(("epochs", "scale"), [(29, "linear"), (31, "log")])
+def test_losses_that_span_much_are_on_a_log_scale(panels: Any, epochs: int, scale: str) -> None:
+    """Losses are 2 / 1 to 2 / epochs."""
+    assert panels({"one": run("s" * epochs)})["Loss"].get_yscale() == scale
+
+
+def test_panels_of_one_figure_have_one_scale(panels: Any) -> None:
+    """Objectives and residuals, which differ by nature, have their own."""
+    records = with_terms(run("sspp"), objective=[4.0, 2.0, 1.0, 0.5], residual_sq=[1e-4, 1e-4, 1e-6, 1e-6])
+    records = [dataclasses.replace(record, test_loss=20.0) for record in records]
+    found = panels({"one": records, "another": run("sp")})
+    assert found["Loss: train"].get_ylim() == found["Loss: test"].get_ylim()
+    assert found[f"{OBJECTIVE}: objective"].get_ylim() != found[f"{OBJECTIVE}: residual"].get_ylim()
 
 
 def test_parallel_epochs_are_shaded_stretch_by_stretch() -> None:

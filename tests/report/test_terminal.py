@@ -9,7 +9,7 @@ from typing import TextIO
 
 import pytest
 
-from hpcsplit.report.terminal import DEFAULT_WIDTH, launched_on_terminal, terminal_of, terminal_width
+from hpcsplit.report.terminal import DEFAULT_WIDTH, terminal_of, terminal_width
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_without_a_launcher_the_stream_itself_answers(tmp_path: Path, pipe: Text
 
 def test_a_file_or_a_buffer_is_no_terminal(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
-        assert not launched_on_terminal(file)
-    assert not launched_on_terminal(io.StringIO())
+        assert terminal_of(file) is None
+    assert terminal_of(io.StringIO()) is None
 
 
 def test_the_width_of_a_terminal(pseudo_terminal: TextIO) -> None:

@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 
 from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
+from hpcsplit.report.figure import drawn, figure_of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
-from hpcsplit.report.overview import COLUMNS, overview
+from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
-from hpcsplit.report.svg import drawn, figure_of
 from hpcsplit.report.tensorboard import scalars
 from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
@@ -214,16 +214,10 @@ def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     draw({"one": RUN}, tmp_path / "picture.png", "title")
     panels = {axes.get_title(): axes for axes in figures[0].axes}
     shown = {title: named(axes, [*axes.get_legend().legend_handles]) for title, axes in panels.items()}
-    accuracy = {label: values for label, values in ONE_RUN["Accuracy"].items() if label != "train"}
-    expected = {
-        "Loss of the whole network": ONE_RUN["Loss"],
-        "Test accuracy": accuracy,
-        "Objective and residual of its constraints": ONE_RUN["Objective and residual"],
-        "Violation at each stage's input": {f"stage {k}": [r.stages[k].violation for r in RUN] for k in range(3)},
-        "Label signal at each stage's output": {
-            f"stage {k}": [r.stages[k].label_signal for r in RUN] for k in range(3)
-        },
-    }
+    expected = {heading: ONE_RUN[heading] for heading in ("Loss", "Accuracy", "Objective and residual")}
+    for heading in ("Violation at each boundary", "Label signal"):
+        name, _ = OF_STAGES[heading]
+        expected[heading] = {f"stage {k}": [getattr(r.stages[k], name) for r in RUN] for k in range(3)}
     assert shown == {
         title: {label: pytest.approx(values) for label, values in lines.items()} for title, lines in expected.items()
     }
@@ -358,6 +352,8 @@ def test_every_scalar_of_tensorboard_has_the_name_of_its_field() -> None:
     }
     expected |= {f"terms/{name}": value for name, value in (record.terms or {}).items()}
     expected |= {f"theorem/{name}": (record.theorem or {})[name] for name in ("gap", "bound", "worst")}
+    for name in ("residuals", "lipschitz"):
+        expected |= {f"theorem/{name}.{k}": value for k, value in enumerate((record.theorem or {})[name], 1)}
     for stage in record.stages:
         names = [f.name for f in dataclasses.fields(StageRecord) if f.name != "stage"]
         expected |= {f"{name}/stage{stage.stage}": getattr(stage, name) for name in names}

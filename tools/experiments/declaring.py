@@ -174,7 +174,8 @@ def experiment_of(name: str, table: Table, parts: Table) -> Experiment:
     table["claims"] = tuple(_each(Claim, table["claims"], parts, table["rows"], {}, {}))
     table["base"] = _flat(_whole(table.get("base", {}), parts))
     table |= {scale: _made(Scale, _whole(table.get(scale, {}), parts)) for scale in ("small", "paper")}
-    return _made(Experiment, {"name": name, **table})
+    experiment: Experiment = _made(Experiment, {"name": name, **table})
+    return experiment
 
 
 def _each(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hpcsplit.files.atomic import write_bytes
+from hpcsplit.plan.simulate.machine import Span
+from hpcsplit.plan.simulate.study import Row
+from hpcsplit.report.figure import save
 
 COLOURS = {
     "forward": "#4c72b0",
@@ -28,36 +29,6 @@ NAMES = {
     "store": "waiting for the store",
     "wait": "waiting for a rank",
 }
-
-
-class DrawnSpan(Protocol):
-    """What a rank did from one moment to another (s)."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def start(self) -> float: ...
-    @property
-    def end(self) -> float: ...
-
-
-class Scaled(Protocol):
-    """Speed-ups of a number of ranks; `deeper` is how many times as deep the network was."""
-
-    @property
-    def ranks(self) -> int: ...
-    @property
-    def deeper(self) -> int: ...
-    @property
-    def parallel_speed_up(self) -> float: ...
-    @property
-    def exact_speed_up(self) -> float: ...
-    @property
-    def hybrid_speed_up(self) -> float: ...
-
-
 CURVES = (
     ("parallel epochs", "parallel_speed_up", "o", "#55a868"),
     ("exact epochs, pipelined", "exact_speed_up", "s", "#4c72b0"),
@@ -65,7 +36,7 @@ CURVES = (
 )
 
 
-def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[DrawnSpan]], path: Path, title: str) -> None:
+def draw(rows: Sequence[Row], timelines: Mapping[str, Sequence[Span]], path: Path, title: str) -> None:
     """Write a PNG: a panel for each timeline, one below the other, and the scaling curves."""
     from matplotlib.figure import Figure
 
@@ -76,12 +47,10 @@ def draw(rows: Sequence[Scaled], timelines: Mapping[str, Sequence[DrawnSpan]], p
     for panel, (name, spans) in zip(panels, timelines.items(), strict=True):
         _timeline(panel, name, spans)
     _curves(curves, rows)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    write_bytes(path, image.getbuffer())
+    save(figure, path)
 
 
-def _timeline(panel: Any, name: str, spans: Sequence[DrawnSpan]) -> None:
+def _timeline(panel: Any, name: str, spans: Sequence[Span]) -> None:
     from matplotlib.patches import Patch
 
     ranks = 1 + max(span.rank for span in spans)
@@ -97,7 +66,7 @@ def _timeline(panel: Any, name: str, spans: Sequence[DrawnSpan]) -> None:
     panel.set_xlim(left=0)
 
 
-def _curves(panel: Any, rows: Sequence[Scaled]) -> None:
+def _curves(panel: Any, rows: Sequence[Row]) -> None:
     ranks = [row.ranks for row in rows]
     panel.plot(ranks, ranks, color="0.7", linewidth=1, label="as many times as ranks")
     for label, name, mark, colour in CURVES:

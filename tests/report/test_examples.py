@@ -10,7 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from hpcsplit.report.mistakes import Mistakes, Wrong, confusion_matrix, shown, worst
+from hpcsplit.report.examples import Mistakes, Wrong, confusion_matrix, worst
+from hpcsplit.report.page import rendered
 from tests.report.reading import Reader
 
 
@@ -40,7 +41,9 @@ def test_the_gallery_has_the_pixels(tested: tuple[np.ndarray, ...]) -> None:
     random = np.random.default_rng(6)
     images = [random.integers(0, 256, (4, 5, channels), dtype=np.uint8) for channels in (1, 3)]
     wrongs = [Wrong(k, 0, 1, 0.75, 3.25, image) for k, image in enumerate(images)]
-    reader = Reader(shown(Mistakes("it", ("a<b", "c"), np.array([[1, 2], [0, 3]]), wrongs)))
+    reader = Reader(
+        rendered("examples.html.j2", found=Mistakes("it", ("a<b", "c"), np.array([[1, 2], [0, 3]]), wrongs))
+    )
     sources = [attributes["src"] for name, attributes in reader.elements if name == "img"]
     for source, image in zip(sources, images, strict=True):
         pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(source.partition(",")[2])))
@@ -52,7 +55,11 @@ def test_the_gallery_has_the_pixels(tested: tuple[np.ndarray, ...]) -> None:
 
 @pytest.mark.parametrize("classes", [2, 100])
 def test_nothing_wrong_and_many_classes(classes: int) -> None:
-    reader = Reader(shown(Mistakes("it", tuple(map(str, range(classes))), np.eye(classes, dtype=int), [])))
+    reader = Reader(
+        rendered(
+            "examples.html.j2", found=Mistakes("it", tuple(map(str, range(classes))), np.eye(classes, dtype=int), [])
+        )
+    )
     assert "No test sample is wrong." in reader.text
     assert reader.count("figure") == 1
     assert reader.count("svg") == 1
