@@ -11,7 +11,7 @@ from torch import nn
 
 from hpcsplit.data.part import Part
 from hpcsplit.engine.job import Choose, Identity, Job, Observer, Silent, seen
-from hpcsplit.methods.contract import own_variables
+from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
@@ -63,8 +63,9 @@ def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, ar
     config, method, observer = setting.config, setting.method, around.observer if stage.first else Silent()
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     choose = _choice(setting, observer)
-    method.prepare(stage)
-    data = setting.data if stage.first or stage.last or method.images else None
+    if isinstance(method, Iterates):
+        method.prepare(stage)
+    data = setting.data if stage.first or stage.last or method.facts.images else None
 
     def samples(part: Part | None) -> Samples:
         return setting.source(data, part, stage.device) if data and part else Nowhere()

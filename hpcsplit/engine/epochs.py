@@ -21,7 +21,7 @@ import torch
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.device import upload
-from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
+from hpcsplit.methods.contract import InFlight, Iterates, Step, Tally, TrainingMethod, Variable, sweeps
 from hpcsplit.schedule.actions import Train
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
@@ -53,17 +53,19 @@ def _serial(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
 
 
 def _parallel(job: Job, action: Train, method: TrainingMethod, total: Tally) -> Generator[Verb, Any, int]:
-    sweeps, order = method.sweeps(), job.epoch_batches(action.epoch, parallel=True)
+    passes, order = sweeps(method), job.epoch_batches(action.epoch, parallel=True)
     begun, first = divmod(action.first_step, len(order))
-    for number in range(begun, len(sweeps)):
+    for number in range(begun, len(passes)):
         if not first:
             total.samples = 0  # every sweep visits the same ones
-        last = number + 1 == len(sweeps)
-        if paused := (yield from _sweep(job, action, order, sweeps[number], total, first, last=last)):
+        last = number + 1 == len(passes)
+        if paused := (yield from _sweep(job, action, order, passes[number], total, first, last=last)):
             return number * len(order) + paused
         first = 0
-    yield from method.drain(job.stage, goes_on=action.goes_on)
-    total.terms |= method.close(job.stage)
+    if isinstance(method, InFlight):
+        yield from method.drain(job.stage, goes_on=action.goes_on)
+    if isinstance(method, Iterates):
+        total.terms |= method.close(job.stage)
     return 0
 
 
@@ -94,7 +96,8 @@ def _sweep(
         if job.store and last:
             job.store.write(step, result.aux)
         if (yield from loop.pauses(step)):
-            yield from job.method.settle(job.stage)
+            if isinstance(job.method, InFlight):
+                yield from job.method.settle(job.stage)
             yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
             if job.store:
                 job.store.pause(action.epoch)

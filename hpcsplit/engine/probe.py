@@ -21,7 +21,7 @@ import torch
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import Aux, TrainingMethod
+from hpcsplit.methods.contract import Aux, Compared, Makes, Uses
 from hpcsplit.schedule.actions import Train
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
@@ -73,11 +73,12 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
             yield from send_copies(job, rows, 0)
             aux = rows | (yield from receive_copies(job, batch.size, 0))
     elif action.phase == "parallel":
-        aux = yield from method.made(stage, batch)
-    if not aux and (used := method.used(stage)):
+        aux = (yield from method.made(stage, batch)) if isinstance(method, Makes) else {}
+    if not aux and isinstance(method, Uses) and (used := method.used(stage)):
         return _compare_used(*used, y.detach(), exact)
     if stage.last or not aux:
         return result
+    assert isinstance(method, Compared)  # as the decorator has seen to
     return _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float())
 
 
@@ -110,7 +111,7 @@ def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 def _compare(
-    stage: Stage, method: TrainingMethod, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
+    stage: Stage, method: Compared, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from hpcsplit.engine.resume import Start, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.memory import peak_resident_bytes
-from hpcsplit.methods.contract import Tally
+from hpcsplit.methods.contract import Iterates, Tally
 from hpcsplit.run.records import EpochRecord, StageRecord
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
@@ -161,7 +161,11 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         ).on_all_ranks()
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
     terms = _added_up([r["terms"] for r in reports])
-    if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
+    if (
+        isinstance(job.method, Iterates)
+        and action.phase == "parallel"
+        and (sentence := job.method.verdict(job.stage, terms))
+    ):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
     trained = Trained(0, any(r["stop"] for r in reports))
     if job.rank != 0:
@@ -188,7 +192,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
             theorem=asdict(bound) if bound else None,
             terms=terms if action.phase == "parallel" else None,
             lr=job.learning_rate(action.epoch),
-            beta=getattr(job.method.at(action.parallel_epochs), "beta", None) if not exact else None,
+            beta=None if exact else job.method.at(action.parallel_epochs).beta,
             weights_sha256=weights_sha256(r["digests"] for r in reports),
             stages=tuple(StageRecord(**r["stage"], violation=v) for r, v in zip(reports, violations, strict=True)),
             recomputed=action.recomputed,

@@ -27,7 +27,7 @@ from typing import Any
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.contract import Compared, TrainingMethod
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Share, Verb
@@ -92,6 +92,7 @@ def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
     yield from send_copies(job, rows, 0)
     copies = yield from receive_copies(job, batch.size, 0)
 
+    assert isinstance(method, Compared)  # it keeps variables
     p = batch.x if stage.first else method.local_input(stage, rows | copies)
     f = exact = stage.infer(p)
     if not stage.last:

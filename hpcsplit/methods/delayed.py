@@ -43,12 +43,16 @@ stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hpcsplit.config.option import option
+from hpcsplit.config.sections import OptimSection
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
@@ -79,9 +83,35 @@ class Delayed(TrainingMethod):
         "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are",
         choices=("stash", "replay", "stale"),
     )
-    predict: bool = option(False, "forward with the weights that sgd's momentum leads to (SpecTrain)")
-    compensation: float = option(0.0, "λ of the delay compensation of stashed gradients (DC-ASGD)", low=0.0)
-    spike: bool = option(False, "a gradient steps at once as far as sgd's momentum takes it in the delay (Kosson)")
+    predict: bool = option(
+        False,
+        "forward with the weights that sgd's momentum leads to (SpecTrain)",
+        refused_if={
+            "method.weights == 'stale'": 'method.predict = true: with method.weights = "stale" the forward pass has no '
+            'weights of its own that could be predicted; take "stash" or "replay"',
+            "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.predict = true follows the momentum of sgd; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
+            "leave predict out",
+        },
+    )
+    compensation: float = option(
+        0.0,
+        "λ of the delay compensation of stashed gradients (DC-ASGD)",
+        low=0.0,
+        refused_if={
+            "method.weights != 'stash'": "method.compensation = {method.compensation:g} corrects stashed gradients, "
+            'method.weights is "{method.weights}"; take "stash", or compensation = 0'
+        },
+    )
+    spike: bool = option(
+        False,
+        "a gradient steps at once as far as sgd's momentum takes it in the delay (Kosson)",
+        refused_if={
+            "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.spike = true follows the momentum of sgd; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
+            "leave spike out"
+        },
+    )
     lr_anneal: int = option(
         0, "steps in which lr / (1 + delay) becomes lr (PipeMare); 0: lr at once", unit="steps", low=0
     )
@@ -89,6 +119,10 @@ class Delayed(TrainingMethod):
         1,
         "micro-batches of a mini-batch, one update for all of them: a gradient is delayed by so many times less",
         low=1,
+        refused_if={
+            "0 < data.batch_size < method.microbatches": "method.microbatches = {method.microbatches} is more than "
+            "data.batch_size = {data.batch_size}"
+        },
     )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
 
@@ -98,8 +132,21 @@ class Delayed(TrainingMethod):
     def delay(self, stage: int, stages: int) -> float:
         return self._behind(stage, stages) / self.microbatches
 
-    def at_once(self, stage: int, stages: int) -> float:
-        return (1 + self._behind(stage, stages)) / self.microbatches
+    def advice(
+        self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool
+    ) -> list[tuple[str, str, str]]:
+        """Fewer updates, and what makes up for the rest."""
+        choices, oldest = [], max(plan["delays"])
+        if oldest > 1:
+            pieces = min(self.microbatches * 2 ** math.ceil(math.log2(oldest)), plan["batch_size"])
+            then = oldest * self.microbatches / pieces
+            why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
+            choices.append(("method.microbatches", str(pieces), why))
+        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and self.weights != "stale"
+        if oldest and follows and not (self.predict and self.spike):
+            why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
+            choices.append(("method.predict, method.spike", "true", why))
+        return choices
 
     def _behind(self, stage: int, stages: int) -> int:
         """So many micro-batches a stage takes forward before it goes backward for the first of them."""

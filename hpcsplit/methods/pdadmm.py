@@ -67,7 +67,17 @@ class PdAdmm(TrainingMethod):
     tolerance: float = option(1e-4, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
     fista_steps: int = option(200, "and after so many steps in any case", unit="steps", low=1)
     exchange: str = option("float32", "bits of p and q", choices=("float32", "float16", "int8"))
-    grow: tuple[int, ...] = option((), "hidden layers in training, phase by phase; empty: all from the start", low=1)
+    grow: tuple[int, ...] = option(
+        (),
+        "hidden layers in training, phase by phase; empty: all from the start",
+        low=1,
+        refused_if={
+            "not increasing(method.grow) or max(method.grow) != model.depth": "method.grow = {method.grow} must be "
+            "increasing and end with model.depth = {model.depth}, the number of hidden layers",
+            "0 < schedule.warmup": "schedule.warmup = {schedule.warmup}: exact epochs would train the layers that "
+            "method.grow adds later as the identity; set schedule.warmup = 0, or leave method.grow out",
+        },
+    )
     grow_every: int = option(20, "iterations of each phase but the last", unit="iterations", low=1)
     patience: int = option(10, "stop when the objective has risen so often in a row", unit="iterations", low=1)
     phase: int = 0

@@ -23,11 +23,14 @@ Where the paper disagrees with itself:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hpcsplit.config.option import option
+from hpcsplit.config.sections import OptimSection
 from hpcsplit.methods.contract import (
     Aux,
     Batch,
@@ -38,10 +41,12 @@ from hpcsplit.methods.contract import (
     Variable,
     method,
 )
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+EXPENSIVE = 0.05  # of a step, spent on variables
 
 
 @method("penalty")
@@ -56,9 +61,24 @@ class Penalty(TrainingMethod):
         "mean", "ψ over the n elements of a boundary; beta with mean is beta/n with sum", choices=("mean", "sum")
     )
     eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
-    downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
+    downsample: int = option(
+        1,
+        "2 keeps one value for 2 x 2 pixels",
+        low=1,
+        high=2,
+        refused_if={
+            "model.name == 'mlp'": "method.downsample = 2 halves height and width of feature maps; the mlp passes "
+            "vectors. Use downsample = 1"
+        },
+    )
     refresh_every: int = option(
-        0, "parallel epochs after which a forward pass starts the variables anew; 0: at switches only", low=0
+        0,
+        "parallel epochs after which a forward pass starts the variables anew; 0: at switches only",
+        low=0,
+        refused_if={
+            "facts.augments": "method.refresh_every = {method.refresh_every}: {facts.name} keeps no variables that "
+            "could be refreshed; leave it out"
+        },
     )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -74,6 +94,26 @@ class Penalty(TrainingMethod):
 
     def restarts(self, parallel_epoch: int) -> bool:
         return bool(self.refresh_every) and parallel_epoch % self.refresh_every == 0
+
+    def refuses(self, stage: int, shape: Shape) -> str:
+        if self.downsample == 1 or len(shape) == 3:
+            return ""
+        return (
+            f"method.downsample = 2 halves height and width, but stage {stage} receives vectors {tuple(shape)}; "
+            "use downsample = 1 or other split.cuts"
+        )
+
+    def advice(
+        self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool
+    ) -> list[tuple[str, str, str]]:
+        if not rows or any(len(stage["in_shape"]) != 3 for stage in plan["stages"][1:]):
+            return []
+        f = plan["forecast"]
+        share = (f["t_psi"] + f["t_lam"] + f["t_kappa"]) / f["parallel_s"] if f else 0.0
+        halve = not cached or share > EXPENSIVE
+        why = f"variables take {share:.1%} of a step, " if f else ""
+        cost = "a quarter of that, for less than a point in the paper" if halve else "little enough as they are"
+        return [("method.downsample", "2" if halve else str(self.downsample), f"{why}{rows}: {cost}")]
 
     def curvature(
         self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype

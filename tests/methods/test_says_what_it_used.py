@@ -60,7 +60,7 @@ class Compares(Keeps):
 
 
 class NoTarget(Compares):
-    target = TrainingMethod.target
+    target = None
 
 
 class Dropped(Compares):
