@@ -13,7 +13,7 @@ mini-batch are in the stage's `carry`, so that a run which is continued there, w
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,9 @@ from hpcsplit.methods.contract import Aux, Compared, Makes, Uses
 from hpcsplit.schedule.actions import Train
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+from hpcsplit.wire.port import NEXT, PREV, Send, Verb
 
-_ROWS = "stage/probe."
-_EPOCH = f"{_ROWS}epoch"  # the parallel epoch that has left them; on every stage or on none
+_EPOCH = "epoch"  # the parallel epoch that has left them; on every stage or on none
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
         piece = slices(len(last), method.microbatches)[-1]  # BatchNorm normalises over it
         batch = job.batch(last[piece], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
 
-    x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
+    x = batch.x if stage.first else (yield stage.receive(PREV, "probe", batch.size))
     x = x.requires_grad_()
     y = _forward(stage, x)
     if not stage.last:
         yield Send(NEXT, "probe", y.detach())
-    exact = _at_output(stage, y, batch.y) if stage.last else (yield Recv(NEXT, "probe_g", tuple(y.shape), stage.dtype))
+    exact = _at_output(stage, y, batch.y) if stage.last else (yield stage.receive(NEXT, "probe_g", batch.size))
     if not stage.first:
         (g,) = torch.autograd.grad(y, x, exact)
         yield Send(PREV, "probe_g", g)
@@ -84,20 +83,15 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
 
 def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
     """This stage's variables of these samples; None, on every stage, where no epoch has been parallel."""
-    carry = job.stage.carry
+    kept = job.stage.carry.stage.below("probe.")
     if action.phase == "serial":
-        return _kept(carry) if _EPOCH in carry else None
+        return {name: t for name, t in kept.items() if name != _EPOCH} if _EPOCH in kept else None
     rows = job.store.peek(ids) if job.store else {}
     rows = {name: t.to(job.stage.device) for name, t in rows.items()}
-    for name in [name for name in carry if name.startswith(_ROWS)]:
-        del carry[name]
+    kept.clear()
     if not (action.goes_on or action.last):
-        carry |= {f"{_ROWS}{name}": t for name, t in rows.items()} | {_EPOCH: torch.tensor(action.epoch)}
+        kept.update(rows, epoch=torch.tensor(action.epoch))
     return rows
-
-
-def _kept(carry: Mapping[str, torch.Tensor]) -> Rows:
-    return {name.removeprefix(_ROWS): t for name, t in carry.items() if name.startswith(_ROWS) and name != _EPOCH}
 
 
 def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:

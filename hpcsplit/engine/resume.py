@@ -7,7 +7,6 @@ need from the files that have it.  Variables at a boundary that is new are compu
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from hpcsplit.files.hdf5 import Stored
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
+from hpcsplit.stage.carry import block_of, of_cuts
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.store import Store
@@ -162,11 +162,9 @@ def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSu
             continue
         stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
         everything = blocks.issuperset(theirs)
-        wanted = [key for key in stored.headers if everything or _belongs(key, stage)]
-        if recut:
-            stays = [key for key in wanted if not key.startswith("carry/stage/")]
-            left_out = left_out or any(key.startswith("carry/stage/") for key in stored.headers)
-            wanted = stays
+        lost = {key for key in stored.headers if recut and of_cuts(key.removeprefix("carry/"))}
+        wanted = [key for key in stored.headers if key not in lost and (everything or _belongs(key, stage))]
+        left_out = left_out or bool(lost)
         check_headers(stage, {key: stored.headers[key] for key in wanted})
         tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
@@ -186,10 +184,9 @@ def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
 def _belongs(key: str, stage: Stage) -> bool:
     """Whether a tensor of a checkpoint (checkpoint/state.py) is one of this stage's."""
     kind, _, name = key.partition("/")
-    first = name.partition(".")[0]
     if kind == "carry":
-        return not re.fullmatch(r"\d+", first) or int(first) in stage.block_numbers
-    return first in dict(stage.blocks.named_children())
+        return block_of(name) in (None, *stage.block_numbers)
+    return name.partition(".")[0] in dict(stage.blocks.named_children())
 
 
 # ------------------------------------------------------------------------------------------------ auxiliary variables

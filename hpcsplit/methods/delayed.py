@@ -66,10 +66,11 @@ from hpcsplit.methods.contract import (
 )
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
-_FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")
+_FLIGHTS, _STEPS = "flights", "delayed_steps"
 
 
 @method("delayed", augments=True)
@@ -163,7 +164,7 @@ class Delayed(TrainingMethod):
             number, size = stage.position[1] * self.microbatches + m, piece.stop - piece.start
             x = batch.x[piece]
             if not stage.first:
-                x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, number)).requires_grad_()
+                x = (yield stage.receive(PREV, "x", size, number)).requires_grad_()
             if not stage.last:
                 y = self._forward(stage, x, m, batch.size)
                 yield Send(NEXT, "x", y.detach(), number)
@@ -189,9 +190,9 @@ class Delayed(TrainingMethod):
         flights = _flights(stage)
         behind = min(len(flights), self._behind(stage.index + 1, stage.count))  # still in flight on the next stage, too
         for flight in flights[: len(flights) - behind]:
-            key, y = _key(flight, "g"), stage.carry[_key(flight, "y")]
-            if key not in stage.carry:
-                stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
+            kept = _kept(stage, flight)
+            if "g" not in kept:
+                kept["g"] = yield stage.receive(NEXT, "g", len(kept["y"]), self._number(flight))
 
     def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
         if goes_on and self.epoch_end == "run":
@@ -201,7 +202,7 @@ class Delayed(TrainingMethod):
             yield from self._backward(stage)
 
     def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
-        x, g = (stage.carry.pop(name, None) for name in _USED)
+        x, g = (stage.carry.stage.pop(f"used/{name}", None) for name in "xg")
         return None if x is None or g is None else (x, g)
 
     def _number(self, flight: tuple[int, ...]) -> int:
@@ -217,10 +218,11 @@ class Delayed(TrainingMethod):
                 y = stage.forward(x, weights)
         else:
             y = stage.forward(x, None if self.weights == "stale" else weights)
-        stage.carry[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
-        stage.carry |= {_key(flight, "x"): x, _key(flight, "y"): y}
+        stage.carry.stage[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
+        kept = _kept(stage, flight)
+        kept.update(x=x, y=y)
         if self.weights != "replay":
-            stage.carry |= {_key(flight, f"w/{name}"): w for name, w in (weights or {}).items()}
+            kept.below("w/").update(weights or {})
         return y
 
     def _weights(self, stage: Stage, m: int) -> dict[str, torch.Tensor] | None:
@@ -242,15 +244,15 @@ class Delayed(TrainingMethod):
         """Receive the gradient of the micro-batch that has been in flight for longest and pass it on; update behind
         the last one of a mini-batch."""
         flight, *rest = _flights(stage)
-        x, y = (stage.carry.pop(_key(flight, name)) for name in "xy")
-        g = stage.carry.pop(_key(flight, "g"), None)
+        kept, sums = _kept(stage, flight), stage.carry.stage.below("sum/")  # over a mini-batch's micro-batches
+        x, y, g = kept.pop("x"), kept.pop("y"), kept.pop("g", None)
         if g is None:
-            g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
+            g = yield stage.receive(NEXT, "g", len(y), self._number(flight))
         trained = _trained(stage)
-        before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in trained.items()}
-        stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
+        before = {name: kept.pop(f"w/{name}", p) for name, p in trained.items()}
+        stage.carry.stage[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
-            stage.carry |= dict(zip(_USED, (y.detach(), g * flight[3]), strict=True))
+            stage.carry.stage.below("used/").update(x=y.detach(), g=g * flight[3])
 
         stage.zero_grad()
         if y.grad_fn is None:
@@ -263,7 +265,7 @@ class Delayed(TrainingMethod):
             yield Send(PREV, "g", x.grad, self._number(flight))
         ends = not rest or rest[0][:2] != flight[:2]
         for name, p in trained.items():
-            mine, others = before[name].grad if p.grad is None else p.grad, stage.carry.pop(_sum(name), None)
+            mine, others = before[name].grad if p.grad is None else p.grad, sums.pop(name, None)
             if self.compensation and mine is not None:
                 share = len(y) / flight[3]
                 mine = mine + self.compensation / share * mine.square() * (p.detach() - before[name].detach())
@@ -272,7 +274,7 @@ class Delayed(TrainingMethod):
                 mine = others if mine is None else others.add_(mine)
             p.grad = mine
             if mine is not None and not ends:
-                stage.carry[_sum(name)] = mine
+                sums[name] = mine
         if ends:
             self._update(stage)
 
@@ -327,16 +329,11 @@ class Delayed(TrainingMethod):
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:
     """(epoch, step, pass, samples of its mini-batch) of what is in flight, the oldest first."""
-    return [tuple(flight) for flight in stage.carry.get(_FLIGHTS, torch.empty(0, 4)).tolist()]
+    return [tuple(flight) for flight in stage.carry.stage.get(_FLIGHTS, torch.empty(0, 4)).tolist()]
 
 
-def _key(flight: tuple[int, ...], name: str) -> str:
-    return f"stage/{'.'.join(map(str, flight))}/{name}"
-
-
-def _sum(name: str) -> str:
-    """Where the gradients of a mini-batch's micro-batches are added up."""
-    return f"stage/sum/{name}"
+def _kept(stage: Stage, flight: tuple[int, ...]) -> Carry:
+    return stage.carry.stage.below(f"{'.'.join(map(str, flight))}/")
 
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:

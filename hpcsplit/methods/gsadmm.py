@@ -43,7 +43,7 @@ from hpcsplit.methods.contract import (
 )
 from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 
 @method("gsadmm")
@@ -99,7 +99,7 @@ class GsAdmm(TrainingMethod):
             yield Send(PREV, "p", p)
         if not stage.last:
             f = forward_again(stage, p)
-            p_next = yield Recv(NEXT, "p", tuple(f.shape), stage.wide)
+            p_next = yield stage.receive(NEXT, "p", batch.size, wide=True)
             new["q"] = (s * self.alpha * f + self.rho * p_next + aux["u"]) / (s * self.alpha + self.rho)  # (5)
             new["u"] = aux["u"] + self.rho * (p_next - new["q"])  # (6)
         return StepResult(Tally(batch.size), new)

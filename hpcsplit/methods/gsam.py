@@ -35,7 +35,7 @@ from hpcsplit.methods.contract import (
 )
 from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 
 @method("gsam")
@@ -63,7 +63,7 @@ class GsAm(TrainingMethod):
         if self.sweep == "jacobi" and not stage.last:
             yield Send(NEXT, "f", f)
         if not stage.first:
-            f_prev = yield Recv(PREV, "f", tuple(p.shape), stage.wide)
+            f_prev = yield stage.receive(PREV, "f", batch.size, wide=True)
             d = s * (self.alpha * (p - f_prev) + g)
             search, pull = self.backtracking and not stage.last, s * self.alpha
             tau = tau_along(stage, p, f, d, self.tau_2, pull, pull) if search else self.tau_2

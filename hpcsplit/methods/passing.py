@@ -12,7 +12,6 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Variable
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 
@@ -43,6 +42,5 @@ class Passing(AugmentedLagrangian):
                 yield Send(PREV, name, aux[name])
         for name in self.names:
             if not stage.last:
-                shape = (size, *cells(stage.out_shape, self.downsample))
-                aux[f"next_{name}"] = yield Recv(NEXT, name, shape, stage.wide)
+                aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
         return aux

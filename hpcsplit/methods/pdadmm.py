@@ -145,11 +145,11 @@ class PdAdmm(TrainingMethod):
         for n, layer, taking_part in zip(
             stage.block_numbers, linear_layers(stage), self.in_training(stage), strict=True
         ):
-            sums = Sums(stage.carry, n)
+            kept = stage.carry.block(n)
             if taking_part and (stage.last or not stage.frozen):
-                step_sq += sums.descend(layer, self.nu)
+                step_sq += Sums(kept).descend(layer, self.nu)
             else:
-                sums.forget()
+                kept.clear()
         return {"weights_step_sq": step_sq}
 
     def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
@@ -246,7 +246,7 @@ class Block:
             yield from self._hand_on_q_and_u()
         if not stage.first:
             self.q[-1] = yield from self.method.take(PREV, "q", shape, stage.wide)
-            self.u[-1] = yield Recv(PREV, "u", shape, stage.wide)
+            self.u[-1] = yield stage.receive(PREV, "u", self.batch.size, wide=True)
         if waits:
             yield from self._hand_on_q_and_u()
 
@@ -291,7 +291,7 @@ class Block:
 
     def sum_up(self, j: int) -> None:
         """What the layer's W and b need at the end of the iteration."""
-        Sums(self.stage.carry, self.stage.block_numbers[j]).add(self.p[j], self.method.nu * self.r[j])
+        Sums(self.stage.carry.block(self.stage.block_numbers[j])).add(self.p[j], self.method.nu * self.r[j])
 
     def measure(self) -> None:
         """This stage's part of L_ρ, and ‖p − q‖²."""

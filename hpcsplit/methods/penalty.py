@@ -44,7 +44,7 @@ from hpcsplit.methods.contract import (
 from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 EXPENSIVE = 0.05  # of a step, spent on variables
 
@@ -154,7 +154,7 @@ class Penalty(TrainingMethod):
 
         lam, slope = aux["lam"].detach(), aux["lam"].grad
         assert slope is not None
-        x_prev = yield Recv(PREV, "x", tuple(lam.shape), stage.wide)
+        x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), slope * batch.size, x_prev))
 
     def correct(
