@@ -187,8 +187,10 @@ class _Loop:
         for term, value in tally.terms.items():
             if not math.isfinite(value):
                 place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {self.job.stage.index}"
-                raise NumericalError(
-                    f"{term} = {value} in {place}: training has diverged. Lower optim.lr or method.beta, set "
-                    "optim.clip; the last checkpoint is whole"
-                )
+                raise diverged(f"{term} = {value} in {place}", "Lower optim.lr or method.beta, set optim.clip")
         self.total.add(tally)
+
+
+def diverged(what: str, cure: str = "Lower optim.lr, or set optim.clip") -> NumericalError:
+    """What to raise where a number is none any more."""
+    return NumericalError(f"{what}: training has diverged. {cure}; the last checkpoint is whole")
