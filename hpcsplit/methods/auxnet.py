@@ -36,15 +36,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    method,
-)
-from hpcsplit.methods.passing import Passing
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, method
+from hpcsplit.methods.penalty import Passing
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.terms.resample import average, cells
@@ -93,8 +86,7 @@ class AuxNet(Passing):
         if stage.first:
             return StepResult(tally)
         x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
-        targets = (x_prev, torch.zeros_like(x_prev))
-        return StepResult(tally, dict(zip(self.names, targets, strict=False)))
+        return StepResult(tally, self.begun(x_prev))
 
     def _net(self, stage: Stage, images: torch.Tensor) -> nn.Module:
         """The network without weights; its first weights go into the carry."""

@@ -21,16 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.schedule.timetable import Order, Work, slices, timetable
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage

@@ -27,7 +27,7 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, method
-from hpcsplit.methods.passing import Passing
+from hpcsplit.methods.penalty import Passing
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.resample import average
@@ -77,7 +77,7 @@ class Chunked(Passing):
         if not stage.first:
             x = yield stage.receive(PREV, "forward", batch.size)
             lam = average(x.to(stage.wide), self.downsample)
-            mine.update(_contiguous(dict(zip(self.names, (lam, torch.zeros_like(lam)), strict=False))))
+            mine.update(_contiguous(self.begun(lam)))
         if not stage.last:
             with stage.statistics_kept():
                 y = stage.infer(x)

@@ -53,17 +53,7 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Talk,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Talk, Tally, TrainingMethod, Variable, method
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.carry import Carry

@@ -37,16 +37,7 @@ import torch
 from torch import nn
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.methods.layerwise import Sums, input_step, linear, linear_layers
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.proximal import cross_entropy_minimiser

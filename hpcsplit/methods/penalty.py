@@ -23,7 +23,7 @@ Where the paper disagrees with itself:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +31,11 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
-from hpcsplit.wire.port import NEXT, PREV, Send
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 EXPENSIVE = 0.05  # of a step, spent on variables
 
@@ -140,15 +131,11 @@ class Penalty(TrainingMethod):
             tally.gap_sq, tally.aux_sq = wide_sum(gap_sq), wide_sum(target.square())
             tally.count("psi", loss)
             if "next_kappa" in aux:
-                multiplier = (upsample(aux["next_kappa"], stage.out_shape, self.downsample) * x).flatten(1).sum(1)
+                multiplier = (self._pixels(stage, aux["next_kappa"]) * x).flatten(1).sum(1)
                 tally.count("kappa_x", multiplier)
                 loss = loss + multiplier
 
-        stage.zero_grad()
-        if loss.requires_grad:  # a first stage may have no weights
-            loss.mean().backward()
-        if stage.last or not stage.frozen:
-            stage.update()  # (28)
+        stage.descend(loss)  # (28)
         if stage.first:
             return StepResult(tally)
 
@@ -169,13 +156,17 @@ class Penalty(TrainingMethod):
         return upsample(aux["lam"], stage.in_shape, self.downsample)
 
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
-        return upsample(aux["next_lam"], stage.out_shape, self.downsample)
+        return self._pixels(stage, aux["next_lam"])
 
     def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         penalty = 2.0 * self.beta * psi_scale(stage.out_shape, self.psi) * (x - self.target(stage, aux))
         if "next_kappa" not in aux:
             return penalty, penalty
-        return penalty + upsample(aux["next_kappa"], stage.out_shape, self.downsample), penalty
+        return penalty + self._pixels(stage, aux["next_kappa"]), penalty
+
+    def _pixels(self, stage: Stage, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of a variable at the stage's output, (B, *out_shape)."""
+        return upsample(rows, stage.out_shape, self.downsample)
 
 
 @method("al")
@@ -194,9 +185,39 @@ class AugmentedLagrangian(Penalty):
     def correct(
         self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Λ^new of (29) and Κ^new of (30)."""
-        assert kappa is not None
+        """Λ^new of (29) and, where there is a multiplier, Κ^new of (30)."""
         new = super().correct(stage, lam, kappa, g, x_prev)
+        if kappa is None:
+            return new
         c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         per_pixel = c / m if self.eta_kappa_form == "curvature" else m / c
         return new | {"kappa": kappa - self.eta_kappa * per_pixel * (new["lam"] - x_prev)}
+
+
+@dataclass(frozen=True)
+class Passing(AugmentedLagrangian):
+    """With variables that no store keeps: in each step stage k gives its λ_k (and κ_k) to stage k - 1."""
+
+    multiplier: bool = option(False, "κ, too: the augmented Lagrangian")
+
+    def variables(self, place: Place) -> tuple[Variable, ...]:
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("lam", "kappa") if self.multiplier else ("lam",)
+
+    def begun(self, lam: torch.Tensor) -> Aux:
+        """The variables of this λ, with κ = 0."""
+        return dict(zip(self.names, (lam, torch.zeros_like(lam)), strict=False))
+
+    def passed_on(self, stage: Stage, size: int, own: Aux) -> Generator[Send | Recv, Any, Aux]:
+        """The stage's own variables of `size` samples and, from the next one, that stage's, without graphs."""
+        aux = {name: value.detach() for name, value in own.items()}
+        for name in self.names:
+            if not stage.first:
+                yield Send(PREV, name, aux[name])
+        for name in self.names:
+            if not stage.last:
+                aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
+        return aux

@@ -181,6 +181,14 @@ class Stage:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
 
+    def descend(self, loss: torch.Tensor) -> None:
+        """One optimizer step of a parallel epoch on the mean over a mini-batch of `loss` (B,)."""
+        self.zero_grad()
+        if loss.requires_grad:  # a first stage may have no weights
+            loss.mean().backward()
+        if self.last or not self.frozen:
+            self.update()
+
     @property
     def lr(self) -> float:
         """The learning rate; 0 where there is nothing to train."""
