@@ -184,6 +184,7 @@ def test_the_checks_know_the_method(command: Command, words: list[str], said: st
 
 def test_the_method_trains(command: Command, place: Path) -> None:
     words = ["--run-dir", "m", "--method.name", "plain", "--optim.name", "sgd", "--optim.lr", "0.1"]
+    words += ["--model.name", "mlp", "--model.depth", "2", "--model.width", "8"]
     done = command("train", "c.toml", *words, "--schedule.ratio", "1:1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "test accuracy: last 100.00%" in done.stdout

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,27 +56,12 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
     )
 
 
-class Observer(Protocol):
-    """What a rank tells the outside world; all but rank 0 use the silent one below.
+class Observer:
+    """What a rank tells the outside world; this one, of all ranks but rank 0, keeps everything to itself.
 
     Attributes:
         past: the records of the finished epochs.
     """
-
-    @property
-    def past(self) -> Sequence[EpochRecord]: ...
-
-    def say(self, text: str) -> None: ...
-
-    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None: ...
-
-    def resumed(self, first_epoch: int) -> None: ...
-
-    def epoch_done(self, record: EpochRecord) -> None: ...
-
-
-class Silent:
-    """An observer that keeps everything to itself."""
 
     past: Sequence[EpochRecord] = ()
 
@@ -151,7 +136,7 @@ class Job:
     validation: Samples | None = None
     validation_size: int = 0
     batch_norm: bool = True  # whether any stage has BatchNorm statistics
-    observer: Observer = field(default_factory=Silent)
+    observer: Observer = field(default_factory=Observer)
     stop_reason: Callable[[], str | None] = lambda: None
     saved_at: float = field(default_factory=time.monotonic)
     choose: Choose | None = None

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcsplit.engine.job import Observer
 from hpcsplit.report.console import Console
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
@@ -17,7 +18,7 @@ CLEARLY = 1.05
 LONG_ENOUGH_S = 1.0  # for a stage's computing in an epoch to mean something
 
 
-class Watch:
+class Watch(Observer):
     """The observer of a run on rank 0."""
 
     def __init__(
