@@ -9,6 +9,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
@@ -107,7 +109,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)
     mine = _report(job, action, sums, signals)
-    reports = [StageReport.of(values) for values in (yield Share(asdict(mine)))]
+    reports = msgspec.convert((yield Share(asdict(mine))), list[StageReport])
     if broken := [str(report.stage.stage) for report in reports if not report.finite]:
         raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()
     seconds = sums.seconds
@@ -167,11 +169,6 @@ class StageReport:
     terms: dict[str, float]
     digests: list[tuple[str, str]]
     finite: bool
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> StageReport:
-        """The report that was shared as these values."""
-        return cls(**{**values, "stage": StageRecord(**values["stage"])})
 
 
 def _report(job: Job, action: Train, sums: EpochSums, signals: Signals) -> StageReport:

@@ -24,6 +24,7 @@ from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
 Aux = Mapping[str, torch.Tensor]
+Advice = list[tuple[str, str, str]]  # (option, value, reason) each
 Class = TypeVar("Class", bound=type)
 
 
@@ -279,9 +280,7 @@ class Revisits(Protocol):
 class Advises(Protocol):
     """With options that `plan` can recommend."""
 
-    def advice(
-        self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool
-    ) -> list[tuple[str, str, str]]:
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
         """(option, value, reason) for each.
 
         Args:

@@ -53,7 +53,18 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Talk, Tally, TrainingMethod, Variable, method
+from hpcsplit.methods.contract import (
+    Advice,
+    Aux,
+    Batch,
+    Step,
+    StepResult,
+    Talk,
+    Tally,
+    TrainingMethod,
+    Variable,
+    method,
+)
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.carry import Carry
@@ -123,9 +134,7 @@ class Delayed(TrainingMethod):
     def delay(self, stage: int, stages: int) -> float:
         return self._behind(stage, stages) / self.microbatches
 
-    def advice(
-        self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool
-    ) -> list[tuple[str, str, str]]:
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
         """Fewer updates, and what makes up for the rest."""
         choices, oldest = [], max(plan["delays"])
         if oldest > 1:

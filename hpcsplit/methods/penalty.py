@@ -31,7 +31,7 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
+from hpcsplit.methods.contract import Advice, Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
@@ -94,9 +94,7 @@ class Penalty(TrainingMethod):
             "use downsample = 1 or other split.cuts"
         )
 
-    def advice(
-        self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool
-    ) -> list[tuple[str, str, str]]:
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
         if not rows or any(len(stage["in_shape"]) != 3 for stage in plan["stages"][1:]):
             return []
         f = plan["forecast"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.methods.contract import Advises
+from hpcsplit.methods.contract import Advice, Advises
 from hpcsplit.plan.feasibility import memory_limit_bytes
 from hpcsplit.plan.forecast import hybrid
 from hpcsplit.plan.setting import Setting
@@ -17,8 +17,6 @@ KEEPS = 0.9  # of the speed-up of the shortest exact phases
 RATIOS = ((4, 1), (3, 2), (2, 3), (1, 4))  # serial : parallel, as in the paper's Tables 3 and 4, most exact first
 GAPS = {(4, 1): "0.1", (3, 2): "0.1", (2, 3): "0.9", (1, 4): "2.0"}  # points, ResNet-110, DS-SPH-P, 3 stages
 CACHE_SHARE = 0.5  # of the memory, that the kernel may keep rows in
-
-Advice = list[tuple[str, str, str]]
 
 
 def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
