@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hpcsplit.data.part import Part
-from hpcsplit.engine.job import Choose, Identity, Job, Observer, Silent, seen
-from hpcsplit.methods.contract import own_variables
+from hpcsplit.engine.job import Choose, Identity, Job, Observer, seen
+from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
@@ -36,7 +36,7 @@ class Around:
         alarm: told at once what the store's thread fails with.
     """
 
-    observer: Observer = field(default_factory=Silent)
+    observer: Observer = field(default_factory=Observer)
     stop_reason: Callable[[], str | None] = lambda: None
     between_blocks: Callable[[], None] = lambda: None
     alarm: Callable[[Exception], None] = lambda error: None
@@ -60,11 +60,12 @@ def make_jobs(
 
 
 def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, around: Around, batch_norm: bool) -> Job:
-    config, method, observer = setting.config, setting.method, around.observer if stage.first else Silent()
+    config, method, observer = setting.config, setting.method, around.observer if stage.first else Observer()
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     choose = _choice(setting, observer)
-    method.prepare(stage)
-    data = setting.data if stage.first or stage.last or method.images else None
+    if isinstance(method, Iterates):
+        method.prepare(stage)
+    data = setting.data if stage.first or stage.last or method.facts.images else None
 
     def samples(part: Part | None) -> Samples:
         return setting.source(data, part, stage.device) if data and part else Nowhere()

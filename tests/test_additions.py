@@ -1,7 +1,11 @@
-"""A data set, a network, an optimizer and a figure are added to a copy of the package: one file and one line each."""
+"""A data set, a network, an optimizer, a figure and a method are added to a copy of the package.
+
+All but the method are one file and one line in a list, each; the method is the file that README.md prints.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -87,6 +91,8 @@ ADDED = {  # the new file, its content, the list, the line before the new one, t
         '    Chart("Over-fitting", "It grows not.", "No loss.", "hpcsplit.report.overfit:panels", pictured=True),\n',
     ),
 }
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+[METHOD] = re.findall(r"such as this `plain\.py`.*?```python\n(.*?)```", README, re.DOTALL)
 RUN = """
 [data]
 name = "stripes"
@@ -110,8 +116,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Runs the copy in the folder where it lies."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the copy lies."""
     folder = tmp_path_factory.mktemp("copy")
     package = folder / "hpcsplit"
     shutil.copytree(Path(hpcsplit.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -120,12 +126,19 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
         old = (package / catalog).read_text()
         assert old.count(before) == 1
         (package / catalog).write_text(old.replace(before, before + line))
+    (package / "methods" / "plain.py").write_text(METHOD)
     (folder / "c.toml").write_text(RUN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(place: Path) -> Command:
+    """Runs the copy in the folder where it lies."""
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": f"{folder}:{PYTHONPATH}"}
+        environment = {**os.environ, "PYTHONPATH": f"{place}:{PYTHONPATH}"}
         call = [sys.executable, "-m", "hpcsplit", *words]
-        return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+        return subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
 
     return run
 
@@ -160,3 +173,44 @@ def test_they_run(command: Command, tmp_path: Path) -> None:
     assert "<title>Over-fitting</title>" in page  # of the drawing
     assert "It grows not." in page
     assert "</svg>test less train</li>" in page
+
+
+# ------------------------------------------------------------------------------------------------ the method
+
+
+def test_the_example_of_a_method_is_short() -> None:
+    assert len([line for line in METHOD.splitlines() if line.strip()]) <= 40
+
+
+def test_help_lists_the_method_and_its_option(command: Command) -> None:
+    title = '[method]  name = "plain": Quadratic penalty on the mismatch at every stage boundary.'
+    assert (
+        f"{title}\n  beta             penalty coefficient β (default 0.1, > 0)\n" in command("train", "--help").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method.name", "plan"], "method.name = 'plan' is not one of .*, plain; did you mean plain"),
+        (["--method.name", "plain", "--method.beta", "0"], "method.beta = 0.0 must be greater than 0.0"),
+        (["--method.name", "plain", "--method.visits", "2"], "method.visits; it belongs to chunked"),
+    ],
+)
+def test_the_checks_know_the_method(command: Command, words: list[str], said: str) -> None:
+    done = command("plan", "c.toml", *words)
+    assert done.returncode == 65
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_the_method_trains(command: Command, place: Path) -> None:
+    words = ["--run-dir", "m", "--method.name", "plain", "--optim.name", "sgd", "--optim.lr", "0.1"]
+    words += ["--model.name", "mlp", "--model.depth", "2", "--model.width", "8"]
+    done = command("train", "c.toml", *words, "--schedule.ratio", "1:1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test accuracy: last 100.00%" in done.stdout
+    records = [json.loads(line) for line in (place / "m" / "records.jsonl").read_text().splitlines()]
+    signals = [record["stages"][0]["label_signal"] for record in records if record["phase"] == "parallel"]
+    assert len(signals) == 2
+    assert min(signals) > 0.5  # λ has brought the label to the first stage
+    assert all(record["beta"] == 0.1 for record in records if record["phase"] == "parallel")

@@ -13,6 +13,7 @@ from torch import nn
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files.hdf5 import Header
 from hpcsplit.nets.statedict import entry, is_extra, tensors_of, values_of
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 
 Tensors = dict[str, torch.Tensor]
@@ -40,7 +41,7 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     load_weights(stage.blocks, below("weights/", tensors), below("buffers/", tensors))
     carried = below("carry/", tensors)
-    stage.carry = {name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()}
+    stage.carry = Carry({name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()})
     if stage.optimizer is None:
         return
     stage.optimizer.state.clear()

@@ -16,7 +16,7 @@ import torch
 from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.commands.failure import Failure, RankLog, crash_stacks
 from hpcsplit.config import Config
-from hpcsplit.engine.job import Job, Silent
+from hpcsplit.engine.job import Job, Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import DONE, REQUEUE, ConfigError, HpcsplitError, LaunchError
 from hpcsplit.files.atomic import write_text
@@ -121,7 +121,7 @@ def _run(
     guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(
-        observer=watch or Silent(),
+        observer=watch or Observer(),
         stop_reason=lambda: request.reason() or died() or None,
         between_blocks=world.progress,
         alarm=failure.fail if world.size > 1 else lambda error: None,

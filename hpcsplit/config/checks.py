@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from hpcsplit.config.declared import DeclaredMethod
+from hpcsplit.config.rules import check_rules
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.catalog import lookup
 
@@ -48,12 +49,10 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     _check_ratio(config, method)
     if schedule.warmup > schedule.epochs:
         raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
-    pieces = {"schedule": schedule.microbatches, "method": config.method.options.get("microbatches", 1)}
-    for section, number in pieces.items():
-        if 0 < config.data.batch_size < number:  # 0: all training samples
-            raise ConfigError(
-                f"{section}.microbatches = {number} is more than data.batch_size = {config.data.batch_size}"
-            )
+    if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
+        raise ConfigError(
+            f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
+        )
     if config.data.copies > 1 and not config.data.augment:
         raise ConfigError(
             f"data.copies = {config.data.copies}: copies are crops and flips, and data.augment = false allows none; "
@@ -61,10 +60,6 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         )
     if config.method.frozen and not method.parallel:
         raise ConfigError(f"method.frozen is a control of parallel epochs; {method.name} has none")
-    if config.method.options.get("downsample") == 2 and config.model.name == "mlp":
-        raise ConfigError(
-            "method.downsample = 2 halves height and width of feature maps; the mlp passes vectors. Use downsample = 1"
-        )
     _check_method(config, method)
 
 
@@ -137,42 +132,4 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f'data.last_batch = "drop": {method.name} keeps variables of every sample, and each must be visited; set '
             'data.last_batch = "join"'
         )
-    if method.augments and config.method.options.get("refresh_every"):
-        raise ConfigError(
-            f"method.refresh_every = {config.method.options['refresh_every']}: {method.name} keeps no variables that "
-            "could be refreshed; leave it out"
-        )
-    _check_corrections(config)
-    grow = config.method.options.get("grow")
-    if grow and (list(grow) != sorted(set(grow)) or grow[-1] != config.model.depth):
-        raise ConfigError(
-            f"method.grow = {list(grow)} must be increasing and end with model.depth = {config.model.depth}, "
-            "the number of hidden layers"
-        )
-    if grow and config.schedule.warmup:
-        raise ConfigError(
-            f"schedule.warmup = {config.schedule.warmup}: exact epochs would train the layers that method.grow adds "
-            "later as the identity; set schedule.warmup = 0, or leave method.grow out"
-        )
-
-
-def _check_corrections(config: Config) -> None:
-    """Raise ConfigError for corrections of delayed gradients that the weights or the optimizer do not allow."""
-    options, optim = config.method.options, config.optim
-    weights = options.get("weights")
-    if options.get("predict") and weights == "stale":
-        raise ConfigError(
-            'method.predict = true: with method.weights = "stale" the forward pass has no weights of its own that '
-            'could be predicted; take "stash" or "replay"'
-        )
-    for name in ("predict", "spike"):
-        if options.get(name) and not (optim.name == "sgd" and 0 < optim.momentum < 1):
-            raise ConfigError(
-                f'method.{name} = true follows the momentum of sgd; optim.name = "{optim.name}", '
-                f"optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or leave {name} out"
-            )
-    if options.get("compensation") and weights != "stash":
-        raise ConfigError(
-            f"method.compensation = {options['compensation']:g} corrects stashed gradients, method.weights is "
-            f'"{weights}"; take "stash", or compensation = 0'
-        )
+    check_rules(config, method)

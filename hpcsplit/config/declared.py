@@ -17,14 +17,20 @@ METHODS_DIR = Path(__file__).parent.parent / "methods"
 
 
 @dataclass(frozen=True)
-class DeclaredMethod:
-    """What a class decorated with `@method(...)` says about itself; see methods/contract.py."""
+class Facts:
+    """What `@method("name", …)` says of a class (methods/contract.py).
 
-    name: str
-    module: str
-    class_name: str
-    summary: str
-    options: tuple[Option, ...]
+    Attributes:
+        parallel: False says that its every epoch is exact back-propagation.
+        full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
+            variables go on from iteration to iteration, so exact epochs can only come before all of them.
+        one_batch: a step needs all samples together.
+        augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
+        images: every stage computes with the images in parallel epochs, not only the first one.
+        network: the only `model.name` that it trains, or "".
+        stages: the largest number of stages; 0 has no limit.
+    """
+
     parallel: bool = True
     full_batch: bool = False
     one_batch: bool = False
@@ -32,6 +38,17 @@ class DeclaredMethod:
     images: bool = False
     network: str = ""
     stages: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredMethod(Facts):
+    """A decorated class as its file declares it."""
+
+    name: str
+    module: str
+    class_name: str
+    summary: str
+    options: tuple[Option, ...]
 
 
 @cache
@@ -57,9 +74,14 @@ def declared_methods() -> dict[str, DeclaredMethod]:
             if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
                 name = ast.literal_eval(mark.args[0])
                 facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
-                summary = (ast.get_docstring(node) or name).splitlines()[0]
-                module = f"hpcsplit.methods.{stem}"
-                found[name] = DeclaredMethod(name, module, node.name, summary, options_of(node.name), **facts)
+                found[name] = DeclaredMethod(
+                    name=name,
+                    module=f"hpcsplit.methods.{stem}",
+                    class_name=node.name,
+                    summary=(ast.get_docstring(node) or name).splitlines()[0],
+                    options=options_of(node.name),
+                    **facts,
+                )
     return found
 
 

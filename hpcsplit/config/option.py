@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,13 @@ Value = int | float | str | bool | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A configuration key; `kind` is the annotation it was declared with, as text."""
+    """A configuration key.
+
+    Attributes:
+        kind: the annotation that it was declared with, as text.
+        refused_if: conditions on other keys under which no value but the default is taken, with the sentence that says
+            so (rules.py).
+    """
 
     name: str
     kind: str
@@ -27,6 +34,7 @@ class Option:
     low: float | None = None
     above: float | None = None
     high: float | None = None
+    refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, text: str) -> Any:
         """The value that a word of the command line means: a TOML value, or what people write for one."""
@@ -149,10 +157,11 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    refused_if: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a dataclass field as a configuration key.  All arguments are literals: method files are read, not run."""
-    metadata = {"doc": doc, "unit": unit, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
+    limits = {"unit": unit, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata={"doc": doc, **limits, "refused_if": refused_if or {}})
 
 
 def options_of(section: type) -> tuple[Option, ...]:

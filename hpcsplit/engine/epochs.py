@@ -21,8 +21,9 @@ import torch
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.device import upload
-from hpcsplit.methods.contract import Step, Tally, TrainingMethod, Variable
+from hpcsplit.methods.contract import InFlight, Iterates, Step, Tally, Variable, sweeps
 from hpcsplit.schedule.actions import Train
+from hpcsplit.store.store import Store
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
 
@@ -34,36 +35,21 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
     to pause, 0 at the epoch's end."""
     job.stage.set_lr(job.learning_rate(action.epoch))
     job.stage.blocks.train()
-    if action.phase == "serial":
-        return (yield from _serial(job, action, total))
-    return (yield from _parallel(job, action, job.method.at(action.parallel_epochs), total))
-
-
-def _serial(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
-    order = job.epoch_batches(action.epoch)
-    loop = _Loop(job, action, len(order), total, action.first_step)
-    for step in range(action.first_step, len(order)):
-        loop.enter(step)
-        batch = job.batch(order[step], epoch=action.epoch, augment=job.augments("serial"))
-        result = yield from job.exact.step(job.stage, {}, batch)
-        loop.leave(step, result.tally)
-        if (yield from loop.pauses(step)):
-            return step + 1
-    return 0
-
-
-def _parallel(job: Job, action: Train, method: TrainingMethod, total: Tally) -> Generator[Verb, Any, int]:
-    sweeps, order = method.sweeps(), job.epoch_batches(action.epoch, parallel=True)
+    method, parallel = job.method.at(action.parallel_epochs), action.phase == "parallel"
+    order = job.epoch_batches(action.epoch, parallel=parallel)
+    passes = sweeps(method) if parallel else (job.exact.step,)
     begun, first = divmod(action.first_step, len(order))
-    for number in range(begun, len(sweeps)):
+    for number in range(begun, len(passes)):
         if not first:
             total.samples = 0  # every sweep visits the same ones
-        last = number + 1 == len(sweeps)
-        if paused := (yield from _sweep(job, action, order, sweeps[number], total, first, last=last)):
+        last = number + 1 == len(passes)
+        if paused := (yield from _sweep(job, action, order, passes[number], total, first, last=last)):
             return number * len(order) + paused
         first = 0
-    yield from method.drain(job.stage, goes_on=action.goes_on)
-    total.terms |= method.close(job.stage)
+    if parallel and isinstance(method, InFlight):
+        yield from method.drain(job.stage, goes_on=action.goes_on)
+    if parallel and isinstance(method, Iterates):
+        total.terms |= method.close(job.stage)
     return 0
 
 
@@ -77,38 +63,42 @@ def _sweep(
     *,
     last: bool,
 ) -> Generator[Verb, Any, int]:
-    """One pass over the mini-batches from number `first` on; the last one of an epoch writes the new rows."""
-    loop = _Loop(job, action, len(order), total, first)
-    if job.store:
-        job.store.start(order, first=first, write=last)
-    upcoming = yield from _fetch(job, first)
+    """One pass over the mini-batches from number `first` on; the last one of a parallel epoch writes the new rows."""
+    loop, parallel = _Loop(job, action, len(order), total, first), action.phase == "parallel"
+    store, copies = job.store if parallel else None, Rows()
+    if store:
+        store.start(order, first=first, write=last)
+    upcoming = yield from _fetch(job, store, first)
     for step in range(first, len(order)):
         loop.enter(step)
         rows = upcoming
         if step + 1 < len(order):
-            upcoming = yield from _fetch(job, step + 1)
-        copies = yield from receive_copies(job, len(order[step]), step)
-        batch = job.batch(order[step], phase="parallel", epoch=action.epoch, augment=job.augments("parallel"))
+            upcoming = yield from _fetch(job, store, step + 1)
+        if parallel:
+            copies = yield from receive_copies(job, len(order[step]), step)
+        batch = job.batch(order[step], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
         result = yield from method_step(job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
-        if job.store and last:
-            job.store.write(step, result.aux)
+        if store and last:
+            store.write(step, result.aux)
         if (yield from loop.pauses(step)):
-            yield from job.method.settle(job.stage)
-            yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
-            if job.store:
-                job.store.pause(action.epoch)
+            if parallel and isinstance(job.method, InFlight):
+                yield from job.method.settle(job.stage)
+            if parallel:
+                yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
+            if store:
+                store.pause(action.epoch)
             return step + 1
-    if job.store:
-        job.store.finish(action.epoch)
+    if store:
+        store.finish(action.epoch)
     return 0
 
 
-def _fetch(job: Job, step: int) -> Generator[Verb, Any, Rows]:
+def _fetch(job: Job, store: Store | None, step: int) -> Generator[Verb, Any, Rows]:
     """Read the rows of a batch and send the neighbours their copies."""
     rows: Rows = {}
-    if job.store:
-        rows = {name: upload(t, job.stage.device) for name, t in job.store.read(step).items()}
+    if store:
+        rows = {name: upload(t, job.stage.device) for name, t in store.read(step).items()}
         yield from send_copies(job, rows, step)
     return rows
 
@@ -184,8 +174,10 @@ class _Loop:
         for term, value in tally.terms.items():
             if not math.isfinite(value):
                 place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {self.job.stage.index}"
-                raise NumericalError(
-                    f"{term} = {value} in {place}: training has diverged. Lower optim.lr or method.beta, set "
-                    "optim.clip; the last checkpoint is whole"
-                )
+                raise diverged(f"{term} = {value} in {place}", "Lower optim.lr or method.beta, set optim.clip")
         self.total.add(tally)
+
+
+def diverged(what: str, cure: str = "Lower optim.lr, or set optim.clip") -> NumericalError:
+    """What to raise where a number is none any more."""
+    return NumericalError(f"{what}: training has diverged. {cure}; the last checkpoint is whole")

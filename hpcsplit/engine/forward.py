@@ -11,7 +11,7 @@ import torch
 from hpcsplit.engine.job import Job
 from hpcsplit.schedule.actions import Refresh
 from hpcsplit.tasks.task import Samples
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+from hpcsplit.wire.port import NEXT, PREV, Send, Verb
 
 Visit = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor], None]
 
@@ -29,7 +29,7 @@ def forward_pass(
         if stage.first:
             x = (job.train if source is None else source).images(ids, augment=augment)
         else:
-            x = yield Recv(PREV, "forward", (len(ids), *stage.in_shape), stage.dtype, step)
+            x = yield stage.receive(PREV, "forward", len(ids), step)
         y = stage.infer(x)
         if not stage.last:
             yield Send(NEXT, "forward", y, step)

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcsplit.data.order import batches, epoch_order
-from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables
+from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.auto import Seen
@@ -56,27 +56,12 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
     )
 
 
-class Observer(Protocol):
-    """What a rank tells the outside world; all but rank 0 use the silent one below.
+class Observer:
+    """What a rank tells the outside world; this one, of all ranks but rank 0, keeps everything to itself.
 
     Attributes:
         past: the records of the finished epochs.
     """
-
-    @property
-    def past(self) -> Sequence[EpochRecord]: ...
-
-    def say(self, text: str) -> None: ...
-
-    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None: ...
-
-    def resumed(self, first_epoch: int) -> None: ...
-
-    def epoch_done(self, record: EpochRecord) -> None: ...
-
-
-class Silent:
-    """An observer that keeps everything to itself."""
 
     past: Sequence[EpochRecord] = ()
 
@@ -151,7 +136,7 @@ class Job:
     validation: Samples | None = None
     validation_size: int = 0
     batch_norm: bool = True  # whether any stage has BatchNorm statistics
-    observer: Observer = field(default_factory=Silent)
+    observer: Observer = field(default_factory=Observer)
     stop_reason: Callable[[], str | None] = lambda: None
     saved_at: float = field(default_factory=time.monotonic)
     choose: Choose | None = None
@@ -176,14 +161,14 @@ class Job:
 
     def augments(self, phase: Phase) -> bool:
         """Whether the images of such an epoch are cropped and flipped."""
-        return self.augment and (phase == "serial" or self.method.augments)
+        return self.augment and (phase == "serial" or self.method.facts.augments)
 
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> Sequence[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
-        as_they_are = parallel and self.method.full_batch
+        as_they_are = parallel and self.method.facts.full_batch
         order = np.arange(self.train_size) if as_they_are else epoch_order(self.seed, epoch, self.train_size)
         dealt = batches(order, self.batch_size, self.last_batch)
-        return self.method.visiting_order(dealt) if parallel else dealt
+        return visits(self.method, dealt) if parallel else dealt
 
     def measured(self) -> list[np.ndarray]:
         """Mini-batches to measure something on, the same ones after every epoch."""
@@ -197,7 +182,7 @@ class Job:
 
     def batch(self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False) -> Batch:
         """The mini-batch of training samples as this stage sees it in such an epoch."""
-        sees = self.stage.first or (phase == "parallel" and self.method.images)
+        sees = self.stage.first or (phase == "parallel" and self.method.facts.images)
         return Batch(
             ids,
             len(ids),

@@ -13,7 +13,7 @@ mini-batch are in the stage's `carry`, so that a run which is continued there, w
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,13 @@ import torch
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import Aux, TrainingMethod
+from hpcsplit.methods.contract import Aux, Compared, Makes, Uses
 from hpcsplit.schedule.actions import Train
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
+from hpcsplit.wire.port import NEXT, PREV, Send, Verb
 
-_ROWS = "stage/probe."
-_EPOCH = f"{_ROWS}epoch"  # the parallel epoch that has left them; on every stage or on none
+_EPOCH = "epoch"  # the parallel epoch that has left them; on every stage or on none
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
         piece = slices(len(last), method.microbatches)[-1]  # BatchNorm normalises over it
         batch = job.batch(last[piece], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
 
-    x = batch.x if stage.first else (yield Recv(PREV, "probe", (batch.size, *stage.in_shape), stage.dtype))
+    x = batch.x if stage.first else (yield stage.receive(PREV, "probe", batch.size))
     x = x.requires_grad_()
     y = _forward(stage, x)
     if not stage.last:
         yield Send(NEXT, "probe", y.detach())
-    exact = _at_output(stage, y, batch.y) if stage.last else (yield Recv(NEXT, "probe_g", tuple(y.shape), stage.dtype))
+    exact = _at_output(stage, y, batch.y) if stage.last else (yield stage.receive(NEXT, "probe_g", batch.size))
     if not stage.first:
         (g,) = torch.autograd.grad(y, x, exact)
         yield Send(PREV, "probe_g", g)
@@ -73,30 +72,26 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
             yield from send_copies(job, rows, 0)
             aux = rows | (yield from receive_copies(job, batch.size, 0))
     elif action.phase == "parallel":
-        aux = yield from method.made(stage, batch)
-    if not aux and (used := method.used(stage)):
+        aux = (yield from method.made(stage, batch)) if isinstance(method, Makes) else {}
+    if not aux and isinstance(method, Uses) and (used := method.used(stage)):
         return _compare_used(*used, y.detach(), exact)
     if stage.last or not aux:
         return result
+    assert isinstance(method, Compared)  # as the decorator has seen to
     return _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float())
 
 
 def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
     """This stage's variables of these samples; None, on every stage, where no epoch has been parallel."""
-    carry = job.stage.carry
+    kept = job.stage.carry.stage.below("probe.")
     if action.phase == "serial":
-        return _kept(carry) if _EPOCH in carry else None
+        return {name: t for name, t in kept.items() if name != _EPOCH} if _EPOCH in kept else None
     rows = job.store.peek(ids) if job.store else {}
     rows = {name: t.to(job.stage.device) for name, t in rows.items()}
-    for name in [name for name in carry if name.startswith(_ROWS)]:
-        del carry[name]
+    kept.clear()
     if not (action.goes_on or action.last):
-        carry |= {f"{_ROWS}{name}": t for name, t in rows.items()} | {_EPOCH: torch.tensor(action.epoch)}
+        kept.update(rows, epoch=torch.tensor(action.epoch))
     return rows
-
-
-def _kept(carry: Mapping[str, torch.Tensor]) -> Rows:
-    return {name.removeprefix(_ROWS): t for name, t in carry.items() if name.startswith(_ROWS) and name != _EPOCH}
 
 
 def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +105,7 @@ def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 def _compare(
-    stage: Stage, method: TrainingMethod, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
+    stage: Stage, method: Compared, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():

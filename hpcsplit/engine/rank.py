@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
-from hpcsplit.engine.epochs import copied_bytes, train_epoch
+from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
-from hpcsplit.engine.probe import probe
+from hpcsplit.engine.probe import Signals, probe
 from hpcsplit.engine.resume import Start, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.memory import peak_resident_bytes
-from hpcsplit.methods.contract import Tally
+from hpcsplit.methods.contract import Iterates
 from hpcsplit.run.records import EpochRecord, StageRecord
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
-from hpcsplit.wire.port import Meter, Share, Verb
+from hpcsplit.wire.port import Meter, Share, Traffic, Verb
 
 log = logging.getLogger("hpcsplit")
 
@@ -90,119 +92,132 @@ def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None
 def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Trained]:
     """Train; at the epoch's end evaluate, probe, and let rank 0 put the record together."""
     sums = state.epoch
-    began = time.perf_counter()
-    before = asdict((yield Meter()))
-    io_before = job.store.io_wait_s if job.store else 0.0
-    paused = yield from train_epoch(job, action, sums.tally)
-    after = asdict((yield Meter()))
-    sums.add_seconds(
-        train=time.perf_counter() - began,
-        exposed=after["exposed_s"] - before["exposed_s"],
-        imbalance=after["imbalance_s"] - before["imbalance_s"],
-        turn=after["turn_s"] - before["turn_s"],
-        io=(job.store.io_wait_s if job.store else 0.0) - io_before,
-        refresh=state.refresh_s,
-        save=state.save_s,  # of the checkpoint before it
-    )
-    sums.sent_bytes += sum(after[key] - before[key] for key in ("sent_bytes_prev", "sent_bytes_next"))
-    state.refresh_s = state.save_s = 0.0
-    if paused:
+    if paused := (yield from _train(job, action, state)):
         sums.sent_bytes -= copied_bytes(job, action, paused)
         stops = yield Share(bool(job.stop_reason()))
         return Trained(paused, any(stops))
     state.epoch = EpochSums()
-    tally, seconds = sums.tally, sums.seconds
     evaluation_began = time.perf_counter()
 
     scores = NOT_EVALUATED
     if job.evaluated(action.epoch):
         scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or action.last)
     if not all(loss is None or math.isfinite(loss) for loss in scores.losses):
-        raise NumericalError(
-            f"the loss of the whole network is {scores.loss} after epoch {action.epoch + 1} ({action.phase}): "
-            "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
-        ).on_all_ranks()
+        raise diverged(f"the loss of the whole network is {scores.loss} after {_named(action)}").on_all_ranks()
     signals = yield from probe(job, action)
     bound = None
     if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)
-    violation_next = signals.violation_next
-    if action.phase == "parallel" and tally.aux_sq:
-        violation_next = math.sqrt(tally.gap_sq / tally.aux_sq)
-    exact = action.phase == "serial"
-    report = {
-        "stage": {
-            "stage": job.rank,
-            "label_signal": 1.0 if exact else signals.label_signal,
-            "label_ratio": 1.0 if exact else signals.label_ratio,
-            "penalty_signal": signals.penalty_signal,
-            "compute_s": seconds["turn"]
-            or seconds["train"] - seconds["exposed"] - seconds["imbalance"] - seconds["io"],
-            "exposed_comm_s": seconds["exposed"],
-            "exposed_io_s": seconds["io"],
-            "imbalance_s": seconds["imbalance"],
-            "sent_bytes": sums.sent_bytes,
-            "peak_rss_bytes": peak_resident_bytes(),
-        },
-        "violation_next": violation_next,
-        "train_s": seconds["train"],
-        "refresh_s": seconds["refresh"],
-        "stop": bool(job.stop_reason()),
-        "aux_loss": _loss_through_variables(job, action, tally),
-        "terms": {name: value / tally.samples for name, value in tally.terms.items()},
-        "digests": tensor_digests(job.stage.state()),
-        "finite": job.stage.finite(),
-    }
-    reports = yield Share(report)
-    if broken := [str(r["stage"]["stage"]) for r in reports if not r["finite"]]:
-        raise NumericalError(
-            f"weights of stage {', '.join(broken)} are not finite after epoch {action.epoch + 1} ({action.phase}): "
-            "training has diverged. Lower optim.lr, or set optim.clip; the last checkpoint is whole"
-        ).on_all_ranks()
+    mine = _report(job, action, sums, signals)
+    reports = msgspec.convert((yield Share(asdict(mine))), list[StageReport])
+    if broken := [str(report.stage.stage) for report in reports if not report.finite]:
+        raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()
+    seconds = sums.seconds
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
-    terms = _added_up([r["terms"] for r in reports])
-    if action.phase == "parallel" and (sentence := job.method.verdict(job.stage, terms)):
-        raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
-    trained = Trained(0, any(r["stop"] for r in reports))
-    if job.rank != 0:
-        return trained
-    train_s = max(r["train_s"] for r in reports)
-    violations = [0.0, *(r["violation_next"] for r in reports[:-1])]
-    job.observer.epoch_done(
-        EpochRecord(
-            epoch=action.epoch,
-            phase=action.phase,
-            loss=scores.loss,
-            test_loss=scores.test_loss,
-            train_accuracy=scores.train_accuracy,
-            test_accuracy=scores.test_accuracy,
-            test_accuracy_bn=scores.test_accuracy_bn,
-            validation_loss=scores.validation_loss,
-            validation_accuracy=scores.validation_accuracy,
-            wall_s=wall_s,
-            train_s=train_s,
-            refresh_s=max(r["refresh_s"] for r in reports),
-            checkpoint_s=seconds["save"],
-            samples_per_s=tally.samples / train_s,
-            aux_loss=reports[-1]["aux_loss"],
-            theorem=asdict(bound) if bound else None,
-            terms=terms if action.phase == "parallel" else None,
-            lr=job.learning_rate(action.epoch),
-            beta=getattr(job.method.at(action.parallel_epochs), "beta", None) if not exact else None,
-            weights_sha256=weights_sha256(r["digests"] for r in reports),
-            stages=tuple(StageRecord(**r["stage"], violation=v) for r, v in zip(reports, violations, strict=True)),
-            recomputed=action.recomputed,
-        )
+    record = EpochRecord(
+        epoch=action.epoch,
+        phase=action.phase,
+        **asdict(scores),
+        wall_s=wall_s,
+        checkpoint_s=seconds["save"],
+        theorem=asdict(bound) if bound else None,
+        lr=job.learning_rate(action.epoch),
+        beta=job.method.at(action.parallel_epochs).beta if action.phase == "parallel" else None,
+        recomputed=action.recomputed,
     )
-    return trained
+    record = merged(record, reports, sums.tally.samples)
+    judge = job.method.verdict if isinstance(job.method, Iterates) else lambda stage, terms: None
+    if record.terms is not None and (sentence := judge(job.stage, record.terms)):
+        raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
+    if job.rank == 0:
+        job.observer.epoch_done(record)
+    return Trained(0, any(report.stop for report in reports))
 
 
-def _added_up(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in {n: 0 for part in parts for n in part}}
+def _train(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, int]:
+    """Train, and add to the epoch's sums what was counted meanwhile; the step after which it pauses, or 0."""
+    sums, began = state.epoch, time.perf_counter()
+    before: Traffic = replace((yield Meter()))  # as it is now
+    io_before = job.store.io_wait_s if job.store else 0.0
+    paused = yield from train_epoch(job, action, sums.tally)
+    after: Traffic = yield Meter()
+    sums.add_seconds(
+        train=time.perf_counter() - began,
+        exposed=after.exposed_s - before.exposed_s,
+        imbalance=after.imbalance_s - before.imbalance_s,
+        turn=after.turn_s - before.turn_s,
+        io=(job.store.io_wait_s if job.store else 0.0) - io_before,
+        refresh=state.refresh_s,
+        save=state.save_s,  # of the checkpoint before it
+    )
+    sums.sent_bytes += after.sent_bytes - before.sent_bytes
+    state.refresh_s = state.save_s = 0.0
+    return paused
 
 
-def _loss_through_variables(job: Job, action: Train, tally: Tally) -> float | None:
-    """φ of the last stage on its own λ: the label leaks through λ, so this is not the loss of the network."""
-    if action.phase == "serial" or not job.stage.last or not job.has_variables:
-        return None
-    return tally.terms["phi"] / tally.samples if "phi" in tally.terms else None
+@dataclass(frozen=True)
+class StageReport:
+    """What a rank tells the others of its stage at the end of an epoch; `violation_next` is that of the boundary behind
+    it, `aux_loss` the last stage's φ on its own λ, `terms` are means over the samples."""
+
+    stage: StageRecord
+    violation_next: float | None
+    train_s: float
+    refresh_s: float
+    stop: bool
+    aux_loss: float | None
+    terms: dict[str, float]
+    digests: list[tuple[str, str]]
+    finite: bool
+
+
+def _report(job: Job, action: Train, sums: EpochSums, signals: Signals) -> StageReport:
+    exact, tally, seconds = action.phase == "serial", sums.tally, sums.seconds
+    violation = signals.violation_next if exact or not tally.aux_sq else math.sqrt(tally.gap_sq / tally.aux_sq)
+    terms = {name: value / tally.samples for name, value in tally.terms.items()}
+    waited = seconds["exposed"] + seconds["imbalance"] + seconds["io"]
+    return StageReport(
+        stage=StageRecord(
+            stage=job.rank,
+            label_signal=1.0 if exact else signals.label_signal,
+            label_ratio=1.0 if exact else signals.label_ratio,
+            penalty_signal=signals.penalty_signal,
+            compute_s=seconds["turn"] or seconds["train"] - waited,
+            exposed_comm_s=seconds["exposed"],
+            exposed_io_s=seconds["io"],
+            imbalance_s=seconds["imbalance"],
+            sent_bytes=sums.sent_bytes,
+            peak_rss_bytes=peak_resident_bytes(),
+        ),
+        violation_next=violation,
+        train_s=seconds["train"],
+        refresh_s=seconds["refresh"],
+        stop=bool(job.stop_reason()),
+        # the label leaks through λ, so this is not the loss of the network
+        aux_loss=terms.get("phi") if not exact and job.stage.last and job.has_variables else None,
+        terms=terms,
+        digests=tensor_digests(job.stage.state()),
+        finite=job.stage.finite(),
+    )
+
+
+def merged(record: EpochRecord, reports: Sequence[StageReport], samples: int) -> EpochRecord:
+    """The record with what the stages have reported of so many samples."""
+    names = dict.fromkeys(name for report in reports for name in report.terms)
+    terms = {name: math.fsum(report.terms.get(name, 0.0) for report in reports) for name in names}
+    train_s = max(report.train_s for report in reports)
+    violations = [0.0, *(report.violation_next for report in reports[:-1])]
+    return replace(
+        record,
+        train_s=train_s,
+        refresh_s=max(report.refresh_s for report in reports),
+        samples_per_s=samples / train_s,
+        aux_loss=reports[-1].aux_loss,
+        terms=terms if record.phase == "parallel" else None,
+        weights_sha256=weights_sha256(report.digests for report in reports),
+        stages=tuple(replace(r.stage, violation=v) for r, v in zip(reports, violations, strict=True)),
+    )
+
+
+def _named(action: Train) -> str:
+    return f"epoch {action.epoch + 1} ({action.phase})"

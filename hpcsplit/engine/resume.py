@@ -7,7 +7,6 @@ need from the files that have it.  Variables at a boundary that is new are compu
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from hpcsplit.files.hdf5 import Stored
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
+from hpcsplit.stage.carry import block_of, of_cuts
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.store import Store
@@ -65,43 +65,44 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         CheckpointError: the newest checkpoint is damaged or belongs to another run; the same on every rank.
     """
     job.where = "resume"
-    found, error = _attempt(lambda: newest(job.checkpoints, job.identity)) if job.rank == 0 else (None, "")
-    verdict, *_ = yield Share({"error": error, "found": found and (str(found[0]), vars(found[1]))})
-    _agree([verdict])
-    if verdict["found"] is None:
+    _, (known, *_) = yield from _all_learn(
+        lambda: newest(job.checkpoints, job.identity) if job.rank == 0 else None,
+        lambda newest: newest and (str(newest[0]), vars(newest[1])),
+    )
+    if known is None:
         return Start()
 
-    folder, saved = Path(verdict["found"][0]), Manifest(**verdict["found"][1])
+    folder, saved = Path(known[0]), Manifest(**known[1])
     recut = tuple(saved.cuts) != job.identity.cuts
-    loaded, error = _attempt(lambda: _load(job, folder, saved, recut))
-    sums, left_out = loaded or (None, False)
-    verdicts = yield Share({"error": error, "left_out": left_out})
-    _agree(verdicts)
-    assert sums is not None
+    (sums, _), left_out = yield from _all_learn(lambda: _load(job, folder, saved, recut), lambda loaded: loaded[1])
     within = f"step {saved.step} of epoch {saved.epochs_done + 1}" if saved.step else f"epoch {saved.epochs_done}"
     job.observer.say(f"continuing after {within} from {folder}")
     if note := said_of(_code_change(saved, job.identity), folder.name):
         job.observer.say(note)
     if recut:
         job.observer.say(f"the stages were cut at {saved.cuts} and are cut at {list(job.identity.cuts)} now")
-        if any(each["left_out"] for each in verdicts):
+        if any(left_out):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
     aux = yield from _auxiliary(job, folder, saved, recut)
     return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
 
-def _attempt(action: Callable[[], T]) -> tuple[T | None, str]:
-    """The value of a call, or the sentence it failed with: what one rank finds out, all must know."""
+def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Verb, Any, tuple[T, list[Any]]]:
+    """What this rank finds out, and what each rank says of it, by rank: JSON values.
+
+    Raises:
+        CheckpointError: a rank has failed; the same on every rank.
+    """
     try:
-        return action(), ""
+        mine = find()
+        report = {"error": "", "said": said(mine)}
     except HpcsplitError as error:
-        return None, str(error)
-
-
-def _agree(verdicts: Sequence[Mapping[str, Any]]) -> None:
-    for verdict in verdicts:
-        if verdict["error"]:
-            raise CheckpointError(verdict["error"]).on_all_ranks()
+        report = {"error": str(error)}
+    reports = yield Share(report)
+    for each in reports:
+        if each["error"]:
+            raise CheckpointError(each["error"]).on_all_ranks()
+    return mine, [each["said"] for each in reports]
 
 
 # ------------------------------------------------------------------------------------------------ which checkpoint
@@ -162,11 +163,9 @@ def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSu
             continue
         stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
         everything = blocks.issuperset(theirs)
-        wanted = [key for key in stored.headers if everything or _belongs(key, stage)]
-        if recut:
-            stays = [key for key in wanted if not key.startswith("carry/stage/")]
-            left_out = left_out or any(key.startswith("carry/stage/") for key in stored.headers)
-            wanted = stays
+        lost = {key for key in stored.headers if recut and of_cuts(key.removeprefix("carry/"))}
+        wanted = [key for key in stored.headers if key not in lost and (everything or _belongs(key, stage))]
+        left_out = left_out or bool(lost)
         check_headers(stage, {key: stored.headers[key] for key in wanted})
         tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
@@ -186,10 +185,9 @@ def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
 def _belongs(key: str, stage: Stage) -> bool:
     """Whether a tensor of a checkpoint (checkpoint/state.py) is one of this stage's."""
     kind, _, name = key.partition("/")
-    first = name.partition(".")[0]
     if kind == "carry":
-        return not re.fullmatch(r"\d+", first) or int(first) in stage.block_numbers
-    return first in dict(stage.blocks.named_children())
+        return block_of(name) in (None, *stage.block_numbers)
+    return name.partition(".")[0] in dict(stage.blocks.named_children())
 
 
 # ------------------------------------------------------------------------------------------------ auxiliary variables

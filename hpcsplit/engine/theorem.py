@@ -27,10 +27,10 @@ from typing import Any
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.contract import Compared, TrainingMethod
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Share, Verb
+from hpcsplit.wire.port import NEXT, PREV, Send, Share, Verb
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
     """All stages start from their own input at once; the exact pass goes through them while constants are estimated."""
     stage, ids = job.stage, job.measured()[0]
     batch = job.batch(ids)
-    shape = (batch.size, *stage.in_shape)
     rows = {name: t.to(stage.device) for name, t in (job.store.peek(ids) if job.store else {}).items()}
     yield from send_copies(job, rows, 0)
     copies = yield from receive_copies(job, batch.size, 0)
 
+    assert isinstance(method, Compared)  # it keeps variables
     p = batch.x if stage.first else method.local_input(stage, rows | copies)
     f = exact = stage.infer(p)
     if not stage.last:
@@ -99,10 +99,10 @@ def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
     if stage.first:
         yield Send(NEXT, "exact", exact)
         return _Part()
-    f_prev = yield Recv(PREV, "split", shape, stage.dtype)
+    f_prev = yield stage.receive(PREV, "split", batch.size)
     residual = (p.double() - f_prev.double()).flatten(1).norm(dim=1).tolist()
     constant, missing = _constant(stage)
-    exact = stage.infer((yield Recv(PREV, "exact", shape, stage.dtype)))
+    exact = stage.infer((yield stage.receive(PREV, "exact", batch.size)))
     if not stage.last:
         yield Send(NEXT, "exact", exact)
         return _Part(residual, constant, missing)

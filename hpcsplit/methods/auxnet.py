@@ -36,21 +36,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    method,
-)
-from hpcsplit.methods.passing import Passing
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, method
+from hpcsplit.methods.penalty import Passing
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 MOMENTUM = 0.9
-_WEIGHTS, _MOMENTA, _STEPS = "stage/auxnet/w/", "stage/auxnet/v/", "stage/auxnet/steps"
 
 
 @method("auxnet", augments=True, images=True)
@@ -63,8 +56,9 @@ class AuxNet(Passing):
     aux_warmup: int = option(100, "first steps in which only the auxiliary networks learn", unit="steps", low=0)
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        steps = int(stage.carry.get(_STEPS, torch.zeros(()))) + 1
-        stage.carry[_STEPS] = torch.tensor(steps)
+        kept = stage.carry.stage.below("auxnet/")
+        steps = int(kept.get("steps", torch.zeros(()))) + 1
+        kept["steps"] = torch.tensor(steps)
         made = {} if stage.first else self._make(stage, batch.x)
         aux = yield from self.passed_on(stage, batch.size, made)
         if steps <= self.aux_warmup and stage.count > 1:
@@ -91,15 +85,14 @@ class AuxNet(Passing):
             yield Send(NEXT, "x", average(x, self.downsample))
         if stage.first:
             return StepResult(tally)
-        x_prev = yield Recv(PREV, "x", tuple(aux["lam"].shape), stage.wide)
-        targets = (x_prev, torch.zeros_like(x_prev))
-        return StepResult(tally, dict(zip(self.names, targets, strict=False)))
+        x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
+        return StepResult(tally, self.begun(x_prev))
 
     def _net(self, stage: Stage, images: torch.Tensor) -> nn.Module:
         """The network without weights; its first weights go into the carry."""
         boundary = cells(stage.in_shape, self.downsample)
         net = auxiliary_network(tuple(images.shape[1:]), boundary, self.aux_width, len(self.names))
-        if not any(name.startswith(_WEIGHTS) for name in stage.carry):
+        if not (weights := _weights(stage)):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stage.place.first_block)
                 fresh = copy.deepcopy(net).to_empty(device="cpu")
@@ -107,27 +100,28 @@ class AuxNet(Passing):
                     if callable(reset := getattr(layer, "reset_parameters", None)):
                         reset()
                 for name, p in fresh.named_parameters():
-                    stage.carry[_WEIGHTS + name] = p.detach().to(stage.device, stage.wide, copy=True)
+                    weights[name] = p.detach().to(stage.device, stage.wide, copy=True)
         return net
 
     def _make(self, stage: Stage, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each."""
         net = self._net(stage, images)
-        weights = {
-            name: stage.carry[_WEIGHTS + name].requires_grad_(torch.is_grad_enabled())
-            for name, _ in net.named_parameters()
-        }
+        weights = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in _weights(stage).items()}
         values = functional_call(net, weights, (images.to(stage.wide),))
         return dict(zip(self.names, values.chunk(len(self.names), dim=1), strict=True))
 
     def _learn(self, stage: Stage, made: dict[str, torch.Tensor], new: Aux) -> None:
         """One step of SGD with momentum towards the corrected variables."""
         loss = torch.stack([F.mse_loss(made[name], new[name].detach()) for name in made]).sum()
-        weights = {name: w for name, w in stage.carry.items() if name.startswith(_WEIGHTS)}
-        for (name, w), slope in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
-            key = _MOMENTA + name.removeprefix(_WEIGHTS)
-            stage.carry[key] = MOMENTUM * stage.carry.get(key, torch.zeros_like(slope)) + slope
-            stage.carry[name] = w.detach() - self.aux_lr * stage.lr * stage.carry[key]
+        weights, momenta = _weights(stage), stage.carry.stage.below("auxnet/v/")
+        for name, slope in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            momenta[name] = MOMENTUM * momenta.get(name, torch.zeros_like(slope)) + slope
+            weights[name] = weights[name].detach() - self.aux_lr * stage.lr * momenta[name]
+
+
+def _weights(stage: Stage) -> Carry:
+    """Those of the auxiliary network."""
+    return stage.carry.stage.below("auxnet/w/")
 
 
 @cache

@@ -21,20 +21,11 @@ from typing import NamedTuple
 
 import torch
 
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.schedule.timetable import Order, Work, slices, timetable
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 
 @method("backprop", parallel=False)
@@ -58,12 +49,12 @@ class Backprop(TrainingMethod):
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
+            size = piece.stop - piece.start
             if work.kind == "F":
                 if stage.first:
                     x = batch.x[piece]
                 else:
-                    shape = (piece.stop - piece.start, *stage.in_shape)
-                    x = (yield Recv(PREV, "x", shape, stage.dtype, m)).requires_grad_()
+                    x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
                 y = stage.forward(x) if keep else stage.infer(x)
                 flight[m] = _InFlight(x, y if keep else None, stage.passes)
@@ -74,8 +65,7 @@ class Backprop(TrainingMethod):
             if stage.last:
                 _descend(stage, _output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
             else:
-                shape = (piece.stop - piece.start, *stage.out_shape)
-                g = yield Recv(NEXT, "g", shape, stage.dtype, m)
+                g = yield stage.receive(NEXT, "g", size, m)
                 y = _output(stage, x, y_kept, number)
                 if y.requires_grad:  # a first stage may have no weights
                     y.backward(g)

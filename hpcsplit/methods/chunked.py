@@ -27,12 +27,11 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, method
-from hpcsplit.methods.passing import Passing
+from hpcsplit.methods.penalty import Passing
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.resample import average
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
-
-_CHUNK, _VISITED, _USED = "stage/chunk/", "stage/chunk/visited", "stage/chunk/used/"
 
 
 @method("chunked", augments=True)
@@ -49,51 +48,52 @@ class Chunked(Passing):
         return [batch for chunk in chunks for _ in range(1 + self.visits) for batch in chunk]
 
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        if _name(stage, batch, "begun") not in stage.carry:
+        chunk, mine = _chunk(stage), _mine(stage, batch)
+        if "begun" not in mine:
             yield from self._taken_forward(stage, batch)
             return StepResult(Tally())
-        own = self._own(stage, batch)
+        own = {} if stage.first else {name: mine[name] for name in self.names}
         aux = yield from self.passed_on(stage, batch.size, own)
         result = yield from super().step(stage, aux, batch)
-        self._keep(stage, batch, result.aux)
-        stage.carry |= {_USED + name: value for name, value in own.items()}
-        stage.carry[_VISITED] = torch.tensor(True)
+        mine.update(_contiguous(result.aux))
+        chunk.below("used/").update(own)
+        chunk["visited"] = torch.tensor(True)
         return StepResult(result.tally)
 
     def made(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, Aux]:
-        visited = _VISITED in stage.carry  # not where other cuts have made the last chunk begin anew
-        own = {name: stage.carry[_USED + name] for name in self.names if visited and not stage.first}
-        self._forget(stage)
-        if not visited:
+        chunk = _chunk(stage)
+        visited, own = "visited" in chunk, dict(chunk.below("used/"))
+        chunk.clear()
+        if not visited:  # other cuts have made the last chunk begin anew
             return {}
         return (yield from self.passed_on(stage, batch.size, own))
 
     def _taken_forward(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, None]:
         """Start the variables of a mini-batch; those of a chunk that has been visited are of no more use."""
-        if _VISITED in stage.carry:
-            self._forget(stage)
+        if "visited" in _chunk(stage):
+            _chunk(stage).clear()
+        mine = _mine(stage, batch)
         x = batch.x
         if not stage.first:
-            x = yield Recv(PREV, "forward", (batch.size, *stage.in_shape), stage.dtype)
+            x = yield stage.receive(PREV, "forward", batch.size)
             lam = average(x.to(stage.wide), self.downsample)
-            self._keep(stage, batch, dict(zip(self.names, (lam, torch.zeros_like(lam)), strict=False)))
+            mine.update(_contiguous(self.begun(lam)))
         if not stage.last:
             with stage.statistics_kept():
                 y = stage.infer(x)
             yield Send(NEXT, "forward", y)
-        self._keep(stage, batch, {"begun": torch.tensor(True)})
-
-    def _own(self, stage: Stage, batch: Batch) -> dict[str, torch.Tensor]:
-        return {} if stage.first else {name: stage.carry[_name(stage, batch, name)] for name in self.names}
-
-    def _keep(self, stage: Stage, batch: Batch, values: Aux) -> None:
-        """In the memory format that a checkpoint gives back, or a continued run would round its sums otherwise."""
-        stage.carry |= {_name(stage, batch, name): value.detach().contiguous() for name, value in values.items()}
-
-    def _forget(self, stage: Stage) -> None:
-        stage.carry = {name: t for name, t in stage.carry.items() if not name.startswith(_CHUNK)}
+        mine["begun"] = torch.tensor(True)
 
 
-def _name(stage: Stage, batch: Batch, what: str) -> str:
-    """A sample is in one mini-batch of an epoch."""
-    return f"{_CHUNK}{stage.position[0]}.{batch.ids[0]}/{what}"
+def _chunk(stage: Stage) -> Carry:
+    return stage.carry.stage.below("chunk/")
+
+
+def _mine(stage: Stage, batch: Batch) -> Carry:
+    """What is kept for a mini-batch; a sample is in one of an epoch."""
+    return _chunk(stage).below(f"{stage.position[0]}.{batch.ids[0]}/")
+
+
+def _contiguous(values: Aux) -> Aux:
+    """In the memory format that a checkpoint gives back, or a continued run would round its sums otherwise."""
+    return {name: value.detach().contiguous() for name, value in values.items()}

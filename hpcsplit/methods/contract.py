@@ -10,11 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
+from hpcsplit.config.declared import Facts
+from hpcsplit.config.sections import OptimSection
 from hpcsplit.host.device import Copy, download
 from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import wide_sum
@@ -22,31 +24,12 @@ from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
 Aux = Mapping[str, torch.Tensor]
+Advice = list[tuple[str, str, str]]  # (option, value, reason) each
 Class = TypeVar("Class", bound=type)
 
 
-def method(
-    name: str,
-    *,
-    parallel: bool = True,
-    full_batch: bool = False,
-    one_batch: bool = False,
-    augments: bool = False,
-    images: bool = False,
-    network: str = "",
-    stages: int = 0,
-) -> Callable[[Class], Class]:
-    """Mark a class as the training method `name`.
-
-    Args:
-        parallel: False says that its every epoch is exact back-propagation.
-        full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
-            variables go on from iteration to iteration, so exact epochs can only come before all of them.
-        one_batch: a step needs all samples together.
-        augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
-        images: every stage computes with the images in parallel epochs, not only the first one.
-        network: the only `model.name` that it trains, or "".
-        stages: the largest number of stages; 0 has no limit.
+def method(name: str, **facts: Any) -> Callable[[Class], Class]:
+    """Mark a class as the training method `name`, of which these `Facts` (config/declared.py) hold.
 
     Raises:
         TypeError: the class does not say what a stage was trained with in parallel epochs, so the probe finds no label
@@ -54,9 +37,8 @@ def method(
     """
 
     def mark(cls: Class) -> Class:
-        cls.name, cls.parallel = name, parallel  # type: ignore[attr-defined]
-        cls.full_batch, cls.augments, cls.images = full_batch, augments, images  # type: ignore[attr-defined]
-        if parallel and stages != 1 and not _has_label_signal(cls):
+        cls.facts = Facts(**facts)  # type: ignore[attr-defined]
+        if cls.facts.parallel and cls.facts.stages != 1 and not _has_label_signal(cls):  # type: ignore[attr-defined]
             raise TypeError(
                 f"{cls.__name__}, @method({name!r}), does not say what its parallel epochs have used: define "
                 "local_input(), target() and adjoint(), and made() where variables() is empty; or there used() alone"
@@ -175,12 +157,17 @@ Talk = Generator[Send | Recv, Any, None]
 
 
 class TrainingMethod(ABC):
-    """The interface that the engine drives.  A step takes a mini-batch in `microbatches` pieces, one after another."""
+    """The interface that the engine drives; what only some methods have to say is in the protocols below.
 
-    full_batch = False
-    augments = False
-    images = False
+    Attributes:
+        facts: what the decorator says of the class.
+        microbatches: a step takes a mini-batch in so many pieces, one after another.
+        beta: the penalty coefficient, for the record.
+    """
+
+    facts: ClassVar[Facts] = Facts()
     microbatches = 1
+    beta: float | None = None
 
     @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -193,20 +180,9 @@ class TrainingMethod(ABC):
         Every message has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step.
         """
 
-    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
-        """The passes over all mini-batches that make an epoch; only the last one returns new rows."""
-        return (self.step,)
-
-    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The visits of a parallel epoch, from its mini-batches of sample ids."""
-        return batches
-
     def at(self, parallel_epoch: int) -> Self:
         """The method as it stands in the given parallel epoch (0, 1, …): coefficients may follow a schedule."""
         return self
-
-    def prepare(self, stage: Stage) -> None:  # noqa: B027
-        """Change the initial weights of a stage, before a run begins."""
 
     def restarts(self, parallel_epoch: int) -> bool:
         """Whether the variables start anew before this parallel epoch although the one before was parallel too."""
@@ -216,68 +192,125 @@ class TrainingMethod(ABC):
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
         return {}
 
-    def delay(self, stage: int, stages: int) -> float:
-        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`; so
-        many mini-batches are in flight there between two steps."""
-        return 0
+    def refuses(self, stage: int, shape: Shape) -> str:
+        """Why stage number `stage` cannot have an input of this shape; "" where it can."""
+        return ""
 
-    def at_once(self, stage: int, stages: int) -> float:
-        """The mini-batches whose activations stage number `stage` holds at most."""
-        return 1.0
 
-    def settle(self, stage: Stage) -> Talk:
-        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
-        yield from ()
-
-    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
-        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
-        message on its way."""
-        yield from ()
-
-    def made(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, Aux]:
-        """For methods whose variables are not kept from epoch to epoch: their values on the last mini-batch of a
-        parallel epoch, and the neighbours' copies; then forget them."""
-        yield from ()
-        return {}
-
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """For methods without variables: what the stage has taken for its output on the last piece of a parallel
-        epoch's last mini-batch and for the per-sample gradient there, both (n, *out_shape); then forget them."""
-        return None
-
-    def close(self, stage: Stage) -> Mapping[str, float]:
-        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
-        return {}
-
-    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
-        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
-        over the samples, summed over the stages)."""
-        return None
-
-    # For methods with a variable on a stage boundary:
+@runtime_checkable
+class Compared(Protocol):
+    """With a variable on a stage boundary, stored or made by each step."""
 
     def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """What a stage that is not the first is trained on, (B, *in_shape)."""
-        raise AssertionError("no variable stands on a stage boundary")
 
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
         """The variable that stands for the output of a stage that is not the last, (B, *out_shape)."""
-        raise AssertionError("no variable stands on a stage boundary")
 
     def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
-        raise AssertionError("no variable stands on a stage boundary")
+
+
+@runtime_checkable
+class Makes(Protocol):
+    """With variables that are not kept from epoch to epoch."""
+
+    def made(self, stage: Stage, batch: Batch) -> Generator[Send | Recv, Any, Aux]:
+        """Their values on the last mini-batch of a parallel epoch, and the neighbours' copies; then forget them."""
+
+
+@runtime_checkable
+class Uses(Protocol):
+    """Without variables."""
+
+    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the stage has taken for its output on the last piece of a parallel epoch's last mini-batch and for the
+        per-sample gradient there, both (n, *out_shape); then forget them."""
+
+
+@runtime_checkable
+class InFlight(Protocol):
+    """With mini-batches in flight between two steps."""
+
+    def delay(self, stage: int, stages: int) -> float:
+        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`; so
+        many mini-batches are in flight there between two steps."""
+
+    def settle(self, stage: Stage) -> Talk:
+        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
+
+    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
+        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
+        message on its way."""
+
+
+@runtime_checkable
+class Iterates(Protocol):
+    """With epochs that are iterations over all samples."""
+
+    def prepare(self, stage: Stage) -> None:
+        """Change the initial weights of a stage, before a run begins."""
+
+    def close(self, stage: Stage) -> Mapping[str, float]:
+        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
+
+    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
+        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
+        over the samples, summed over the stages)."""
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """With several passes over the mini-batches in an epoch."""
+
+    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+        """The passes that make an epoch; only the last one returns new rows."""
+
+
+@runtime_checkable
+class Revisits(Protocol):
+    """With an order of its own."""
+
+    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The visits of a parallel epoch, from its mini-batches of sample ids."""
+
+
+@runtime_checkable
+class Advises(Protocol):
+    """With options that `plan` can recommend."""
+
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
+        """(option, value, reason) for each.
+
+        Args:
+            plan: as commands/plan.py prints it.
+            rows: the size of the variables' rows, in words; "" where none are kept.
+            cached: they fit into the memory that is left.
+        """
 
 
 def _has_label_signal(cls: type[TrainingMethod]) -> bool:
     """Whether the probe can ask a stage between two others what it was trained with."""
-    asked = ("local_input", "target", "adjoint", "made", "used")
-    defined = {name for name in asked if getattr(cls, name) is not getattr(TrainingMethod, name)}
     between = Place(first=False, last=False, shapes=((1, 1, 1), (1, 1, 1)), first_block=1)
     if cls().variables(between):
-        return defined >= {"local_input", "target", "adjoint"}
-    return "used" in defined or defined >= {"local_input", "target", "adjoint", "made"}
+        return issubclass(cls, Compared)
+    return issubclass(cls, Uses) or (issubclass(cls, Compared) and issubclass(cls, Makes))
+
+
+def delay(method: TrainingMethod, stage: int, stages: int) -> float:
+    """How many updates old a gradient is, and how many mini-batches are in flight, on stage number `stage`."""
+    return method.delay(stage, stages) if isinstance(method, InFlight) else 0.0
+
+
+def sweeps(method: TrainingMethod) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+    """The passes over all mini-batches that make an epoch."""
+    return method.sweeps() if isinstance(method, Sweeps) else (method.step,)
+
+
+def visits(method: TrainingMethod, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The visits of a parallel epoch, from its mini-batches of sample ids."""
+    return method.visiting_order(batches) if isinstance(method, Revisits) else batches
 
 
 def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:

@@ -43,13 +43,18 @@ stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hpcsplit.config.option import option
+from hpcsplit.config.sections import OptimSection
 from hpcsplit.methods.contract import (
+    Advice,
     Aux,
     Batch,
     Step,
@@ -62,10 +67,11 @@ from hpcsplit.methods.contract import (
 )
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
-_FLIGHTS, _STEPS, _USED = "stage/flights", "delayed_steps", ("stage/used/x", "stage/used/g")
+_FLIGHTS, _STEPS = "flights", "delayed_steps"
 
 
 @method("delayed", augments=True)
@@ -79,9 +85,35 @@ class Delayed(TrainingMethod):
         "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are",
         choices=("stash", "replay", "stale"),
     )
-    predict: bool = option(False, "forward with the weights that sgd's momentum leads to (SpecTrain)")
-    compensation: float = option(0.0, "λ of the delay compensation of stashed gradients (DC-ASGD)", low=0.0)
-    spike: bool = option(False, "a gradient steps at once as far as sgd's momentum takes it in the delay (Kosson)")
+    predict: bool = option(
+        False,
+        "forward with the weights that sgd's momentum leads to (SpecTrain)",
+        refused_if={
+            "method.weights == 'stale'": 'method.predict = true: with method.weights = "stale" the forward pass has no '
+            'weights of its own that could be predicted; take "stash" or "replay"',
+            "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.predict = true follows the momentum of sgd; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
+            "leave predict out",
+        },
+    )
+    compensation: float = option(
+        0.0,
+        "λ of the delay compensation of stashed gradients (DC-ASGD)",
+        low=0.0,
+        refused_if={
+            "method.weights != 'stash'": "method.compensation = {method.compensation:g} corrects stashed gradients, "
+            'method.weights is "{method.weights}"; take "stash", or compensation = 0'
+        },
+    )
+    spike: bool = option(
+        False,
+        "a gradient steps at once as far as sgd's momentum takes it in the delay (Kosson)",
+        refused_if={
+            "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.spike = true follows the momentum of sgd; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
+            "leave spike out"
+        },
+    )
     lr_anneal: int = option(
         0, "steps in which lr / (1 + delay) becomes lr (PipeMare); 0: lr at once", unit="steps", low=0
     )
@@ -89,6 +121,10 @@ class Delayed(TrainingMethod):
         1,
         "micro-batches of a mini-batch, one update for all of them: a gradient is delayed by so many times less",
         low=1,
+        refused_if={
+            "0 < data.batch_size < method.microbatches": "method.microbatches = {method.microbatches} is more than "
+            "data.batch_size = {data.batch_size}"
+        },
     )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
 
@@ -98,8 +134,19 @@ class Delayed(TrainingMethod):
     def delay(self, stage: int, stages: int) -> float:
         return self._behind(stage, stages) / self.microbatches
 
-    def at_once(self, stage: int, stages: int) -> float:
-        return (1 + self._behind(stage, stages)) / self.microbatches
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
+        """Fewer updates, and what makes up for the rest."""
+        choices, oldest = [], max(plan["delays"])
+        if oldest > 1:
+            pieces = min(self.microbatches * 2 ** math.ceil(math.log2(oldest)), plan["batch_size"])
+            then = oldest * self.microbatches / pieces
+            why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
+            choices.append(("method.microbatches", str(pieces), why))
+        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and self.weights != "stale"
+        if oldest and follows and not (self.predict and self.spike):
+            why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
+            choices.append(("method.predict, method.spike", "true", why))
+        return choices
 
     def _behind(self, stage: int, stages: int) -> int:
         """So many micro-batches a stage takes forward before it goes backward for the first of them."""
@@ -116,7 +163,7 @@ class Delayed(TrainingMethod):
             number, size = stage.position[1] * self.microbatches + m, piece.stop - piece.start
             x = batch.x[piece]
             if not stage.first:
-                x = (yield Recv(PREV, "x", (size, *stage.in_shape), stage.dtype, number)).requires_grad_()
+                x = (yield stage.receive(PREV, "x", size, number)).requires_grad_()
             if not stage.last:
                 y = self._forward(stage, x, m, batch.size)
                 yield Send(NEXT, "x", y.detach(), number)
@@ -142,9 +189,9 @@ class Delayed(TrainingMethod):
         flights = _flights(stage)
         behind = min(len(flights), self._behind(stage.index + 1, stage.count))  # still in flight on the next stage, too
         for flight in flights[: len(flights) - behind]:
-            key, y = _key(flight, "g"), stage.carry[_key(flight, "y")]
-            if key not in stage.carry:
-                stage.carry[key] = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
+            kept = _kept(stage, flight)
+            if "g" not in kept:
+                kept["g"] = yield stage.receive(NEXT, "g", len(kept["y"]), self._number(flight))
 
     def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
         if goes_on and self.epoch_end == "run":
@@ -154,7 +201,7 @@ class Delayed(TrainingMethod):
             yield from self._backward(stage)
 
     def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
-        x, g = (stage.carry.pop(name, None) for name in _USED)
+        x, g = (stage.carry.stage.pop(f"used/{name}", None) for name in "xg")
         return None if x is None or g is None else (x, g)
 
     def _number(self, flight: tuple[int, ...]) -> int:
@@ -170,10 +217,11 @@ class Delayed(TrainingMethod):
                 y = stage.forward(x, weights)
         else:
             y = stage.forward(x, None if self.weights == "stale" else weights)
-        stage.carry[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
-        stage.carry |= {_key(flight, "x"): x, _key(flight, "y"): y}
+        stage.carry.stage[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
+        kept = _kept(stage, flight)
+        kept.update(x=x, y=y)
         if self.weights != "replay":
-            stage.carry |= {_key(flight, f"w/{name}"): w for name, w in (weights or {}).items()}
+            kept.below("w/").update(weights or {})
         return y
 
     def _weights(self, stage: Stage, m: int) -> dict[str, torch.Tensor] | None:
@@ -195,15 +243,15 @@ class Delayed(TrainingMethod):
         """Receive the gradient of the micro-batch that has been in flight for longest and pass it on; update behind
         the last one of a mini-batch."""
         flight, *rest = _flights(stage)
-        x, y = (stage.carry.pop(_key(flight, name)) for name in "xy")
-        g = stage.carry.pop(_key(flight, "g"), None)
+        kept, sums = _kept(stage, flight), stage.carry.stage.below("sum/")  # over a mini-batch's micro-batches
+        x, y, g = kept.pop("x"), kept.pop("y"), kept.pop("g", None)
         if g is None:
-            g = yield Recv(NEXT, "g", tuple(y.shape), stage.dtype, self._number(flight))
+            g = yield stage.receive(NEXT, "g", len(y), self._number(flight))
         trained = _trained(stage)
-        before = {name: stage.carry.pop(_key(flight, f"w/{name}"), p) for name, p in trained.items()}
-        stage.carry[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
+        before = {name: kept.pop(f"w/{name}", p) for name, p in trained.items()}
+        stage.carry.stage[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
-            stage.carry |= dict(zip(_USED, (y.detach(), g * flight[3]), strict=True))
+            stage.carry.stage.below("used/").update(x=y.detach(), g=g * flight[3])
 
         stage.zero_grad()
         if y.grad_fn is None:
@@ -216,7 +264,7 @@ class Delayed(TrainingMethod):
             yield Send(PREV, "g", x.grad, self._number(flight))
         ends = not rest or rest[0][:2] != flight[:2]
         for name, p in trained.items():
-            mine, others = before[name].grad if p.grad is None else p.grad, stage.carry.pop(_sum(name), None)
+            mine, others = before[name].grad if p.grad is None else p.grad, sums.pop(name, None)
             if self.compensation and mine is not None:
                 share = len(y) / flight[3]
                 mine = mine + self.compensation / share * mine.square() * (p.detach() - before[name].detach())
@@ -225,7 +273,7 @@ class Delayed(TrainingMethod):
                 mine = others if mine is None else others.add_(mine)
             p.grad = mine
             if mine is not None and not ends:
-                stage.carry[_sum(name)] = mine
+                sums[name] = mine
         if ends:
             self._update(stage)
 
@@ -280,16 +328,11 @@ class Delayed(TrainingMethod):
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:
     """(epoch, step, pass, samples of its mini-batch) of what is in flight, the oldest first."""
-    return [tuple(flight) for flight in stage.carry.get(_FLIGHTS, torch.empty(0, 4)).tolist()]
+    return [tuple(flight) for flight in stage.carry.stage.get(_FLIGHTS, torch.empty(0, 4)).tolist()]
 
 
-def _key(flight: tuple[int, ...], name: str) -> str:
-    return f"stage/{'.'.join(map(str, flight))}/{name}"
-
-
-def _sum(name: str) -> str:
-    """Where the gradients of a mini-batch's micro-batches are added up."""
-    return f"stage/sum/{name}"
+def _kept(stage: Stage, flight: tuple[int, ...]) -> Carry:
+    return stage.carry.stage.below(f"{'.'.join(map(str, flight))}/")
 
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:

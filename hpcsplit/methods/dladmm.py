@@ -26,16 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.methods.layerwise import input_step, linear, linear_layers, weight_step
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.proximal import cross_entropy_minimiser

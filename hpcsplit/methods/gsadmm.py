@@ -31,24 +31,15 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
-from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.tssm import Splitting, forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 
 @method("gsadmm")
 @dataclass(frozen=True)
-class GsAdmm(TrainingMethod):
+class GsAdmm(Splitting):
     """Gradient-splitting ADMM with p, q and u at every boundary (TSSM)."""
 
     alpha: float = option(0.1, "coefficient α of the distance of q from the stage's output", above=0.0)
@@ -99,7 +90,7 @@ class GsAdmm(TrainingMethod):
             yield Send(PREV, "p", p)
         if not stage.last:
             f = forward_again(stage, p)
-            p_next = yield Recv(NEXT, "p", tuple(f.shape), stage.wide)
+            p_next = yield stage.receive(NEXT, "p", batch.size, wide=True)
             new["q"] = (s * self.alpha * f + self.rho * p_next + aux["u"]) / (s * self.alpha + self.rho)  # (5)
             new["u"] = aux["u"] + self.rho * (p_next - new["q"])  # (6)
         return StepResult(Tally(batch.size), new)
@@ -107,12 +98,5 @@ class GsAdmm(TrainingMethod):
     def input(self, stage: Stage, aux: Aux, batch: Batch) -> torch.Tensor:
         return batch.x if stage.first else aux["p"]
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
-        return aux["p"]
-
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
         return aux["q"]
-
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pull = self.alpha * (x - aux["q"])
-        return pull, pull

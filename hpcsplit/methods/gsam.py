@@ -23,24 +23,15 @@ from dataclasses import dataclass
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
-from hpcsplit.methods.tssm import forward_again, share_of, slope, tau_along, train_weights
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, Variable, method
+from hpcsplit.methods.tssm import Splitting, forward_again, share_of, slope, tau_along, train_weights
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+from hpcsplit.wire.port import NEXT, PREV, Send
 
 
 @method("gsam")
 @dataclass(frozen=True)
-class GsAm(TrainingMethod):
+class GsAm(Splitting):
     """Gradient-splitting alternating minimisation with one variable p at every boundary (TSSM)."""
 
     alpha: float = option(0.1, "coefficient α of the distance of p from the output before it", above=0.0)
@@ -63,7 +54,7 @@ class GsAm(TrainingMethod):
         if self.sweep == "jacobi" and not stage.last:
             yield Send(NEXT, "f", f)
         if not stage.first:
-            f_prev = yield Recv(PREV, "f", tuple(p.shape), stage.wide)
+            f_prev = yield stage.receive(PREV, "f", batch.size, wide=True)
             d = s * (self.alpha * (p - f_prev) + g)
             search, pull = self.backtracking and not stage.last, s * self.alpha
             tau = tau_along(stage, p, f, d, self.tau_2, pull, pull) if search else self.tau_2
@@ -72,12 +63,5 @@ class GsAm(TrainingMethod):
             yield Send(NEXT, "f", f if stage.first else forward_again(stage, new["p"]))
         return StepResult(tally, new)
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
-        return aux["p"]
-
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
         return aux["next_p"]
-
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pull = self.alpha * (x - aux["next_p"])
-        return pull, pull

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.curvature import step_bound
 
@@ -49,32 +50,25 @@ def weight_step(slope: torch.Tensor, gram: torch.Tensor, c: float) -> torch.Tens
 
 
 class Sums:
-    """What the steps of W and b of layer `number` need, summed over blocks of samples, in the stage's `carry`.
+    """What the steps of W and b of a layer need, summed over blocks of samples, in what its block keeps.
 
     c r + m enters as `pull` (B, outputs): −∂φ/∂(p Wᵀ + b).
     """
 
-    def __init__(self, carry: dict[str, torch.Tensor], number: int) -> None:
-        self._carry, self._name = carry, str(number)
+    def __init__(self, kept: Carry) -> None:
+        self._kept = kept
 
     def add(self, p: torch.Tensor, pull: torch.Tensor) -> None:
         parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}
         parts["rows"] = torch.tensor(float(len(p)))
         for key, part in parts.items():
-            name = f"{self._name}.{key}"
-            self._carry[name] = self._carry[name] + part if name in self._carry else part
+            self._kept[key] = self._kept[key] + part if key in self._kept else part
 
     def descend(self, layer: nn.Linear, c: float) -> float:
         """One quadratic-approximation step of W, then the minimiser b; forgets the sums, returns the squared step."""
-        slope, gram, pull, inputs, rows = (
-            self._carry.pop(f"{self._name}.{key}") for key in ("slope", "gram", "pull", "input", "rows")
-        )
+        slope, gram, pull, inputs, rows = map(self._kept.pop, ("slope", "gram", "pull", "input", "rows"))
         step_w = weight_step(slope, gram, c)
         step_b = (pull / c - step_w @ inputs) / rows
         layer.weight.data += step_w
         layer.bias.data += step_b
         return float(step_w.square().sum() + step_b.square().sum())
-
-    def forget(self) -> None:
-        for key in [k for k in self._carry if k.startswith(f"{self._name}.")]:
-            del self._carry[key]

@@ -37,16 +37,7 @@ import torch
 from torch import nn
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.methods.layerwise import Sums, input_step, linear, linear_layers
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.proximal import cross_entropy_minimiser
@@ -67,7 +58,17 @@ class PdAdmm(TrainingMethod):
     tolerance: float = option(1e-4, "FISTA ends when no sample's slope at z_L is longer", above=0.0)
     fista_steps: int = option(200, "and after so many steps in any case", unit="steps", low=1)
     exchange: str = option("float32", "bits of p and q", choices=("float32", "float16", "int8"))
-    grow: tuple[int, ...] = option((), "hidden layers in training, phase by phase; empty: all from the start", low=1)
+    grow: tuple[int, ...] = option(
+        (),
+        "hidden layers in training, phase by phase; empty: all from the start",
+        low=1,
+        refused_if={
+            "not increasing(method.grow) or max(method.grow) != model.depth": "method.grow = {method.grow} must be "
+            "increasing and end with model.depth = {model.depth}, the number of hidden layers",
+            "0 < schedule.warmup": "schedule.warmup = {schedule.warmup}: exact epochs would train the layers that "
+            "method.grow adds later as the identity; set schedule.warmup = 0, or leave method.grow out",
+        },
+    )
     grow_every: int = option(20, "iterations of each phase but the last", unit="iterations", low=1)
     patience: int = option(10, "stop when the objective has risen so often in a row", unit="iterations", low=1)
     phase: int = 0
@@ -135,11 +136,11 @@ class PdAdmm(TrainingMethod):
         for n, layer, taking_part in zip(
             stage.block_numbers, linear_layers(stage), self.in_training(stage), strict=True
         ):
-            sums = Sums(stage.carry, n)
+            kept = stage.carry.block(n)
             if taking_part and (stage.last or not stage.frozen):
-                step_sq += sums.descend(layer, self.nu)
+                step_sq += Sums(kept).descend(layer, self.nu)
             else:
-                sums.forget()
+                kept.clear()
         return {"weights_step_sq": step_sq}
 
     def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
@@ -236,7 +237,7 @@ class Block:
             yield from self._hand_on_q_and_u()
         if not stage.first:
             self.q[-1] = yield from self.method.take(PREV, "q", shape, stage.wide)
-            self.u[-1] = yield Recv(PREV, "u", shape, stage.wide)
+            self.u[-1] = yield stage.receive(PREV, "u", self.batch.size, wide=True)
         if waits:
             yield from self._hand_on_q_and_u()
 
@@ -281,7 +282,7 @@ class Block:
 
     def sum_up(self, j: int) -> None:
         """What the layer's W and b need at the end of the iteration."""
-        Sums(self.stage.carry, self.stage.block_numbers[j]).add(self.p[j], self.method.nu * self.r[j])
+        Sums(self.stage.carry.block(self.stage.block_numbers[j])).add(self.p[j], self.method.nu * self.r[j])
 
     def measure(self) -> None:
         """This stage's part of L_ρ, and ‖p − q‖²."""

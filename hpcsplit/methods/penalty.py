@@ -23,25 +23,21 @@ Where the paper disagrees with itself:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hpcsplit.config.option import option
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.config.sections import OptimSection
+from hpcsplit.methods.contract import Advice, Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
+from hpcsplit.stage.stage import Place, Shape, Stage
 from hpcsplit.terms.distance import psi_scale, squared_distance, wide_sum
 from hpcsplit.terms.resample import average, pixels_per_cell, upsample
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+EXPENSIVE = 0.05  # of a step, spent on variables
 
 
 @method("penalty")
@@ -56,9 +52,24 @@ class Penalty(TrainingMethod):
         "mean", "ψ over the n elements of a boundary; beta with mean is beta/n with sum", choices=("mean", "sum")
     )
     eta_lambda: float = option(1.0, "step of λ; 1 minimises the penalty part exactly", low=0.0, high=2.0)
-    downsample: int = option(1, "2 keeps one value for 2 x 2 pixels", low=1, high=2)
+    downsample: int = option(
+        1,
+        "2 keeps one value for 2 x 2 pixels",
+        low=1,
+        high=2,
+        refused_if={
+            "model.name == 'mlp'": "method.downsample = 2 halves height and width of feature maps; the mlp passes "
+            "vectors. Use downsample = 1"
+        },
+    )
     refresh_every: int = option(
-        0, "parallel epochs after which a forward pass starts the variables anew; 0: at switches only", low=0
+        0,
+        "parallel epochs after which a forward pass starts the variables anew; 0: at switches only",
+        low=0,
+        refused_if={
+            "facts.augments": "method.refresh_every = {method.refresh_every}: {facts.name} keeps no variables that "
+            "could be refreshed; leave it out"
+        },
     )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -74,6 +85,24 @@ class Penalty(TrainingMethod):
 
     def restarts(self, parallel_epoch: int) -> bool:
         return bool(self.refresh_every) and parallel_epoch % self.refresh_every == 0
+
+    def refuses(self, stage: int, shape: Shape) -> str:
+        if self.downsample == 1 or len(shape) == 3:
+            return ""
+        return (
+            f"method.downsample = 2 halves height and width, but stage {stage} receives vectors {tuple(shape)}; "
+            "use downsample = 1 or other split.cuts"
+        )
+
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
+        if not rows or any(len(stage["in_shape"]) != 3 for stage in plan["stages"][1:]):
+            return []
+        f = plan["forecast"]
+        share = (f["t_psi"] + f["t_lam"] + f["t_kappa"]) / f["parallel_s"] if f else 0.0
+        halve = not cached or share > EXPENSIVE
+        why = f"variables take {share:.1%} of a step, " if f else ""
+        cost = "a quarter of that, for less than a point in the paper" if halve else "little enough as they are"
+        return [("method.downsample", "2" if halve else str(self.downsample), f"{why}{rows}: {cost}")]
 
     def curvature(
         self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -100,21 +129,17 @@ class Penalty(TrainingMethod):
             tally.gap_sq, tally.aux_sq = wide_sum(gap_sq), wide_sum(target.square())
             tally.count("psi", loss)
             if "next_kappa" in aux:
-                multiplier = (upsample(aux["next_kappa"], stage.out_shape, self.downsample) * x).flatten(1).sum(1)
+                multiplier = (self._pixels(stage, aux["next_kappa"]) * x).flatten(1).sum(1)
                 tally.count("kappa_x", multiplier)
                 loss = loss + multiplier
 
-        stage.zero_grad()
-        if loss.requires_grad:  # a first stage may have no weights
-            loss.mean().backward()
-        if stage.last or not stage.frozen:
-            stage.update()  # (28)
+        stage.descend(loss)  # (28)
         if stage.first:
             return StepResult(tally)
 
         lam, slope = aux["lam"].detach(), aux["lam"].grad
         assert slope is not None
-        x_prev = yield Recv(PREV, "x", tuple(lam.shape), stage.wide)
+        x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), slope * batch.size, x_prev))
 
     def correct(
@@ -129,13 +154,17 @@ class Penalty(TrainingMethod):
         return upsample(aux["lam"], stage.in_shape, self.downsample)
 
     def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
-        return upsample(aux["next_lam"], stage.out_shape, self.downsample)
+        return self._pixels(stage, aux["next_lam"])
 
     def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         penalty = 2.0 * self.beta * psi_scale(stage.out_shape, self.psi) * (x - self.target(stage, aux))
         if "next_kappa" not in aux:
             return penalty, penalty
-        return penalty + upsample(aux["next_kappa"], stage.out_shape, self.downsample), penalty
+        return penalty + self._pixels(stage, aux["next_kappa"]), penalty
+
+    def _pixels(self, stage: Stage, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of a variable at the stage's output, (B, *out_shape)."""
+        return upsample(rows, stage.out_shape, self.downsample)
 
 
 @method("al")
@@ -154,9 +183,39 @@ class AugmentedLagrangian(Penalty):
     def correct(
         self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Λ^new of (29) and Κ^new of (30)."""
-        assert kappa is not None
+        """Λ^new of (29) and, where there is a multiplier, Κ^new of (30)."""
         new = super().correct(stage, lam, kappa, g, x_prev)
+        if kappa is None:
+            return new
         c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         per_pixel = c / m if self.eta_kappa_form == "curvature" else m / c
         return new | {"kappa": kappa - self.eta_kappa * per_pixel * (new["lam"] - x_prev)}
+
+
+@dataclass(frozen=True)
+class Passing(AugmentedLagrangian):
+    """With variables that no store keeps: in each step stage k gives its λ_k (and κ_k) to stage k - 1."""
+
+    multiplier: bool = option(False, "κ, too: the augmented Lagrangian")
+
+    def variables(self, place: Place) -> tuple[Variable, ...]:
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("lam", "kappa") if self.multiplier else ("lam",)
+
+    def begun(self, lam: torch.Tensor) -> Aux:
+        """The variables of this λ, with κ = 0."""
+        return dict(zip(self.names, (lam, torch.zeros_like(lam)), strict=False))
+
+    def passed_on(self, stage: Stage, size: int, own: Aux) -> Generator[Send | Recv, Any, Aux]:
+        """The stage's own variables of `size` samples and, from the next one, that stage's, without graphs."""
+        aux = {name: value.detach() for name, value in own.items()}
+        for name in self.names:
+            if not stage.first:
+                yield Send(PREV, name, aux[name])
+        for name in self.names:
+            if not stage.last:
+                aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
+        return aux

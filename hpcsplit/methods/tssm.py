@@ -7,12 +7,31 @@ called s in the methods' formulas: 1 by default, 1/M with `scaling = "paper"`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 
-from hpcsplit.methods.contract import Batch, Tally
+from hpcsplit.methods.contract import Aux, Batch, Tally, TrainingMethod
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.curvature import step_bound
 from hpcsplit.terms.distance import squared_distance, wide_sum
+
+
+class Splitting(TrainingMethod):
+    """With the input of every stage but the first as a variable p, and α/2 ‖target − f(p)‖² as its own term."""
+
+    alpha: float
+
+    @abstractmethod
+    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+        """The variable that stands for the output of a stage that is not the last."""
+
+    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+        return aux["p"]
+
+    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pull = self.alpha * (x - self.target(stage, aux))
+        return pull, pull
 
 
 def share_of(scaling: str, batch: Batch) -> float:
@@ -24,13 +43,9 @@ def train_weights(
     stage: Stage, p: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch, tally: Tally
 ) -> torch.Tensor:
     """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3); f(p) with the weights before it."""
-    stage.zero_grad()
     x = stage.forward(p)
     loss = own_term(stage, x, target, alpha, batch)
-    if loss.requires_grad:  # a first stage may have no weights
-        loss.mean().backward()
-    if stage.last or not stage.frozen:
-        stage.update()
+    stage.descend(loss)
     tally.count("phi" if target is None else "omega", loss)
     if target is not None:
         tally.gap_sq, tally.aux_sq = 2.0 / alpha * wide_sum(loss), wide_sum(target.square())

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
+from hpcsplit.methods.contract import Advice, Advises
 from hpcsplit.plan.feasibility import memory_limit_bytes
 from hpcsplit.plan.forecast import hybrid
+from hpcsplit.plan.setting import Setting
 
 EFFICIENT = 0.75  # of K, which the speed-up of parallel epochs with K stages should reach
 KEEPS = 0.9  # of the speed-up of the shortest exact phases
 RATIOS = ((4, 1), (3, 2), (2, 3), (1, 4))  # serial : parallel, as in the paper's Tables 3 and 4, most exact first
 GAPS = {(4, 1): "0.1", (3, 2): "0.1", (2, 3): "0.9", (1, 4): "2.0"}  # points, ResNet-110, DS-SPH-P, 3 stages
 CACHE_SHARE = 0.5  # of the memory, that the kernel may keep rows in
-EXPENSIVE = 0.05  # of a step, spent on variables
-
-Advice = list[tuple[str, str, str]]
 
 
 def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
@@ -40,7 +38,7 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
         return found
     if declared_methods()[config.method.name].augments:
         why = f"{gain:.2f} x in every epoch; its parallel epochs augment as exact ones do and keep no variables"
-        return [*found, ("schedule.ratio", "0:1", why), *_younger(config, best)]
+        return [*found, ("schedule.ratio", "0:1", why), *_own(config, best)]
     return [*found, _ratio(best), *_rows(config, best)]
 
 
@@ -61,20 +59,10 @@ def _ratio(p: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _younger(config: Config, p: Mapping[str, Any]) -> Advice:
-    """Of gradients that are some updates old: fewer updates, and what makes up for the rest."""
-    options, optim, oldest = config.method.options, config.optim, max(p["delays"])
-    found: Advice = []
-    if oldest > 1:
-        pieces = min(options["microbatches"] * 2 ** math.ceil(math.log2(oldest)), p["batch_size"])
-        then = oldest * options["microbatches"] / pieces
-        why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
-        found.append(("method.microbatches", str(pieces), why))
-    follows = optim.name == "sgd" and 0 < optim.momentum < 1 and options.get("weights") != "stale"
-    if oldest and follows and not (options["predict"] and options["spike"]):
-        why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
-        found.append(("method.predict, method.spike", "true", why))
-    return found
+def _own(config: Config, p: Mapping[str, Any], rows: str = "", *, cached: bool = True) -> Advice:
+    """What the method says of its own options."""
+    method = Setting(config).method
+    return method.advice(config.optim, p, rows, cached=cached) if isinstance(method, Advises) else []
 
 
 def _rows(config: Config, p: Mapping[str, Any]) -> Advice:
@@ -84,15 +72,7 @@ def _rows(config: Config, p: Mapping[str, Any]) -> Advice:
         return []
     spare = max(0.0, memory_limit_bytes() - sum(stage["memory"]["peak"] for stage in p["stages"]))
     cached, size = store <= CACHE_SHARE * spare, f"{store / 2**30:.2f} GiB of rows in both generations"
-    found: Advice = []
-    now = config.method.options.get("downsample")
-    if now is not None and all(len(stage["in_shape"]) == 3 for stage in p["stages"][1:]):
-        f = p["forecast"]
-        share = (f["t_psi"] + f["t_lam"] + f["t_kappa"]) / f["parallel_s"] if f else 0.0
-        halve = not cached or share > EXPENSIVE
-        why = f"variables take {share:.1%} of a step, " if f else ""
-        cost = "a quarter of that, for less than a point in the paper" if halve else "little enough as they are"
-        found.append(("method.downsample", "2" if halve and now == 1 else str(now), f"{why}{size}: {cost}"))
+    found = _own(config, p, size, cached=cached)
     wide = cached or p["dtype"] != "float32"
     found.append(
         (

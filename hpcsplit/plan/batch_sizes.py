@@ -20,7 +20,7 @@ def training_sizes(setting: Setting) -> dict[int, str]:
     found = {most: f"data.batch_size is {most}"}
     for size in whole - {most}:
         found[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
-    pieces = {"schedule": config.schedule.microbatches, "method": config.method.options.get("microbatches", 1)}
+    pieces = {"schedule": config.schedule.microbatches, "method": setting.method.microbatches}
     for section, number in pieces.items():
         for size in sorted(whole, reverse=True):
             for piece in {part.stop - part.start for part in slices(size, number)}:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpcsplit.host.device import upload, wait_for
-from hpcsplit.methods.contract import Batch, TrainingMethod, own_variables
+from hpcsplit.methods.contract import Batch, InFlight, Step, Talk, TrainingMethod, own_variables, sweeps
 from hpcsplit.plan.profile import CutCost
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
@@ -30,10 +30,9 @@ def time_cuts(setting: Setting, shapes: Sequence[Shape], device: torch.device) -
     About: what a stage between two others takes whose output is its input.
     """
     method = setting.method.at(0)
-    if method.full_batch or not setting.parallel:
+    if method.facts.full_batch or not setting.parallel:
         return ()
-    halves = setting.config.method.options.get("downsample") == 2  # no cut can be where there are no pixels
-    known = {s: CutCost() if halves and len(s) != 3 else _idle_stage(setting, method, s, device) for s in set(shapes)}
+    known = {s: CutCost() if method.refuses(1, s) else _idle_stage(setting, method, s, device) for s in set(shapes)}
     return tuple(known[shape] for shape in shapes)
 
 
@@ -83,8 +82,10 @@ def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: 
         wait_for(device)
         packing += time.perf_counter() - began
         began = time.perf_counter()
-        sweeps = [sweep(stage, rows, Batch(ids, size)) for sweep in method.sweeps()]
-        for verbs in (*sweeps, method.drain(stage, goes_on=False)):
+        steps: list[Step | Talk] = [sweep(stage, rows, Batch(ids, size)) for sweep in sweeps(method)]
+        if isinstance(method, InFlight):
+            steps.append(method.drain(stage, goes_on=False))
+        for verbs in steps:
             part, answer = 0, None
             with suppress(StopIteration):
                 while True:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from hpcsplit.methods.contract import delay
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
 from hpcsplit.schedule.timetable import Order, in_flight
@@ -75,10 +76,11 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     pieces = in_flight(cast(Order, schedule.pipeline), stage.stage, ranks, schedule.microbatches)
     waiting = ends[0] if schedule.recompute else sample
     exact = -(-size // schedule.microbatches) * (sample + (pieces - 1) * waiting)
-    at_once = math.ceil(size * method.at_once(stage.stage, ranks)) * sample if setting.parallel else 0
+    held = 1 + round(delay(method, stage.stage, ranks) * method.microbatches)  # pieces at once
+    at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0
     rows = stage.row_bytes * size
     images = setting.train_size + setting.config.data.validation + setting.test_size
-    sees = stage.stage in (0, ranks - 1) or method.images
+    sees = stage.stage in (0, ranks - 1) or method.facts.images
     return Footprint(
         weights=_WIDE_BYTES * (2 + states) * stage.params,
         activations=max(exact, at_once),

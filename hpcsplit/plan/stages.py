@@ -49,11 +49,8 @@ def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -
     """
     blocks, shapes, method = setting.blocks, setting.shapes, setting.method
     for k, cut in enumerate(cuts, start=1):
-        if setting.config.method.options.get("downsample") == 2 and len(shapes[cut]) != 3:
-            raise ConfigError(
-                f"method.downsample = 2 halves height and width, but stage {k} receives vectors {tuple(shapes[cut])}; "
-                "use downsample = 1 or other split.cuts"
-            )
+        if refusal := method.refuses(k, shapes[cut]):
+            raise ConfigError(refusal)
     parts = ranges(cuts, len(blocks))
     plans = []
     for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcsplit.engine.job import Observer
 from hpcsplit.report.console import Console
 from hpcsplit.report.picture import draw
 from hpcsplit.report.summary import closing_table
@@ -19,7 +20,7 @@ LONG_ENOUGH_S = 1.0  # for a stage's computing in an epoch to mean something
 
 
 @dataclass(eq=False)
-class Watch:
+class Watch(Observer):
     """The observer of a run on rank 0."""
 
     console: Console

@@ -15,8 +15,11 @@ from torch.func import functional_call
 from hpcsplit.nets.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
+from hpcsplit.stage.carry import Carry
 from hpcsplit.tasks.classification import Classification
 from hpcsplit.tasks.task import Task
+from hpcsplit.terms.resample import cells
+from hpcsplit.wire.port import PREV, Recv, Side
 
 Shape = tuple[int, ...]
 
@@ -42,9 +45,7 @@ class Stage:
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
-        carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.  A name
-            that begins with "<n>." belongs to block n of the whole network, one that begins with "stage/" to a stage
-            with just these cuts (it is lost with others), any other is the same on every stage.
+        carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.
         task: what the last stage's output is compared with.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
         position: epoch and step, where in the run the next passes stand.
@@ -89,7 +90,7 @@ class Stage:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.frozen = frozen
         self.task = task or Classification()
-        self.carry: dict[str, torch.Tensor] = {}
+        self.carry = Carry()
         self.between_blocks = between_blocks
         self.position = (0, 0)
         self.repeats = False
@@ -159,6 +160,15 @@ class Stage:
         """φ of each sample, (B,): by default of logits (B, classes) and labels (B,)."""
         return self.task.loss(outputs, targets)
 
+    def receive(self, side: Side, name: str, size: int, index: int = 0, *, wide: bool = False, factor: int = 1) -> Recv:
+        """Wait for the neighbour's tensor of `size` samples at the boundary to it, in `dtype` or `wide`.
+
+        Args:
+            factor: 2: one value per 2 x 2 pixels.
+        """
+        shape = cells(self.in_shape if side == PREV else self.out_shape, factor)
+        return Recv(side, name, (size, *shape), self.wide if wide else self.dtype, index)
+
     def zero_grad(self) -> None:
         for p in self.parameters:
             p.grad = None
@@ -170,6 +180,14 @@ class Stage:
         if self.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One optimizer step of a parallel epoch on the mean over a mini-batch of `loss` (B,)."""
+        self.zero_grad()
+        if loss.requires_grad:  # a first stage may have no weights
+            loss.mean().backward()
+        if self.last or not self.frozen:
+            self.update()
 
     @property
     def lr(self) -> float:

@@ -92,6 +92,10 @@ class Traffic:
     imbalance_s: float = 0.0
     turn_s: float = 0.0
 
+    @property
+    def sent_bytes(self) -> int:
+        return self.sent_bytes_prev + self.sent_bytes_next
+
     def count(self, side: Side, size_bytes: int) -> None:
         if side == PREV:
             self.sent_bytes_prev += size_bytes

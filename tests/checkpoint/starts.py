@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
-from hpcsplit.engine.job import STOP, Job, Silent
+from hpcsplit.engine.job import STOP, Job, Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
@@ -23,7 +23,7 @@ from tests.engine.small import CUTS, config
 Place = tuple[int, int]  # epoch and step of its pass, from 0
 
 
-class Kept(Silent):
+class Kept(Observer):
     """What rank 0 tells, over all starts of a run."""
 
     def __init__(self) -> None:

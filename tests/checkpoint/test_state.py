@@ -11,6 +11,7 @@ from torch import nn
 
 from hpcsplit.checkpoint.state import load_stage, load_weights, stage_tensors
 from hpcsplit.files.hdf5 import read_tensors, write_tensors
+from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
 from tests.engine.small import records, weights, write_toml
@@ -35,7 +36,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_a_carry_comes_back_from_the_file(tmp_path: Path) -> None:
     saved, loaded = stage(), stage()
-    saved.carry = dict(CARRY)
+    saved.carry = Carry(dict(CARRY))
     write_tensors(tmp_path / "stage.h5", stage_tensors(saved), {})
     load_stage(loaded, read_tensors(tmp_path / "stage.h5")[0])
     assert same(loaded.carry, CARRY)
@@ -44,14 +45,14 @@ def test_a_carry_comes_back_from_the_file(tmp_path: Path) -> None:
 
 def test_what_was_carried_before_is_forgotten() -> None:
     saved, loaded = stage(), stage()
-    saved.carry, loaded.carry = dict(CARRY), {"objective": torch.zeros(2), "stale": torch.zeros(1)}
+    saved.carry, loaded.carry = Carry(dict(CARRY)), Carry({"stale": torch.zeros(1)})
     load_stage(loaded, stage_tensors(saved))
     assert same(loaded.carry, CARRY)
 
 
 def test_a_checkpoint_without_a_carry_leaves_none() -> None:
     loaded = stage()
-    loaded.carry = dict(CARRY)
+    loaded.carry = Carry(dict(CARRY))
     load_stage(loaded, stage_tensors(stage()))
     assert loaded.carry == {}
 

@@ -1,4 +1,4 @@
-"""What the layer-wise methods cannot train is one sentence, said before torch is imported."""
+"""What a method cannot train is one sentence, said before torch is imported."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ REFUSED = [
         r"spike = true .* = 1\. Take sgd with a momentum below",
     ),
     (changed(DELAYED, method__compensation=1.0, method__weights="replay"), r'compensation = 1 .* is "replay"; take'),
+    (changed(DELAYED, method__microbatches=11), r"method\.microbatches = 11 is more than data\.batch_size = 10"),
+    (changed(AUXNET, method__name="al", method__downsample=2), r"downsample = 2 halves .*; the mlp passes vectors"),
     (changed(DELAYED, method__compensation=-1.0), r"compensation = -1\.0 is below its smallest value 0"),
     (
         changed(AUXNET, method__name="chunked", method__refresh_every=2),
@@ -116,6 +118,10 @@ def test_it_is_said_before_torch_is_imported() -> None:
         changed(PDADMM, method__grow=[3]),
         changed(PDADMM, method__grow=[1, 2, 3]),
         changed(DLADMM, run__stages=1),
+        changed(DELAYED, method__predict=True, method__spike=True, method__compensation=1.0),
+        changed(DELAYED, method__weights="stale"),
+        changed(DELAYED, method__microbatches=11, data__batch_size=0),
+        changed(AUXNET, method__name="al", method__refresh_every=2),
     ],
 )
 def test_what_a_method_can_train_is_not_refused(tree: Tree) -> None:

@@ -19,7 +19,7 @@ from hpcsplit import assemble, cli
 from hpcsplit.commands.plan import look_at, plan
 from hpcsplit.config import Config, resolve
 from hpcsplit.engine.epochs import train_epoch
-from hpcsplit.engine.job import Job, Observer, Silent
+from hpcsplit.engine.job import Job, Observer
 from hpcsplit.methods.contract import Tally
 from hpcsplit.plan.prepare import prepare
 from hpcsplit.plan.setting import Setting
@@ -63,7 +63,7 @@ def make_jobs(cfg: Config, stages: int, path: Path, observer: Observer | None = 
     """One job for each stage, as a run in one process has them."""
     run_dir, cpu, setting = RunDir(path), torch.device("cpu"), Setting(cfg)
     prepared = prepare(setting, run_dir, stages, cpu)
-    return assemble.make_jobs(setting, prepared, run_dir, range(stages), cpu, assemble.Around(observer or Silent()))
+    return assemble.make_jobs(setting, prepared, run_dir, range(stages), cpu, assemble.Around(observer or Observer()))
 
 
 def planned(cfg: Config, ranks: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpcsplit.data.dataset import fingerprint
-from hpcsplit.engine.job import Silent, seen
+from hpcsplit.engine.job import Observer, seen
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError, NumericalError
 from hpcsplit.plan.setting import Setting
@@ -20,7 +20,7 @@ from tests.engine.conftest import Make
 from tests.engine.small import config
 
 
-class Kept(Silent):
+class Kept(Observer):
     """Keeps all records."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcsplit.engine.job import Job, Silent
+from hpcsplit.engine.job import Job, Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.run.records import EpochRecord
@@ -166,7 +166,7 @@ def test_rises_are_counted_across_starts(tmp_path: Path, capsys: pytest.CaptureF
 # ------------------------------------------------------------------------------------------------ growing
 
 
-class Layers(Silent):
+class Layers(Observer):
     """Which hidden layers are the identity after each epoch, and how long the refresh before it took."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ def test_a_growing_run_starts_its_variables_anew_in_each_phase(make: Make, stage
 
 
 def test_an_iteration_visits_the_samples_in_their_own_order(make: Make) -> None:
-    job = make(2, Silent(), **PDADMM, split__cuts=CUTS[2])[0]
+    job = make(2, Observer(), **PDADMM, split__cuts=CUTS[2])[0]
     blocks = [ids.tolist() for ids in job.epoch_batches(3, parallel=True)]
     assert blocks == [list(range(25)), list(range(25, 50)), list(range(50, 60))]
 

@@ -10,11 +10,12 @@ import pytest
 
 from hpcsplit.engine import rank
 from hpcsplit.engine.evaluate import Scores
+from hpcsplit.engine.persist import EpochSums
 from hpcsplit.engine.probe import Signals
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import Meter, Share, Traffic
+from hpcsplit.wire.port import Meter, Share
 from tests.engine.conftest import Make
 from tests.engine.test_evaluation import Kept
 
@@ -68,8 +69,8 @@ def recorded(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], li
     def get(turns: bool) -> list[EpochRecord]:
         kept = Kept()
         if not turns:  # over MPI a stage has its process to itself
-            real = rank.asdict
-            monkeypatch.setattr(rank, "asdict", lambda t: real(t) | ({"turn_s": 0.0} if isinstance(t, Traffic) else {}))
+            add = EpochSums.add_seconds
+            monkeypatch.setattr(EpochSums, "add_seconds", lambda sums, **parts: add(sums, **parts | {"turn": 0.0}))
         jobs = make(STAGES, kept, f"run-{turns}", schedule__epochs=3, schedule__ratio="1:2", checkpoint__every_epochs=1)
         lockstep.run([rank_program(job) for job in jobs])
         return kept.past

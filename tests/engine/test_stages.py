@@ -10,7 +10,7 @@ import torch
 
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.data.order import batches, epoch_order
-from hpcsplit.engine.job import Silent
+from hpcsplit.engine.job import Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.files.checkpoints import MANIFEST, SUMS, complete, listed
 from hpcsplit.plan.setting import Setting
@@ -21,7 +21,7 @@ from tests.engine.conftest import Make
 from tests.engine.small import config
 
 
-class Kept(Silent):
+class Kept(Observer):
     """Keeps all records; `watched` jobs are looked at after each epoch."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ def begun(method: AuxNet, count: int = 3, **options: Any) -> tuple[list[Stage], 
     step(method, stages, images, labels)
     for stage in stages:
         stage.set_lr(LR)
-        stage.carry = {name: t for name, t in stage.carry.items() if "/v/" not in name}
+        stage.carry.stage.below("auxnet/v/").clear()
     return stages, parts
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hpcsplit.methods.pdadmm import PdAdmm
+from hpcsplit.stage.carry import Carry
 from hpcsplit.terms.quantise import rounded
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 from tests.methods.layered import Network, assert_identical
@@ -88,7 +89,7 @@ def test_the_count_of_rises_is_carried() -> None:
     method, stages = PdAdmm(patience=2), Network(PdAdmm(), 2).stages
     assert method.verdict(stages[0], {"objective": 1.0}) is None
     assert method.verdict(stages[0], {"objective": 2.0}) is None
-    stages[1].carry = dict(stages[0].carry)
+    stages[1].carry = Carry(dict(stages[0].carry))
     assert method.verdict(stages[1], {"objective": 3.0})
 
 

@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.methods.contract import (
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import PREV, Recv, Send
 
@@ -60,7 +51,7 @@ class Compares(Keeps):
 
 
 class NoTarget(Compares):
-    target = TrainingMethod.target
+    target = None
 
 
 class Dropped(Compares):

@@ -163,7 +163,7 @@ def aux_of(stage: Stage, rows: Rows, method: TrainingMethod | None = None) -> di
 
 def batch_for(stage: Stage, images: torch.Tensor, labels: torch.Tensor, method: TrainingMethod | None = None) -> Batch:
     """What the engine would hand a stage; images on every one where this method asks for them."""
-    size, sees = len(images), stage.first or (method is not None and method.images)
+    size, sees = len(images), stage.first or (method is not None and method.facts.images)
     return Batch(range(size), size, images if sees else torch.empty(0), labels if stage.last else torch.empty(0))
 
 

@@ -14,7 +14,7 @@ from hpcsplit.assemble import Around, make_jobs
 from hpcsplit.commands.plan import Subject, look_at, plan
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.engine.job import Silent
+from hpcsplit.engine.job import Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
@@ -67,7 +67,7 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
-class Kept(Silent):
+class Kept(Observer):
     """Keeps all records."""
 
     def __init__(self) -> None:

@@ -52,7 +52,7 @@ class Problem:
     @property
     def device(self) -> torch.device:
         """Of all tensors here."""
-        return torch.device("meta" if self.method.full_batch else "cpu")
+        return torch.device("meta" if self.method.facts.full_batch else "cpu")
 
     def samples(self, phase: Phase) -> int:
         """Of a mini-batch here."""
@@ -128,7 +128,7 @@ class DryStage(Stage):
         phase: Phase,
     ) -> None:
         profile = problem.profile
-        pieces = [range(i, i + 1) for i in part] if problem.method.full_batch else [part]
+        pieces = [range(i, i + 1) for i in part] if problem.method.facts.full_batch else [part]
         blocks = [DryBlock(problem, piece, clock, phase, self._charge) for piece in pieces]
         update_s = profile.update_s * sum(profile.params[i] for i in part)
         super().__init__(
@@ -179,7 +179,7 @@ class DryBlock(nn.Module):
         )
         self.clock, self.shape, self.after_backward = clock, problem.shapes[part.stop], after_backward
         self.weight = nn.Parameter(torch.zeros((), device=device))
-        if problem.method.full_batch:
+        if problem.method.facts.full_batch:
             self.layer = nn.Linear(math.prod(problem.shapes[part.start]), math.prod(self.shape), device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
