@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.fuzz import SHARE, examples
-from tests.wire.launch import PYTHONPATH
+from tests.wire.launch import PYTHONPATH, ROOT
 
 settings.register_profile("shared machine", deadline=None, max_examples=examples(100))
 settings.load_profile("shared machine")
@@ -36,3 +36,9 @@ def lean_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
         yield
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have torch's compiler all the same, which torchvision and DistributedDataParallel look at."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))

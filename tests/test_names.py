@@ -12,6 +12,7 @@ import hpcsplit
 
 PACKAGE = Path(hpcsplit.__file__).parent
 ROOT = Path(__file__).parents[1]
+FACES = {"__init__", "__main__"}
 
 
 def test_no_two_classes_have_one_name() -> None:
@@ -29,6 +30,6 @@ def test_the_map_is_the_contract() -> None:
     layers = contract["importlinter:contract:layers"]["layers"].replace("hpcsplit.", "").strip().splitlines()
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The code")[2].partition("The idea")[0]
     assert re.findall(r"^    (\w+(?: \| \w+)*)(?:  .*)?$", text, re.MULTILINE) == layers
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")}
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - FACES
     assert rooms == set(re.findall(r"\w+", " ".join(layers)))
     assert len(layers) <= 10

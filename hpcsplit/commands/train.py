@@ -287,7 +287,7 @@ def _log_to(run_dir: RunDir, rank: int, watchdog: Watchdog, ranks: int = 1) -> I
     logger.info("process %d on %s", os.getpid(), gethostname())
     if left := heartbeats.read(path):
         logger.info("the start before this one ended unexpectedly; last seen: %s", left)
-    watchdog.board = heartbeats.Heartbeats([run_dir.log(each) for each in range(ranks)], rank)
+    watchdog.post_on(heartbeats.Heartbeats([run_dir.log(each) for each in range(ranks)], rank))
     with crash_stacks(path):
         yield
 

@@ -115,9 +115,6 @@ class Watchdog:
         waits: what it waits for, "" when for no other rank.
         orphaned: who has gone that would have ended this rank, "" while they live.
         end: ends the whole job; called from the thread, does not return.
-
-    Attributes:
-        board: where heartbeats go, to be set once the run directory is ours.
     """
 
     def __init__(
@@ -135,11 +132,16 @@ class Watchdog:
         self.limit_s, self.rank, self.host = limit_s, rank, host
         self._beats, self._where, self._waits, self._end = beats, where, waits, end
         self._orphaned = orphaned
-        self.board: Noticeboard | None = None
+        self._board: Noticeboard | None = None
         self._tick_s = min(1.0, limit_s / 20) or 1.0
         self._beat_s = min(30.0, limit_s / 10) or 30.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def post_on(self, board: Noticeboard) -> None:
+        """Where heartbeats go, once the run directory is ours; the first one goes there now."""
+        board.tell(Heartbeat(self.rank, os.getpid(), self.host, 0, time.time(), self._where(), self._waits()))
+        self._board = board
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -151,8 +153,8 @@ class Watchdog:
             self._closed.set()
             if threading.current_thread() is not self._thread:
                 self._thread.join()
-            if self.board:
-                self.board.clear()
+            if self._board:
+                self._board.clear()
 
     def _watch(self) -> None:
         silence = Silence(self._tick_s)
@@ -160,8 +162,8 @@ class Watchdog:
         while not self._closed.wait(self._tick_s):
             waits, now = self._waits(), time.monotonic()
             silence.look(now, self._beats(), moved_bytes(), waits=bool(waits))
-            if self.board and silence.moves != told and now - told_at >= self._beat_s:
-                self.board.tell(self._heartbeat(silence, waits))
+            if self._board and silence.moves != told and now - told_at >= self._beat_s:
+                self._board.tell(self._heartbeat(silence, waits))
                 told, told_at = silence.moves, now
             orphaned = self._orphaned()
             limit_s = min(self.limit_s or math.inf, ORPHAN_S) if orphaned else self.limit_s or math.inf
@@ -176,7 +178,7 @@ class Watchdog:
         return Heartbeat(self.rank, os.getpid(), self.host, silence.moves, moved_at, self._where(), waits)
 
     def _others(self) -> list[Heartbeat]:
-        return self.board.others() if self.board else []
+        return self._board.others() if self._board else []
 
     def _report(self, seconds: float, waits: str, why: str) -> None:
         """Say what is known, on the standard error and with all stacks in the log, and end the job."""
@@ -184,7 +186,7 @@ class Watchdog:
         doing = f"waits for {waits}" if waits else f"waits for no other rank, it is in {_place_of_main_thread()}"
         lines = [f"{who(self.rank, self.host, self._where())}: no progress for {seconds:.0f} s ({why}); it {doing}"]
         lines += [f"last heard {time.time() - beat.at:.0f} s ago: {beat}" for beat in self._others()]
-        lines += [f"the stacks of all threads are in {self.board.log}"] if self.board else []
+        lines += [f"the stacks of all threads are in {self._board.log}"] if self._board else []
         lines += ["the job ends here; start the same command again to continue from the newest checkpoint"]
         text = "".join(f"hpcsplit: {printable(line, keep='')}\n" for line in lines)
         with suppress(OSError):  # a launcher that is gone reads nothing
@@ -198,8 +200,8 @@ class Watchdog:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         for ident, frame in sys._current_frames().items():
             text += f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
-        if self.board:
-            self.board.write(text)
+        if self._board:
+            self._board.write(text)
 
 
 def in_time(limit_s: float, name: str, make: Callable[[], T]) -> T:

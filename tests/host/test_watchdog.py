@@ -91,7 +91,7 @@ class Ended:
             host="here",
             end=self.end,
         )
-        self.dog.board = Heartbeats([tmp_path / f"rank-{rank:03d}.log" for rank in range(2)], 0)
+        self.dog.post_on(Heartbeats([tmp_path / f"rank-{rank:03d}.log" for rank in range(2)], 0))
 
     def end(self) -> None:
         faulthandler.cancel_dump_traceback_later()  # the real one does not come back
@@ -141,14 +141,17 @@ def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
 
 def test_the_heartbeat_is_there_while_the_run_is(tmp_path: Path) -> None:
     ended = Ended(tmp_path, limit_s=5.0)
-    ended.beats += 1
+    first = read(tmp_path / "rank-000.log")
+    assert first
+    assert (first.moves, first.where) == (0, "epoch 1")
     with ended.dog.watching():
         for _ in range(100):
-            if beat := read(tmp_path / "rank-000.log"):
+            ended.beats += 1
+            if (beat := read(tmp_path / "rank-000.log")) and beat.moves:
                 break
             time.sleep(0.1)
         assert beat
-        assert beat.where == "epoch 1"
+        assert beat.moves > 0
     assert read(tmp_path / "rank-000.log") is None
 
 

@@ -132,6 +132,7 @@ def test_the_tests_that_may_notice_are_there() -> None:
     assert [place for place in places if not (ROOT / place).exists()] == []
 
 
+@pytest.mark.usefixtures("compiler")
 def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in TREE.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)

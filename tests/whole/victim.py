@@ -89,7 +89,7 @@ def arrange(moment: str, epoch: int) -> None:
 
     match moment:
         case "job":
-            instead(command, "make_job", lambda *_: die())
+            instead(command, "make_jobs", lambda *_: die())
         case "serial" | "parallel":
             in_step(die, moment)
         case "write":
