@@ -3,6 +3,7 @@ hypothesis has a deadline there, either, and how many there are is said by tests
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SHARE < 1 and item.get_closest_marker("weekly"):
             item.add_marker(pytest.mark.skip(reason="HPCSPLIT_FUZZ=full tries it"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow, others = (
+        [item for item in items if bool(item.get_closest_marker("slow")) == is_slow] for is_slow in (True, False)
+    )
+    edges = [k * len(others) // workers for k in range(workers + 1)]
+    # Each begins with a part of the slow ones, so that none of them is left for the end.
+    items[:] = [item for k in range(workers) for item in (*slow[k::workers], *others[edges[k] : edges[k + 1]])]
 
 
 @pytest.fixture(autouse=True)

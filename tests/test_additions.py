@@ -157,6 +157,7 @@ def test_a_wrong_name_is_told_of_them(command: Command, key: str, name: str) -> 
     assert re.search(f"{key} = ['\"]other['\"] is not one of {name}, ", done.stderr)
 
 
+@pytest.mark.slow
 def test_they_run(command: Command, tmp_path: Path) -> None:
     """Every other line white, in rows or in columns: a small network learns which."""
     done = command("train", "c.toml", "--run-dir", "r")

@@ -218,6 +218,7 @@ def test_dladmm_stopped_after_every_epoch_ends_with_the_same_weights(tmp_path: P
 # ------------------------------------------------------------------------------------------------ over MPI
 
 
+@pytest.mark.slow
 @needs_mpi
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from hpcsplit import cli
 from hpcsplit.config.declared import declared_methods
 from tests.golden.runs import EXPECTED, METHODS, PORTABLE, ROOT, in_portable_arithmetic
 
 EXPECT = json.loads(EXPECTED.read_text())
 
 
+@pytest.mark.slow
 def test_the_weights_of_every_epoch_are_those_of_before() -> None:
     found = in_portable_arithmetic()
     assert found["runs"].keys() == EXPECT["runs"].keys()
@@ -49,15 +51,16 @@ def hpcsplit(*words: object) -> str:
     return ended.stdout
 
 
-def test_its_run_is_read_and_continued(earlier: Path) -> None:
+@pytest.mark.slow
+def test_its_run_is_read_and_continued(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = earlier / "config.toml"
     (earlier.parent / "as-it-was.toml").write_text(toml.read_text())
-    own = ["--config", earlier.parent / "as-it-was.toml"]
-    read = json.loads(hpcsplit("evaluate", earlier, *own, "--json"))
-    assert len(read["weights_sha256"]) == 64
-    hpcsplit("export", earlier, *own, "--out", earlier.parent / "weights.pt")
+    own = ["--config", str(earlier.parent / "as-it-was.toml")]
+    assert cli.main(["evaluate", str(earlier), *own, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["weights_sha256"]) == 64
+    assert cli.main(["export", str(earlier), *own, "--out", str(earlier.parent / "weights.pt")]) == 0
     assert (earlier.parent / "weights.pt").stat().st_size > 10_000
-    hpcsplit("report", earlier, "--out", earlier.parent / "page.html")
+    assert cli.main(["report", str(earlier), "--out", str(earlier.parent / "page.html")]) == 0
     assert "test accuracy" in (earlier.parent / "page.html").read_text().lower()
 
     said = hpcsplit("train", own[1], "--run-dir", earlier)

@@ -13,6 +13,7 @@ from tests.wire.launch import needs_mpi, python
 BUSY = 77
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 @needs_mpi
 def test_the_second_run_says_why_it_stops_and_goes_on_when_the_first_was_killed(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def raced(values: Any) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in table["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_every_way_to_train_takes_part(bench: Any) -> None:
     rows = raced(bench("step", *BOTH, "--at-once", "9", "--only", "one,two,ddp,1f1b-4,exact-4,parallel"))
@@ -71,6 +72,7 @@ def test_scale(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10 < row["mib"] < 4000
 
 
+@pytest.mark.slow
 def test_start(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"python -c pass": (["-c", "pass"], 1, ""), "2 ranks": (["-c", "pass"], 2, "python -c pass")}
     monkeypatch.setattr(start, "ROWS", words)
@@ -84,6 +86,7 @@ def test_store(bench: Any) -> None:
     assert bench("store", "--rows", "256", "--batch", "64", "--rounds", "1")
 
 
+@pytest.mark.slow
 def test_wire(bench: Any) -> None:
     rows = bench("wire", "--rounds", "1")
     sizes = [row["bytes"] for row in rows]
@@ -92,6 +95,7 @@ def test_wire(bench: Any) -> None:
     assert rows[-1]["one_way_s"] > rows[0]["one_way_s"]  # 64 MiB and 4 KiB
 
 
+@pytest.mark.slow
 def test_forecast(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "RANKS", (2,))
     monkeypatch.setattr(forecast, "EPOCHS", 2)

@@ -774,6 +774,7 @@ def test_mistakes_of_usage(words: list[str], sentence: str, capsys: pytest.Captu
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks want two cores")
 @pytest.mark.usefixtures("compiler")

@@ -26,7 +26,7 @@ CALLS = {k: {rank: {hook.key: 5 for hook in HOOKS} for rank in range(k)} for k i
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_short_campaign(tmp_path: Path) -> None:
-    count = 8 if SHARE == 1 else 3
+    count = 8 if SHARE == 1 else 2
     command = [
         sys.executable,
         "-m",
