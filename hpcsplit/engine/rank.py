@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -23,7 +23,7 @@ from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.memory import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
-from hpcsplit.run.records import EpochRecord, StageRecord
+from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Traffic, Verb
@@ -109,7 +109,8 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)
     mine = _report(job, action, sums, signals)
-    reports = msgspec.convert((yield Share(asdict(mine))), list[StageReport])
+    told = asdict(mine) | {"stage": finite(asdict(mine.stage))}
+    reports = msgspec.convert((yield Share(told)), list[StageReport])
     if broken := [str(report.stage.stage) for report in reports if not report.finite]:
         raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()
     seconds = sums.seconds
@@ -120,14 +121,15 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         **asdict(scores),
         wall_s=wall_s,
         checkpoint_s=seconds["save"],
-        theorem=asdict(bound) if bound else None,
+        theorem=cast(TheoremRecord, asdict(bound)) if bound else None,
         lr=job.learning_rate(action.epoch),
         beta=job.method.at(action.parallel_epochs).beta if action.phase == "parallel" else None,
         recomputed=action.recomputed,
     )
     record = merged(record, reports, sums.tally.samples)
     judge = job.method.verdict if isinstance(job.method, Iterates) else lambda stage, terms: None
-    if record.terms is not None and (sentence := judge(job.stage, record.terms)):
+    terms = {name: value for name, value in (record.terms or {}).items() if value is not None}
+    if terms and (sentence := judge(job.stage, terms)):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
     if job.rank == 0:
         job.observer.epoch_done(record)

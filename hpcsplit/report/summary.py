@@ -84,9 +84,9 @@ def _objective(records: Sequence[EpochRecord]) -> list[str]:
         lines.append(f"  residual: largest {largest[0]:.3g} (epoch {largest[1]}), last {last[0]:.3g}")
     parts = [(record.terms or {}) for record in having]
     steps = [
-        k * (part["step_sq"] + (part.get("weights_step_sq") or 0.0))
+        k * (square + (part.get("weights_step_sq") or 0.0))
         for k, part in enumerate(parts, start=1)
-        if part.get("step_sq") is not None
+        if (square := part.get("step_sq")) is not None
     ]
     if quarter := len(steps) // 4:
         early, late = statistics.median(steps[:quarter]), statistics.median(steps[-quarter:])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
 
 from hpcsplit.errors import DataError
 from hpcsplit.files.atomic import append_text, write_text
@@ -18,53 +20,70 @@ from hpcsplit.files.nofollow import read_bytes, read_text, state
 Phase = Literal["serial", "parallel"]
 
 
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # so far from the largest that sums are finite, too
+
+
+class TheoremRecord(TypedDict):
+    """engine/theorem.py's Bound."""
+
+    gap: Number | None
+    bound: Number | None
+    worst: Number | None
+    residuals: list[Number | None]
+    lipschitz: list[Number | None]
+    missing: list[str]
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """One stage in one epoch; what was not measured is None."""
 
-    stage: int
-    violation: float | None = None
-    label_signal: float | None = None
-    label_ratio: float | None = None
-    penalty_signal: float | None = None
-    compute_s: float | None = None
-    exposed_comm_s: float | None = None
-    exposed_io_s: float | None = None
-    imbalance_s: float | None = None
-    sent_bytes: int | None = None
-    peak_rss_bytes: int | None = None  # the most that its process has had resident so far
+    stage: Whole
+    violation: Number | None = None
+    label_signal: Number | None = None
+    label_ratio: Number | None = None
+    penalty_signal: Number | None = None
+    compute_s: Number | None = None
+    exposed_comm_s: Number | None = None
+    exposed_io_s: Number | None = None
+    imbalance_s: Number | None = None
+    sent_bytes: Whole | None = None
+    peak_rss_bytes: Whole | None = None  # the most that its process has had resident so far
 
 
 @dataclass(frozen=True)
 class EpochRecord:
     """One finished epoch of the whole network; epochs count from 0, accuracies are fractions."""
 
-    epoch: int
+    epoch: Whole
     phase: Phase
-    loss: float | None = None
-    test_loss: float | None = None
-    train_accuracy: float | None = None
-    test_accuracy: float | None = None
-    test_accuracy_bn: float | None = None
-    validation_loss: float | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
-    validation_accuracy: float | None = None
-    wall_s: float | None = None
-    train_s: float | None = None
-    refresh_s: float | None = None
-    checkpoint_s: float | None = None  # of those since the record before; like the rest, a part of wall_s
-    samples_per_s: float | None = None
-    aux_loss: float | None = None
-    terms: dict[str, float] | None = None  # the parts of the method's objective: means over samples, sums over stages
-    theorem: dict[str, Any] | None = None  # engine/theorem.py's Bound, after the last epoch of a parallel phase
-    lr: float | None = None
-    beta: float | None = None
+    loss: Number | None = None
+    test_loss: Number | None = None
+    train_accuracy: Number | None = None
+    test_accuracy: Number | None = None
+    test_accuracy_bn: Number | None = None
+    validation_loss: Number | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
+    validation_accuracy: Number | None = None
+    wall_s: Number | None = None
+    train_s: Number | None = None
+    refresh_s: Number | None = None
+    checkpoint_s: Number | None = None  # of those since the record before; like the rest, a part of wall_s
+    samples_per_s: Number | None = None
+    aux_loss: Number | None = None
+    terms: Mapping[str, Number | None] | None = (
+        None  # the parts of the method's objective: means over samples, sums over stages
+    )
+    theorem: TheoremRecord | None = None  # engine/theorem.py's Bound, after the last epoch of a parallel phase
+    lr: Number | None = None
+    beta: Number | None = None
     weights_sha256: str | None = None
     stages: tuple[StageRecord, ...] = ()
     recomputed: bool = False
 
     def to_json(self) -> str:
         """One line of JSON without its newline; a number that is not finite becomes null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+        return json.dumps(finite(dataclasses.asdict(self)), allow_nan=False)
 
     def learned(self) -> dict[str, Any]:
         """All but times and memory, as in JSON: what a run that is repeated, or stopped and continued, has again."""
@@ -82,11 +101,14 @@ class EpochRecord:
             DataError: it is none, or a value is of another kind, not finite, or of no epoch that there could be.
         """
         try:
-            values = json.loads(text)
-            stages = tuple(StageRecord(**_known(StageRecord, stage)) for stage in values.get("stages", ()))
-            return cls(**{**_known(cls, values), "stages": stages})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            record = msgspec.json.decode(text, type=cls)
+            if odd := [
+                name for name, value in (record.terms or {}).items() if name.endswith("_sq") and (value or 0) < 0
+            ]:
+                raise ValueError(f"terms.{odd[0]} is below 0")
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not the record of an epoch: {text[:80]!r} ({str(error)[:200]})") from error
+        return record
 
 
 def flat(record: EpochRecord) -> dict[str, Any]:
@@ -99,7 +121,7 @@ def flat(record: EpochRecord) -> dict[str, Any]:
     parts |= {f"stage{stage.stage}": vars(stage) for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
-            several = {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list) else {"": value}
+            several = {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list | tuple) else {"": value}
             values |= {f"{place}.{name}{k}": each for k, each in several.items() if name != "stage"}
     return values
 
@@ -157,60 +179,10 @@ class Records:
         write_text(self.path, "".join(line + "\n" for line in lines))
 
 
-def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of fields that this version knows; TypeError where one is of another kind."""
-    known = {}
-    for field in dataclasses.fields(cls):
-        if field.name in values and field.name != "stages":
-            value = known[field.name] = values[field.name]
-            kind, _, optional = str(field.type).partition(" | ")
-            if not _KINDS[kind](value) and not (value is None and optional):
-                raise TypeError(f"{field.name} = {value!r}")
-    return known
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is finite, and so far from the largest number that sums are, too."""
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
-def _is_number_or_none(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_term(name: str, value: Any) -> bool:
-    return value is None or (_is_number(value) and (value >= 0 or not name.endswith("_sq")))
-
-
-def _is_theorem(value: Any) -> bool:
-    """Whether it has what engine/theorem.py writes."""
-    return (
-        isinstance(value, dict)
-        and all(_is_number_or_none(value[key]) for key in ("gap", "bound", "worst"))
-        and all(isinstance(value[key], list) for key in ("residuals", "lipschitz", "missing"))
-        and all(_is_number_or_none(each) for key in ("residuals", "lipschitz") for each in value[key])
-        and all(isinstance(each, str) for each in value["missing"])
-    )
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "int": _is_whole,
-    "float": _is_number,
-    "bool": lambda value: isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
-    "Phase": lambda value: value in get_args(Phase),
-    "dict[str, float]": lambda value: isinstance(value, dict) and all(_is_term(*each) for each in value.items()),
-    "dict[str, Any]": _is_theorem,
-}
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values with None in place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
@@ -141,3 +142,16 @@ def test_scores_and_signals(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
         assert record.stages[0].violation == 0.0
         if exact:
             assert [stage.violation for stage in record.stages[1:]] == [s.violation_next for s in named[:-1]]
+
+
+def test_what_is_not_finite_is_not_measured(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(job: Any, action: Any) -> Generator[Any, Any, Signals]:
+        yield Share(None)
+        return Signals(math.nan, math.inf, -math.inf, 0.25)
+
+    monkeypatch.setattr(rank, "probe", probe)
+    kept = Kept()
+    lockstep.run([rank_program(job) for job in make(2, kept, schedule__epochs=2, schedule__ratio="1:1")])
+    first, last = kept.past[1].stages
+    assert (first.label_signal, first.label_ratio, first.penalty_signal, first.violation) == (None, None, None, 0.0)
+    assert last.label_signal is None
