@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypedDict, get_origin, get_type_hints
+
+import msgspec
 
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files import checkpoints as ckpt
@@ -84,7 +85,7 @@ def read(folder: Path) -> Manifest:
         name, kind = field.name, kinds[field.name]
         if name in attributes:
             values[name] = _decoded(attributes[name], kind)
-            if not fits(values[name], kind):
+            if not is_of(values[name], kind):
                 raise _strange(folder, f"its {name} is not what it must be")
         elif field.default is MISSING:
             raise _strange(folder, f"it has no {name}")
@@ -108,31 +109,20 @@ def _decoded(attribute: Any, kind: Any) -> Any:
 
 
 def parsed(text: Any) -> Any:
-    """The value of a JSON text; an empty tuple, which fits nothing, where it is none."""
+    """The value of a JSON text; None where it is none."""
     try:
-        return json.loads(text) if isinstance(text, str) else ()
+        return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
-        return ()
+        return None
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a type.
-
-    Args:
-        kind: int, bool, str, float (which takes whole numbers, too), None, a union of types, list[kind],
-            dict[str, kind], or a TypedDict, whose keys are there, and maybe others.
-    """
-    if is_typeddict(kind):
-        hints = get_type_hints(kind)
-        return isinstance(value, dict) and all(key in value and fits(value[key], one) for key, one in hints.items())
-    origin, of = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in of)
-    if origin is list:
-        return isinstance(value, list) and all(fits(one, of[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(one, of[1]) for one in value.values())
-    return value is None if kind is NoneType else type(value) in ((int, float) if kind is float else (kind,))
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type; of a TypedDict the keys are there, and maybe others."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _strange(folder: Path, reason: str) -> CheckpointError:

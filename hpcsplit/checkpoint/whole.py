@@ -47,18 +47,18 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
             is that of another network.
     """
-    found: dict[str, tuple[Header, Stored]] = {}
+    result: dict[str, tuple[Header, Stored]] = {}
     for file in stage_files(folder):
         stored = Stored(ckpt.image(folder, file), folder / file)
         mine = {key: (h, stored) for key, h in stored.headers.items() if key.startswith((WEIGHTS, BUFFERS))}
-        if twice := sorted(mine.keys() & found.keys()):
+        if twice := sorted(mine.keys() & result.keys()):
             raise ckpt.damaged(folder, f"{twice[0].partition('/')[2]} is in {file} and in a file before it")
-        found |= mine
+        result |= mine
     try:
-        check_weights(below(WEIGHTS, {key: header for key, (header, _) in found.items()}), like)
+        check_weights(below(WEIGHTS, {key: header for key, (header, _) in result.items()}), like)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    tensors = {key: stored.tensor(key) for key, (_, stored) in found.items()}
+    tensors = {key: stored.tensor(key) for key, (_, stored) in result.items()}
     weights = below(WEIGHTS, tensors)
     order = dict.fromkeys(map(entry, like))
     parts = {name: [part for part in weights if entry(part) == name] for name in order if is_extra(name)}

@@ -44,7 +44,7 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
     whole = saved.weights()
     scores = score(saved, whole)
     record = _record(saved)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "run": str(run.path),
         "checkpoint": saved.name,
         "epochs_done": saved.manifest.epochs_done,
@@ -55,9 +55,9 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
         "weights_sha256": digest(whole.weights),
         "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
     }
-    print(json.dumps(found, indent=1) if as_json else printable(_text(saved, found)))
-    _compare(found)
-    if record and record.weights_sha256 != found["weights_sha256"]:
+    print(json.dumps(result, indent=1) if as_json else printable(_text(saved, result)))
+    _compare(result)
+    if record and record.weights_sha256 != result["weights_sha256"]:
         raise CheckpointError(
             f"checkpoint {saved.folder} does not have the weights that {saved.run.records} has for epoch "
             f"{record.epoch + 1}; one of them is of another run"
@@ -65,11 +65,11 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
     return 0
 
 
-def _compare(found: dict[str, Any]) -> None:
+def _compare(result: dict[str, Any]) -> None:
     """Warn where the same weights have another loss than the run recorded."""
-    recorded = found["recorded"] or {}
+    recorded = result["recorded"] or {}
     for key in ("loss", "test_loss"):
-        here, there = found[key], recorded.get(key)
+        here, there = result[key], recorded.get(key)
         if here is None or there is None:
             continue
         if not math.isclose(here, there, rel_tol=_SAME, abs_tol=_SAME):
@@ -112,22 +112,22 @@ def _record(saved: Saved) -> EpochRecord | None:
     return next((r for r in Records(saved.run.records).load() if r.epoch == saved.manifest.epochs_done - 1), None)
 
 
-def _text(saved: Saved, found: dict[str, Any]) -> str:
+def _text(saved: Saved, result: dict[str, Any]) -> str:
     def shown(key: str, value: float | None) -> str:
         return "-" if value is None else f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
 
-    recorded, config = found["recorded"], saved.setting.config
+    recorded, config = result["recorded"], saved.setting.config
     lines = [
         f"checkpoint {saved.name} of {saved.run.path}, {saved.position()}",
-        f"{config.model.name} on {config.data.name}: {found['train_samples']} training samples, "
-        f"{found['test_samples']} test samples",
+        f"{config.model.name} on {config.data.name}: {result['train_samples']} training samples, "
+        f"{result['test_samples']} test samples",
         f"{'':<40} {'here':>10} {'recorded':>10}",
     ]
     for key, title in NAMES.items():
-        if key.startswith("validation") and found[key] is None:
+        if key.startswith("validation") and result[key] is None:
             continue
-        lines.append(f"{title:<40} {shown(key, found[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
-    lines.append(f"weights_sha256 {found['weights_sha256']}")
+        lines.append(f"{title:<40} {shown(key, result[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
+    lines.append(f"weights_sha256 {result['weights_sha256']}")
     if recorded is None:
         why = "it lies within an epoch" if saved.manifest.step else f"{saved.run.records} has no line for it"
         lines.append(f"nothing recorded to compare with: {why}")

@@ -38,19 +38,19 @@ def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
 
 
 def _wrong(saved: Saved, data: Dataset, job: Job, source: str) -> Mistakes:
-    found = lockstep.run([outcomes(job)])[0]
+    result = lockstep.run([outcomes(job)])[0]
     spec = saved.setting.spec
     names = spec.names or tuple(map(str, range(spec.classes)))
     shown = [
         Wrong(
             k,
-            int(found.labels[k]),
-            int(found.predicted[k]),
-            float(found.chance[k]),
-            float(found.loss[k]),
+            int(result.labels[k]),
+            int(result.predicted[k]),
+            float(result.chance[k]),
+            float(result.loss[k]),
             data.test.images[k].permute(1, 2, 0).numpy(),
         )
-        for k in worst(found.labels, found.predicted, found.loss)
+        for k in worst(result.labels, result.predicted, result.loss)
     ]
-    matrix = confusion_matrix(found.labels, found.predicted, spec.classes)
+    matrix = confusion_matrix(result.labels, result.predicted, spec.classes)
     return Mistakes(source, names, matrix, shown)

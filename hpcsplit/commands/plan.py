@@ -14,7 +14,7 @@ from hpcsplit.errors import HpcsplitError
 from hpcsplit.methods.contract import delay
 from hpcsplit.plan.advice import advice
 from hpcsplit.plan.blocks import BlockCost
-from hpcsplit.plan.feasibility import check_fits
+from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import profile
 from hpcsplit.plan.memory import Footprint, footprints
@@ -106,7 +106,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     sent = epoch_bytes(setting.method, setting.shapes, cuts, setting.batch_sizes, **types)
     needs, refusal = footprints(setting, stages), None
     try:
-        check_fits(setting, stages, needs, subject.run_dir, subject.node or count)
+        check_feasible(setting, stages, needs, subject.run_dir, subject.node or count)
     except HpcsplitError as error:
         refusal = error
     largest, m = max(s.share for s in stages), config.schedule.microbatches

@@ -32,14 +32,14 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     """
     if out:
         _check_out(out)
-    found = _named(run_dirs)
-    records = {name: _records(run) for name, run in found.items()}
-    configs = {name: _config(run) for name, run in found.items()}
+    result = _named(run_dirs)
+    records = {name: _records(run) for name, run in result.items()}
+    configs = {name: _config(run) for name, run in result.items()}
     _check_data(configs)
     print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
-    forecasts = {name: forecast for name, run in found.items() if (forecast := run.load_forecast())}
-    several = len(found) > 1
+    forecasts = {name: forecast for name, run in result.items() if (forecast := run.load_forecast())}
+    several = len(result) > 1
     if lines := beside({name if several else "": (each, records[name]) for name, each in forecasts.items()}):
         print("\n".join(["", *lines]))
     if out is None:
@@ -47,7 +47,9 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     try:
         if out.suffix == ".html":
             what, root = "page", data_root if mistakes else None
-            write_text(out, page({name: _run(name, found[name], records[name], configs[name], root) for name in found}))
+            write_text(
+                out, page({name: _run(name, result[name], records[name], configs[name], root) for name in result})
+            )
         elif out.suffix == ".csv":
             what = "numbers"
             write_text(out, csv_text(records))

@@ -19,12 +19,12 @@ AUTO = "auto"
 
 def parse_ratio(text: str) -> tuple[int, int]:
     """'1:4' -> (1, 4): serial and parallel epochs of one cycle."""
-    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
-    if not found or int(found[1]) + int(found[2]) == 0:
+    result = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
+    if not result or int(result[1]) + int(result[2]) == 0:
         raise ConfigError(
             f'schedule.ratio = "{text}" must be serial:parallel, two whole numbers such as "1:4", or "auto"'
         )
-    return int(found[1]), int(found[2])
+    return int(result[1]), int(result[2])
 
 
 def check_cuts(cuts: tuple[int, ...] | str, stages: int) -> None:

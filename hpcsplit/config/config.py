@@ -89,15 +89,15 @@ class Config:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], sections: Collection[str]) -> str:
     """What two configurations, by section and key, say differently in these sections of the fingerprint; or ""."""
-    found = []
+    result = []
     for section in {**there, **here}:
         theirs, ours = there.get(section, {}), here.get(section, {})
         for key in {**theirs, **ours}:
             was, is_now = (show(keys[key]) if key in keys else "absent" for keys in (theirs, ours))
             matters = section in sections or ("seed" in sections and (section, key) == ("run", "seed"))
             if matters and was != is_now:
-                found.append(f"{section}.{key} = {was} there, {is_now} here")
-    return "; ".join(found)
+                result.append(f"{section}.{key} = {was} there, {is_now} here")
+    return "; ".join(result)
 
 
 def option_tree(method: str) -> dict[str, dict[str, Option]]:

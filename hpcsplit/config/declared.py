@@ -54,7 +54,7 @@ class DeclaredMethod(Facts):
 @cache
 def declared_methods() -> dict[str, DeclaredMethod]:
     """Every method in methods/*.py by name."""
-    found: dict[str, DeclaredMethod] = {}
+    result: dict[str, DeclaredMethod] = {}
     classes = {
         node.name: (node, path.stem)
         for path in sorted(METHODS_DIR.glob("*.py"))
@@ -74,7 +74,7 @@ def declared_methods() -> dict[str, DeclaredMethod]:
             if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
                 name = ast.literal_eval(mark.args[0])
                 facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
-                found[name] = DeclaredMethod(
+                result[name] = DeclaredMethod(
                     name=name,
                     module=f"hpcsplit.methods.{stem}",
                     class_name=node.name,
@@ -82,7 +82,7 @@ def declared_methods() -> dict[str, DeclaredMethod]:
                     options=options_of(node.name),
                     **facts,
                 )
-    return found
+    return result
 
 
 def _own_options(node: ast.ClassDef) -> tuple[Option, ...]:

@@ -105,10 +105,10 @@ def resolve(
 def _advice(text: str, line: int) -> str:
     """What to write where TOML refuses a value that people write."""
     lines = text.splitlines()
-    found = re.match(r"\s*[\w.\"'-]+\s*=\s*([^\s#]+)", lines[line - 1]) if 0 < line <= len(lines) else None
-    if not found:
+    result = re.match(r"\s*[\w.\"'-]+\s*=\s*([^\s#]+)", lines[line - 1]) if 0 < line <= len(lines) else None
+    if not result:
         return ""
-    value = found[1]
+    value = result[1]
     if value.lower() in ("true", "false"):
         return f"; write {value.lower()} for {value}"
     if re.fullmatch(r"[+-]?\d+,\d+", value):

@@ -33,31 +33,31 @@ def content(path: Path, md5: str | None = None) -> bytes:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode) or state.st_size > MOST_BYTES:
             raise ValueError(f"{path.name} is no file of at most {MOST_BYTES} bytes")
-        found = file.read(MOST_BYTES)
-    return published(found, path.name, md5)
+        result = file.read(MOST_BYTES)
+    return published(result, path.name, md5)
 
 
-def published(found: bytes, name: str, md5: str | None) -> bytes:
+def published(result: bytes, name: str, md5: str | None) -> bytes:
     """`found` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
-    if md5 and hashlib.md5(found, usedforsecurity=False).hexdigest() != md5:
+    if md5 and hashlib.md5(result, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{name} does not have the checksum of the published file")
-    return found
+    return result
 
 
-def idx(found: bytes, dimensions: int) -> np.ndarray:
+def idx(result: bytes, dimensions: int) -> np.ndarray:
     """Unsigned bytes of an idx file: magic number 0x0800 + dimensions, sizes as big-endian int32, the bytes."""
     start = 4 * (1 + dimensions)
-    magic, *sizes = np.frombuffer(found[:start].ljust(start, b"\0"), ">i4").tolist()
+    magic, *sizes = np.frombuffer(result[:start].ljust(start, b"\0"), ">i4").tolist()
     if magic != 0x0800 + dimensions:
         raise ValueError(f"no idx file of {dimensions} dimensions")
-    if min(sizes) < 0 or math.prod(sizes) != len(found) - start:
-        raise ValueError(f"an idx file of {' x '.join(map(str, sizes))} bytes has {len(found) - start}")
-    return np.frombuffer(found, np.uint8, offset=start).reshape(sizes)
+    if min(sizes) < 0 or math.prod(sizes) != len(result) - start:
+        raise ValueError(f"an idx file of {' x '.join(map(str, sizes))} bytes has {len(result) - start}")
+    return np.frombuffer(result, np.uint8, offset=start).reshape(sizes)
 
 
-def cifar(found: bytes) -> tuple[np.ndarray, list[int]]:
+def cifar(result: bytes) -> tuple[np.ndarray, list[int]]:
     """Images uint8 (N, 3, 32, 32) and labels of one file of CIFAR-10 or CIFAR-100 for Python."""
-    entry = _PlainUnpickler(io.BytesIO(found), encoding="latin1").load()
+    entry = _PlainUnpickler(io.BytesIO(result), encoding="latin1").load()
     images, labels = entry["data"], entry.get("labels", entry.get("fine_labels"))
     if isinstance(images, _Array):
         images = images.values
@@ -66,18 +66,18 @@ def cifar(found: bytes) -> tuple[np.ndarray, list[int]]:
     return images.reshape(-1, 3, 32, 32), labels
 
 
-def svhn(found: bytes) -> tuple[np.ndarray, np.ndarray]:
+def svhn(result: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 3, 32, 32) and labels 0 .. 9 of one of SVHN's files, which call the digit 0 "10"."""
     from scipy.io import loadmat
 
-    arrays = loadmat(io.BytesIO(found), variable_names=["X", "y"])
+    arrays = loadmat(io.BytesIO(result), variable_names=["X", "y"])
     labels = arrays["y"].reshape(-1)
     return arrays["X"].transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels)
 
 
-def npz(found: bytes) -> tuple[np.ndarray, np.ndarray]:
+def npz(result: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The arrays `images` and `labels` of an npz file; ValueError for one that is a pickle."""
-    with np.load(io.BytesIO(found), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(result), allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"]
 
 

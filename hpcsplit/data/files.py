@@ -22,9 +22,9 @@ class Files:
         self.layout, self.root = layout, root
         self.archive = next((path for path in _archives(layout, root) if path.is_file()), None)
         there = {folder: [bool(_form(folder, name)) for name in layout.names] for folder in _folders(layout, root)}
-        whole = next((folder for folder, found in there.items() if all(found)), None)
+        whole = next((folder for folder, result in there.items() if all(result)), None)
         self.complete = bool(whole or self.archive)  # all are there, by their names
-        self.folder = whole or (None if self.archive else next((f for f, found in there.items() if any(found)), None))
+        self.folder = whole or (None if self.archive else next((f for f, result in there.items() if any(result)), None))
         self._members: dict[str, bytes] = {}
 
     @property
@@ -49,13 +49,13 @@ class Files:
 
     def others(self) -> list[str]:
         """Names of packed files beside the usual place that are not understood, for people."""
-        found: list[str] = []
+        result: list[str] = []
         for folder in dict.fromkeys((*_folders(self.layout, self.root), self.root)):
             try:
-                found += sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PACKED)
+                result += sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PACKED)
             except OSError:
                 continue
-        return found
+        return result
 
 
 def _folders(layout: Layout, root: Path) -> Iterator[Path]:
@@ -81,17 +81,17 @@ def gunzip(path: Path) -> bytes:
     """The content of a .gz file.  Raises OSError, or ValueError where it is damaged or holds more than any set has."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(decode.content(path))) as file:
-            found = file.read(decode.MOST_BYTES + 1)
+            result = file.read(decode.MOST_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path.name} cannot be unpacked: {error}") from None
-    if len(found) > decode.MOST_BYTES:
+    if len(result) > decode.MOST_BYTES:
         raise ValueError(f"{path.name} holds more than {decode.MOST_BYTES} bytes")
-    return found
+    return result
 
 
 def _unpacked(archive: Path, layout: Layout) -> dict[str, bytes]:
     """The files of a layout by name; nothing is written anywhere."""
-    found: dict[str, bytes] = {}
+    result: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(decode.content(archive))) as tar:
             for member in tar:
@@ -100,10 +100,10 @@ def _unpacked(archive: Path, layout: Layout) -> dict[str, bytes]:
                 path = PurePosixPath(member.name)
                 wanted = path.parent.name == layout.folder and path.name in layout.names
                 if wanted and member.isreg() and (file := tar.extractfile(member)):
-                    found[path.name] = file.read()
+                    result[path.name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{archive.name} cannot be unpacked: {error}") from None
-    return found
+    return result
 
 
 def _form(folder: Path, name: str) -> Path | None:

@@ -160,7 +160,7 @@ class _Loop:
 
     def pauses(self, step: int) -> Generator[Verb, Any, bool]:
         """Whether all ranks leave the pass after this step; never after the last one, where the epoch ends anyway."""
-        level = yield Agree(self.job.wish())
+        level = yield Agree(self.job.request())
         if not (level > 0 and self.settled <= step < self.steps - 1):
             return False
         while self.reported:

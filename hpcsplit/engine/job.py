@@ -25,7 +25,7 @@ from hpcsplit.stage.stage import Stage
 from hpcsplit.store.store import Store
 from hpcsplit.tasks.task import Samples
 
-SAVE, STOP = 1, 2  # wishes of a rank at a step boundary
+SAVE, STOP = 1, 2  # requests of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
 
 
@@ -149,7 +149,7 @@ class Job:
     def rank(self) -> int:
         return self.stage.index
 
-    def wish(self) -> int:
+    def request(self) -> int:
         """What this rank wants at a step boundary: `STOP`, `SAVE`, or to go on (0).  The clock of rank 0 counts."""
         if self.stop_reason():
             return STOP

@@ -51,7 +51,7 @@ class EpochSums:
     def from_json(cls, text: Any) -> EpochSums | None:
         """None where it is not what `to_json` has written."""
         values = manifest.parsed(text)
-        if not manifest.fits(values, _Sums):
+        if not manifest.is_of(values, _Sums):
             return None
         tally = {each.name: values["tally"][each.name] for each in fields(Tally)}
         return cls(Tally(**tally), values["seconds"], values["sent_bytes"])

@@ -43,9 +43,9 @@ def is_ours(name: str) -> bool:
 
 def complete(checkpoints: Path) -> list[Path]:
     """The complete checkpoints, newest first.  ConfigError where one of them is a link."""
-    found = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
-    found = [p for p in found if SUMS in names(p)]
-    return sorted(found, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
+    result = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
+    result = [p for p in result if SUMS in names(p)]
+    return sorted(result, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
 
 
 def verify(folder: Path, names: Iterable[str]) -> None:
@@ -59,10 +59,10 @@ def verify(folder: Path, names: Iterable[str]) -> None:
         if name not in sums:
             raise damaged(folder, f"{name} is not listed in {SUMS}")
         try:
-            found = sha256_file(folder / name)
+            result = sha256_file(folder / name)
         except OSError as error:
             raise damaged(folder, f"{name} cannot be read ({error.strerror})") from None
-        if found != sums[name]:
+        if result != sums[name]:
             raise damaged(folder, f"{name} does not have the checksum that {SUMS} lists")
 
 

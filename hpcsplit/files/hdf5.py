@@ -116,17 +116,17 @@ class Stored:
         """`path` is named in errors."""
         self._image, self._path = memoryview(image), path
         with _readable(path):
-            found = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())
-            self._datasets = {_key(link): dataset for link, dataset in found.datasets.items()}
+            result = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())
+            self._datasets = {_key(link): dataset for link, dataset in result.datasets.items()}
             self.headers = {key: Header(d.shape, _torch_type(d)) for key, d in self._datasets.items()}
-            self.attributes = _plain(found.attributes)
+            self.attributes = _plain(result.attributes)
 
     def tensor(self, key: str) -> torch.Tensor:
         """A copy of the tensor, on the CPU."""
-        found, header = self._datasets[key], self.headers[key]
+        result, header = self._datasets[key], self.headers[key]
         tensor = torch.empty(header.shape, dtype=header.dtype)
-        if found.size:
-            raw = np.frombuffer(self._image, np.uint8, found.size, found.offset)
+        if result.size:
+            raw = np.frombuffer(self._image, np.uint8, result.size, result.offset)
             tensor.view(-1).view(torch.uint8).numpy()[:] = raw
         return tensor
 
@@ -171,9 +171,9 @@ def _types() -> dict[bytes, np.dtype[Any]]:
     return {h5py.h5t.py_create(kind, logical=True).encode()[2:]: kind for kind in kinds}
 
 
-def _torch_type(found: StoredArray) -> torch.dtype:
+def _torch_type(result: StoredArray) -> torch.dtype:
     """The type of an array's values: the one that it is marked with, or its own."""
-    own, mark = torch.from_numpy(np.empty(0, found.dtype)).dtype, found.attributes.get(_TYPE_MARK)
+    own, mark = torch.from_numpy(np.empty(0, result.dtype)).dtype, result.attributes.get(_TYPE_MARK)
     if mark is None:
         return own
     if mark == VARIABLE_TEXT and own == torch.uint16:  # as older files mark bfloat16
@@ -306,10 +306,10 @@ def reserve(path: Path, size_bytes: int) -> None:
 def rows_layout(path: Path) -> RowsLayout:
     """The layout of an existing file by `create_rows`.  CheckpointError when it is damaged or of another kind."""
     with _readable(path):
-        found, size = _contents(path)
-        if found.datasets.keys() != {"rows", "index"}:
+        result, size = _contents(path)
+        if result.datasets.keys() != {"rows", "index"}:
             raise ValueError("it has no rows")
-        rows, index = found.datasets["rows"], found.datasets["index"]
+        rows, index = result.datasets["rows"], result.datasets["index"]
         if not rows.shape or index.shape != rows.shape[:1] or index.dtype != np.int64:
             raise ValueError("the datasets rows and index do not belong together")
         return RowsLayout(

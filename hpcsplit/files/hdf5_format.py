@@ -202,12 +202,12 @@ class _FileReader:
             yield names[offset:end].decode(), address
 
     def _entries(self, tree: int, level: int | None) -> Iterator[tuple[int, int]]:
-        signature, kind, found, used = _TREE.unpack(self._bytes(self._once(tree), _TREE.size))
-        if (signature, kind) != (b"TREE", 0) or found > 8 or level not in (None, found):
+        signature, kind, result, used = _TREE.unpack(self._bytes(self._once(tree), _TREE.size))
+        if (signature, kind) != (b"TREE", 0) or result > 8 or level not in (None, result):
             raise ValueError("the index of a group in it is damaged")
         keys = self._bytes(tree + _TREE.size, 16 * used)
         for (child,) in Struct("<8xQ").iter_unpack(keys):
-            yield from self._entries(child, found - 1) if found else self._leaf(child)
+            yield from self._entries(child, result - 1) if result else self._leaf(child)
 
     def _leaf(self, address: int) -> Iterator[tuple[int, int]]:
         signature, version, used = _LEAF.unpack(self._bytes(self._once(address), _LEAF.size))

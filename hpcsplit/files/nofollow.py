@@ -120,8 +120,8 @@ def remove(path: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and what is in it, a file, or a link, but nothing that a link leads to."""
-    found = state(path)
-    if found is None or not stat.S_ISDIR(found.st_mode):
+    result = state(path)
+    if result is None or not stat.S_ISDIR(result.st_mode):
         return remove(path)
     with _parent(path) as (folder, name):
         shutil.rmtree(name, dir_fd=folder)
@@ -184,23 +184,23 @@ def _refuse_link(path: Path, folder: int) -> None:
     raise ConfigError(f"{path} is a link to {target}, and links in a run directory are not followed; remove it")
 
 
-def _check_kind(path: Path, found: os.stat_result, wants_folder: bool) -> None:
-    kind = stat.S_IFMT(found.st_mode)
+def _check_kind(path: Path, result: os.stat_result, wants_folder: bool) -> None:
+    kind = stat.S_IFMT(result.st_mode)
     if kind != (stat.S_IFDIR if wants_folder else stat.S_IFREG):
         wanted = "folder; choose another one" if wants_folder else "regular file; remove it"
         raise ConfigError(f"{path} is {_KINDS.get(kind, 'something else')}, no {wanted}")
 
 
-def _check(path: Path, found: os.stat_result, folders_owner: int, writes: bool) -> None:
+def _check(path: Path, result: os.stat_result, folders_owner: int, writes: bool) -> None:
     """ConfigError where an open file may not be read, or written."""
-    _check_kind(path, found, False)
-    if writes and found.st_uid not in (os.geteuid(), folders_owner):
+    _check_kind(path, result, False)
+    if writes and result.st_uid not in (os.geteuid(), folders_owner):
         raise ConfigError(
-            f"{path} belongs to uid {found.st_uid}, this run to uid {os.geteuid()}; remove it, or take another folder"
+            f"{path} belongs to uid {result.st_uid}, this run to uid {os.geteuid()}; remove it, or take another folder"
         )
-    if found.st_nlink > 1 and (writes or found.st_uid != folders_owner):
+    if result.st_nlink > 1 and (writes or result.st_uid != folders_owner):
         raise ConfigError(
-            f"{path} has {found.st_nlink} names (hard links), so it is another file, too; put a copy in its place"
+            f"{path} has {result.st_nlink} names (hard links), so it is another file, too; put a copy in its place"
         )
 
 

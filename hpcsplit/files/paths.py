@@ -18,10 +18,10 @@ def expanded(text: str, where: str, refusal: type[HpcsplitError] = ConfigError) 
         refusal: a variable is not set or empty, there is no such user, or the text can be no path.
     """
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2] or ""
+    def value(result: re.Match[str]) -> str:
+        name = result[1] or result[2] or ""
         if not os.environ.get(name):
-            raise refusal(f'{where} "{text}": {found[0]} is not set here; set it, or write the folder out')
+            raise refusal(f'{where} "{text}": {result[0]} is not set here; set it, or write the folder out')
         return os.environ[name]
 
     if "\0" in text:

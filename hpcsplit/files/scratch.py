@@ -63,12 +63,12 @@ def candidates(first: Path | None = None) -> list[Candidate]:
     A variable that is not set and a burst buffer that the site does not have are left out, and so is a place that
     another name has brought up already.
     """
-    found: dict[Path, Candidate] = {}
+    result: dict[Path, Candidate] = {}
     for path, origin in _named(first):
         place = Path(os.path.realpath(path))
-        if place not in found:
-            found[place] = look_at(path, origin)
-    return list(found.values())
+        if place not in result:
+            result[place] = look_at(path, origin)
+    return list(result.values())
 
 
 def look_at(path: Path, origin: str) -> Candidate:

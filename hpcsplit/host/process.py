@@ -24,8 +24,8 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         pid = os.getpid()
-        found = _state(pid)
-        return cls(_machine(), pid, found[1] if found else 0)
+        result = _state(pid)
+        return cls(_machine(), pid, result[1] if result else 0)
 
     @property
     def here(self) -> bool:
@@ -41,10 +41,10 @@ class Process:
             return False
         except PermissionError:
             pass
-        found = _state(self.pid)
-        if found is None:  # there is no /proc, or it hides other users' processes
+        result = _state(self.pid)
+        if result is None:  # there is no /proc, or it hides other users' processes
             return True
-        state, started = found
+        state, started = result
         return state not in "ZX" and (started == self.started or not self.started)
 
 

@@ -130,9 +130,9 @@ class Tally:
 
         def read() -> Tally:
             arrival.synchronize()
-            found = values | dict(zip(away, here.tolist(), strict=True))
-            terms = {name: found["term", name] for name in self.terms}
-            return Tally(self.samples, terms, found["gap_sq", ""], found["aux_sq", ""])
+            result = values | dict(zip(away, here.tolist(), strict=True))
+            terms = {name: result["term", name] for name in self.terms}
+            return Tally(self.samples, terms, result["gap_sq", ""], result["aux_sq", ""])
 
         return read
 

@@ -255,10 +255,10 @@ class Block:
     def move_z(self, j: int) -> None:
         a, m = linear(self.layers[j], self.p[j]), self.method
         if j == self.head:
-            found = cross_entropy_minimiser(
+            result = cross_entropy_minimiser(
                 a, self.batch.y, m.nu, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j]
             )
-            new = found.z
+            new = result.z
         else:
             new = relu_minimiser(a, self.q[j])
         self._count_step(new, self.z[j])

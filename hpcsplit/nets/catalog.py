@@ -30,8 +30,8 @@ class Network:
 
     def numbers(self, name: str) -> dict[str, int]:
         """Those in a name of this kind."""
-        fits = re.fullmatch(self.pattern, name)
-        return {key: int(value) for key, value in fits.groupdict().items()} if fits else {}
+        match = re.fullmatch(self.pattern, name)
+        return {key: int(value) for key, value in match.groupdict().items()} if match else {}
 
 
 def _residual(layers: int) -> str:

@@ -48,12 +48,12 @@ def function_of(make: Callable[[], nn.Sequential], input_shape: tuple[int, ...])
         with nothing_drawn(), torch.enable_grad():
             seed_all(0)
             try:
-                found = _sampled(_prepared(make(), wide=wide, filled=filled), input_shape)
+                outcome = _sampled(_prepared(make(), wide=wide, filled=filled), input_shape)
             except Exception:  # the user's code runs here; the run itself will say what is wrong with it
                 continue
-        if found["eval"]:
-            kind = "mixed" if wide and found["narrow"] else "float64" if wide else "float32"
-            return json.dumps({"in": kind, "filled": filled, **found}, separators=(",", ":"))
+        if outcome["eval"]:
+            kind = "mixed" if wide and outcome["narrow"] else "float64" if wide else "float32"
+            return json.dumps({"in": kind, "filled": filled, **outcome}, separators=(",", ":"))
     return ""
 
 
@@ -153,16 +153,16 @@ def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
 def source_of(factory: str, net: nn.Module) -> str:
     """A hash of the user's modules that the network comes from, comments and layout left out: the factory's, those of
     its layers, and what these import.  Installed packages, torch and this program are not the user's."""
-    found: dict[str, ModuleType] = {}
+    outcome: dict[str, ModuleType] = {}
     waiting = {factory, *(type(module).__module__ for module in net.modules())}
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
-        if module is None or name in found or not _is_users(module):
+        if module is None or name in outcome or not _is_users(module):
             continue
-        found[name] = module
+        outcome[name] = module
         waiting |= {_home(value) for value in list(vars(module).values())}
-    texts = {name: _text(Path(module.__file__ or "")) for name, module in found.items()}
+    texts = {name: _text(Path(module.__file__ or "")) for name, module in outcome.items()}
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 

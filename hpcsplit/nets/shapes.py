@@ -54,7 +54,7 @@ def block_shapes(net: nn.Sequential, input_shape: Sequence[int]) -> list[tuple[i
 def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:
     """Pass a few samples (of one alone, squeeze() would take the dimension) through the blocks of a copy.  Mode and
     errors as in block_shapes."""
-    shadow, x, found = Shadow(net, training=False), meta_sample(net, input_shape, FEW), []
+    shadow, x, result = Shadow(net, training=False), meta_sample(net, input_shape, FEW), []
     for index in range(len(net)):
         try:
             with torch.no_grad():
@@ -72,9 +72,9 @@ def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:
                 "point, so that the network can be cut behind it"
             )
         flops = counter.get_total_flops() // (2 * FEW)  # the counter takes a multiply-add as two
-        found.append(Pass(tuple(x.shape[1:]), tuple(y.shape[1:]), flops, by_value))
+        result.append(Pass(tuple(x.shape[1:]), tuple(y.shape[1:]), flops, by_value))
         x = y
-    return found
+    return result
 
 
 class Shadow:

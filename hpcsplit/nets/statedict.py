@@ -91,8 +91,8 @@ def check_state(module: nn.Module) -> None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    found = _EXTRA.fullmatch(name)
-    return (found[1], found[2] or "") if found else (name, "")
+    result = _EXTRA.fullmatch(name)
+    return (result[1], result[2] or "") if result else (name, "")
 
 
 def _flattened(name: str, value: Any) -> dict[str, Tensor]:
@@ -118,5 +118,5 @@ def _flattened(name: str, value: Any) -> dict[str, Tensor]:
     return {f"{name}.json": torch.tensor(list(text), dtype=torch.uint8, device="cpu"), **inner}
 
 
-def _tensor(base: str, tensors: Mapping[str, Tensor], found: dict[str, Any]) -> Any:
-    return tensors[f"{base}.{found[_MARK]}"] if _MARK in found else found
+def _tensor(base: str, tensors: Mapping[str, Tensor], result: dict[str, Any]) -> Any:
+    return tensors[f"{base}.{result[_MARK]}"] if _MARK in result else result

@@ -30,16 +30,16 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
     source = "predicted" if best["forecast"] else "by balance alone (--measure times it)"
     among = f"the most of {len(plans)} choices with" if len(plans) > 1 else "with"
     largest = max(stage["share"] for stage in best["stages"])
-    found = [
+    result = [
         ("ranks", str(count), f"{among} parallel epochs {gain:.2f} x as fast, {gain / count:.0%} of {count}, {source}"),
         ("cuts", str(best["cuts"]), f"the largest stage has {largest:.1%} of the cost, {1 / count:.1%} would be even"),
     ]
     if count == 1 or "parallel" not in best["phases"]:
-        return found
+        return result
     if declared_methods()[config.method.name].augments:
         why = f"{gain:.2f} x in every epoch; its parallel epochs augment as exact ones do and keep no variables"
-        return [*found, ("schedule.ratio", "0:1", why), *_own(config, best)]
-    return [*found, _ratio(best), *_rows(config, best)]
+        return [*result, ("schedule.ratio", "0:1", why), *_own(config, best)]
+    return [*result, _ratio(best), *_rows(config, best)]
 
 
 def _speed_up(p: Mapping[str, Any]) -> float:
@@ -72,9 +72,9 @@ def _rows(config: Config, p: Mapping[str, Any]) -> Advice:
         return []
     spare = max(0.0, memory_limit_bytes() - sum(stage["memory"]["peak"] for stage in p["stages"]))
     cached, size = store <= CACHE_SHARE * spare, f"{store / 2**30:.2f} GiB of rows in both generations"
-    found = _own(config, p, size, cached=cached)
+    result = _own(config, p, size, cached=cached)
     wide = cached or p["dtype"] != "float32"
-    found.append(
+    result.append(
         (
             "store.dtype",
             p["dtype"] if wide else "bfloat16",
@@ -86,11 +86,11 @@ def _rows(config: Config, p: Mapping[str, Any]) -> Advice:
     if p["forecast"]:
         step_bytes = 2 * p["batch_size"] * store / 2 / p["samples"]
         need = f"; {step_bytes / p['forecast']['parallel_s'] / 1e9:.2f} GB/s are read and written"
-    found.append(
+    result.append(
         (
             "the store",
             place,
             (f"{size} stay in this machine's memory" if cached else f"{size} need a fast disk of the node") + need,
         )
     )
-    return found
+    return result

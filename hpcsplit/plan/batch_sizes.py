@@ -17,26 +17,26 @@ def training_sizes(setting: Setting) -> dict[int, str]:
     if config.data.last_batch == "keep":
         cures = f'data.last_batch = "join" or {cures}'
     whole = set(setting.batch_sizes)
-    found = {most: f"data.batch_size is {most}"}
+    result = {most: f"data.batch_size is {most}"}
     for size in whole - {most}:
-        found[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
+        result[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
     pieces = {"schedule": config.schedule.microbatches, "method": setting.method.microbatches}
     for section, number in pieces.items():
         for size in sorted(whole, reverse=True):
             for piece in {part.stop - part.start for part in slices(size, number)}:
-                found.setdefault(
+                result.setdefault(
                     piece,
                     f"of {number} micro-batches of a mini-batch of {size} one has {piece}: lower "
                     f"{section}.microbatches, or set {cures}",
                 )
     measured = batches(np.arange(samples), min(most, FORWARD_ROWS), config.data.last_batch)
     for ids in measured:
-        found.setdefault(
+        result.setdefault(
             len(ids),
             f"of {samples} samples, {min(most, FORWARD_ROWS)} at a time, that BatchNorm statistics are taken of, "
             f"{len(ids)} are left: set {cures}",
         )
-    return found
+    return result
 
 
 def evaluation_sizes(setting: Setting) -> dict[int, str]:

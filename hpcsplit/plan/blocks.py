@@ -130,14 +130,14 @@ def block_times(
             ]
             for _ in range(1 + repeats)
         ]
-    found = []
+    result = []
     for n in range(len(sizes)):
         times = {}
         for kind in kinds:
             both, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
             times[kind] = BlockTime(min(forward, both), max(both - forward, 0.0))
-        found.append([times[look] for look in looks])
-    return found
+        result.append([times[look] for look in looks])
+    return result
 
 
 def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from hpcsplit.store.generation import no_room
 _GB = 1e9
 
 
-def check_fits(
+def check_feasible(
     setting: Setting,
     stages: Sequence[StagePlan],
     needs: Sequence[Footprint],

@@ -22,7 +22,7 @@ from hpcsplit.host.device import wait_for
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch
 from hpcsplit.nets.shapes import twin
-from hpcsplit.plan.feasibility import check_fits
+from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, profile
 from hpcsplit.plan.memory import footprints
@@ -120,7 +120,7 @@ def prepare(
         measured = profile(setting, device, cuts=stages > 1, repeats=ROUNDS if by_time else FEW_ROUNDS)
     cuts, costs = (tuple(known["cuts"]), tuple(known["costs"])) if known else choose_cuts(setting, stages, measured)
     plans = plan_stages(setting, cuts, costs)
-    check_fits(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)
+    check_feasible(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)
     run_dir.create(config)
     newest(run_dir.checkpoints, setting.identity(cuts, images, setting.code))  # refused before anything is touched
     run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
@@ -171,9 +171,9 @@ def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: f
     expect = partial(forecast, cuts=cuts, gamma=values["forecast"]["gamma"], edge_bytes=values["edge_bytes"])
     update_s = max(update for *_, update in together.exact_stages(cuts))
     together = together.slowed((), (exact_s / (expect(together).exact_s - update_s),))
-    found = expect(together)
-    found = replace(found, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
-    run_dir.save_forecast(values | {"forecast": found.as_dict(), "profile_together": together.as_dict()})
+    result = expect(together)
+    result = replace(result, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
+    run_dir.save_forecast(values | {"forecast": result.as_dict(), "profile_together": together.as_dict()})
 
 
 def one_rank_alone(setting: Setting, device: torch.device) -> float | None:

@@ -128,7 +128,7 @@ def _draw(runs: Runs, lines: Sequence[Line], unit: str, scale: Scale, panel: Any
 def _points(records: Sequence[EpochRecord], value: Value, gaps: Sequence[object], factor: float) -> dict[int, float]:
     """Values by epoch, NaN for a gap; nothing where there is no value."""
     shown = [record for record in records if record.loss is not None] if value in EVALUATED else records
-    found = {r.epoch + 1: flat(r).get(value) if isinstance(value, str) else value(r) for r in shown}
-    if all(each in gaps for each in found.values()):
+    result = {r.epoch + 1: flat(r).get(value) if isinstance(value, str) else value(r) for r in shown}
+    if all(each in gaps for each in result.values()):
         return {}
-    return {epoch: float("nan") if each is None or each in gaps else factor * each for epoch, each in found.items()}
+    return {epoch: float("nan") if each is None or each in gaps else factor * each for epoch, each in result.items()}

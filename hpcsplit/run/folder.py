@@ -277,8 +277,10 @@ class RunDir:
         if not chosen or chosen["sha256"] != _digest(chosen["split"]):
             return None
         split = chosen["split"]
-        fits = isinstance(split, dict) and _is_list(split.get("cuts"), int) and _is_list(split.get("costs"), int, float)
-        return split if fits else None
+        sound = (
+            isinstance(split, dict) and _is_list(split.get("cuts"), int) and _is_list(split.get("costs"), int, float)
+        )
+        return split if sound else None
 
     def save_split(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep the cuts for later starts."""
@@ -356,8 +358,8 @@ def _is_forecast(values: Any) -> bool:
     """Whether a report can put it beside a run."""
     if not (isinstance(values, dict) and values.keys() >= FORECAST_KEYS and isinstance(values["forecast"], dict)):
         return False
-    rate, found = values["one_rank_samples_per_s"], values["forecast"]
-    numbers = [values["batch_size"], found.get("exact_s"), found.get("parallel_s"), *([] if rate is None else [rate])]
+    rate, result = values["one_rank_samples_per_s"], values["forecast"]
+    numbers = [values["batch_size"], result.get("exact_s"), result.get("parallel_s"), *([] if rate is None else [rate])]
     return _is_list(numbers, int, float) and all(0 < number < 1e300 for number in numbers)
 
 

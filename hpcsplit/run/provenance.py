@@ -141,11 +141,11 @@ def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dic
 
 def end(file: Path, how: str) -> None:
     """Add how the newest start has ended: "done", "stopped: SIGUSR1 received" …"""
-    found = starts(file)
-    if found:
-        found[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    result = starts(file)
+    if result:
+        result[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         try:
-            _write(file, found)
+            _write(file, result)
         except StoreError as error:  # the run itself has ended well
             logging.getLogger("hpcsplit").warning("%s", error)
 
@@ -153,9 +153,9 @@ def end(file: Path, how: str) -> None:
 def starts(file: Path) -> list[dict[str, Any]]:
     """What the file has, oldest first."""
     try:
-        found = json.loads(read_text(file))["starts"]
-        json.dumps(found, indent=1)  # what is nested too deep could not be written again
-        return [start for start in found if isinstance(start, dict)]
+        result = json.loads(read_text(file))["starts"]
+        json.dumps(result, indent=1)  # what is nested too deep could not be written again
+        return [start for start in result if isinstance(start, dict)]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -165,18 +165,18 @@ def starts(file: Path) -> list[dict[str, Any]]:
 
 def newest(file: Path) -> str:
     """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
-    found = starts(file)
-    if not found:
+    result = starts(file)
+    if not result:
         return ""
-    ends = [[start.get("time"), start.get("end")] for start in found[:-1]]
+    ends = [[start.get("time"), start.get("end")] for start in result[:-1]]
     try:
-        return compact(found[-1] | {"earlier": ends[-20:]})
+        return compact(result[-1] | {"earlier": ends[-20:]})
     except (KeyError, TypeError, AttributeError):  # it is somebody else's, and damaged
         return ""
 
 
-def _write(file: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    write_in_words(file, json.dumps({"starts": found}, indent=1) + "\n")
+def _write(file: Path, result: Sequence[Mapping[str, Any]]) -> None:
+    write_in_words(file, json.dumps({"starts": result}, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------ facts

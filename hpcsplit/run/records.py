@@ -121,7 +121,9 @@ def flat(record: EpochRecord) -> dict[str, Any]:
     parts |= {f"stage{stage.stage}": vars(stage) for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
-            several = {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list | tuple) else {"": value}
+            several = (
+                {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list | tuple) else {"": value}
+            )
             values |= {f"{place}.{name}{k}": each for k, each in several.items() if name != "stage"}
     return values
 
@@ -159,17 +161,17 @@ class Records:
         if not state(self.path):
             return []
         lines = [line for line in read_text(self.path).split("\n") if line.strip()]
-        found = []
+        result = []
         for count, line in enumerate(lines, 1):
             try:
-                found.append((EpochRecord.from_json(line), line))
+                result.append((EpochRecord.from_json(line), line))
             except DataError as error:
                 if count < len(lines):
                     raise DataError(f"{self.path}, record {count} of {len(lines)} is {error}; remove it") from None
-        for (before, _), (record, _) in pairwise(found):
+        for (before, _), (record, _) in pairwise(result):
             if record.epoch <= before.epoch:
                 raise DataError(f"{self.path} has epoch {record.epoch} behind epoch {before.epoch}; remove one of them")
-        return found
+        return result
 
     def _torn(self) -> bool:
         content = read_bytes(self.path) if state(self.path) else b""

@@ -100,19 +100,19 @@ def _check_owner(what: str, state: os.stat_result, instead: str) -> None:
 
 def writers(folder: Path) -> str:
     """Who else can put something in the place of a folder's files, as a sentence; "" when nobody can."""
-    found = []
+    result = []
     for place in (Path(os.path.abspath(folder)), *Path(os.path.abspath(folder)).parents):
         state = place.stat()
         if state.st_mode & stat.S_ISVTX:  # nobody can rename or remove what is somebody else's
             continue
         if state.st_mode & stat.S_IWOTH:
-            found.append(f"{place} by everybody")
+            result.append(f"{place} by everybody")
         elif state.st_mode & stat.S_IWGRP and (group := _group(state.st_gid)):
-            found.append(f"{place} by the group {group}")
+            result.append(f"{place} by the group {group}")
     return (
-        f"note: others can change this run, since folders can be written: {', '.join(found)}; chmod go-w, or add the "
+        f"note: others can change this run, since folders can be written: {', '.join(result)}; chmod go-w, or add the "
         "sticky bit (chmod +t)"
-        if found
+        if result
         else ""
     )
 

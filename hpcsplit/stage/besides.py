@@ -27,8 +27,8 @@ class Besides:
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """The buffers with persistent=False that have changed since, by their names in the whole network."""
-        found = passing_buffers(self._blocks)
-        return {name: buffer for name, buffer in found.items() if self._buffers.get(name) != _digest(buffer)}
+        result = passing_buffers(self._blocks)
+        return {name: buffer for name, buffer in result.items() if self._buffers.get(name) != _digest(buffer)}
 
     def attributes(self) -> list[str]:
         """The attributes that have changed since: counters, tensors that are no buffers, random generators.
@@ -40,14 +40,14 @@ class Besides:
 
 
 def _attributes(blocks: nn.Module) -> list[tuple[str, str]]:
-    found = []
+    result = []
     for prefix, module in blocks.named_modules():
         if has_extra_state(module):
             continue
         for name, value in vars(module).items():
             if name not in _OF_TORCH and (digest := _digest(value)):
-                found.append((f"{prefix}.{name}".removeprefix("."), digest))
-    return found
+                result.append((f"{prefix}.{name}".removeprefix("."), digest))
+    return result
 
 
 def _digest(value: Any) -> str:

@@ -39,15 +39,15 @@ def balanced_cuts(costs: Sequence[float], stages: int, cut_costs: Sequence[float
 
 def _best_last_stage(shorter: dict[int, Split], total: Sequence[float], join: Sequence[float], j: int, k: int) -> Split:
     """The best split of the first j blocks into k stages, from those of fewer blocks into k - 1."""
-    found: Split = (math.inf, math.inf, ())
+    result: Split = (math.inf, math.inf, ())
     for i in range(j - 1, k - 2, -1):
         blocks = total[j] - total[i] + join[j]
-        if blocks > found[0]:  # and grows as i goes down
+        if blocks > result[0]:  # and grows as i goes down
             break
         last = blocks + join[i]
         largest, squares, cuts = shorter[i]
-        found = min(found, (max(largest, last), squares + last**2, (*cuts, i)))
-    return found
+        result = min(result, (max(largest, last), squares + last**2, (*cuts, i)))
+    return result
 
 
 def _check_blocks(blocks: int, stages: int) -> None:

@@ -131,10 +131,10 @@ class Schema:
         if there != here:
             return f"its rows, shape and type are {there}, this run has {here}"
         wanted = self.attributes(name, description["epoch"], None, description["checksums"][name])
-        found = read_attributes(file.path)
+        result = read_attributes(file.path)
         for key, value in wanted.items():
-            if key != "fill" and found.get(key) != value:
-                return f"its {key} is {found.get(key)!r}, {value!r} is wanted"
+            if key != "fill" and result.get(key) != value:
+                return f"its {key} is {result.get(key)!r}, {value!r} is wanted"
         if not np.array_equal(np.sort(file.index()), np.arange(self.rows)):
             return "its index does not name every sample once"
         return ""

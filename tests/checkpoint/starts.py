@@ -100,11 +100,11 @@ def told_to_stop(jobs: list[Job]) -> None:
 
 def stop_at(job: Job, place: Place) -> None:
     """Let a signal come to this rank at the end of this step."""
-    wish = job.wish
+    request = job.request
 
     def told() -> int:
         if job.stage.position == place:
             job.stop_reason = lambda: "told to stop"
-        return STOP if job.stop_reason() else wish()
+        return STOP if job.stop_reason() else request()
 
-    job.wish = told  # type: ignore[method-assign]
+    job.request = told  # type: ignore[method-assign]
