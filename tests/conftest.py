@@ -22,12 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SHARE < 1 and item.get_closest_marker("weekly"):
             item.add_marker(pytest.mark.skip(reason="HPCSPLIT_FUZZ=full tries it"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    slow, others = (
-        [item for item in items if bool(item.get_closest_marker("slow")) == is_slow] for is_slow in (True, False)
-    )
+    slow_files = list(dict.fromkeys(item.path for item in items if item.get_closest_marker("slow")))
+    others = [item for item in items if item.path not in slow_files]
     edges = [k * len(others) // workers for k in range(workers + 1)]
-    # Each begins with a part of the slow ones, so that none of them is left for the end.
-    items[:] = [item for k in range(workers) for item in (*slow[k::workers], *others[edges[k] : edges[k + 1]])]
+    # Each worker begins with some of the files that have slow tests, so that none is left for the end.
+    items[:] = [
+        item
+        for k in range(workers)
+        for item in (*(i for i in items if i.path in slow_files[k::workers]), *others[edges[k] : edges[k + 1]])
+    ]
 
 
 @pytest.fixture(autouse=True)
