@@ -116,9 +116,9 @@ def flat(record: EpochRecord) -> dict[str, Any]:
 
     Parts have their place in front: terms.phi, theorem.residuals.1 (of a list, from 1), stage0.violation.
     """
-    values = vars(record) | {"epoch": record.epoch + 1}
+    values = _values(record) | {"epoch": record.epoch + 1}
     parts = {"terms": values.pop("terms") or {}, "theorem": values.pop("theorem") or {}}
-    parts |= {f"stage{stage.stage}": vars(stage) for stage in values.pop("stages")}
+    parts |= {f"stage{stage.stage}": _values(stage) for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
             several = (
@@ -126,6 +126,10 @@ def flat(record: EpochRecord) -> dict[str, Any]:
             )
             values |= {f"{place}.{name}{k}": each for k, each in several.items() if name != "stage"}
     return values
+
+
+def _values(record: EpochRecord | StageRecord) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def known(records: Iterable[EpochRecord], name: str) -> list[tuple[float, int]]:

@@ -34,11 +34,11 @@ def distinct(phases: str, stages: int) -> list[EpochRecord]:
             return found + {"wall_s": 5e4, "train_s": 6e3}[name]
         if name == "samples_per_s":
             return float(found)
-        return found << 20 if name.endswith("_bytes") else found if kind.startswith("int") else found / 8
+        return found << 20 if name.endswith("_bytes") else found if kind.startswith("Whole") else found / 8
 
     def numbers(cls: type, *given: str) -> dict[str, float | int]:
         fields = [field for field in dataclasses.fields(cls) if field.name not in given]
-        return {f.name: number(f.name, str(f.type)) for f in fields if str(f.type).startswith(("int", "float"))}
+        return {f.name: number(f.name, str(f.type)) for f in fields if str(f.type).startswith(("Whole", "Number"))}
 
     found = []
     for epoch, letter in enumerate(phases):

@@ -348,7 +348,7 @@ def test_every_scalar_of_tensorboard_has_the_name_of_its_field() -> None:
     expected: dict[str, float] = {
         f"epoch/{f.name}": getattr(record, f.name)
         for f in dataclasses.fields(record)
-        if f.name != "epoch" and str(f.type).startswith("float")
+        if f.name != "epoch" and str(f.type).startswith("Number")
     }
     expected |= {f"terms/{name}": value for name, value in (record.terms or {}).items()}
     expected |= {f"theorem/{name}": (record.theorem or {})[name] for name in ("gap", "bound", "worst")}
