@@ -130,7 +130,7 @@ def test_a_run_that_times_its_stages_first_ends_with_the_same_weights(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [pytest.param(3, marks=pytest.mark.weekly), 4])
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.weekly)])
 def test_ranks_compute_what_one_process_computes(ranks: int, tmp_path: Path, uninterrupted) -> None:
     """Every method over MPI with rows in files, against all stages in one process with rows in memory."""
     words = []
