@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hpcsplit.config.option import show
+from hpcsplit.host.proc import stat
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started
@@ -146,7 +147,7 @@ def marked(mark: str) -> list[int]:
     wanted, found = f"{MARK}={mark}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and _state(folder) != "Z":
+            if wanted in (folder / "environ").read_bytes().split(b"\0") and stat(int(folder.name))[1] != "Z":
                 found.append(int(folder.name))
     return found
 
@@ -197,10 +198,6 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip(" =\n")]
     own = [line for line in lines if line.startswith("hpcsplit:")]
     return (own or lines or ["it said nothing"])[-1]
-
-
-def _state(folder: Path) -> str:
-    return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
 
 
 # ------------------------------------------------------------------------------------------------ journals and tables

@@ -23,6 +23,7 @@ from hpcsplit.files.nofollow import open_file
 from hpcsplit.host import open_files
 from hpcsplit.host.printable import printable
 from hpcsplit.host.watchdog import Watchdog, who
+from hpcsplit.wire.world import World
 
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 
@@ -63,20 +64,14 @@ class Failure:
         finally:
             threading.excepthook = before
 
-    def watchdog(
-        self,
-        limit_minutes: float,
-        beats: Callable[[], int],
-        waits: Callable[[], str] = lambda: "",
-        orphaned: Callable[[], str] = lambda: "",
-    ) -> Watchdog:
+    def watchdog(self, limit_minutes: float, world: World) -> Watchdog:
         """What ends the run when nothing moves any more."""
         return Watchdog(
             60 * limit_minutes,
-            beats=beats,
+            beats=lambda: world.beats,
             where=self.where,
-            waits=waits,
-            orphaned=orphaned,
+            waits=world.waits,
+            orphaned=world.orphaned,
             rank=self.rank,
             host=self.host,
             end=lambda: self.end(STALLED),

@@ -49,16 +49,16 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
     """Train or continue; the exit code.  Whatever goes wrong on one rank ends all of them."""
     if config.run.tensorboard:
         check_installed()
-    world, died = _world(config, request)
+    world = _world(config, request)
     failure = Failure(world.rank, world.host, world.abort)
     request.end = lambda: _leave_start(run_dir, world.abort)
-    watchdog = failure.watchdog(config.run.stall_limit, lambda: world.beats, world.waits, died)
+    watchdog = failure.watchdog(config.run.stall_limit, world)
     with ExitStack() as guards:
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         try:
-            code = _run(config, run_dir, request, world, died, failure, watchdog, guards)
-            if died():  # MPI cannot take leave of it
+            code = _run(config, run_dir, request, world, failure, watchdog, guards)
+            if world.orphaned():  # MPI cannot take leave of it
                 run_dir.release()
                 leave(code)
             world.close()
@@ -78,8 +78,8 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
             raise
 
 
-def _world(config: Config, request: StopRequest) -> tuple[World, Callable[[], str]]:
-    """The processes of this run, and who has gone that has started them, "" while they live."""
+def _world(config: Config, request: StopRequest) -> World:
+    """The processes of this run."""
     launched, variable = claimed_size()
     if config.run.runner == "lockstep" and launched > 1:
         raise LaunchError(
@@ -87,14 +87,14 @@ def _world(config: Config, request: StopRequest) -> tuple[World, Callable[[], st
         )
     if launched == 1:
         stages = config.run.stages or config.split.stages or 1
-        return lockstep.Alone(stages if config.run.runner == "lockstep" else 1), lambda: ""
+        return lockstep.Alone(stages if config.run.runner == "lockstep" else 1)
     from hpcsplit.wire.mpi import Wire
 
     launcher, name = LauncherWatch(), f"hpcsplit: {who(launcher_rank(), gethostname(), 'start of MPI')}"
     with request.in_library():
-        wire = in_time(60 * config.run.stall_limit, name, Wire)
+        wire = in_time(60 * config.run.stall_limit, name, lambda: Wire(launcher.died))
     terminal.during_a_run(launcher_would_fail)
-    return wire, launcher.died
+    return wire
 
 
 def _run(
@@ -102,7 +102,6 @@ def _run(
     run_dir: RunDir,
     request: StopRequest,
     world: World,
-    died: Callable[[], str],
     failure: Failure,
     watchdog: Watchdog,
     guards: ExitStack,
@@ -122,7 +121,7 @@ def _run(
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(
         observer=watch or Observer(),
-        stop_reason=lambda: request.reason() or died() or None,
+        stop_reason=lambda: request.reason() or world.orphaned() or None,
         between_blocks=world.progress,
         alarm=failure.fail if world.size > 1 else lambda error: None,
     )

@@ -108,8 +108,8 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     bound = None
     if action.phase == "parallel" and not action.goes_on:
         bound = yield from theorem(job, action.parallel_epochs)
-    mine = _report(job, action, sums, signals)
-    told = asdict(mine) | {"stage": finite(asdict(mine.stage))}
+    told = asdict(_report(job, action, sums, signals))
+    told["stage"] = finite(told["stage"])
     reports = msgspec.convert((yield Share(told)), list[StageReport])
     if broken := [str(report.stage.stage) for report in reports if not report.finite]:
         raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()

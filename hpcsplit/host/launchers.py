@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.errors import LaunchError
+from hpcsplit.host.proc import ancestors
 
 _LOOK_S = 1.0
 
@@ -78,20 +79,6 @@ class LauncherWatch:
                 self._died = words[gone[0][0]]
                 return
         self._died = f"process {first}, which has started this rank, is gone"
-
-
-def ancestors(pid: int, proc: Path = Path("/proc")) -> list[tuple[str, int]]:
-    """Name and number of a process and of all above it, as far as they can be seen."""
-    family = []
-    while pid > 1:
-        try:
-            text = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            break
-        before, _, after = text.rpartition(")")
-        family.append((before.partition("(")[2], pid))
-        pid = int(after.split()[1])
-    return family
 
 
 def _parents() -> list[tuple[str, int]]:

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import msgspec
 
+from hpcsplit.host.proc import stat
+
 
 @dataclass(frozen=True)
 class Process:
@@ -61,7 +63,7 @@ def _machine() -> str:
 def _state(pid: int) -> tuple[str, int] | None:
     """(state letter, start in clock ticks) of a process; None where that cannot be seen."""
     try:
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return words[0], int(words[19])
+        words = stat(pid)
+        return words[1], int(words[20])
     except (OSError, IndexError, ValueError):
         return None

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TextIO
 
-from hpcsplit.host.launchers import ancestors
+from hpcsplit.host.proc import ancestors
 
 LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"}
 DAEMONS = {"orted", "prted"}  # stand in for an Open MPI launcher on another machine

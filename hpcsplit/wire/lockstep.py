@@ -53,6 +53,9 @@ class Alone:
     def waits(self) -> str:
         return ""
 
+    def orphaned(self) -> str:
+        return ""
+
     def abort(self, code: int) -> NoReturn:
         leave(code)
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +49,14 @@ _PATIENCE_S = 0.5  # for the main thread to end the job when another thread want
 
 
 class Wire:
-    """The ranks of MPI as a world (wire.world), over a communicator of its own; one stage a rank."""
+    """The ranks of MPI as a world (wire.world), over a communicator of its own; one stage a rank.
 
-    def __init__(self) -> None:
+    Args:
+        orphaned: what `orphaned` answers.
+    """
+
+    def __init__(self, orphaned: Callable[[], str] = lambda: "") -> None:
+        self._orphaned = orphaned
         if not MPI.Is_initialized():
             _meet_all_ranks_in_mpi()
         self.comm = MPI.COMM_WORLD.Dup()
@@ -234,6 +239,9 @@ class Wire:
         if isinstance(what, Recv):
             what = f"'{what.name}' number {what.index} from stage {self.rank + what.side}"
         return f"{what} since {time.monotonic() - since:.0f} s"
+
+    def orphaned(self) -> str:
+        return self._orphaned()
 
     def _clock_offsets(self) -> list[float]:
         """Each rank's clock minus ours (s), to read a peer's time of sending: the quickest of a few exchanges."""

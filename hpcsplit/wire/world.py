@@ -46,6 +46,9 @@ class World(Protocol):
     def waits(self) -> str:
         """What this process waits for, from whom and since when; "" when for nobody.  For another thread to ask."""
 
+    def orphaned(self) -> str:
+        """Who has gone that has started this process, in words; "" while they live."""
+
     def abort(self, code: int) -> NoReturn:
         """End every process with this exit code, now; from any thread."""
 

@@ -1,7 +1,7 @@
 """Small runs of every method, and what they must come to: `python -m tests.golden.runs` prints it.
 
-The arithmetic is that of any processor with x86-64's first vector instructions, so that the weights are the same bits
-everywhere with one version of torch.  After a change that is meant to change them:
+The arithmetic is that of x86-64's first vector instructions, so that with one version of torch another processor should
+come to the same bits.  After a change that is meant to change them:
 `python -m tests.golden.runs > tests/golden/runs.json`, and the reason in the commit.
 """
 
@@ -16,6 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from hpcsplit.config.declared import declared_methods
+from tests.engine.small import config
+from tests.plan.test_planned_bytes import LAYER_CUTS, LAYERS, run
 from tests.wire.launch import PYTHONPATH, ROOT
 
 EXPECTED = Path(__file__).with_name("runs.json")
@@ -27,15 +32,7 @@ PORTABLE = {
     "PYTHONPATH": PYTHONPATH,
 }
 ROWS = {"data__limit_train": 56, "data__limit_test": 24, "data__eval_train": 24, "data__batch_size": 16}
-LAYERS: dict[str, Any] = {
-    "model__name": "mlp",
-    "model__depth": 3,
-    "model__width": 8,
-    "data__augment": False,
-    "data__batch_size": 0,
-}
-LAYERS |= {"schedule__ratio": "0:1", "schedule__warmup": 1}
-LAYER_CUTS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 3]}
+ITERATION = LAYERS | {"schedule__ratio": "0:1", "schedule__warmup": 1}
 METHODS: dict[str, dict[str, Any]] = {
     "backprop": {"schedule__microbatches": 3},
     "penalty": {"method__downsample": 2},
@@ -56,23 +53,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def configurations() -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(name of the run, stages, changes of the base configuration) of every run."""
-    from hpcsplit.config.declared import declared_methods
-
     for name, changes in METHODS.items():
         declared = declared_methods()[name.split()[0]]
         for stages in (1, 2, 3):
             if declared.stages in (0, stages):
-                layers = LAYERS | {"split__cuts": LAYER_CUTS[stages]} if declared.network == "mlp" else {}
+                layers = ITERATION | {"split__cuts": LAYER_CUTS[stages]} if declared.network == "mlp" else {}
                 yield f"{name}, K = {stages}", stages, {"method__name": declared.name} | ROWS | layers | changes
 
 
 def outcomes() -> dict[str, list[tuple[str, float | None]]]:
     """Of every run and epoch: the hash of the weights, and the loss."""
-    import torch
-
-    from tests.engine.small import config
-    from tests.plan.test_planned_bytes import run
-
     torch.set_num_threads(1)
     found = {}
     for name, stages, changes in configurations():
@@ -96,6 +86,4 @@ if __name__ == "__main__":
     if not os.environ.items() >= PORTABLE.items():
         print(json.dumps(in_portable_arithmetic()).replace('"runs": {', '"runs": {\n ').replace("]], ", "]],\n  "))
     else:
-        import torch
-
         print(json.dumps({"torch": torch.__version__.partition("+")[0], "runs": outcomes()}))
