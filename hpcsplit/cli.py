@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import os
 import sys
@@ -16,11 +15,12 @@ from hpcsplit import __version__
 from hpcsplit.config import Config, load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
-from hpcsplit.errors import INTERRUPTED, HpcsplitError, LaunchError, UsageError
+from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
+from hpcsplit.files import open_files
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
 from hpcsplit.files.paths import expanded
-from hpcsplit.host import open_files, terminal
+from hpcsplit.host import terminal
 from hpcsplit.host.launchers import launcher_rank
 from hpcsplit.host.memory import keep_freed_memory
 from hpcsplit.host.printable import printable
@@ -48,18 +48,16 @@ def _code_of(argv: list[str]) -> int:
             return _dispatch(argv)
     except SystemExit as end:  # of argparse, after help and version
         return int(end.code or 0)
-    except HpcsplitError as error:
-        _say(str(error))
-        return error.exit_code
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:
-            _say(str(open_files.too_many()))
-            return LaunchError.exit_code
-        traceback.print_exc()
-        return HpcsplitError.exit_code
+        known = open_files.too_many(error) or error
+        if not isinstance(known, HpcsplitError):
+            traceback.print_exc()
+            return HpcsplitError.exit_code
+        _say(str(known))
+        return known.exit_code
 
 
 def _say(sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import logging
 import sys
@@ -20,7 +19,7 @@ from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
 from hpcsplit.files.atomic import REFUSALS, write_failure
 from hpcsplit.files.nofollow import open_file
-from hpcsplit.host import open_files
+from hpcsplit.files.open_files import too_many
 from hpcsplit.host.printable import printable
 from hpcsplit.host.watchdog import Watchdog, who
 from hpcsplit.wire.world import World
@@ -80,10 +79,8 @@ class Failure:
 
 def in_words(error: BaseException) -> BaseException:
     """A refusal of the disk, of one more open file or of the memory as a sentence; any other error as it is."""
-    if isinstance(error, OSError) and (
-        error.errno == errno.EMFILE or f"errno = {errno.EMFILE}," in str(error)
-    ):  # HDF5's
-        return open_files.too_many()
+    if refused := too_many(error):
+        return refused
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return write_failure(error.filename or "a file", error)
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -21,7 +21,7 @@ from hpcsplit.checkpoint.state import check_headers, load_stage
 from hpcsplit.config import differences
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import EpochSums
-from hpcsplit.errors import CheckpointError, HpcsplitError
+from hpcsplit.errors import CheckpointError, HpcsplitError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Stored
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
@@ -96,6 +96,8 @@ def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Ver
     try:
         mine = find()
         report = {"error": "", "said": said(mine)}
+    except LaunchError:  # of this process, not of what it looked at
+        raise
     except HpcsplitError as error:
         report = {"error": str(error)}
     reports = yield Share(report)
@@ -234,6 +236,8 @@ def _take_up(store: Store, folder: Path, saved: Manifest) -> tuple[list[str], st
             store.restore(folder, description)
         else:
             store.adopt(description)
+    except LaunchError:
+        raise
     except HpcsplitError as error:
         return list(store.fields), str(error)
     if saved.aux_mode == "keep" and saved.aux_needed:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hpcsplit.errors import ConfigError
+from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.files.open_files import too_many
 
 MOST_BYTES = 1 << 30  # read of a text file
 
@@ -44,6 +45,7 @@ def open_file(path: Path | str, flags: int, mode: int = 0o666) -> int:
         ConfigError: it is something else, or a part of its path is a link; or it is written but has a second name
             (a hard link) or belongs to somebody else than this user and the folder's owner; or it is read, has a
             second name, and does not belong to the folder's owner.
+        LaunchError: too many files are open.
         OSError: as `os.open`.
     """
     path = Path(path)
@@ -153,7 +155,11 @@ def _parent(path: Path) -> Iterator[tuple[int, str]]:
     """A descriptor of the folder that `path` lies in, and the name there."""
     *parts, name = path.parts if path.name else (*path.parts, ".")
     absolute = path.is_absolute()
-    folder = os.open(parts[0] if absolute else ".", _PART)
+    start = parts[0] if absolute else "."
+    try:
+        folder = os.open(start, _PART)
+    except OSError as error:
+        raise _of(start, error) from None
     try:
         for count, part in enumerate(parts[1:] if absolute else parts, 1 + absolute):
             try:
@@ -204,6 +210,6 @@ def _check(path: Path, result: os.stat_result, folders_owner: int, writes: bool)
         )
 
 
-def _of(path: Path, error: OSError) -> OSError:
-    """The error with the whole path."""
-    return OSError(error.errno, error.strerror, str(path))
+def _of(path: Path | str, error: OSError) -> OSError | LaunchError:
+    """The error with the whole path; what is no fault of this path is no OSError, which might pass for one."""
+    return too_many(error) or OSError(error.errno, error.strerror, str(path))

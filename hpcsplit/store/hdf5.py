@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.errors import CheckpointError, LaunchError, StoreError
 from hpcsplit.files.atomic import copy_file, discard, free_bytes, fsync_dir, make_folders, write_failure
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
 from hpcsplit.files.nofollow import names, remove
@@ -86,9 +86,11 @@ class HdfStore(Store):
                 reserve(path, layout.size_bytes)
             fsync_dir(self.folder)
             return slots
-        except OSError as error:
+        except (OSError, LaunchError) as error:
             for path in fresh:
                 discard(path)
+            if isinstance(error, LaunchError):
+                raise
             if error.errno == errno.ENOSPC:
                 raise self._no_room(needed, free_bytes(self.folder)) from error
             if error.errno in (errno.EDQUOT, errno.EFBIG):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import torch
 from hpcsplit.engine import rank
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.resume import resume
+from hpcsplit.errors import LaunchError
 from hpcsplit.schedule.actions import Refresh
+from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Verb
 from tests.checkpoint.starts import Course, Place, learned
@@ -134,6 +137,16 @@ def test_rows_that_a_checkpoint_refers_to_are_guarded_after_a_resume(begin: Star
     with pytest.raises(KeyboardInterrupt):
         course.start([2], prepare=overwrite_both)
     assert found == [True] * guarded
+
+
+@pytest.mark.parametrize("taking", ["adopt", "restore"])
+def test_rows_are_not_computed_anew_where_too_many_files_are_open(begin: Start, taking: str) -> None:
+    """The rows are there: it is the process that is refused."""
+    course = begin("al", {"adopt": "keep", "restore": "copy"}[taking], "hdf5")
+    assert not course.start([2], stop=(1, 0))
+    with patch.object(HdfStore, taking, side_effect=LaunchError("files open")), pytest.raises(LaunchError):
+        course.start([2])
+    assert course.start([2])
 
 
 @pytest.mark.parametrize(("aux", "store"), NO_ROWS)

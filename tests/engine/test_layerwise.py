@@ -221,7 +221,7 @@ def test_dladmm_stopped_after_every_epoch_ends_with_the_same_weights(tmp_path: P
 @pytest.mark.slow
 @needs_mpi
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.weekly), 3])
 def test_ranks_compute_what_one_process_computes(tmp_path: Path, ranks: int) -> None:
     runs: dict[str, dict[str, Any]] = {"float32": {}, "int8": {"method__exchange": "int8"} | GROWING}
     words: list[Path] = []

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.errors import StoreError
+from hpcsplit.errors import LaunchError, StoreError
 from hpcsplit.files.hdf5 import read_attributes, read_tensors, rows_layout
 from hpcsplit.store.rowfile import RowFile, checksum, wrap
 from hpcsplit.store.store import MemoryStore
@@ -90,6 +91,23 @@ def test_an_epoch_that_only_reads_spoils_neither_generation_on_the_disk(tmp_path
         with closing(build(tmp_path)) as store:
             store.adopt(description)
             assert holds(store, epoch)
+
+
+def test_a_store_is_not_made_new_where_too_many_files_are_open(tmp_path: Path) -> None:
+    with closing(build(tmp_path)) as store:
+        write_epoch(store, 1)
+        store.sync()
+        description = store.describe()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(LaunchError, match="only 3 files open"):
+            build(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with closing(build(tmp_path)) as store:
+        store.adopt(description)
+        assert holds(store, 1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ pytestmark = [needs_mpi, pytest.mark.mpi, pytest.mark.alone]
 
 STALL_S = 9.0  # more than the ranks of a start may come apart on a busy machine
 LIMIT_S = 5  # from the accident to the end of mpirun
+HANGS = ("sleep:1", "stop:1")
 
 
 def start(toml: Path, run_dir: Path, rank: int, moment: str) -> tuple[Ended, float]:
@@ -79,11 +81,25 @@ def test_an_exception_on_one_rank_ends_all(tmp_path: Path, moment: str) -> None:
     assert "Traceback" in ended.err
 
 
-@pytest.mark.parametrize("moment", ["sleep:1", "stop:1"])
-def test_a_rank_that_hangs_ends_all_when_the_limit_is_over(tmp_path: Path, moment: str) -> None:
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ended, float]]:
+    """By moment: the folder, and the end, of a run in which rank 1 hangs then; they wait for the limit together."""
+    places = {moment: tmp_path_factory.mktemp("hung") for moment in HANGS}
+
+    def hang(moment: str) -> tuple[Path, Ended, float]:
+        toml = write_toml(places[moment] / "c.toml", 2, run__stall_limit=STALL_S / 60)
+        return places[moment], *start(toml, places[moment] / "run", 1, moment)
+
+    with ThreadPoolExecutor() as together:
+        return dict(zip(HANGS, together.map(hang, HANGS), strict=True))
+
+
+@pytest.mark.parametrize("moment", HANGS)
+def test_a_rank_that_hangs_ends_all_when_the_limit_is_over(
+    hung: dict[str, tuple[Path, Ended, float]], moment: str
+) -> None:
     """A rank that hangs reports itself; of one that is stopped the other says what it waits for."""
-    toml = write_toml(tmp_path / "c.toml", 2, run__stall_limit=STALL_S / 60)
-    ended, seconds = start(toml, tmp_path / "run", 1, moment)
+    place, ended, seconds = hung[moment]
     assert ended.code == 69
     assert STALL_S <= seconds < STALL_S + LIMIT_S
     rank = 1 if moment == "sleep:1" else 0
@@ -100,11 +116,11 @@ def test_a_rank_that_hangs_ends_all_when_the_limit_is_over(tmp_path: Path, momen
     }
     assert re.fullmatch(doing[rank], report[1])
     assert re.search(r"^hpcsplit: last heard \d+ s ago: rank \d \(pid \d+ on \S+\): ", ended.err, re.MULTILINE)
-    assert "thread MainThread:" in (tmp_path / "run" / "log" / f"rank-{rank:03d}.log").read_text()
-    assert train_here(toml, tmp_path / "run") == 0
+    assert "thread MainThread:" in (place / "run" / "log" / f"rank-{rank:03d}.log").read_text()
+    assert train_here(place / "c.toml", place / "run") == 0
     assert (
         "the start before this one ended unexpectedly; last seen: rank 0 (pid "
-        in (tmp_path / "run" / "log" / "rank-000.log").read_text()
+        in (place / "run" / "log" / "rank-000.log").read_text()
     )
 
 
