@@ -24,7 +24,9 @@ def too_many(error: BaseException) -> LaunchError | None:
     It is never a fault of the file that was to be opened, so nothing may go on as if that were damaged or absent.
     """
     reason: BaseException | None = error
-    while reason is not None:
+    seen: set[int] = set()
+    while reason is not None and id(reason) not in seen:  # causes and contexts can make a circle
+        seen.add(id(reason))
         if isinstance(reason, OSError) and reason.errno == errno.EMFILE:
             return LaunchError(
                 f"this process may have only {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files open; raise the "

@@ -68,3 +68,9 @@ def test_it_is_said_whatever_has_been_made_of_it(tmp_path: Path) -> None:
     assert "files open" in str(too_many(caught.value))
     assert "fs.file-max" in str(too_many(OSError(errno.ENFILE, os.strerror(errno.ENFILE))))
     assert too_many(CheckpointError("damaged")) is None
+
+
+def test_reasons_that_go_in_a_circle_are_looked_at_once() -> None:
+    first, second = ValueError("first"), CheckpointError("second")
+    second.__cause__, first.__context__ = first, second
+    assert too_many(second) is None
