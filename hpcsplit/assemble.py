@@ -18,7 +18,7 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
-from hpcsplit.schedule.learning_rate import learning_rate
+from hpcsplit.schedule.learning_rate import learning_rate, within
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
@@ -92,8 +92,7 @@ def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, ar
         plan=() if choose else setting.phases,
         choose=choose,
         learning_rate=lambda epoch: learning_rate(
-            epoch,
-            schedule.epochs,
+            *within(epoch, setting.phases, restarts=schedule.lr_phases == "restart"),
             optim.lr,
             optim.lr_schedule,
             step=optim.lr_step,

@@ -11,11 +11,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hpcsplit"
 LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and why nothing strange gets there
     "import_module": {
-        "plan/setting.py": "a method of this program, by its declaration",
         "nets/custom.py": "the user's own network, which no run directory names",
     },
     "resolve_name": {
-        "plan/setting.py": "an optimizer, by the list of them",
+        "plan/setting.py": "a method, a task or an optimizer of this program, by the lists of them",
         "data/dataset.py": "a reader of this program, by the catalog",
         "nets/build.py": "a builder of this program, by the catalog",
         "report/figure.py": "a figure, by the list of them",

@@ -33,3 +33,11 @@ def test_the_map_is_the_contract() -> None:
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - FACES
     assert rooms == set(re.findall(r"\w+", " ".join(layers)))
     assert len(layers) <= 10
+
+
+def test_the_files_that_the_architecture_names_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:\w+/)*\w+\.py)`", text)
+    assert len(files) > 40
+    absent = {file for file in files if not (PACKAGE / file).exists() and not (ROOT / file).exists()}
+    assert absent == {"plain.py"}  # of README.md's example

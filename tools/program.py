@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hpcsplit.config.option import show
+from hpcsplit.host.launchers import alone, mpirun
 from hpcsplit.host.proc import stat
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started
 USAGE, INTERRUPTED, FAILED = 64, 130, 1
-LAUNCHERS = ("PMI", "OMPI_", "SLURM_")  # variables that make a process a rank of others
-_OTHERS = (*LAUNCHERS, "HPCSPLIT_")
 Sections = dict[str, dict[str, Any]]  # a configuration: section -> key -> value
 T = TypeVar("T")
 
@@ -79,12 +77,6 @@ def write_toml(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> Path:
 # ------------------------------------------------------------------------------------------------ starts
 
 
-def mpirun() -> str:
-    """The mpirun beside this interpreter, or else the first on the PATH; its bare name where there is none."""
-    beside = Path(sys.executable).parent / "mpirun"
-    return str(beside) if beside.exists() else shutil.which("mpirun") or beside.name
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a start ended: exit code, when (s since 1970), how many outlived it, and why it was ended, or ""."""
@@ -104,7 +96,7 @@ class Start:
     def __init__(
         self, words: Sequence[object], ranks: int, mark: str, out: Path, err: Path | None = None, **extra: str
     ) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
+        clean = {name: value for name, value in alone().items() if not name.startswith("HPCSPLIT_")}
         launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
         self.mark, self.err = mark, err or out
         with out.open("ab") as stdout, self.err.open("ab") as stderr:

@@ -15,14 +15,14 @@ from hpcsplit.methods.contract import delay
 from hpcsplit.plan.advice import advice
 from hpcsplit.plan.blocks import BlockCost
 from hpcsplit.plan.feasibility import check_feasible
-from hpcsplit.plan.forecast import forecast, gamma_of
+from hpcsplit.plan.forecast import forecast, gamma_of, hybrid
 from hpcsplit.plan.measure import profile
 from hpcsplit.plan.memory import Footprint, footprints
 from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.traffic import epoch_bytes
-from hpcsplit.plan.stages import StagePlan, auxiliary_gib, hybrid_speed_up, plan_stages
+from hpcsplit.plan.stages import StagePlan, auxiliary_gib, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.timetable import Order, in_flight
@@ -113,7 +113,6 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     halves = [cost / 2 for cost in costs for _ in range(2)]
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
     order, bound = cast(Order, config.schedule.pipeline), count * m / (count + m - 1)
-    edges = [stages[0].in_shape, *(stage.out_shape for stage in stages)]
     expected = measured and forecast(measured, cuts, gamma_of(phases), [stage.edge_bytes for stage in stages[:-1]])
     values = {
         "ranks": count,
@@ -131,7 +130,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "batch_size": setting.batch_size,
         "stages": [_stage(setting, *each) for each in zip(stages, needs, sent, strict=True)],
         "delays": [delay(setting.method, k, count) for k in range(count)],
-        "aux_float32_gib": auxiliary_gib(edges, setting.epoch_samples),
+        "aux_float32_gib": auxiliary_gib(setting, cuts),
         "pipeline": {
             "order": order,
             "microbatches": m,
@@ -140,7 +139,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         },
         "parallel_speed_up_bound": 1 / largest,
         "parallel_speed_up_bound_inside_blocks": 1 / finer,
-        "hybrid_speed_up_bound": hybrid_speed_up(phases, largest, bound),
+        "hybrid_speed_up_bound": hybrid(gamma_of(phases), 1 / largest, bound),
         "forecast": expected.as_dict() if expected else None,
         "notes": [*subject.notes, *_uncounted(setting.blocks)],
         "refused": str(refusal or ""),

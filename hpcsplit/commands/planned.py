@@ -86,7 +86,7 @@ def text(p: Plan, draw: bool) -> str:
 
 def _several(p: Plan, draw: bool) -> list[str]:
     """What there is to say of more than one rank."""
-    variants = ", ".join(f"{name} {gib:.2f}" for name, gib in p["aux_float32_gib"].items())
+    variants = "; ".join(f"{name}: {gib:.2f}" for name, gib in p["aux_float32_gib"].items())
     lines = [f"one generation in float32 for {p['samples']} samples, GiB: {variants}"]
     pipeline, many = p["pipeline"], "es" * (p["pipeline"]["microbatches"] > 1)
     lines.append(

@@ -79,6 +79,11 @@ def _check_ratio(config: Config, method: DeclaredMethod) -> None:
                 f'schedule.ratio = "auto" looks at every epoch, run.evaluate_every = {config.run.evaluate_every}; '
                 "set it to 1"
             )
+        if schedule.lr_phases != "run":
+            raise ConfigError(
+                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are the last exact ones, '
+                'schedule.ratio = "auto" decides that on the way; leave lr_phases out, or take a fixed ratio'
+            )
         return
     serial, parallel = parse_ratio(schedule.ratio)
     if method.parallel and serial:

@@ -77,14 +77,13 @@ class Config:
 
     def fingerprint(self) -> dict[str, str]:
         """A short hash of each section that must not change over the life of a run."""
-        tree = self.as_dict()
-        aside = ["root", "download", "eval_train"] + ["validation"] * (not self.data.validation)
-        aside += ["last_batch"] * (self.data.last_batch == "keep")
-        tree["data"] = {k: v for k, v in tree["data"].items() if k not in aside}
-        hashed = ("data", "model", "method", "optim", "schedule")
-        prints = {k: hashlib.sha256(json.dumps(tree[k], sort_keys=True).encode()).hexdigest()[:16] for k in hashed}
-        prints["seed"] = str(self.run.seed)
-        return prints
+        tree, options, prints = self.as_dict(), option_tree(self.method.name), dict[str, str]()
+        aside = {("data", "root"), ("data", "download"), ("data", "eval_train")}
+        for name in ("data", "model", "method", "optim", "schedule"):
+            later = {key: option.default for key, option in options[name].items() if option.later}
+            kept = {k: v for k, v in tree[name].items() if (name, k) not in aside and later.get(k, ...) != v}
+            prints[name] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        return prints | {"seed": str(self.run.seed)}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], sections: Collection[str]) -> str:

@@ -7,9 +7,11 @@ of imported: `--help` and every configuration error answer at once.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hpcsplit.config.option import Option
 
@@ -29,6 +31,7 @@ class Facts:
         images: every stage computes with the images in parallel epochs, not only the first one.
         network: the only `model.name` that it trains, or "".
         stages: the largest number of stages; 0 has no limit.
+        compared: options with which `plan` tells the size of its variables, whatever method is planned.
     """
 
     parallel: bool = True
@@ -38,6 +41,7 @@ class Facts:
     images: bool = False
     network: str = ""
     stages: int = 0
+    compared: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class Option:
         kind: the annotation that it was declared with, as text.
         refused_if: conditions on other keys under which no value but the default is taken, with the sentence that says
             so (rules.py).
+        later: earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
+        cures: "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     """
 
     name: str
@@ -35,6 +37,8 @@ class Option:
     above: float | None = None
     high: float | None = None
     refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    later: bool = False
+    cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, text: str) -> Any:
         """The value that a word of the command line means: a TOML value, or what people write for one."""
@@ -148,20 +152,12 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # beyond, floats skip numbers
 
 
-def option(
-    default: Any,
-    doc: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    refused_if: Mapping[str, str] | None = None,
-) -> Any:
-    """Declare a dataclass field as a configuration key.  All arguments are literals: method files are read, not run."""
-    limits = {"unit": unit, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata={"doc": doc, **limits, "refused_if": refused_if or {}})
+def option(default: Any, doc: str, **facts: Any) -> Any:
+    """Declare a dataclass field as a configuration key, with these of an `Option`'s attributes.
+
+    All arguments are literals: method files are read, not run.
+    """
+    return dataclasses.field(default=default, metadata={"doc": doc, **facts})
 
 
 def options_of(section: type) -> tuple[Option, ...]:
@@ -171,6 +167,11 @@ def options_of(section: type) -> tuple[Option, ...]:
         for field in dataclasses.fields(section)
         if "doc" in field.metadata
     )
+
+
+def cures(options: Iterable[Option], trouble: str) -> list[str]:
+    """What to do with those of a method's options that help, such as "lower method.beta"."""
+    return [f"{o.cures[trouble]} method.{o.name}" for o in options if trouble in o.cures]
 
 
 def show(value: Any) -> str:

@@ -35,6 +35,7 @@ class DataSection:
         "an epoch's last mini-batch, where it is smaller: trained too (joined where the network cannot take it), "
         "joined to the one before, or left out (other samples in each epoch; only where no variables are kept)",
         choices=("keep", "join", "drop"),
+        later=True,
     )
     augment: bool = option(
         True, "random crop with padding 4 (2 with pool) and flips, where data set and method allow it"
@@ -47,7 +48,11 @@ class DataSection:
         high=10_000,
     )
     validation: int = option(
-        0, "training samples, the last ones, that are held out and evaluated beside the test set", unit="samples", low=0
+        0,
+        "training samples, the last ones, that are held out and evaluated beside the test set",
+        unit="samples",
+        low=0,
+        later=True,
     )
     eval_train: int = option(
         2000, "training samples for the loss and train_accuracy of each epoch; 0 uses all", unit="samples", low=0
@@ -98,6 +103,12 @@ class ScheduleSection:
     )
     pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=ORDERS)
     recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
+    lr_phases: str = option(
+        "run",
+        "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end",
+        choices=("run", "restart"),
+        later=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class OptimSection:
     lr: float = option(0.1, "initial learning rate", above=0.0)
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
-    lr_schedule: str = option("cosine", "over the whole run", choices=tuple(SCHEDULES))
+    lr_schedule: str = option("cosine", "over the run, or over each of schedule.lr_phases", choices=tuple(SCHEDULES))
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)

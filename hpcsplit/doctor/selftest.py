@@ -10,19 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hpcsplit.host.launchers import alone, mpirun
 
 if TYPE_CHECKING:
     import torch
 
-    from hpcsplit.wire.mpi import Wire
+    from hpcsplit.wire.port import Verb
 
 PASSED = "swapped"
 _ELEMENTS = (1, 1 << 10, 1 << 20)  # eager, and by rendezvous
 _LIMIT_S = 60.0
-_OF_A_LAUNCHER = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_LOCAL", "HYDI_", "SLURM_")
 
 
 def device_memory_obstacle(device: str, program: Sequence[str] = (), limit_s: float = _LIMIT_S) -> str:
@@ -30,15 +30,12 @@ def device_memory_obstacle(device: str, program: Sequence[str] = (), limit_s: fl
 
     `program` takes the place of this very module in tests.
     """
-    launcher = _launcher()
-    if launcher is None:
+    if not shutil.which(launcher := mpirun()):
         return "cannot be run, since no mpirun is beside this Python or on the PATH"
     command = [launcher, "-n", "2", *(program or (sys.executable, "-m", "hpcsplit.doctor.selftest", device))]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_OF_A_LAUNCHER)}
-    environment |= {"HYDRA_LAUNCHER": "fork", "HYDRA_RMK": "user"}  # on this node, whatever the batch system
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=alone() | {"HYDRA_LAUNCHER": "fork", "HYDRA_RMK": "user"},  # on this node, whatever the batch system
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -59,33 +56,34 @@ def device_memory_obstacle(device: str, program: Sequence[str] = (), limit_s: fl
     return "" if said.count(PASSED) == 2 else "brought wrong numbers"
 
 
-def _launcher() -> str | None:
-    beside = Path(sys.executable).parent / "mpirun"
-    return str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
-
-
-def swapped_in_place(wire: Wire, device: torch.device, elements: int) -> bool:
-    """Whether two ranks can swap tensors in the memory of the device, without staging; may end the process."""
+def swap(rank: int, device: torch.device, elements: int) -> Generator[Verb, Any, bool]:
+    """Whether this stage of two gets what the other one sends from the memory of the device."""
     import torch
 
-    peer = 1 - wire.rank
-    mine = torch.full((elements,), float(wire.rank), device=device)
-    theirs = torch.full_like(mine, -1.0)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wire.comm.Sendrecv(mine, dest=peer, sendtag=2, recvbuf=theirs, source=peer, recvtag=2)
-    return bool((theirs == float(peer)).all())
+    from hpcsplit.host.device import wait_for
+    from hpcsplit.wire.port import NEXT, PREV, Recv, Send
+
+    side, size = PREV if rank else NEXT, (elements,)
+    mine = Send(side, "swap", torch.full(size, elements + float(rank), device=device))
+    wait_for(device)
+    if not rank:
+        yield mine
+    theirs = yield Recv(side, "swap", size)
+    if rank:
+        yield mine
+    return bool((theirs == elements + 1 - rank).all())
 
 
 def main(kind: str) -> int:
-    """One of the two processes."""
+    """One of the two processes; nothing is staged, so MPI may end it."""
     import torch
 
     from hpcsplit.wire.mpi import Wire
+    from hpcsplit.wire.timing import directly
 
     wire = Wire()
-    device = torch.device(kind, wire.rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
-    if wire.size == 2 and all(swapped_in_place(wire, device, elements) for elements in _ELEMENTS):
+    device = wire.device = torch.device(kind, wire.rank % torch.cuda.device_count() if kind == "cuda" else 0)
+    if wire.size == 2 and all(directly(wire, swap(wire.rank, device, n), _LIMIT_S) for n in _ELEMENTS):
         print(PASSED, flush=True)
     wire.close()
     return 0

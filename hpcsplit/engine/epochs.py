@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.device import upload
@@ -174,10 +175,12 @@ class _Loop:
         for term, value in tally.terms.items():
             if not math.isfinite(value):
                 place = f"epoch {action.epoch + 1} ({action.phase}), step {step + 1}, stage {self.job.stage.index}"
-                raise diverged(f"{term} = {value} in {place}", "Lower optim.lr or method.beta, set optim.clip")
+                own = options_of(type(self.job.method)) if action.phase == "parallel" else ()
+                raise diverged(f"{term} = {value} in {place}", cures(own, "divergence"))
         self.total.add(tally)
 
 
-def diverged(what: str, cure: str = "Lower optim.lr, or set optim.clip") -> NumericalError:
-    """What to raise where a number is none any more."""
+def diverged(what: str, own: Sequence[str] = ()) -> NumericalError:
+    """What to raise where a number is none any more; `own` are the method's cures."""
+    cure = ", ".join(["Lower optim.lr", *own, "or set optim.clip"])
     return NumericalError(f"{what}: training has diverged. {cure}; the last checkpoint is whole")

@@ -1,4 +1,4 @@
-"""Forward passes through all stages, a pipeline: each stage takes the next batch as soon as it has passed one on."""
+"""Passes that train nothing, a pipeline: each stage takes the next batch as soon as it has passed one on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 
 from hpcsplit.engine.job import Job
 from hpcsplit.schedule.actions import Refresh
+from hpcsplit.schedule.timetable import slices, timetable
+from hpcsplit.stage.stage import Stage
 from hpcsplit.tasks.task import Samples
 from hpcsplit.wire.port import NEXT, PREV, Send, Verb
 
 Visit = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor], None]
+VisitBack = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def forward_pass(
@@ -36,17 +39,69 @@ def forward_pass(
         visit(step, ids, x, y)
 
 
+def pass_back(job: Job, order: Sequence[np.ndarray], visit: VisitBack) -> Generator[Verb, Any, None]:
+    """Run every batch of training samples forward and back, in the blocks' present mode; weights and statistics stay.
+
+    Args:
+        visit: called on every stage with (step, ids, its input, its output, the samples' gradients at its input; these
+            are empty on the first stage).
+    """
+    stage, graphs = job.stage, dict[int, tuple[torch.Tensor, torch.Tensor]]()
+    for kind, step in timetable("1f1b", stage.index, stage.count, len(order)):
+        ids = order[step]
+        if kind == "F":
+            x = job.train.images(ids) if stage.first else (yield stage.receive(PREV, "forward", len(ids), step))
+            x = x.detach().requires_grad_(not stage.first)
+            with stage.statistics_kept():
+                y = stage.forward(x)
+            graphs[step] = x, y
+            if not stage.last:
+                yield Send(NEXT, "forward", y.detach(), step)
+            continue
+        x, y = graphs.pop(step)
+        if stage.last:
+            g = gradient_at(stage, y, job.targets(ids))
+        else:
+            g = yield stage.receive(NEXT, "adjoint", len(ids), step)
+        slope = torch.empty(0)
+        if not stage.first:
+            (slope,) = torch.autograd.grad(y, x, g)
+            yield Send(PREV, "adjoint", slope, step)
+        visit(step, ids, x.detach(), y.detach(), slope)
+
+
+def gradient_at(stage: Stage, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The samples' own gradients of φ at the last stage's outputs."""
+    (g,) = torch.autograd.grad(stage.loss(outputs, targets).sum(), outputs, retain_graph=True)
+    return g
+
+
+def first_rows(job: Job, x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Where this stage's variables start that do not start at 0.
+
+    Args:
+        x: the stage's exact inputs, (B, *in_shape); y its outputs, g the gradients at x of each sample alone.
+    """
+    activations = {"input": x, "output": y}
+    rows = {v.name: v.start_rows(activations[str(v.boundary)]) for v in job.own_variables() if v.start == "forward"}
+    return rows | dict(job.method.first_rows(job.stage, x, g))
+
+
 def refresh(job: Job, action: Refresh, names: Collection[str] | None = None) -> Generator[Verb, Any, None]:
-    """Start the auxiliary variables anew from one forward pass over the training set with evaluation statistics.
+    """Start the auxiliary variables anew from one pass over the training set: forward with evaluation statistics, or
+    forward and back as in an exact step where the method asks for it.
 
     Args:
         names: only these of this stage's variables, the others are copied to the next generation; None takes all.
     """
     order, store, own = job.in_order(job.train_size), job.store, job.own_variables()
+    if back := job.method.starts_with_adjoint:
+        order = [ids[piece] for ids in order for piece in slices(len(ids), job.exact.microbatches)]
     anew = {v.name for v in own if names is None or v.name in names}
     kept: set[str] = set()
     job.where = str(action)
-    job.stage.blocks.eval()
+    job.stage.blocks.train(back)
+    job.stage.at(action.epoch, 0)
     if store:
         for v in own:
             if v.name in anew and v.start == "zero":
@@ -56,13 +111,15 @@ def refresh(job: Job, action: Refresh, names: Collection[str] | None = None) -> 
             store.protect(None)  # the checkpoint's rows make room one epoch before the next checkpoint
         store.start(order, read=bool(kept))
 
-    def keep(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
+    def keep(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> None:
         if store:
-            rows = {v.name: v.start_rows(x if v.boundary == "input" else y) for v in own if v.start == "forward"}
-            rows |= job.method.start(job.stage, x)
+            rows = first_rows(job, x, y, g)
             old = store.read(step) if kept else {}
             store.write(step, {n: old[n] if n in kept else rows[n] for n in kept | (rows.keys() & anew)})
 
-    yield from forward_pass(job, order, keep)
+    if back:
+        yield from pass_back(job, order, keep)
+    else:
+        yield from forward_pass(job, order, lambda step, ids, x, y: keep(step, ids, x, y, torch.empty(0)))
     if store:
         store.finish(action.epoch - 1)

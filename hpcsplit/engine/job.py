@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +40,8 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
     """
     seconds = [s.compute_s or 0.0 for s in record.stages] if in_turn else [record.train_s or 0.0]
     refresh_s = 0.0 if record.recomputed else record.refresh_s or 0.0
-    signals = {s.stage: s.label_signal for s in record.stages if s.label_signal is not None}
-    measured = {stage: max(0.0, signal) for stage, signal in signals.items() if math.isfinite(signal)}
-    without_label = {0, *range(len(record.stages) - 1)}  # a single stage is exact
+    told = [s.label_signal for s in record.stages[:-1] or record.stages]  # the last of several has the label itself
+    signals = [signal for signal in told if signal is not None and math.isfinite(signal)]
     score = record.validation_accuracy
     if score is None and record.validation_loss is not None:
         score = -record.validation_loss
@@ -51,7 +49,7 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
         record.phase,
         (max(seconds) if record.phase == "parallel" else sum(seconds)) + refresh_s,
         score if score is not None and math.isfinite(score) else -math.inf,
-        statistics.mean(measured.values()) if without_label & measured.keys() else None,
+        sum(max(0.0, signal) for signal in signals) / len(told) if signals else None,
         max((s.violation or 0.0 for s in record.stages), default=0.0),
     )
 

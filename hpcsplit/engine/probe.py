@@ -2,10 +2,14 @@
 
 At a stage's output the exact per-sample gradient is g*; the method puts a = c (x − λ) + κ (or its counterpart) there,
 at its own x = f_k(λ_k).  Reported are the cosine of a and g*, ‖a‖ / ‖g*‖ and the norm of the penalty part of a, over
-the mini-batch; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.  A method
+the mini-batch; how much of a the type of the stored rows rounds away, ‖δa‖ / ‖a‖ for errors of δ evenly spread within
+half a step of it; and the relative violation ‖λ − x‖ / ‖λ‖ of the stored λ against the exact activation.  A method
 that keeps no variables from epoch to epoch is asked for those of the epoch's last mini-batch, or, where it has none at
 all, what it has used there (on the last micro-batch, if there are several): the output that it passed on takes the
 place of λ, the gradient that came back that of a.
+
+A parallel epoch is compared with what the next one will use: its coefficients, and the variables' new start where the
+method begins them anew before it.
 
 An exact epoch is compared with the variables as the parallel epochs before it have left them.  Their rows of the
 mini-batch are in the stage's `carry`, so that a run which is continued there, without a store, measures the same.
@@ -13,13 +17,15 @@ mini-batch are in the stage's `carry`, so that a run which is continued there, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
+from hpcsplit.engine.forward import first_rows, gradient_at
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, Compared, Makes, Uses
 from hpcsplit.schedule.actions import Train
@@ -38,12 +44,13 @@ class Signals:
     label_ratio: float | None
     penalty_signal: float | None
     violation_next: float | None  # of the boundary behind this stage
+    rounding: float | None = None
 
 
 def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     """Measure the signals of this stage after an epoch; weights, statistics and gradients stay as they were."""
     job.where = "probe of the label signal"
-    stage, method = job.stage, job.method.at(action.parallel_epochs)
+    stage, method = job.stage, job.method.at(action.parallel_epochs + action.goes_on)
     stage.blocks.train()
     if job.has_variables or action.phase == "serial":
         batch = job.batch(job.measured()[0])
@@ -57,7 +64,8 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     y = _forward(stage, x)
     if not stage.last:
         yield Send(NEXT, "probe", y.detach())
-    exact = _at_output(stage, y, batch.y) if stage.last else (yield stage.receive(NEXT, "probe_g", batch.size))
+    exact = gradient_at(stage, y, batch.y) if stage.last else (yield stage.receive(NEXT, "probe_g", batch.size))
+    g = torch.empty(0)
     if not stage.first:
         (g,) = torch.autograd.grad(y, x, exact)
         yield Send(PREV, "probe_g", g)
@@ -68,6 +76,9 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     aux: Aux = {}
     if job.has_variables:
         rows = _rows(job, action, batch.ids)
+        if rows and action.goes_on and method.restarts(action.parallel_epochs + 1):
+            rows = {name: torch.zeros_like(old) for name, old in rows.items()}
+            rows |= first_rows(job, x.detach(), y.detach(), g)
         if rows is not None:
             yield from send_copies(job, rows, 0)
             aux = rows | (yield from receive_copies(job, batch.size, 0))
@@ -78,7 +89,8 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     if stage.last or not aux:
         return result
     assert isinstance(method, Compared)  # as the decorator has seen to
-    return _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float())
+    result = _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float(), job.aux_dtype)
+    return result if job.has_variables else replace(result, rounding=None)
 
 
 def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
@@ -99,20 +111,30 @@ def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:
         return stage.forward(x)
 
 
-def _at_output(stage: Stage, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    (g,) = torch.autograd.grad(stage.loss(logits, labels).sum(), logits, retain_graph=True)
-    return g
-
-
 def _compare(
-    stage: Stage, method: Compared, aux: Aux, x_in: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor
+    stage: Stage,
+    method: Compared,
+    aux: Aux,
+    x_in: torch.Tensor,
+    x_out: torch.Tensor,
+    exact: torch.Tensor,
+    stored: torch.dtype,
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():
         local = _forward(stage, own_input).float()
         used, penalty = method.adjoint(stage, aux, local)
         target = method.target(stage, aux)
-        return Signals(*_alike(used, exact), float(penalty.norm()), _violation(target, x_out))
+        steps = {name: t + _step(t.float(), stored) for name, t in aux.items() if name.startswith("next_")}
+        error = float((method.adjoint(stage, {**aux, **steps}, local)[0] - used).norm()) / math.sqrt(12)
+        rounding = error / float(used.norm()) if used.any() else None
+        return Signals(*_alike(used, exact), float(penalty.norm()), _violation(target, x_out), rounding)
+
+
+def _step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """From each value to the next one that `dtype` has."""
+    kind, (_, exponent) = torch.finfo(dtype), torch.frexp(values)
+    return (kind.eps * torch.exp2(exponent - 1)).clamp_min(kind.smallest_normal * kind.eps)
 
 
 def _compare_used(output: torch.Tensor, gradient: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor) -> Signals:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
+from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
 from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
 from hpcsplit.engine.forward import refresh
@@ -21,12 +22,16 @@ from hpcsplit.engine.probe import Signals, probe
 from hpcsplit.engine.resume import Start, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
+from hpcsplit.files.hdf5 import dtype_name
 from hpcsplit.host.memory import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
 from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Traffic, Verb
+
+ROUNDING_SAID = 0.5  # the label signal is 1 / sqrt(1 + 0.5²) of what it would be
+RATIO_LIMIT = 1e6  # of what the variables teach to the exact gradient: they grow without bound
 
 log = logging.getLogger("hpcsplit")
 
@@ -113,6 +118,13 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     reports = msgspec.convert((yield Share(told)), list[StageReport])
     if broken := [str(report.stage.stage) for report in reports if not report.finite]:
         raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()
+    if wild := {r.stage.stage: r.stage.label_ratio for r in reports if (r.stage.label_ratio or 0.0) > RATIO_LIMIT}:
+        stage, ratio = next(iter(wild.items()))
+        raise diverged(
+            f"after {_named(action)} stage {stage} is given {ratio:.1e} times the exact gradient (label ratio; at most "
+            f"{RATIO_LIMIT:.0e})",
+            cures(options_of(type(job.method)), "divergence"),
+        ).on_all_ranks()
     seconds = sums.seconds
     wall_s = seconds["train"] + seconds["refresh"] + seconds["save"] + time.perf_counter() - evaluation_began
     record = EpochRecord(
@@ -132,6 +144,12 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     if terms and (sentence := judge(job.stage, terms)):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
     if job.rank == 0:
+        for each in record.stages:
+            if (each.rounding or 0.0) > ROUNDING_SAID:
+                job.observer.say(
+                    f"store.dtype = {dtype_name(job.aux_dtype)} rounds away {each.rounding:.0%} of what the variables "
+                    f'teach stage {each.stage}; set store.dtype = "float32"'
+                )
         job.observer.epoch_done(record)
     return Trained(0, any(report.stop for report in reports))
 
@@ -184,6 +202,7 @@ def _report(job: Job, action: Train, sums: EpochSums, signals: Signals) -> Stage
             label_signal=1.0 if exact else signals.label_signal,
             label_ratio=1.0 if exact else signals.label_ratio,
             penalty_signal=signals.penalty_signal,
+            rounding=None if exact else signals.rounding,
             compute_s=seconds["turn"] or seconds["train"] - waited,
             exposed_comm_s=seconds["exposed"],
             exposed_io_s=seconds["io"],

@@ -114,7 +114,7 @@ def choose(name: str, needed_bytes: int, first: Path | None = None) -> Path:
     raise StoreError(
         f"no scratch place has room for {needed_bytes} bytes ({needed_bytes / _GB:.2f} GB): {'; '.join(refused)}. "
         "Ask the batch system for more local disk, free some, name a folder in store.path, or make the rows smaller "
-        "(store.dtype, method.downsample, more nodes)"
+        "(store.dtype, more nodes)"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,30 +26,35 @@ class Launcher:
         words: for people.
         processes: what the processes are called of which one is above each rank.
         size, rank: the variables in which it tells the number of ranks, and which one this is.
+        relays: what those are called of which one passes on what the ranks write.
     """
 
     words: str
     processes: tuple[str, ...] = ()
     size: str = ""
     rank: str = ""
+    relays: tuple[str, ...] = ()
 
 
-SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ("srun",))
 LAUNCHERS = (  # the one list of them
-    Launcher("mpirun of MPICH", ("hydra_pmi_proxy", "pmi_proxy"), "PMI_SIZE", "PMI_RANK"),
+    Launcher("mpirun of MPICH", ("hydra_pmi_proxy", "pmi_proxy"), "PMI_SIZE", "PMI_RANK", ("mpiexec.hydra",)),
     Launcher(
         "mpirun of Open MPI",
         ("prterun", "prted", "orterun", "orted"),
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_RANK",
+        ("prterun", "orterun"),
     ),
     Launcher("a launcher with PMIx", (), "PMIX_SIZE", "PMIX_RANK"),
     SLURM,
     Launcher("mpirun of Intel MPI", (), "MPI_LOCALNRANKS"),
-    Launcher("mpirun", ("mpirun",)),
-    Launcher("mpiexec", ("mpiexec",)),
+    Launcher("mpirun", ("mpirun",), relays=("mpirun",)),
+    Launcher("mpiexec", ("mpiexec",), relays=("mpiexec",)),
     Launcher("PALS", ("palsd",)),
 )
+_OF_A_RANK = ("PMI", "OMPI_", "PRTE_", "MPI_LOCAL", "HYDI_", "SLURM_")  # how the names of a launcher's variables begin
+RELAYS = {process for launcher in LAUNCHERS for process in launcher.relays}
 _OF_PROCESS = {process: launcher for launcher in LAUNCHERS for process in launcher.processes}
 
 
@@ -94,6 +101,17 @@ def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:
     if not known or (known[0] is SLURM and SLURM.size not in os.environ):  # a batch script is no step
         return ""
     return known[0].words
+
+
+def mpirun() -> str:
+    """The mpirun beside this interpreter, or else one on the PATH (or mpiexec); its bare name where there is none."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec") or beside.name
+
+
+def alone() -> dict[str, str]:
+    """The environment without the variables that make a process a rank of others."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_RANK)}
 
 
 def launcher_rank() -> int:

@@ -56,7 +56,7 @@ class Variable:
         boundary: at the stage's "input" (stages 1 … K-1) or "output" (stages 0 … K-2), or at the input of the stage's
             block of this number (the number of blocks: the stage's output, on the last stage too).
         start: its value at each switch to parallel epochs: the activation there ("forward"; stage boundaries only),
-            "zero", or what the method's `start` says ("own").
+            "zero", or what the method's `first_rows` says ("own").
         copy_to: the neighbour that computes with it too; it finds it as "next_<name>" or "prev_<name>".
         factor: 2 stores one value per 2 x 2 pixels.
     """
@@ -163,11 +163,13 @@ class TrainingMethod(ABC):
         facts: what the decorator says of the class.
         microbatches: a step takes a mini-batch in so many pieces, one after another.
         beta: the penalty coefficient, for the record.
+        starts_with_adjoint: at each switch an exact pass back through all stages gives `first_rows` its gradients.
     """
 
     facts: ClassVar[Facts] = Facts()
     microbatches = 1
     beta: float | None = None
+    starts_with_adjoint = False
 
     @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
@@ -188,13 +190,10 @@ class TrainingMethod(ABC):
         """Whether the variables start anew before this parallel epoch although the one before was parallel too."""
         return False
 
-    def start(self, stage: Stage, x: torch.Tensor) -> Aux:
-        """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape)."""
+    def first_rows(self, stage: Stage, x: torch.Tensor, g: torch.Tensor) -> Aux:
+        """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape) and, where
+        `starts_with_adjoint`, the samples' own gradients there, as large (else empty)."""
         return {}
-
-    def refuses(self, stage: int, shape: Shape) -> str:
-        """Why stage number `stage` cannot have an input of this shape; "" where it can."""
-        return ""
 
 
 @runtime_checkable

@@ -25,17 +25,20 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
 
 Corrections, each off by default:
 
-    predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018)
+    predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018); with
+                   lr_anneal η is the rate that it allows now
     compensation   g + λ g ⊙ g ⊙ (W_b − W_{b-d}) for the stashed gradient g (DC-ASGD, Zheng et al. 2017, eq. (10))
     spike          W − η (m^d v + (1 − m^d) / (1 − m) g): at once what momentum m would have made of g in d steps (spike
                    compensation, Kosson et al., "Pipelined Backpropagation at Scale", 2021)
     lr_anneal      η / (1 + d)^p with p from 1 down to 0 over so many steps (PipeMare's T1, Yang et al. 2021)
 
+d is the delay that a gradient really has: behind the beginning, and behind a drain, the first gradients are younger.
+
 With M = `microbatches` a mini-batch is cut, and its pieces go through the stages in place of the mini-batches above; a
 stage adds up their gradients and updates behind the last one.  d counts pieces then: the gradient of piece m is
-ceil((d - m) / M) updates old, which `predict` looks ahead, and d / M in the mean, which `spike` and `lr_anneal` take
-for d; `compensation` squares the mean gradient of a piece.  BatchNorm normalises over a piece.  (PipeDream-2BW,
-Narayanan et al. 2021, adds up gradients likewise, with one update of delay for every piece.)
+ceil((d - m) / M) updates old, which `predict` looks ahead, and d / M in the mean over a mini-batch, which `spike` and
+`lr_anneal` take for d; `compensation` squares the mean gradient of a piece.  BatchNorm normalises over a piece.
+(PipeDream-2BW, Narayanan et al. 2021, adds up gradients likewise, with one update of delay for every piece.)
 
 BatchNorm's running statistics take one step a mini-batch, in its first forward pass.  What is in flight is in the
 stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a resume the graphs are made again.
@@ -125,6 +128,7 @@ class Delayed(TrainingMethod):
             "0 < data.batch_size < method.microbatches": "method.microbatches = {method.microbatches} is more than "
             "data.batch_size = {data.batch_size}"
         },
+        cures={"memory": "raise"},
     )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
 
@@ -211,7 +215,8 @@ class Delayed(TrainingMethod):
 
     def _forward(self, stage: Stage, x: torch.Tensor, m: int, of: int) -> torch.Tensor:
         """Take micro-batch m of a mini-batch of so many samples into flight; the stage's output."""
-        flight, weights = (*stage.position, stage.passes + 1, of), self._weights(stage, m)
+        age = len({other[:2] for other in _flights(stage)} - {stage.position})  # updates until its own
+        flight, weights = (*stage.position, stage.passes + 1, of), self._weights(stage, age)
         if self.weights == "replay":
             with torch.no_grad():
                 y = stage.forward(x, weights)
@@ -219,24 +224,23 @@ class Delayed(TrainingMethod):
             y = stage.forward(x, None if self.weights == "stale" else weights)
         stage.carry.stage[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
         kept = _kept(stage, flight)
-        kept.update(x=x, y=y)
+        kept.update(x=x, y=y, age=torch.tensor(age))
         if self.weights != "replay":
             kept.below("w/").update(weights or {})
         return y
 
-    def _weights(self, stage: Stage, m: int) -> dict[str, torch.Tensor] | None:
-        """The weights of a forward pass, a copy of their own; None where the stage's own ones do."""
+    def _weights(self, stage: Stage, age: int) -> dict[str, torch.Tensor] | None:
+        """The weights of a forward pass `age` updates before its own, a copy; None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
             return None
         trained = _trained(stage)
         weights = {name: p.detach().clone() for name, p in trained.items()}
         if self.predict and stage.optimizer:
-            behind = max(self._behind(stage.index, stage.count) - m, 0)
-            updates = -(-behind // self.microbatches)  # until the one that this micro-batch belongs to
+            ahead = age * self._rate(stage, self.delay(stage.index, stage.count))
             for name, p in trained.items():
                 momentum = stage.optimizer.state.get(p, {}).get("momentum_buffer")
                 if momentum is not None:
-                    weights[name].sub_(momentum, alpha=stage.lr * updates)
+                    weights[name].sub_(momentum, alpha=ahead)
         return {name: w.requires_grad_() for name, w in weights.items()}
 
     def _backward(self, stage: Stage) -> Talk:
@@ -245,6 +249,9 @@ class Delayed(TrainingMethod):
         flight, *rest = _flights(stage)
         kept, sums = _kept(stage, flight), stage.carry.stage.below("sum/")  # over a mini-batch's micro-batches
         x, y, g = kept.pop("x"), kept.pop("y"), kept.pop("g", None)
+        share = len(y) / flight[3]
+        age = float(kept.pop("age", torch.tensor(self.delay(stage.index, stage.count))))
+        ages = share * age + float(stage.carry.stage.pop("age", torch.zeros(())))
         if g is None:
             g = yield stage.receive(NEXT, "g", len(y), self._number(flight))
         trained = _trained(stage)
@@ -266,7 +273,6 @@ class Delayed(TrainingMethod):
         for name, p in trained.items():
             mine, others = before[name].grad if p.grad is None else p.grad, sums.pop(name, None)
             if self.compensation and mine is not None:
-                share = len(y) / flight[3]
                 mine = mine + self.compensation / share * mine.square() * (p.detach() - before[name].detach())
             if others is not None:
                 others = torch.empty_like(p).copy_(others)  # in the format of p, also after a resume
@@ -275,7 +281,9 @@ class Delayed(TrainingMethod):
             if mine is not None and not ends:
                 sums[name] = mine
         if ends:
-            self._update(stage)
+            self._update(stage, ages)
+        else:
+            stage.carry.stage["age"] = torch.tensor(ages, dtype=torch.float64)
 
     def _forward_again(
         self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
@@ -292,13 +300,15 @@ class Delayed(TrainingMethod):
                 before[name].data.copy_(p)
         return y
 
-    def _update(self, stage: Stage) -> None:
+    def _rate(self, stage: Stage, delay: float) -> float:
+        """The learning rate of an update with gradients of this mean delay."""
+        power = 1.0 - min(int(stage.carry[_STEPS]) / self.lr_anneal, 1.0) if self.lr_anneal else 0.0
+        return stage.lr / math.pow(1 + delay, power)
+
+    def _update(self, stage: Stage, delay: float) -> None:
         if stage.frozen:
             return
-        lr, power, delay = stage.lr, 0.0, self.delay(stage.index, stage.count)
-        if self.lr_anneal:
-            power = 1.0 - min(int(stage.carry[_STEPS]) / self.lr_anneal, 1.0)
-        rate = lr / (1 + delay) ** power
+        lr, rate = stage.lr, self._rate(stage, delay)
         with self._graphs_kept(stage):
             if self.spike and stage.optimizer:
                 self._spiked(stage, rate, delay)

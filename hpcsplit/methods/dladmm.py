@@ -50,7 +50,7 @@ class DlAdmm(TrainingMethod):
         z = [Variable(f"z{j}", j + 1, "own") for j in range(last + 1)]
         return (*z, *(Variable(f"a{j}", j + 1, "own") for j in range(last)), Variable("u", last + 1, "zero"))
 
-    def start(self, stage: Stage, x: Rows) -> Aux:
+    def first_rows(self, stage: Stage, x: Rows, g: Rows) -> Aux:
         rows, a = {}, x.flatten(1)
         for j, layer in enumerate(linear_layers(stage)):
             rows[f"z{j}"] = linear(layer, a)

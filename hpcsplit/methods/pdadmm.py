@@ -103,7 +103,7 @@ class PdAdmm(TrainingMethod):
 
     # ------------------------------------------------------------------------------------------------ an iteration
 
-    def start(self, stage: Stage, x: Rows) -> Aux:
+    def first_rows(self, stage: Stage, x: Rows, g: Rows) -> Aux:
         stage.carry.pop("objective", None)  # of other variables
         rows, exact = {}, x.flatten(1).to(stage.wide)  # what is not rounded yet, for a stage behind a cut gets no more
         for n, layer in zip(stage.block_numbers, linear_layers(stage), strict=True):

@@ -32,7 +32,7 @@ def time_cuts(setting: Setting, shapes: Sequence[Shape], device: torch.device) -
     method = setting.method.at(0)
     if method.facts.full_batch or not setting.parallel:
         return ()
-    known = {s: CutCost() if method.refuses(1, s) else _idle_stage(setting, method, s, device) for s in set(shapes)}
+    known = {shape: _idle_stage(setting, method, shape, device) for shape in set(shapes)}
     return tuple(known[shape] for shape in shapes)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hpcsplit.config.option import cures
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.atomic import free_bytes
 from hpcsplit.files.scratch import held_bytes
@@ -48,7 +49,7 @@ def _check_memory(setting: Setting, needs: Sequence[Footprint], sharing: int) ->
         needed = sharing * max(need.weights + need.activations + need.images for need in needs)
         limit, there = torch.cuda.get_device_properties(device).total_memory, "a GPU here has"
     if needed > limit:
-        own = " raise method.microbatches," * ("microbatches" in setting.config.method.options)
+        own = "".join(f" {cure}," for cure in cures(setting.declared.options, "memory"))
         raise ConfigError(
             f"{len(needs)} stage{'s' * (len(needs) > 1)} would need {needed / _GB:.1f} GB of memory at the peak, "
             f"{there} {limit / _GB:.1f} GB; lower data.batch_size, raise schedule.microbatches or set "
@@ -63,7 +64,7 @@ def _check_disk(setting: Setting, stages: Sequence[StagePlan], run_dir: RunDir) 
     place, room = max(rooms.items(), key=lambda pair: pair[1], default=(run_dir.path, 0))
     if needed > room:
         whose = f"{len(stages)} stage{'s' * (len(stages) > 1)}"
-        raise no_room(place, whose, needed, room, setting.store_dtype)
+        raise no_room(place, whose, needed, room, setting.store_dtype, cures(setting.declared.options, "disk"))
 
 
 def _free_bytes(folder: Path) -> int:

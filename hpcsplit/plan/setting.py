@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,8 +205,7 @@ class Setting:
     @cached_property
     def method(self) -> TrainingMethod:
         """The training method of the parallel epochs with its options."""
-        cls = getattr(importlib.import_module(self.declared.module), self.declared.class_name)
-        return cast(TrainingMethod, cls(**self.config.method.options))
+        return made(self.declared, self.config.method.options)
 
     @property
     def exact(self) -> Backprop:
@@ -313,3 +311,8 @@ def _start_late_momentum(optimizer: torch.optim.Optimizer, *step: Any) -> None:
         late = [p for p in moving if optimizer.state.get(p, {}).get("momentum_buffer") is None]
         for p in late if len(late) < len(moving) else ():
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def made(method: DeclaredMethod, options: Mapping[str, Any]) -> TrainingMethod:
+    """The method with these options; imports its file."""
+    return cast(TrainingMethod, pkgutil.resolve_name(f"{method.module}:{method.class_name}")(**options))

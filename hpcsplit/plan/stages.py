@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hpcsplit.errors import ConfigError
+from hpcsplit.config.declared import declared_methods
 from hpcsplit.methods.contract import own_variables
-from hpcsplit.plan.setting import Setting
-from hpcsplit.schedule.actions import Phase
+from hpcsplit.plan.setting import Setting, made
 from hpcsplit.stage.cuts import ranges, stage_shares
 from hpcsplit.stage.stage import Place, Shape
 from hpcsplit.store.store import Field, generation_bytes
-from hpcsplit.terms.resample import cells
 
 
 @dataclass(frozen=True)
@@ -43,59 +41,49 @@ class StagePlan:
 
 
 def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -> list[StagePlan]:
-    """The plan of every stage; `costs` are the blocks' costs in any unit.
-
-    Raises ConfigError where the method cannot keep variables at a boundary.
-    """
-    blocks, shapes, method = setting.blocks, setting.shapes, setting.method
-    for k, cut in enumerate(cuts, start=1):
-        if refusal := method.refuses(k, shapes[cut]):
-            raise ConfigError(refusal)
-    parts = ranges(cuts, len(blocks))
+    """The plan of every stage; `costs` are the blocks' costs in any unit."""
+    method, there = setting.method, _places(setting, cuts)
     plans = []
-    for k, (part, share) in enumerate(zip(parts, stage_shares(costs, cuts), strict=True)):
-        last = k + 1 == len(parts)
-        place = Place(k == 0, last, tuple(shapes[part.start : part.stop + 1]), part.start)
+    for k, (place, share) in enumerate(zip(there, stage_shares(costs, cuts), strict=True)):
+        blocks = setting.blocks[place.first_block :][: len(place.shapes) - 1]
         own = own_variables(method, place)
         fields = [Field(v.name, v.row_shape(place), v.before_block(place)) for v in own]
+        edge = 0 if place.last else setting.batch_size * math.prod(place.shapes[-1])
         plans.append(
             StagePlan(
                 stage=k,
-                first_block=blocks[part.start].name,
-                last_block=blocks[part.stop - 1].name,
-                blocks=len(part),
-                params=sum(block.params for block in blocks[part.start : part.stop]),
-                flops=sum(block.flops for block in blocks[part.start : part.stop]),
+                first_block=blocks[0].name,
+                last_block=blocks[-1].name,
+                blocks=len(blocks),
+                params=sum(block.params for block in blocks),
+                flops=sum(block.flops for block in blocks),
                 share=share,
                 in_shape=place.shapes[0],
                 out_shape=place.shapes[-1],
                 store_bytes=generation_bytes(fields, setting.epoch_samples, setting.store_dtype) if fields else 0,
                 row_bytes=4 * sum(math.prod(field.shape) for field in fields),
-                edge_bytes=0 if last else setting.batch_size * math.prod(place.shapes[-1]) * setting.precision.itemsize,
+                edge_bytes=edge * setting.precision.itemsize,
             )
         )
     return plans
 
 
-def auxiliary_gib(edges: Sequence[Shape], samples: int) -> dict[str, float]:
-    """GiB of float32 auxiliary variables of the DS-SPH methods at the inner boundaries (paper, Tables 1 and 2)."""
-    inner = edges[1:-1]
-    full = sum(math.prod(shape) for shape in inner) * samples * 4 / 2**30
-    table = {"penalty": full, "al": 2 * full}
-    if all(len(shape) == 3 for shape in inner):
-        half = sum(math.prod(cells(shape, 2)) for shape in inner) * samples * 4 / 2**30
-        table |= {"penalty, downsample 2": half, "al, downsample 2": 2 * half}
-    return table
+def auxiliary_gib(setting: Setting, cuts: Sequence[int]) -> dict[str, float]:
+    """GiB of the float32 variables of the methods that are compared; options that change nothing here are left out."""
+    there, table = _places(setting, cuts), dict[str, int]()
+    compared = [(method, options) for method in declared_methods().values() for options in method.compared]
+    for declared, options in compared:
+        method = made(declared, options)
+        values = sum(math.prod(v.row_shape(place)) for place in there for v in own_variables(method, place))
+        words = ", ".join([declared.name, *(f"{key} {value}" for key, value in options.items())])
+        if values not in (known for word, known in table.items() if word.split(",")[0] == declared.name):
+            table[words] = values
+    return {words: 4 * values * setting.epoch_samples / 2**30 for words, values in table.items()}
 
 
-def hybrid_speed_up(phases: Sequence[Phase], largest_share: float, pipelined: float = 1.0) -> float:
-    """Balance bound of the whole schedule over one core: no message, refresh or evaluation is charged.
-
-    Args:
-        largest_share: the share of the cost of the most expensive stage; parallel epochs gain 1 / share.
-        pipelined: the gain of an exact epoch over one core (1 without micro-batches).
-    """
-    if not phases:
-        return 1.0
-    parallel = sum(phase == "parallel" for phase in phases)
-    return len(phases) / (parallel * largest_share + (len(phases) - parallel) / pipelined)
+def _places(setting: Setting, cuts: Sequence[int]) -> list[Place]:
+    shapes, parts = setting.shapes, ranges(cuts, len(setting.blocks))
+    return [
+        Place(k == 0, k == len(cuts), tuple(shapes[part.start : part.stop + 1]), part.start)
+        for k, part in enumerate(parts)
+    ]

@@ -10,9 +10,9 @@ import stat
 from pathlib import Path
 from typing import TextIO
 
+from hpcsplit.host.launchers import RELAYS
 from hpcsplit.host.proc import ancestors
 
-LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"}
 DAEMONS = {"orted", "prted"}  # stand in for an Open MPI launcher on another machine
 DEFAULT_WIDTH = 100
 
@@ -99,4 +99,4 @@ def _may_be_relayed(stream: TextIO) -> bool:
 
 def _launcher_above(proc: Path, pid: int) -> tuple[str, int] | None:
     """Name and process id of the nearest ancestor that launches MPI ranks; needs Linux's /proc."""
-    return next((each for each in ancestors(pid, proc) if each[0] in LAUNCHERS | DAEMONS), None)
+    return next((each for each in ancestors(pid, proc) if each[0] in RELAYS | DAEMONS), None)

@@ -44,6 +44,7 @@ class StageRecord:
     label_signal: Number | None = None
     label_ratio: Number | None = None
     penalty_signal: Number | None = None
+    rounding: Number | None = None  # what the type of the stored rows rounds away of what they teach, relative
     compute_s: Number | None = None
     exposed_comm_s: Number | None = None
     exposed_io_s: Number | None = None

@@ -1,9 +1,9 @@
 """schedule.ratio = "auto": exact or parallel, decided epoch by epoch from what the run has recorded.
 
-A parallel epoch does the work of w exact ones, w the mean over the stages of the cosine between what a stage was
-trained with and the exact gradient there (the label signal, 0 where it is negative; the last stage has the label
-itself, and a stage that measures none is left out; so is an epoch in which no other stage measures any, as where
-delayed gradients run on into the next one).  It pays while
+A parallel epoch does the work of w exact ones, w the mean over the stages but the last of the cosine between what a
+stage was trained with and the exact gradient there (the label signal), 0 where it is negative or not measured.  The
+last stage has the label itself, which says nothing of the others.  An epoch in which none of them measures any is left
+out, as where delayed gradients run on into the next one.  It pays while
 
     w t_E > t_P,     t_E, t_P: seconds of an exact and of a parallel epoch, refresh included.
 
@@ -46,7 +46,7 @@ class Seen:
     Attributes:
         seconds: of training, and of the refresh before it.
         score: of the samples held out; more is better.
-        work: mean label signal of the stages, from 0 to 1; None where none but the last has measured any.
+        work: mean label signal of the stages but the last, from 0 to 1; None where none has measured any.
         violation: at the worst boundary, 0 without one.
     """
 

@@ -37,13 +37,13 @@ def generation_bytes(fields: Sequence[Field], rows: int, dtype: torch.dtype) -> 
     return sum(rows * (math.prod(field.shape) * dtype.itemsize + _INDEX_BYTES) for field in fields)
 
 
-def no_room(folder: Path, whose: str, needed: int, free: int, dtype: torch.dtype) -> StoreError:
-    """The failure of a store that its disk has no room for."""
-    half = 'store.dtype = "float16", ' if dtype == torch.float32 else ""
-    return StoreError(
-        f"{folder}: the store of {whose} needs {needed} bytes, {free} are free; "
-        f"set store.path to a larger disk, {half}method.downsample = 2, or use fewer samples (data.limit_train)"
-    )
+def no_room(
+    folder: Path, whose: str, needed: int, free: int, dtype: torch.dtype, own: Sequence[str] = ()
+) -> StoreError:
+    """The failure of a store that its disk has no room for; `own` are the method's cures."""
+    half = ['store.dtype = "float16"'] * (dtype == torch.float32)
+    cures = ", ".join(["set store.path to a larger disk", *half, *own, "or use fewer samples (data.limit_train)"])
+    return StoreError(f"{folder}: the store of {whose} needs {needed} bytes, {free} are free; {cures}")
 
 
 class Visits:

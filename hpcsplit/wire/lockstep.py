@@ -6,16 +6,15 @@ error says what every stage waits for.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from hpcsplit.host.stopping import leave
 from hpcsplit.wire.port import Agree, Meter, Program, Recv, Send, Share, Traffic, agree_lag, describe_mismatch
+from hpcsplit.wire.world import World
 
 
 class Deadlock(RuntimeError):
@@ -31,36 +30,14 @@ def run(programs: Sequence[Program]) -> list[Any]:
     return _Lockstep(programs).run()
 
 
-class Alone:
-    """This process as the whole world, with all stages (wire.world)."""
-
-    def __init__(self, stages: int) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
-        self.host, self.library = socket.gethostname(), "none"
-        self.count, self.stages = stages, range(stages)
-        self.device = torch.device("cpu")
-        self.beats = 0
+class Alone(World):
+    """This process as the whole world, with all stages."""
 
     def share(self, value: Any) -> list[Any]:
         return [value]
 
     def run(self, programs: Sequence[Program]) -> list[Any]:
         return run(programs)
-
-    def progress(self) -> None:
-        self.beats += 1
-
-    def waits(self) -> str:
-        return ""
-
-    def orphaned(self) -> str:
-        return ""
-
-    def abort(self, code: int) -> NoReturn:
-        leave(code)
-
-    def close(self) -> None:
-        pass
 
 
 class _Lockstep:

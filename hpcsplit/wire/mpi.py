@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import struct
 import sys
 import threading
@@ -41,6 +40,7 @@ from hpcsplit.wire.port import (  # noqa: E402
     agree_lag,
     describe_mismatch,
 )
+from hpcsplit.wire.world import World  # noqa: E402
 
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
@@ -48,7 +48,7 @@ _NAP_S = 5e-5
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 
-class Wire:
+class Wire(World):
     """The ranks of MPI as a world (wire.world), over a communicator of its own; one stage a rank.
 
     Args:
@@ -61,13 +61,10 @@ class Wire:
             _meet_all_ranks_in_mpi()
         self.comm = MPI.COMM_WORLD.Dup()
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.rank, self.size, self.local_rank, self.local_size = self.comm.rank, self.comm.size, node.rank, node.size
-        self.host, self.library = socket.gethostname(), _version()
-        self.count, self.stages = self.size, range(self.rank, self.rank + 1)
+        super().__init__(self.comm.size, self.comm.rank, self.comm.size, node.rank, node.size, _version())
         node.Barrier()
         _take_names_away()
         node.Free()
-        self.device = torch.device("cpu")
         self.traffic = Traffic()
         self.leaving: deque[tuple[Copy | torch.cuda.Event, Send, torch.Tensor]] = (
             deque()
@@ -77,7 +74,6 @@ class Wire:
         self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
         self.unread = 0
         self.agreeing: deque[tuple[MPI.Request, memoryview, memoryview]] = deque()
-        self.beats = 0  # grows with every verb, block and message; a watchdog's thread reads it
         self._waiting: tuple[Recv | str, float] | None = None
         self._ending = 0  # the exit code with which another thread wants the job to end
         self.clock_offset = self._clock_offsets()

@@ -37,14 +37,14 @@ def one_way_times(
 
 
 def directly(wire: Wire, program: Program, limit_s: float) -> Any:
-    """Run a program in which neighbours send in turns by MPI alone, without the wire's headers and naps.
+    """Run a program in which neighbours send in turns by MPI alone, without the wire's headers, naps and staging.
 
-    What arrives is overwritten when the same `Recv` is yielded again.
+    What arrives, on the wire's device, is overwritten when the same `Recv` is yielded again.
 
     Raises:
         LaunchError: no answer within `limit_s`.
     """
-    memory: dict[int, tuple[torch.Tensor, memoryview]] = {}  # of a verb: a message is timed without making it
+    memory: dict[int, tuple[torch.Tensor, Any]] = {}  # of a verb: a message is timed without making it
     answer: torch.Tensor | None = None
     while True:
         try:
@@ -53,8 +53,8 @@ def directly(wire: Wire, program: Program, limit_s: float) -> Any:
             return end.value
         assert isinstance(verb, Send | Recv)
         if id(verb) not in memory:
-            tensor = verb.tensor if isinstance(verb, Send) else torch.empty(verb.shape, dtype=verb.dtype)
-            memory[id(verb)] = tensor, bytes_of(tensor)
+            kept = verb.tensor if isinstance(verb, Send) else torch.empty(verb.shape, dtype=verb.dtype).to(wire.device)
+            memory[id(verb)] = kept, bytes_of(kept) if kept.device.type == "cpu" else kept
         (answer, values), peer, until = memory[id(verb)], wire.rank + verb.side, time.perf_counter() + limit_s
         carry = wire.comm.Isend if isinstance(verb, Send) else wire.comm.Irecv
         request = carry(values, peer, 1)

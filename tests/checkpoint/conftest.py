@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.small import train_here, weights, write_toml
+from tests.engine.small import Weights, train_here, weights, write_toml
 
 STOP_AT_ONCE = ("--run.time_limit", 1e-6)  # with a checkpoint: after one epoch where it has three steps
 THREE_STEPS = {"data__batch_size": 40}
@@ -55,7 +55,7 @@ def half(prototype: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     place = tmp_path_factory.mktemp("whole")
     run = Run(write_toml(place / "c.toml", 2, **THREE_STEPS), place / "run")
     assert run.go() == 0

@@ -15,6 +15,9 @@ Shape = tuple[int, int, int]
 class Running(nn.Module):
     """Divides by a running size that no state dict has; it grows from nothing."""
 
+    size: Tensor
+    late: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("size", torch.ones(()), persistent=False)
@@ -77,6 +80,9 @@ class Skipped(nn.Module):
 
 class Kinds(nn.Module):
     """Buffers and weights of every kind of number."""
+
+    int16: Tensor
+    float8_e4m3fn: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -134,7 +134,8 @@ def test_generators_numbers_and_tensors_are_watched() -> None:
             self.cached: torch.Tensor = self.weight * 2  # made from the weights in every pass
 
     net = nn.Sequential(Layer(), Secret())
-    besides, layer = Besides(net), net[0]
+    besides = Besides(net)
+    layer: Any = net[0]
     assert besides.attributes() == []
     layer.count += 1
     layer.history.append(2.0)

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.conftest import STOP_AT_ONCE, THREE_STEPS, Run, half_done
-from tests.engine.small import records, train_here, weights, write_toml
+from tests.engine.small import Weights, records, train_here, weights, write_toml
 
 
-def test_stopped_after_every_epoch(tmp_path: Path, never_stopped) -> None:
+def test_stopped_after_every_epoch(tmp_path: Path, never_stopped: Weights) -> None:
     run = Run(write_toml(tmp_path / "c.toml", 2, **THREE_STEPS), tmp_path / "run")
     codes = [run.go(*STOP_AT_ONCE) for _ in range(5)]
     assert codes == [75, 75, 75, 75, 0]
     assert weights(run.folder) == never_stopped
 
 
-def test_recomputed_rows_are_marked(tmp_path: Path, never_stopped) -> None:
+def test_recomputed_rows_are_marked(tmp_path: Path, never_stopped: Weights) -> None:
     run = half_done(tmp_path, checkpoint__aux="recompute", checkpoint__every_epochs=1)
     assert run.go() == 0
     assert [record["recomputed"] for record in records(run.folder)] == [False, False, True, True, False]
@@ -26,13 +26,13 @@ def test_recomputed_rows_are_marked(tmp_path: Path, never_stopped) -> None:
     assert weights(run.folder)[2:] != never_stopped[2:]
 
 
-def test_a_change_of_the_type_of_rows_makes_them_recomputed(half: Run, never_stopped) -> None:
+def test_a_change_of_the_type_of_rows_makes_them_recomputed(half: Run, never_stopped: Weights) -> None:
     assert half.go("--store.dtype", "bfloat16") == 0
     assert [record["recomputed"] for record in records(half.folder)] == [False, False, False, True, False]
     assert weights(half.folder)[:3] == never_stopped[:3]
 
 
-def test_rows_copied_from_files_are_taken_up_in_memory(tmp_path: Path, never_stopped) -> None:
+def test_rows_copied_from_files_are_taken_up_in_memory(tmp_path: Path, never_stopped: Weights) -> None:
     run = half_done(tmp_path, checkpoint__aux="copy", store__kind="hdf5")
     assert run.go("--store.kind", "memory") == 0
     assert weights(run.folder) == never_stopped
@@ -79,7 +79,7 @@ def test_every_second_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leftover", ["folder", "link"])
-def test_leftovers_of_an_interrupted_save_do_no_harm(half: Run, never_stopped, leftover: str) -> None:
+def test_leftovers_of_an_interrupted_save_do_no_harm(half: Run, never_stopped: Weights, leftover: str) -> None:
     """A kill can leave the folder being written, or the new link before it replaced the old one."""
     if leftover == "folder":
         shutil.copytree(half.newest, half.checkpoints / "epoch-0004-step-000000.tmp")
@@ -90,7 +90,7 @@ def test_leftovers_of_an_interrupted_save_do_no_harm(half: Run, never_stopped, l
     assert not [p for p in half.checkpoints.iterdir() if p.name.endswith(".tmp")]
 
 
-def test_the_newest_is_found_without_the_link(half: Run, never_stopped) -> None:
+def test_the_newest_is_found_without_the_link(half: Run, never_stopped: Weights) -> None:
     (half.checkpoints / "latest").unlink()
     assert half.go() == 0
     assert weights(half.folder) == never_stopped

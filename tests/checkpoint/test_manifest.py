@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hpcsplit.checkpoint import manifest
-from hpcsplit.checkpoint.manifest import Manifest
+from hpcsplit.checkpoint.manifest import Description, Manifest
 from hpcsplit.checkpoint.whole import stage_files
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
@@ -23,7 +23,16 @@ from hpcsplit.files.hdf5 import Stored, read_attributes, write_tensors
 from tests.checkpoint.conftest import Run
 from tests.commands.damage import sign
 
-AUX: dict[str, Any] = {"slot": 1, "epoch": 3, "rows": 9, "dtype": "float32", "filled": {"u": 0}, "checksums": {"l": 5}}
+ROWS: Description = {
+    "slot": 1,
+    "epoch": 3,
+    "rows": 9,
+    "dtype": "float32",
+    "filled": {"u": 0},
+    "checksums": {"l": 5},
+    "boundaries": {"l": 3},
+}
+AUX = {key: value for key, value in ROWS.items() if key != "boundaries"}
 GOOD: dict[str, Any] = {
     "format": 2,
     "epochs_done": 3,
@@ -35,7 +44,7 @@ GOOD: dict[str, Any] = {
     "provenance": "",
     "aux_mode": "keep",
     "aux_needed": 1,
-    "aux": json.dumps([None, {**AUX, "boundaries": {"l": 3}}]),
+    "aux": json.dumps([None, ROWS]),
     "recomputed": 0,
     "phases": "SPP",
 }
@@ -60,7 +69,7 @@ SAID = Manifest(
     provenance="",
     aux_mode="keep",
     aux_needed=True,
-    aux=[None, {**AUX, "boundaries": {"l": 3}}],
+    aux=[None, ROWS],
     recomputed=False,
     phases="SPP",
 )
@@ -81,7 +90,8 @@ def test_what_is_written_is_what_every_checkpoint_of_this_format_has(tmp_path: P
 def test_what_is_there_comes_back(tmp_path: Path, absent: str) -> None:
     """Older versions wrote no phases, and at first no provenance."""
     changes = {absent: None} if absent else {}
-    assert manifest.read(written(tmp_path, **changes)) == dataclasses.replace(SAID, **dict.fromkeys(changes, ""))
+    blank: dict[str, Any] = dict.fromkeys(changes, "")
+    assert manifest.read(written(tmp_path, **changes)) == dataclasses.replace(SAID, **blank)
 
 
 WRONG: dict[str, list[Any]] = {
@@ -196,7 +206,12 @@ def test_a_stage_with_other_things_than_expected(
     rewritten(change)(half.newest / "stage-001.h5")
     asked: list[str] = []
     real = Stored.tensor
-    monkeypatch.setattr(Stored, "tensor", lambda self, key: (asked.append(str(self._path)), real(self, key))[1])
+
+    def tensor(self: Stored, key: str) -> torch.Tensor:
+        asked.append(str(self._path))
+        return real(self, key)
+
+    monkeypatch.setattr(Stored, "tensor", tensor)
     said = refused()
     assert re.search(reason, said)
     assert said.count("\n") == 1

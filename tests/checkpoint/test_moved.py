@@ -11,7 +11,7 @@ import pytest
 
 from hpcsplit.files import atomic
 from tests.checkpoint.conftest import Run
-from tests.engine.small import weights
+from tests.engine.small import Weights, weights
 
 LATEST = "checkpoints/latest does not lead to the newest checkpoint"
 
@@ -20,7 +20,7 @@ def log(run: Run) -> str:
     return (run.folder / "log" / "rank-000.log").read_text()
 
 
-def test_copied_with_its_links_followed(half: Run, never_stopped, tmp_path: Path) -> None:
+def test_copied_with_its_links_followed(half: Run, never_stopped: Weights, tmp_path: Path) -> None:
     """As by cp -rL, rsync -L, scp -r: "latest" is a folder."""
     shutil.copytree(half.folder, tmp_path / "elsewhere" / "run", symlinks=False)
     moved = Run(half.toml, tmp_path / "elsewhere" / "run")
@@ -32,7 +32,7 @@ def test_copied_with_its_links_followed(half: Run, never_stopped, tmp_path: Path
     assert (moved.checkpoints / "latest").is_dir()
 
 
-def test_where_there_are_no_links(half: Run, never_stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_links(half: Run, never_stopped: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -44,7 +44,7 @@ def test_where_there_are_no_links(half: Run, never_stopped, monkeypatch: pytest.
     assert [p.name for p in half.checkpoints.iterdir() if p.name.startswith(".")] == []
 
 
-def test_unpacked_with_a_file_in_place_of_the_link(half: Run, never_stopped) -> None:
+def test_unpacked_with_a_file_in_place_of_the_link(half: Run, never_stopped: Weights) -> None:
     """As by an archive that knows no links."""
     (half.checkpoints / "latest").unlink()
     (half.checkpoints / "latest").write_text(half.newest.name)

@@ -25,17 +25,22 @@ def stage(name: str, device: str = "cpu", momentum: float = 0.9) -> Stage:
     return Stage(0, 1, blocks, shapes, Setting(cfg).optimizer, device=device)
 
 
+def optimizer_of(stage: Stage) -> torch.optim.Optimizer:
+    assert stage.optimizer
+    return stage.optimizer
+
+
 def trained(name: str) -> Stage:
     made = stage(name)
     for _ in range(2):
         made.zero_grad()
-        (made.forward(torch.randn(4, 1, 3, 3)).square().sum() * made.blocks.scalar).backward()
+        (made.forward(torch.randn(4, 1, 3, 3)).square().sum() * made.blocks.get_parameter("scalar")).backward()
         made.update()
     return made
 
 
 def test_names_are_torchs_and_two_have_the_momentum() -> None:
-    made = {name: stage(name, momentum=0.7).optimizer for name in NAMES}
+    made = {name: optimizer_of(stage(name, momentum=0.7)) for name in NAMES}
     assert [type(optimizer).__name__.lower() for optimizer in made.values()] == NAMES
     assert {name for name in NAMES if made[name].param_groups[0].get("momentum") == 0.7} == {"sgd", "rmsprop"}
 
@@ -48,13 +53,13 @@ def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monk
     monkeypatch.setitem(OPTIMIZERS, name, replace(OPTIMIZERS[name], fused=False))
     there, torchs = stage(name, "meta"), stage(name, "meta")
     for each in (there, torchs):
-        each.optimizer.param_groups[0][flag] = True
-    state = saved.optimizer.state_dict()
-    torchs.optimizer.load_state_dict({**torchs.optimizer.state_dict(), "state": state["state"]})
-    assert torchs.optimizer.param_groups[0][flag]
+        optimizer_of(each).param_groups[0][flag] = True
+    state = optimizer_of(saved).state_dict()
+    optimizer_of(torchs).load_state_dict({**optimizer_of(torchs).state_dict(), "state": state["state"]})
+    assert optimizer_of(torchs).param_groups[0][flag]
     load_stage(there, stage_tensors(saved))
     for ours, theirs in zip(there.parameters, torchs.parameters, strict=True):
-        mine, wanted = there.optimizer.state[ours], torchs.optimizer.state[theirs]
+        mine, wanted = optimizer_of(there).state[ours], optimizer_of(torchs).state[theirs]
         assert mine.keys() == {key for key, value in wanted.items() if value is not None}
         for key, value in mine.items():
             if key != "mu_product":  # a number on the host, with and without a stop
@@ -66,11 +71,11 @@ def test_counters_lie_where_torch_would_have_put_them(name: str, flag: str, monk
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_read_is_not_changed_by_training_on(name: str, flag: str) -> None:
     saved, loaded = trained(name), stage(name)
-    loaded.optimizer.param_groups[0][flag] = True
+    optimizer_of(loaded).param_groups[0][flag] = True
     tensors = {key: t.clone() for key, t in stage_tensors(saved).items()}
     load_stage(loaded, tensors)
     theirs = {t.untyped_storage().data_ptr() for t in tensors.values()}
-    ours = [t for state in loaded.optimizer.state.values() for t in state.values()]
+    ours = [t for state in optimizer_of(loaded).state.values() for t in state.values()]
     assert not [t for t in (*ours, *loaded.parameters) if t.untyped_storage().data_ptr() in theirs]
 
 
@@ -79,8 +84,8 @@ def test_state_comes_back_to_the_bit(name: str) -> None:
     saved, loaded = trained(name), stage(name)
     load_stage(loaded, stage_tensors(saved))
     for ours, theirs in zip(loaded.parameters, saved.parameters, strict=True):
-        wanted = saved.optimizer.state[theirs]
-        for key, value in loaded.optimizer.state[ours].items():
+        wanted = optimizer_of(saved).state[theirs]
+        for key, value in optimizer_of(loaded).state[ours].items():
             assert torch.equal(value, torch.as_tensor(wanted[key])), key
             assert value.device == torch.as_tensor(wanted[key]).device
 

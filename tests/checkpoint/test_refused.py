@@ -12,7 +12,7 @@ import pytest
 from hpcsplit.checkpoint.whole import read_weights
 from hpcsplit.errors import CheckpointError
 from tests.checkpoint.conftest import Run, half_done
-from tests.engine.small import weights
+from tests.engine.small import Weights, weights
 
 Refused = Callable[..., str]
 
@@ -78,7 +78,9 @@ def remove_the_manifest(run: Run) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_damage_is_named_and_the_checkpoint_before_offered(half: Run, refused: Refused, harm, reason: str) -> None:
+def test_damage_is_named_and_the_checkpoint_before_offered(
+    half: Run, refused: Refused, harm: Callable[[Run], None], reason: str
+) -> None:
     harm(half)
     said = refused()
     assert f"{half.newest} is damaged: {reason}" in said
@@ -96,7 +98,7 @@ def test_weights_of_another_network_are_refused_with_their_folder(half: Run) -> 
         read_weights(half.newest, {})
 
 
-def test_the_offer_holds(half: Run, never_stopped) -> None:
+def test_the_offer_holds(half: Run, never_stopped: Weights) -> None:
     """The checkpoint before refers to rows that have been overwritten: its weights are taken, the rows recomputed."""
     shutil.rmtree(half.newest)
     assert half.go() == 0
@@ -104,7 +106,7 @@ def test_the_offer_holds(half: Run, never_stopped) -> None:
     assert [epoch for epoch, _ in weights(half.folder)] == [0, 1, 2, 3, 4]
 
 
-def test_without_an_older_one_the_run_begins_anew(half: Run, refused: Refused, never_stopped) -> None:
+def test_without_an_older_one_the_run_begins_anew(half: Run, refused: Refused, never_stopped: Weights) -> None:
     shutil.rmtree(half.checkpoints / "epoch-0002-step-000000")
     truncate(half)
     assert "the run starts from the beginning" in refused()
@@ -139,7 +141,7 @@ def test_what_may_change(half: Run, key: str, value: object) -> None:
 
 
 def test_damaged_rows_in_a_checkpoint_are_no_reason_to_compute_them_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], never_stopped
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], never_stopped: Weights
 ) -> None:
     run = half_done(tmp_path, checkpoint__aux="copy")
     path = run.newest / "aux-block-003.lam.h5"

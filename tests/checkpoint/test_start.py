@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path, capfd: pytest.CaptureFi
     assert "the loss of the whole network is" in said
     assert "after epoch 1 (serial)" in said
     assert not list((tmp_path / "run").glob("checkpoints/epoch-*"))
+
+
+@pytest.mark.parametrize(
+    ("method", "cure"), [("penalty", "Lower optim.lr, lower method.beta, or set"), ("gsadmm", "Lower optim.lr, or set")]
+)
+def test_only_options_that_the_method_has_are_a_cure(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str, cure: str
+) -> None:
+    changes = {"method__name": method, "schedule__ratio": "0:1", "schedule__warmup": 0, "optim__lr": 1e30}
+    assert train_here(write_toml(tmp_path / "c.toml", 2, **changes), tmp_path / "run") == INTERNAL
+    assert re.search(rf"in epoch 1 \(parallel\), .*: training has diverged\. {cure} optim.clip", capfd.readouterr().err)
 
 
 def test_random_layers_draw_the_same_numbers_after_a_stop(tmp_path: Path) -> None:

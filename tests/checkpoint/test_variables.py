@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.engine import rank
+from hpcsplit.engine import forward, rank
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.resume import resume
 from hpcsplit.errors import LaunchError
@@ -22,6 +22,7 @@ from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Verb
 from tests.checkpoint.starts import Course, Place, learned
+from tests.engine.small import store_of
 
 SHORT: dict[str, Any] = {
     "data__limit_train": 70,  # seven steps
@@ -123,7 +124,7 @@ def test_rows_that_a_checkpoint_refers_to_are_guarded_after_a_resume(begin: Star
 
     def overwrite_both(jobs: list[Job]) -> None:
         lockstep.run([resume(job) for job in jobs])
-        store, everything = jobs[1].store, [np.arange(70)]
+        store, everything = store_of(jobs[1]), [np.arange(70)]
         for _ in range(2):
             try:
                 store.start(everything)
@@ -213,7 +214,7 @@ class Refreshed:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.actions: list[Refresh] = []  # of rank 0
-        self.refresh = rank.refresh
+        self.refresh = forward.refresh
 
     def watch(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -240,7 +241,7 @@ class Refreshed:
             y = self.jobs[0].train.images(ids)
             for other in self.jobs[: job.rank + 1]:
                 x, y = y, other.stage.infer(y)
-            own = job.method.start(job.stage, x)
+            own = job.method.first_rows(job.stage, x, torch.empty(0))
             for v in job.own_variables():
                 forward = v.start_rows(x if v.boundary == "input" else y) if v.start == "forward" else own.get(v.name)
                 shape = (len(ids), *v.row_shape(job.stage.place))

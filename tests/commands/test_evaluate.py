@@ -23,7 +23,8 @@ Command = Callable[..., tuple[int, str, str]]
 def evaluated(hpcsplit: Command, folder: Path, *words: object) -> dict[str, Any]:
     code, out, err = hpcsplit("evaluate", folder, "--json", *words)
     assert (code, err) == (0, "")
-    return json.loads(out)
+    answer: dict[str, Any] = json.loads(out)
+    return answer
 
 
 def assert_agrees(found: dict[str, Any], record: dict[str, Any]) -> None:

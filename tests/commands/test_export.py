@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_what_is_there_is_not_overwritten(
     runs: Callable[[int], Run], hpcsplit: Command, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "net.pt"
-    make = {
+    make: dict[str, Callable[[], object]] = {
         "file": lambda: out.write_text("precious"),
         "folder": out.mkdir,
         "dangling link": lambda: out.symlink_to("x"),
@@ -95,7 +96,7 @@ def test_a_file_that_appears_meanwhile_stays(
 ) -> None:
     original, out = torch.save, tmp_path / "net.pt"
 
-    def slow(*args: object) -> None:
+    def slow(*args: Any) -> None:
         original(*args)
         out.write_text("precious")
 

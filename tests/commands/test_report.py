@@ -18,6 +18,7 @@ import torch
 from hpcsplit.commands.examples import examples_of
 from hpcsplit.data.dataset import load
 from hpcsplit.nets.build import build
+from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.run.folder import RunDir
 from tests.commands.conftest import Run, finished
 from tests.commands.damage import flip_a_bit
@@ -50,13 +51,14 @@ def test_the_mistakes_are_those_of_the_whole_network(
     predicted, labels = logits.argmax(1), data.test.labels
 
     found = examples_of(RunDir(runs(2).folder))
+    assert isinstance(found, Mistakes)
     pairs = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
     assert found.confusion.tolist() == [[pairs[label, answer] for answer in range(10)] for label in range(10)]
     assert np.trace(found.confusion) / 60 == pytest.approx(records(runs(2).folder)[-1]["test_accuracy"])
     wrong = sorted((k for k in range(60) if predicted[k] != labels[k]), key=lambda k: -loss[k])
     assert [one.sample for one in found.worst] == wrong[:12]
     for one in found.worst:
-        assert (one.label, one.predicted) == (labels[one.sample], predicted[one.sample])
+        assert (one.label, one.predicted) == (int(labels[one.sample]), int(predicted[one.sample]))
         assert one.loss == pytest.approx(float(loss[one.sample]), rel=1e-4)
         assert one.chance == pytest.approx(float(logits[one.sample].softmax(0).max()), rel=1e-4)
         assert (one.image == data.test.images[one.sample].permute(1, 2, 0).numpy()).all()
@@ -75,6 +77,7 @@ def test_reconstructions_are_those_of_the_whole_network(hpcsplit: Command, tmp_p
     with torch.no_grad():
         made = net(images)[:12, : 3 * 16 * 16].view(12, 3, 16, 16)
     found = examples_of(RunDir(run.folder))
+    assert isinstance(found, Reconstructions)
     assert found.loss == pytest.approx(((made - images[:12]) ** 2).mean(dim=(1, 2, 3)).tolist(), rel=1e-4)
     for k, (image, picture) in enumerate(found.pairs):
         assert (image == data.test.images[k].permute(1, 2, 0).numpy()).all()

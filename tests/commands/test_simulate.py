@@ -36,7 +36,8 @@ def rows(hpcsplit: Command, toml: Path, profile: Path, *words: object) -> list[d
     free = ("--latency-us", "0", "--bandwidth-gb", "0")
     code, out, err = hpcsplit("simulate", toml, "--profile", profile, "--json", *free, *words)
     assert code == 0, err
-    return json.loads(out)["rows"]
+    answer: list[dict[str, Any]] = json.loads(out)["rows"]
+    return answer
 
 
 def test_even_stages_reach_what_their_number_and_the_bubble_allow(hpcsplit: Command, toml: Path, profile: Path) -> None:

@@ -144,7 +144,8 @@ def test_a_sign_of_another_kind_is_none(tmp_path: Path) -> None:
     whole = {"rank": 0, "pid": 1, "host": "n1", "moves": 3, "at": 1.5, "where": "x", "waits": ""}
     beside(log).write_text(json.dumps(whole))
     assert read(log) is not None
+    values: tuple[Any, ...] = (None, [], True, {"a": 1})
     for name in whole:
-        for value in (None, [], True, {"a": 1}):
+        for value in values:
             beside(log).write_text(json.dumps(whole | {name: value}))
             assert read(log) is None

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+Toml = Callable[[str], Path]
+
 
 @pytest.fixture
-def toml(tmp_path: Path) -> Callable[[str], Path]:
+def toml(tmp_path: Path) -> Toml:
     """Write a file of this text and return its path."""
 
     def write(text: str) -> Path:

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -81,21 +82,21 @@ overrides = st.lists(
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> dict:
+def trees(draw: st.DrawFn) -> dict[str, Any]:
     """Mostly known keys with any value; sometimes strange sections."""
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for (section, key), value in draw(st.lists(st.tuples(keys | strange_keys, values), max_size=4)):
         tree.setdefault(section, {})[key] = value
     return tree | draw(st.dictionaries(texts, values, max_size=1))
 
 
-def resolved(tree: dict, pairs: list) -> Config | None:
+def resolved(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Config | None:
     with contextlib.suppress(ConfigError, UsageError):
         return resolve(tree, pairs)
     return None
 
 
-def loaded(path: Path, pairs: list) -> Config | None:
+def loaded(path: Path, pairs: list[tuple[str, str]]) -> Config | None:
     with contextlib.suppress(ConfigError, UsageError):
         return load(path, pairs)
     return None
@@ -110,7 +111,9 @@ def is_read_back(config: Config | None) -> bool:
 @example({"method": {"name": ["al"]}}, [])
 @example({"method": []}, [("method.name", "al")])
 @example({}, [("optim.lr", "9" * 5000)])
-def test_a_tree_becomes_a_configuration_or_an_error_for_the_user(tree: dict, pairs: list):
+def test_a_tree_becomes_a_configuration_or_an_error_for_the_user(
+    tree: dict[str, Any], pairs: list[tuple[str, str]]
+) -> None:
     config = resolved(tree, pairs)
     assert is_read_back(config)
     if config is not None:
@@ -119,9 +122,9 @@ def test_a_tree_becomes_a_configuration_or_an_error_for_the_user(tree: dict, pai
 
 @fuzz(600)
 @given(keys, values)
-def test_one_key_of_any_value(key: tuple[str, str], value: object):
+def test_one_key_of_any_value(key: tuple[str, str], value: object) -> None:
     section, name = key
-    tree = {"method": {"name": "al"}}
+    tree: dict[str, dict[str, object]] = {"method": {"name": "al"}}
     tree.setdefault(section, {})[name] = value
     assert is_read_back(resolved(tree, []))
 
@@ -138,7 +141,7 @@ LINES = st.one_of(
 
 @fuzz(300)
 @given(lines=st.lists(LINES, max_size=6), pairs=overrides)
-def test_a_file_of_lines(tmp_path: Path, lines: list[str], pairs: list):
+def test_a_file_of_lines(tmp_path: Path, lines: list[str], pairs: list[tuple[str, str]]) -> None:
     path = tmp_path / "fuzz.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     assert is_read_back(loaded(path, pairs))
@@ -146,7 +149,7 @@ def test_a_file_of_lines(tmp_path: Path, lines: list[str], pairs: list):
 
 @fuzz(150)
 @given(content=st.binary(max_size=60))
-def test_a_file_of_any_bytes(tmp_path: Path, content: bytes):
+def test_a_file_of_any_bytes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz.toml"
     path.write_bytes(content)
     assert is_read_back(loaded(path, []))
@@ -176,7 +179,7 @@ def edited_files(draw: st.DrawFn) -> bytes:
 
 @fuzz(300)
 @given(content=edited_files())
-def test_a_real_file_with_mistakes(tmp_path: Path, content: bytes):
+def test_a_real_file_with_mistakes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz.toml"
     path.write_bytes(content)
     assert is_read_back(loaded(path, []))
@@ -202,7 +205,7 @@ words = st.lists(
 @example("export", ["x" * 300, "--out", "y" * 300])
 def test_a_command_line_of_any_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, given_words: list[str]
-):
+) -> None:
     file = tmp_path / "good.toml"
     file.write_text("[optim]\nlr = 0.5\n")
     place = [str(file)] if command == "config" else []
@@ -217,7 +220,7 @@ def test_a_command_line_of_any_words(
     assert "Traceback" not in said.err
 
 
-def test_the_fuzz_reaches_configurations_that_can_be_run():
+def test_the_fuzz_reaches_configurations_that_can_be_run() -> None:
     """A guard for the tests above: their material is not all errors."""
     assert resolve({"method": {"name": "al"}, "optim": {"lr": 2}}, [("run.seed", "3")]) is not None
     assert all(resolve(tomllib.loads(content.decode())) for content in JOBS)

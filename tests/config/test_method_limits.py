@@ -47,7 +47,6 @@ REFUSED = [
     ),
     (changed(DELAYED, method__compensation=1.0, method__weights="replay"), r'compensation = 1 .* is "replay"; take'),
     (changed(DELAYED, method__microbatches=11), r"method\.microbatches = 11 is more than data\.batch_size = 10"),
-    (changed(AUXNET, method__name="al", method__downsample=2), r"downsample = 2 halves .*; the mlp passes vectors"),
     (changed(DELAYED, method__compensation=-1.0), r"compensation = -1\.0 is below its smallest value 0"),
     (
         changed(AUXNET, method__name="chunked", method__refresh_every=2),
@@ -55,6 +54,11 @@ REFUSED = [
     ),
     (changed(AUXNET, data__copies=2, data__augment=False), r"copies = 2: .* set it to true, or copies to 1"),
     (changed(AUXNET, data__copies=0), r"copies = 0 is below its smallest value 1"),
+    (changed(AUXNET, method__start="adjoint"), r'start = "adjoint": auxnet keeps no variables .* leave it out'),
+    (
+        changed(AUXNET, method__name="al", method__refresh_every=2),
+        r"refresh_every = 2 throws away .*adjoint",
+    ),
     (changed(AUXNET, method__refresh_every=2), r"refresh_every = 2: auxnet keeps no variables .* leave it out"),
     (changed(AUXNET, method__aux_width=0), r"aux_width = 0 is below its smallest value 1"),
     (changed(DELAYED, method__weights="none"), r"weights = 'none' is not one of stash, replay, stale"),
@@ -121,7 +125,7 @@ def test_it_is_said_before_torch_is_imported() -> None:
         changed(DELAYED, method__predict=True, method__spike=True, method__compensation=1.0),
         changed(DELAYED, method__weights="stale"),
         changed(DELAYED, method__microbatches=11, data__batch_size=0),
-        changed(AUXNET, method__name="al", method__refresh_every=2),
+        changed(AUXNET, method__name="al", method__refresh_every=2, method__start="adjoint"),
     ],
 )
 def test_what_a_method_can_train_is_not_refused(tree: Tree) -> None:

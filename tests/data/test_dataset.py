@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,13 @@ def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset) 
 
 @pytest.mark.parametrize(("key", "limit", "size"), [("limit_train", 1438, 1437), ("limit_test", 361, 360)])
 def test_limit_above_the_size(key: str, limit: int, size: int) -> None:
+    def limited(count: int) -> Dataset:
+        options: dict[str, Any] = {key: count}
+        return load("digits", **options)
+
     with pytest.raises(DataError, match=rf"data\.{key} = {limit}.* {size} "):
-        load("digits", **{key: limit})
-    assert len(getattr(load("digits", **{key: size}), key.removeprefix("limit_"))) == size
+        limited(limit)
+    assert len(getattr(limited(size), key.removeprefix("limit_"))) == size
 
 
 def test_random_images_are_as_many_as_are_asked_for(fake: Dataset) -> None:
@@ -135,7 +140,7 @@ def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset) -> None:
     assert fingerprint(load("fake")) == mark
     assert fingerprint(load("fake", limit_test=255)) != mark
 
-    def changed(**parts: Part) -> str:
+    def changed(**parts: Any) -> str:
         return fingerprint(replace(fake, **parts))
 
     pixel = fake.train.images.clone()

@@ -122,7 +122,9 @@ def test_an_exchange_behind_the_checksum_changes_nothing(
     """Each file is right when it is looked at for the first time, and a planted one from then on."""
     from torchvision import datasets
 
-    kind, marker = getattr(datasets, SPECS[name].layout.kind), tmp_path / "run"
+    layout, marker = SPECS[name].layout, tmp_path / "run"
+    assert layout
+    kind = getattr(datasets, layout.kind)
     good = pickle.dumps({"data": IMAGES, "labels" if name == "cifar10" else "fine_labels": LABELS})
     md5 = hashlib.md5(good).hexdigest()
     for files in ("train_list", "test_list"):
@@ -130,7 +132,8 @@ def test_an_exchange_behind_the_checksum_changes_nothing(
     monkeypatch.setitem(SPECS, name, replace(SPECS[name], train=5, test=5))
     folder = tmp_path / kind.base_folder
     folder.mkdir()
-    evil, opened = pickle.dumps({"data": Evil(marker)}), []
+    evil = pickle.dumps({"data": Evil(marker)})
+    opened: list[str] = []
     for file, _ in (*kind.train_list, *kind.test_list):
         (folder / file).write_bytes(good)
 

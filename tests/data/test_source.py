@@ -13,9 +13,10 @@ IDS = np.array([4, 0, 19, 7, 7])
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
+    name: str = request.param
+    if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return request.param
+    return name
 
 
 def _part(channels: int) -> Part:

@@ -49,8 +49,8 @@ def _shrink(monkeypatch: pytest.MonkeyPatch, name: str) -> Spec:
     monkeypatch.setitem(SPECS, name, spec)
     kind = getattr(datasets, LAYOUTS[name].kind)
     if name == "svhn":
-        files = {split: (url, file, None) for split, (url, file, _) in kind.split_list.items()}
-        monkeypatch.setattr(kind, "split_list", files)
+        splits = {split: (url, file, None) for split, (url, file, _) in kind.split_list.items()}
+        monkeypatch.setattr(kind, "split_list", splits)
     elif name.startswith("cifar"):
         for files in ("train_list", "test_list"):
             monkeypatch.setattr(kind, files, [(file, None) for file, _ in getattr(kind, files)])

@@ -70,7 +70,7 @@ def test_good_places(tmp_path: Path, given: Any) -> None:
         ({}, {"read": 199}, "slower than 200 MB/s"),
     ],
 )
-def test_slow_places(tmp_path: Path, given: Any, changes: dict, speed: dict, advice: str) -> None:
+def test_slow_places(tmp_path: Path, given: Any, changes: dict[str, Any], speed: dict[str, Any], advice: str) -> None:
     given(place(tmp_path, **changes), **speed)
     [finding] = scratch(Disks(), None)
     assert finding.status == Status.SLOW
@@ -127,7 +127,12 @@ def test_one_file_system_is_measured_once_and_none_after_the_time(
 ) -> None:
     given(place(tmp_path), place(tmp_path, "/tmp"))
     calls: list[Path] = []
-    monkeypatch.setattr(disks, "measure", lambda path, free: calls.append(path) or Speed(1e9, 1e9, MB))
+
+    def measure(path: Path, free: int) -> Speed:
+        calls.append(path)
+        return Speed(1e9, 1e9, MB)
+
+    monkeypatch.setattr(disks, "measure", measure)
     scratch(Disks(), None)
     assert len(calls) == 1
     monkeypatch.setattr(disks, "_ALL_S", -1.0)

@@ -17,7 +17,7 @@ LIMIT_S = 120  # on a busy machine; alone it takes some seconds
 pytestmark = [needs_mpi, pytest.mark.mpi]
 
 
-def doctor(*words: object, ranks: int = 0, **variables: str) -> tuple[Ended, dict[str, Any]]:
+def doctor(*words: object, ranks: int = 0, **variables: Any) -> tuple[Ended, dict[str, Any]]:
     """`doctor --json`, and what it found."""
     ended = python(
         "-m",

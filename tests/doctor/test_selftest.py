@@ -10,7 +10,8 @@ import torch
 from hpcsplit.doctor import messages
 from hpcsplit.doctor.finding import Status
 from hpcsplit.doctor.place import Device, Surroundings
-from hpcsplit.doctor.selftest import PASSED, device_memory_obstacle
+from hpcsplit.doctor.selftest import PASSED, device_memory_obstacle, swap
+from hpcsplit.wire import lockstep
 from hpcsplit.wire.mpi import Library
 from tests.wire.launch import needs_mpi
 
@@ -22,6 +23,16 @@ PLACE = Surroundings(0, 0, "n1", (0, 1), 2, 0.0, Device("H100", "GPU-1"), 1, 0, 
 
 def test_two_processes_swap_tensors() -> None:
     assert device_memory_obstacle("cpu", limit_s=120) == ""
+
+
+def test_a_swap_compares_what_has_arrived() -> None:
+    here = torch.device("cpu")
+    assert lockstep.run([swap(rank, here, 5) for rank in (0, 1)]) == [True, True]
+    first = swap(0, here, 5)
+    next(first), next(first)
+    with pytest.raises(StopIteration) as end:
+        first.send(torch.full((5,), 5.0))  # what it has sent itself
+    assert end.value.value is False
 
 
 @pytest.mark.parametrize(

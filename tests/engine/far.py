@@ -20,13 +20,13 @@ class Waits(TorchDispatchMode):
     """Where a value of the meta device is read, by line of the program; it is then taken for one."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: Counter[str] = Counter()
         self.far: Counter[str] = Counter()  # operators that computed there
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.name()
-        source = args[1] if name == "aten::copy_" else args[0] if args else None
+        source: Any = args[1] if name == "aten::copy_" else args[0] if args else None
         far = isinstance(source, torch.Tensor) and source.is_meta
         self.far[name] += bool(far)
         if far and name == "aten::_local_scalar_dense":

@@ -27,9 +27,11 @@ from hpcsplit.plan.prepare import Prepared, choose_cuts, prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Train
+from hpcsplit.store.store import Store
 from hpcsplit.wire.port import Verb
 
 CUTS: dict[int, list[int]] = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
+Weights = list[tuple[int, str]]  # (epoch, hash of the whole network after it)
 TINY = "tests.engine.tinynet:small"
 _CODE: dict[tuple[Any, ...], dict[str, str]] = {}  # fingerprints of the network's code, by what they depend on
 BASE: dict[str, dict[str, Any]] = {
@@ -106,21 +108,26 @@ def _as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in [h for h in logger.handlers if h not in known]:
-            logger.removeHandler(handler)
-            handler.close()
+        for added in [h for h in logger.handlers if h not in known]:
+            logger.removeHandler(added)
+            added.close()
         for number, handler in handlers:
             signal.signal(number, handler)
         os.umask(umask)
         torch.set_num_threads(threads)
 
 
+def store_of(job: Job) -> Store:
+    assert job.store is not None
+    return job.store
+
+
 def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "records.jsonl").read_text().splitlines()]
 
 
-def weights(run_dir: Path) -> list[tuple[int, str]]:
-    """(epoch, hash of the whole network after it), in the order of the file."""
+def weights(run_dir: Path) -> Weights:
+    """In the order of the file."""
     return [(record["epoch"], record["weights_sha256"]) for record in records(run_dir)]
 
 

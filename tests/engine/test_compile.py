@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -19,7 +21,7 @@ def test_compiled_training_is_the_same_up_to_rounding(make: Make, method: str) -
     calls = []
     torch_compile = torch.compile
 
-    def counted(forward):  # with a compiler that every machine has
+    def counted(forward: Callable[..., Any]) -> Callable[..., Any]:  # with a compiler that every machine has
         calls.append(forward)
         return torch_compile(forward, backend="aot_eager")
 

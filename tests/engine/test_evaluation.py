@@ -143,9 +143,10 @@ def test_where_stages_take_turns_a_parallel_epoch_is_as_long_as_the_slowest() ->
     ("signals", "work"),
     [
         ([1.0], 1.0),
-        ([0.5, 1.0], 0.75),
-        ([-0.5, 1.0], 0.5),
-        ([None, 0.5, 1.0], 0.75),
+        ([0.5, 1.0], 0.5),
+        ([-0.5, 1.0], 0.0),
+        ([0.5, -0.5, 0.25, 1.0], 0.25),
+        ([None, 0.5, 1.0], 0.25),  # what has not been measured has not been done
         ([None, 1.0], None),  # the last stage has the label itself, which says nothing of the method
         ([None, math.nan, 1.0], None),
         ([None], None),

@@ -51,7 +51,7 @@ def test_the_full_batch_is_plain_gradient_descent(make: Make, stages: int, micro
         )
         with torch.no_grad():
             for p, g in zip(net.parameters(), gradients, strict=True):
-                p -= 0.05 * g
+                p.sub_(0.05 * g)
     jobs = make(stages, **DESCENT, schedule__microbatches=microbatches)
     assert [len(ids) for ids in jobs[0].epoch_batches(0)] == [100]
     lockstep.run([rank_program(job) for job in jobs])

@@ -35,7 +35,7 @@ PDADMM: dict[str, Any] = {
     "method__fista_steps": 20,
 }
 GROWING = {"method__grow": [1, 2, 3], "method__grow_every": 2}
-RISING = {"method__rho": 0.01, "method__nu": 1.0, "method__patience": 3, "schedule__epochs": 12}
+RISING: dict[str, Any] = {"method__rho": 0.01, "method__nu": 1.0, "method__patience": 3, "schedule__epochs": 12}
 DLADMM = PDADMM | {"method__name": "dladmm", "data__batch_size": 0, "method__rho": 0.1, "method__nu": 0.01}
 STOP_AT_ONCE = ("--run.time_limit", 1e-6)  # after one epoch, with a checkpoint
 
@@ -100,7 +100,9 @@ def test_rows_in_files_and_in_memory_give_the_same_weights(tmp_path: Path) -> No
     [("keep", {}), ("copy", GROWING), ("keep", GROWING), ("copy", {"method__exchange": "int8"})],
     ids=["keep", "copy-growing", "keep-growing", "copy-int8"],
 )
-def test_stopped_after_every_epoch_it_ends_with_the_same_weights(tmp_path: Path, aux: str, more: dict) -> None:
+def test_stopped_after_every_epoch_it_ends_with_the_same_weights(
+    tmp_path: Path, aux: str, more: dict[str, Any]
+) -> None:
     assert stopped(tmp_path / "stopped", checkpoint__aux=aux, **more) == finished(tmp_path / "whole", **more)
     assert not any(record["recomputed"] for record in records(tmp_path / "stopped" / "run"))
 
@@ -178,7 +180,7 @@ class Layers(Observer):
         layers = [m for job in self.jobs for m in job.stage.blocks.modules() if isinstance(m, nn.Linear)]
         eye = torch.eye(16)
         self.identities.append([layer.weight.shape == eye.shape and torch.equal(layer.weight, eye) for layer in layers])
-        self.refreshed.append(record.refresh_s > 0)
+        self.refreshed.append((record.refresh_s or 0.0) > 0)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])

@@ -25,7 +25,7 @@ STEPS = 4  # of 100 samples
 class Counted(Traffic):
     """Every message costs the same; stages do not take turns."""
 
-    turn_s = property(lambda self: 0.0, lambda self, value: None)  # type: ignore[assignment]
+    turn_s = property(lambda self: 0.0, lambda self, value: None)
 
     def count(self, side: Side, size_bytes: int) -> None:
         super().count(side, size_bytes)
@@ -39,15 +39,17 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Course:
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
 
-    def taking(seconds: float, part: Callable[..., Generator]) -> Callable[..., Generator]:
-        def run(job: Job, *args: Any, **kwargs: Any) -> Generator:
+    def taking(
+        seconds: float, part: Callable[..., Generator[Any, Any, Any]]
+    ) -> Callable[..., Generator[Any, Any, Any]]:
+        def run(job: Job, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             result = yield from part(job, *args, **kwargs)
             clock.now += seconds if job.rank == 0 else 0.0
             return result
 
         return run
 
-    def read(self: MemoryStore, step: int) -> dict:
+    def read(self: MemoryStore, step: int) -> dict[str, Any]:
         rows = MemoryStore.read(self, step)
         self.io_wait_s += IO
         return rows

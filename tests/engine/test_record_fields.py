@@ -11,6 +11,7 @@ import pytest
 
 from hpcsplit.engine import rank
 from hpcsplit.engine.evaluate import Scores
+from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.engine.probe import Signals
 from hpcsplit.engine.rank import rank_program
@@ -30,8 +31,8 @@ SCORES = Scores(
 )  # fmt: skip
 
 
-def share_of(job: Any) -> int:
-    return 3**job.rank
+def share_of(job: Job) -> int:
+    return int(3**job.rank)
 
 
 @pytest.fixture
@@ -108,9 +109,9 @@ def test_seconds_of_an_epoch(recorded: Callable[[bool], list[EpochRecord]]) -> N
 
 def test_the_slowest_rank_counts_and_rank_0_saves(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with seconds of their own: training 20 and 50, refresh 7 and 3, save 2 and 4."""
-    real, kept = rank.EpochSums.add_seconds, Kept()
+    real, kept = EpochSums.add_seconds, Kept()
     calls = [{"train": 20.0, "refresh": 7.0, "save": 2.0}, {"train": 50.0, "refresh": 3.0, "save": 4.0}]
-    monkeypatch.setattr(rank.EpochSums, "add_seconds", lambda sums, **seconds: real(sums, **(seconds | calls.pop(0))))
+    monkeypatch.setattr(EpochSums, "add_seconds", lambda sums, **seconds: real(sums, **(seconds | calls.pop(0))))
     lockstep.run([rank_program(job) for job in make(2, kept, schedule__epochs=1)])
     (record,) = kept.past
     assert (record.train_s, record.refresh_s, record.checkpoint_s) == (50.0, 7.0, 2.0)
@@ -125,7 +126,7 @@ def test_scores_and_signals(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
 
     def signals(job: Any, *_: Any) -> Generator[Any, Any, Signals]:
         yield Share(None)
-        return Signals(0.11 + job.rank, 0.13 + job.rank, 0.17 + job.rank, 0.19 + job.rank)
+        return Signals(0.11 + job.rank, 0.13 + job.rank, 0.17 + job.rank, 0.19 + job.rank, 0.23 + job.rank)
 
     kept = Kept()
     monkeypatch.setattr(rank, "evaluate", scores)
@@ -134,10 +135,13 @@ def test_scores_and_signals(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
     for record in kept.past:
         assert Scores(**{name: getattr(record, name) for name in vars(SCORES)}) == SCORES
         exact = record.phase == "serial"
-        found = [(stage.label_signal, stage.label_ratio, stage.penalty_signal) for stage in record.stages]
-        named = [Signals(0.11 + k, 0.13 + k, 0.17 + k, 0.19 + k) for k in range(3)]
+        found = [(s.label_signal, s.label_ratio, s.penalty_signal, s.rounding) for s in record.stages]
+        named = [Signals(0.11 + k, 0.13 + k, 0.17 + k, 0.19 + k, 0.23 + k) for k in range(3)]
         assert found == [
-            (1.0 if exact else s.label_signal, 1.0 if exact else s.label_ratio, s.penalty_signal) for s in named
+            (1.0, 1.0, s.penalty_signal, None)
+            if exact
+            else (s.label_signal, s.label_ratio, s.penalty_signal, s.rounding)
+            for s in named
         ]
         assert record.stages[0].violation == 0.0
         if exact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def masks(folder: Path, seed: int) -> dict[tuple[int, ...], bytes]:
 
     def listen(jobs: list[Job]) -> None:
         stage = jobs[-1].stage
-        noisy = dict(stage.blocks.named_children())["body4"][-1]
+        body: Any = dict(stage.blocks.named_children())["body4"]
+        noisy = body[-1]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             mask = F.dropout(torch.ones_like(x[:8]), 0.3, noisy.training)  # not smaller in the last mini-batch

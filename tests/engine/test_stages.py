@@ -18,7 +18,7 @@ from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.learning_rate import learning_rate
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
-from tests.engine.small import config
+from tests.engine.small import config, store_of
 
 
 class Kept(Observer):
@@ -112,10 +112,11 @@ def test_every_parallel_epoch_changes_the_rows(make: Make) -> None:
     seen = Kept()
     jobs = make(2, seen, schedule__ratio="0:1", schedule__epochs=4)
     seen.watched = jobs[1:]
-    jobs[1].store.start(jobs[1].in_order(100), read=False)  # type: ignore[union-attr]
+    store = store_of(jobs[1])
+    store.start(jobs[1].in_order(100), read=False)
     for step, ids in enumerate(jobs[1].in_order(100)):
-        jobs[1].store.write(step, {"lam": torch.zeros(len(ids), 8, 7, 7)})  # type: ignore[union-attr]
-    jobs[1].store.finish(-1)  # type: ignore[union-attr]
+        store.write(step, {"lam": torch.zeros(len(ids), 8, 7, 7)})
+    store.finish(-1)
     lockstep.run([rank_program(job) for job in jobs])
     zero, *parallel = seen.rows
     assert not zero.any()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,13 +18,16 @@ from hpcsplit.engine.evaluate import BN_BATCHES, Scores, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.probe import Signals, probe
+from hpcsplit.methods.penalty import Penalty
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.terms.resample import average
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
-from tests.engine.small import CUTS, one_epoch
+from tests.engine.small import CUTS, one_epoch, store_of
+from tests.methods.tiny import gradient_of, statistics_of
 
 BETA = 10.0
+EVERYONE = torch.arange(100).numpy()
 
 
 def everyone(jobs: Sequence[Job], program: Any, *args: Any, **kwargs: Any) -> list[Any]:
@@ -97,8 +101,9 @@ def test_statistics_are_re_estimated_as_a_cumulative_mean(trained: list[Job]) ->
     """The reference averages batch statistics by hand, layer by layer; what it predicts is made the truth."""
     for job in trained:
         for norm in (m for m in job.stage.blocks.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.running_mean.uniform_(-3, 3)  # type: ignore[union-attr]
-            norm.running_var.uniform_(0.1, 9)  # type: ignore[union-attr]
+            mean, var = statistics_of(norm)
+            mean.uniform_(-3, 3)
+            var.uniform_(0.1, 9)
     net = unhooked(whole(trained))
     seen: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -121,6 +126,7 @@ def test_statistics_are_re_estimated_as_a_cumulative_mean(trained: list[Job]) ->
     trained[-1].test = Relabelled(predicted)
     scores: Scores = everyone(trained, evaluate, "parallel", bn=True)[0]
     assert scores.test_accuracy_bn == 1.0
+    assert scores.test_accuracy is not None
     assert scores.test_accuracy < 0.9
 
 
@@ -154,33 +160,68 @@ def test_refresh_stores_averaged_activations_in_evaluation_mode(make: Make, fact
     everyone(jobs, refresh, Refresh(1))
     ids = torch.arange(100).numpy()
     for job, x in zip(jobs[1:], activations(jobs, ids, training=False), strict=True):
-        torch.testing.assert_close(job.store.peek(ids)["lam"], average(x, factor), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(kept(job, ids), average(x, factor), rtol=1e-4, atol=1e-5)
 
 
 def test_refresh_starts_the_multipliers_at_zero(make: Make) -> None:
     jobs = make(2, store__kind="memory", method__name="al")
     everyone(jobs, refresh, Refresh(1))
-    assert not jobs[1].store.peek(torch.arange(100).numpy())["kappa"].any()
+    assert not kept(jobs[1], name="kappa").any()
+
+
+@pytest.mark.parametrize(("factor", "pieces"), [(1, 1), (2, 1), (1, 3)])
+def test_an_adjoint_start_is_the_exact_pass_back(make: Make, factor: int, pieces: int) -> None:
+    """κ is the mean of each sample's own gradient over a cell, on every stage at once; weights and statistics stay."""
+    changes = {"method__start": "adjoint", "method__downsample": factor, "store__kind": "memory"}
+    jobs = make(3, method__name="al", schedule__microbatches=pieces, **changes)
+    everyone(jobs, one_epoch, Train(0, "serial", 0))
+    before = everything(jobs)
+    everyone(jobs, refresh, Refresh(1))
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(jobs), strict=True))
+    edges = [32 * m // pieces for m in range(1, pieces)]
+    for ids in (piece for whole in jobs[0].in_order(96) for piece in np.split(whole, edges)):
+        exact = zip(activations(jobs, ids, training=True), exact_gradients(jobs, ids), strict=True)
+        for job, (x, g) in zip(jobs[1:], exact, strict=True):
+            assert job.store is not None
+            rows = job.store.peek(ids)
+            torch.testing.assert_close(rows["lam"], average(x, factor), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(rows["kappa"], average(g, factor), rtol=1e-3, atol=1e-6)
+
+
+def test_an_adjoint_start_of_the_penalty_method_is_its_own_step_from_there(make: Make) -> None:
+    jobs = make(2, method__start="adjoint", method__beta=BETA, store__kind="memory")
+    everyone(jobs, refresh, Refresh(1))
+    ids = jobs[0].in_order(100)[0]
+    [x], [g] = activations(jobs, ids, training=True), exact_gradients(jobs, ids)
+    assert jobs[1].store is not None
+    expected = x - g * math.prod(x.shape[1:]) / (2 * BETA)
+    torch.testing.assert_close(jobs[1].store.peek(ids)["lam"], expected, rtol=1e-3, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ the probe
 
 
+def kept(job: Job, ids: Any = EVERYONE, name: str = "lam") -> torch.Tensor:
+    """The rows of a variable in the store."""
+    return store_of(job).peek(ids)[name]
+
+
 def store_rows(job: Job, ids: Any, rows: torch.Tensor) -> None:
     """Put these rows for `ids` into the store, and rows of 1 for all other samples."""
-    assert job.store is not None
+    store = store_of(job)
     everyone_else = torch.ones(job.train_size, *rows.shape[1:])
     everyone_else[torch.from_numpy(ids)] = rows
     order = job.in_order(job.train_size)
-    job.store.start(order, read=False)
+    store.start(order, read=False)
     for step, batch in enumerate(order):
-        job.store.write(step, {"lam": everyone_else[torch.from_numpy(batch)]})
-    job.store.finish(0)
+        store.write(step, {"lam": everyone_else[torch.from_numpy(batch)]})
+    store.finish(0)
 
 
 def exact_gradients(jobs: Sequence[Job], ids: Any) -> list[torch.Tensor]:
     """∂(sum of losses)/∂(input of stage k), k = 1 …, through the whole network in training mode."""
-    net, inputs = unhooked(whole(jobs)).train(), []
+    net = unhooked(whole(jobs)).train()
+    inputs: list[torch.Tensor] = []
     x, y = samples(jobs, "train", ids)
     for i, block in enumerate(net):
         if i in CUTS[len(jobs)]:
@@ -189,7 +230,7 @@ def exact_gradients(jobs: Sequence[Job], ids: Any) -> list[torch.Tensor]:
             inputs.append(x)
         x = block(x)
     F.cross_entropy(x, y, reduction="sum").backward()
-    return [t.grad for t in inputs]  # type: ignore[misc]
+    return [gradient_of(t) for t in inputs]
 
 
 def probed(jobs: Sequence[Job]) -> list[Signals]:
@@ -209,6 +250,25 @@ def test_the_exact_gradient_gives_signal_and_ratio_one(make: Make, factor: float
     assert first.label_ratio == pytest.approx(abs(factor), rel=1e-3)
     assert first.penalty_signal == pytest.approx(abs(factor) * float(g.norm()), rel=1e-3)
     assert (last.label_signal, last.label_ratio) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("beta", [1e2, 1e5])
+def test_what_the_type_of_the_rows_rounds_away_is_measured(make: Make, dtype: torch.dtype, beta: float) -> None:
+    """The penalty's label is in x - λ, which is the smaller the larger β is."""
+    jobs = make(2, store__kind="memory", store__dtype=str(dtype).removeprefix("torch."), method__beta=beta)
+    ids = jobs[0].epoch_batches(0)[0]
+    [x], [g] = activations(jobs, ids, training=True), exact_gradients(jobs, ids)
+    lam = x - g * math.prod(x.shape[1:]) / (2 * beta)
+    store_rows(jobs[1], ids, lam)
+    lost = lam.to(dtype).float() - lam if dtype != torch.float32 else torch.full_like(lam, 0.0)
+    first, last = probed(jobs)
+    if dtype == torch.float32:
+        assert first.rounding is not None
+        assert first.rounding < 1e-2
+    else:
+        assert first.rounding == pytest.approx(float(lost.norm() / (lam.to(dtype).float() - x).norm()), rel=0.3)
+    assert last.rounding is None
 
 
 def test_signals_and_violations_of_three_stages(make: Make) -> None:
@@ -234,14 +294,61 @@ def test_the_probe_leaves_no_trace(make: Make) -> None:
     everyone(jobs, one_epoch, Train(1, "parallel", 0))
     before = everything(jobs)
     gradients = [None if p.grad is None else p.grad.clone() for job in jobs for p in job.stage.parameters]
-    rows = [job.store.peek(torch.arange(100).numpy())["lam"] for job in jobs[1:]]
+    rows = [kept(job) for job in jobs[1:]]
     probed(jobs)
     assert all(torch.equal(a, b) for a, b in zip(before, everything(jobs), strict=True))
     assert any(g is not None for g in gradients)
     for g, p in zip(gradients, (p for job in jobs for p in job.stage.parameters), strict=True):
-        assert g is None if p.grad is None else torch.equal(g, p.grad)
+        assert (g is None) == (p.grad is None)
+        assert g is None or torch.equal(g, gradient_of(p))
     for old, job in zip(rows, jobs[1:], strict=True):
-        assert torch.equal(old, job.store.peek(torch.arange(100).numpy())["lam"])
+        assert torch.equal(old, kept(job))
+
+
+@pytest.mark.parametrize(("start", "signal"), [("adjoint", 1.0), ("forward", 0.0)])
+def test_what_the_next_epoch_begins_anew_is_measured_anew(make: Make, start: str, signal: float) -> None:
+    """Not the rows that are thrown away before anybody reads them."""
+    jobs = make(2, store__kind="memory")
+    for job in jobs:
+        job.method = Penalty(refresh_every=1, start=start)
+    ids = jobs[0].epoch_batches(0)[0]
+    store_rows(jobs[1], ids, activations(jobs, ids, training=True)[0] + exact_gradients(jobs, ids)[0])
+    kept, anew = (everyone(jobs, probe, Train(0, "parallel", 0, goes_on=on))[0] for on in (False, True))
+    assert kept.label_signal == pytest.approx(-1.0, abs=1e-3)
+    assert anew.label_signal == pytest.approx(signal, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method__name": "penalty", "method__beta_growth": 3.0},
+        {"method__name": "al"},
+        {"method__name": "al", "method__downsample": 1, "method__eta_kappa": 0.5},
+        {"method__name": "al", "method__eta_kappa_form": "curvature", "method__beta": 10.0},
+        {"method__name": "al", "method__start": "adjoint", "method__refresh_every": 1},
+    ],
+)
+def test_the_label_signal_is_the_cosine_of_what_the_next_epoch_descends(make: Make, changes: dict[str, Any]) -> None:
+    """One mini-batch is the whole training set, so that the probe has the samples of the next step."""
+    jobs = make(2, store__kind="memory", data__limit_train=40, data__batch_size=40, optim__lr=0.02, **changes)
+    everyone(jobs, refresh, Refresh(1))
+    everyone(jobs, one_epoch, Train(1, "parallel", 0, goes_on=True))
+    signals = everyone(jobs, probe, Train(1, "parallel", 0, goes_on=True))[0]
+    if "method__refresh_every" in changes:
+        everyone(jobs, refresh, Refresh(2))
+    ids = jobs[0].epoch_batches(2)[0]
+    [exact], descended = exact_gradients(jobs, ids), []
+
+    def note(block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        output.register_hook(lambda g: descended.append(g * len(ids)))
+
+    jobs[0].stage.blocks[-1].register_forward_hook(note)
+    everyone(jobs, one_epoch, Train(2, "parallel", 1))
+    [used] = descended
+    cosine = F.cosine_similarity(used.flatten(), exact.flatten(), 0)
+    assert signals.label_signal == pytest.approx(float(cosine), abs=1e-3)
+    assert signals.label_ratio == pytest.approx(float(used.norm() / exact.norm()), rel=1e-3)
+    assert signals.label_signal > 0.05
 
 
 def test_before_any_parallel_epoch_there_is_nothing_to_compare(make: Make) -> None:
@@ -268,7 +375,7 @@ def test_violation_of_an_epoch_is_that_of_the_rows_it_read(make: Make) -> None:
     """With learning rate ~0 stage 0 does not move, so Σ‖λ − x‖² and Σ‖λ‖² can be computed afterwards."""
     jobs = make(2, store__kind="memory", optim__lr=1e-12, optim__momentum=0.0)
     everyone(jobs, refresh, Refresh(1))
-    rows = jobs[1].store.peek(torch.arange(100).numpy())["lam"]
+    rows = kept(jobs[1])
     tally = everyone(jobs, one_epoch, Train(1, "parallel", 0))[0]
     gap = size = 0.0
     for ids in jobs[0].epoch_batches(1):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.errors import NumericalError
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
@@ -77,7 +78,7 @@ def test_the_record_compares_the_delayed_gradient_with_the_exact_one(make: Make,
         for k in (0, 1):
             assert signals[k][0] == pytest.approx(1.0, abs=1e-3)
             assert signals[k][1] == pytest.approx(1.0, abs=1e-2)
-        assert all(0 <= violation < 1e-3 for _, _, violation in signals)
+        assert all(violation is not None and 0 <= violation < 1e-3 for _, _, violation in signals)
 
 
 def test_the_signal_falls_with_the_learning_rate(make: Make) -> None:
@@ -141,9 +142,15 @@ def test_chunks_are_compared_with_the_exact_network_and_let_go(make: Make) -> No
             assert all(s.violation for s in record.stages[1:])
 
 
+def test_multipliers_that_grow_without_bound_end_the_run(make: Make) -> None:
+    changes = {"method__name": "al", "method__eta_kappa_form": "curvature", "method__eta_kappa": 1e6}
+    with pytest.raises(NumericalError, match=r"times the exact gradient \(label ratio; at most 1e\+06\): training has"):
+        trained(make, 2, **changes, method__eta_lambda=0.5, schedule__ratio="0:1", schedule__warmup=1)
+
+
 def test_variables_are_refreshed_every_so_many_parallel_epochs(make: Make) -> None:
     changes = {"method__name": "penalty", "schedule__ratio": "0:1", "schedule__epochs": 6, "schedule__warmup": 1}
-    _, records = trained(make, 2, **changes, method__refresh_every=2, store__kind="memory")
+    _, records = trained(make, 2, **changes, method__refresh_every=2, method__start="adjoint", store__kind="memory")
     assert [bool(record.refresh_s) for record in records] == [False, True, False, True, False, True]
     _, once = trained(make, 2, **changes, store__kind="memory")
     assert [bool(record.refresh_s) for record in once] == [False, True, False, False, False, False]

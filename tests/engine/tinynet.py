@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,5 +38,6 @@ class Noisy(nn.Module):
 
 def noisy(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     net = small(input_shape, classes)
-    net.body4.append(Noisy())
+    body: Any = net.body4
+    body.append(Noisy())
     return net

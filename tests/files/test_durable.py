@@ -95,7 +95,7 @@ def counts(tree: Tree) -> dict[str, Tree]:
             continue
         assert isinstance(sums, bytes)
         assert sums, f"{name} counts without its sums"
-        listed = dict(reversed(line.split("  ")) for line in sums.decode().splitlines())
+        listed = {file: digest for digest, file in (line.split("  ") for line in sums.decode().splitlines())}
         files = {file: tree.get(f"{folder}/{file}") for file in listed}
         for file, digest in listed.items():
             content = files[file]

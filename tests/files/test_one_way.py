@@ -11,10 +11,10 @@ import pytest
 import hpcsplit
 
 PACKAGE = Path(hpcsplit.__file__).parent
-METHODS = ("read_text", "read_bytes", "write_text", "write_bytes", "unlink", "rename", "mkdir", "rmdir", "touch")
-METHODS += ("iterdir", "glob", "rglob", "symlink_to", "open")
-OF_OS = ("open", "replace", "rename", "unlink", "remove", "mkdir", "makedirs", "symlink", "link", "rmdir", "listdir")
-OF_OS += ("scandir", "truncate")
+METHODS: tuple[str, ...] = ("read_text", "read_bytes", "write_text", "write_bytes", "unlink", "rename", "mkdir")
+METHODS += ("rmdir", "touch", "iterdir", "glob", "rglob", "symlink_to", "open")
+OF_OS: tuple[str, ...] = ("open", "replace", "rename", "unlink", "remove", "mkdir", "makedirs", "symlink", "link")
+OF_OS += ("rmdir", "listdir", "scandir", "truncate")
 ELSEWHERE = {  # what opens no file of a run directory, and why
     "files/nofollow.py": "is the one way",
     "files/scratch.py": "looks for a folder on the disks of a node",
@@ -22,6 +22,7 @@ ELSEWHERE = {  # what opens no file of a run directory, and why
     "run/provenance.py": "/proc",
     "host/proc.py": "/proc",
     "host/process.py": "/proc",
+    "host/launchers.py": "finds mpirun",
     "report/terminal.py": "/proc, and a terminal",
     "wire/mpi.py": "/proc and /dev/shm",
     "host/memory.py": "/proc",

@@ -36,12 +36,14 @@ ITERATION = LAYERS | {"schedule__ratio": "0:1", "schedule__warmup": 1}
 METHODS: dict[str, dict[str, Any]] = {
     "backprop": {"schedule__microbatches": 3},
     "penalty": {"method__downsample": 2},
-    "al": {"method__downsample": 2},
+    "al": {"method__beta": 10.0, "method__eta_kappa": 0.02, "method__eta_kappa_form": "curvature"},  # `earlier` was so
+    "al stationary": {},
     "gsadmm": {},
     "gsadmm set": {"method__update": "set"},
     "gsam": {},
     "delayed": {},
     "delayed step": {"method__timetable": "step", "method__microbatches": 2},
+    "delayed corrected": {"method__predict": True, "method__spike": True, "method__lr_anneal": 8},
     "auxnet": {"method__aux_warmup": 3, "method__downsample": 2},
     "chunked": {"method__chunk": 2, "method__downsample": 2},
     "chunked multiplier": {"method__chunk": 2, "method__multiplier": True},

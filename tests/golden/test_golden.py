@@ -13,7 +13,8 @@ import pytest
 
 from hpcsplit import cli
 from hpcsplit.config.declared import declared_methods
-from tests.golden.runs import EXPECTED, METHODS, PORTABLE, ROOT, in_portable_arithmetic
+from tests.golden.runs import EXPECTED, METHODS, PORTABLE, in_portable_arithmetic
+from tests.wire.launch import ROOT
 
 EXPECT = json.loads(EXPECTED.read_text())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hpcsplit.host.memory import peak_resident_bytes
@@ -36,7 +38,8 @@ def test_freed_memory_is_used_again() -> None:
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_a_users_settings_stay(variable: str) -> None:
     value = "glibc.malloc.trim_threshold=131072" if variable == "GLIBC_TUNABLES" else "131072"
-    assert python("-c", _PROGRAM, "keep", **{variable: value}).out.startswith("False")
+    settings: dict[str, Any] = {variable: value}
+    assert python("-c", _PROGRAM, "keep", **settings).out.startswith("False")
 
 
 def test_the_peak_is_of_this_process_and_does_not_fall() -> None:

@@ -12,12 +12,14 @@ import timeit
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcsplit import cli
 from hpcsplit.host.stopping import StopRequest
 
+Squeue = Callable[..., Path]
 SQUEUE = """#!/bin/sh
 echo "$SLURM_TIME_FORMAT" "$@" >> "{asked}"
 {does}
@@ -39,7 +41,7 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
     """squeue(shell commands, job="17"): be in that job, with a squeue that does so; the file of its arguments."""
 
     def install(does: str, job: str = "17") -> Path:
@@ -54,10 +56,10 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     return install
 
 
-def answered(**settings: float | bool) -> StopRequest:
+def answered(**settings: Any) -> StopRequest:
     """A request, once its thread has ended."""
     before = set(threading.enumerate())
-    request = StopRequest(0.0, **{"stop_before_minutes": 5.0, **settings})  # type: ignore[arg-type]
+    request = StopRequest(0.0, **{"stop_before_minutes": 5.0, **settings})
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
     return request
@@ -166,14 +168,14 @@ def test_the_time_limit_of_the_run() -> None:
     assert request.reason() == "run.time_limit reached"
 
 
-def test_outside_of_slurm_nobody_is_asked(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_slurm_nobody_is_asked(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = squeue(end_in(3600))
     monkeypatch.delenv("SLURM_JOB_ID")
     assert answered().deadlines == []
     assert not asked.exists()
 
 
-def test_squeue_tells_the_end_of_the_job(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squeue_tells_the_end_of_the_job(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = squeue(end_in(3600))
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
     request = answered()
@@ -185,7 +187,7 @@ def test_squeue_tells_the_end_of_the_job(squeue, monkeypatch: pytest.MonkeyPatch
     assert str(request.reason()).endswith(", run.stop_before = 5 min")
 
 
-def test_a_task_of_an_array_asks_for_itself(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_an_array_asks_for_itself(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = squeue(end_in(3600))
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -193,7 +195,7 @@ def test_a_task_of_an_array_asks_for_itself(squeue, monkeypatch: pytest.MonkeyPa
     assert "--jobs 17_3 " in asked.read_text()
 
 
-def test_a_variable_tells_the_end_and_nobody_is_asked(squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_tells_the_end_and_nobody_is_asked(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = squeue(end_in(60))
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
     assert left(answered(stop_before_minutes=10.0)) == pytest.approx(3000, abs=10)
@@ -219,7 +221,7 @@ def test_an_end_that_is_past_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "does", ["echo N/A", "echo UNLIMITED", "echo Unknown", "true", "exit 1", "kill -9 $$", "echo 2026-11-21; echo x"]
 )
-def test_no_end_is_fine(does: str, squeue, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_end_is_fine(does: str, squeue: Squeue, capfd: pytest.CaptureFixture[str]) -> None:
     asked = squeue(does)
     request = answered()
     assert asked.exists()
@@ -235,14 +237,14 @@ def test_no_squeue_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert capfd.readouterr() == ("", "")
 
 
-def test_other_ranks_and_a_margin_of_zero_ask_nobody(squeue) -> None:
+def test_other_ranks_and_a_margin_of_zero_ask_nobody(squeue: Squeue) -> None:
     asked = squeue(end_in(3600))
     assert answered(ask=False).deadlines == []
     assert answered(stop_before_minutes=0.0).deadlines == []
     assert not asked.exists()
 
 
-def test_a_slow_squeue_delays_nothing(squeue) -> None:
+def test_a_slow_squeue_delays_nothing(squeue: Squeue) -> None:
     squeue(f"sleep 1; {end_in(3600)}")
     before, start = set(threading.enumerate()), time.monotonic()
     request = StopRequest(0.0, 5.0)

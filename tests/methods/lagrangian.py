@@ -55,6 +55,15 @@ class Lagrangian:
         (slope,) = torch.autograd.grad(self(**values).sum(), values[name][k])
         return slope
 
+    def averaged(self, k: int, lam: Sequence[torch.Tensor]) -> torch.Tensor:
+        """x^{k-1} of every sample, as Λ_k stores it."""
+        before = self.images if k == 1 else self.on_pixels(lam[k - 1], self.shapes[k - 1])
+        with torch.no_grad():
+            x = self.parts[k - 1](before)
+        stored = torch.zeros(len(x), *self._stored_shape(k), dtype=x.dtype, requires_grad=True)
+        (total,) = torch.autograd.grad((self.on_pixels(stored, self.shapes[k]) * x).sum(), stored)
+        return total / self.pixels(k)
+
     def pixels(self, k: int) -> torch.Tensor | float:
         """m: how many pixels each stored value of boundary k stands for."""
         if self.factor == 1:
@@ -66,6 +75,8 @@ class Lagrangian:
 
     def _stored_shape(self, k: int) -> tuple[int, ...]:
         channels, *sizes = self.shapes[k]
+        if self.factor == 1:
+            return self.shapes[k]
         return channels, *(math.ceil(size / self.factor) for size in sizes)
 
     def curvature(self, k: int) -> torch.Tensor | float:

@@ -33,7 +33,8 @@ class Point:
     y: Tensor
 
     def copy(self) -> Point:
-        return Point(*(list(getattr(self, f.name)) for f in dataclasses.fields(self)[:-1]), self.y)
+        lists: dict[str, Any] = {f.name: list(getattr(self, f.name)) for f in dataclasses.fields(self)[:-1]}
+        return dataclasses.replace(self, **lists)
 
     def residual(self, j: int) -> Tensor:
         """z − W p − b."""
@@ -161,7 +162,7 @@ class Network:
                 for v in own_variables(method, stage.place)
                 if v.start == "zero"
             }
-            self.rows.append({**zero, **method.start(stage, x)})
+            self.rows.append({**zero, **method.first_rows(stage, x, torch.empty(0))})
         return self
 
     def randomise(self) -> Network:
@@ -235,7 +236,8 @@ def assert_same_point(found: Point, wanted: Point, *, rtol: float = 1e-8, atol: 
         mine, theirs = getattr(found, field.name), getattr(wanted, field.name)
         assert len(mine) == len(theirs), field.name
         for j, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m, at=f"{field.name}{j}": f"{at}: {m}")
+            named = f"{field.name}{j}: {{}}".format
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=named)
 
 
 def assert_identical(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -89,7 +89,7 @@ def test_momentum_is_that_of_sgd() -> None:
     stages, _ = begun(method, 2)
     images, labels = batch_of(SHAPE, 4)
     net, own = own_net(stages[1], method)
-    plain = {name: nn.Parameter(w) for name, w in own.items()}
+    plain: dict[str, torch.Tensor] = {name: nn.Parameter(w) for name, w in own.items()}
     optimizer = torch.optim.SGD(plain.values(), lr=LR, momentum=MOMENTUM)
     target = activations([stages[0].blocks], images)[1]
     for _ in range(4):

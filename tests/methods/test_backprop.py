@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,21 @@ from torch.nn import functional as F
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.build import build
 from hpcsplit.schedule.timetable import Order
-from tests.methods.tiny import batch_of, boundaries, conv_parts, linear_parts, make_stages, step, weights
+from tests.methods.tiny import (
+    batch_of,
+    boundaries,
+    conv_parts,
+    gradient_of,
+    linear_parts,
+    make_stages,
+    statistics_of,
+    step,
+    weights,
+)
 
 SHAPE = (1, 8, 8)
 CUTS = [(), (4,), (1,), (1, 2), (2, 4), (1, 3, 4)]
-NETS = {
+NETS: dict[str, dict[str, Any]] = {
     "resnet8 post": {"name": "resnet8", "block": "post"},
     "resnet8 pre": {"name": "resnet8", "block": "pre"},
     "mlp": {"name": "mlp", "depth": 4, "width": 6},
@@ -49,12 +60,12 @@ def staged_gradients(
 ) -> list[torch.Tensor]:
     stages = make_stages(parts, images, **options)
     step(Backprop(microbatches), stages, images, labels, {})
-    return [p.grad for s in stages for p in s.parameters]
+    return [gradient_of(p) for s in stages for p in s.parameters]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("cuts", CUTS)
-def test_gradients_agree_with_the_whole_network(net: nn.Sequential, cuts: tuple[int, ...], channels_last: bool):
+def test_gradients_agree_with_the_whole_network(net: nn.Sequential, cuts: tuple[int, ...], channels_last: bool) -> None:
     net.double()
     images, labels = batch_of(SHAPE, size=6)
     found = staged_gradients(cut(net, cuts), images, labels, channels_last=channels_last)
@@ -67,7 +78,7 @@ def test_gradients_agree_with_the_whole_network(net: nn.Sequential, cuts: tuple[
 @pytest.mark.parametrize("cuts", [(), (3,), (1, 3, 4)])
 def test_weights_and_statistics_are_those_of_a_plain_loop_bit_for_bit(
     net: nn.Sequential, cuts: tuple[int, ...], channels_last: bool, size: int
-):
+) -> None:
     whole = copy.deepcopy(net)
     images, labels = batch_of(SHAPE, size=size, dtype=torch.float32)
     stages = make_stages(cut(net, cuts), images, lr=0.1, momentum=0.9, channels_last=channels_last)
@@ -96,7 +107,7 @@ def test_weights_and_statistics_are_those_of_a_plain_loop_bit_for_bit(
 @pytest.mark.parametrize("parts", [conv_parts(3, SHAPE), linear_parts(3)], ids=["convolutions", "vectors"])
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(
     parts: list[nn.Sequential], microbatches: int, size: int
-):
+) -> None:
     """On a network without BatchNorm; the micro-batches of 7 samples are not all of one size."""
     images, labels = batch_of(boundaries(parts, torch.zeros(1, *_input(parts), dtype=torch.float64))[0], size=size)
     pieces = staged_gradients(parts, images, labels, microbatches)
@@ -108,7 +119,7 @@ def _input(parts: list[nn.Sequential]) -> tuple[int, ...]:
     return SHAPE if isinstance(parts[0][0], nn.Conv2d) else (5,)
 
 
-def test_more_micro_batches_than_samples_leave_some_empty():
+def test_more_micro_batches_than_samples_leave_some_empty() -> None:
     parts = linear_parts(2)
     images, labels = batch_of((5,), size=3)
     for mine, exact in zip(
@@ -117,7 +128,7 @@ def test_more_micro_batches_than_samples_leave_some_empty():
         torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
 
 
-def test_batchnorm_sees_a_micro_batch():
+def test_batchnorm_sees_a_micro_batch() -> None:
     """The one inexactness of a pipeline, so that its absence above is no accident."""
     torch.manual_seed(0)
     net = build("resnet8", SHAPE, 3).double()
@@ -127,7 +138,7 @@ def test_batchnorm_sees_a_micro_batch():
     assert any(not torch.allclose(mine, whole, rtol=1e-3) for mine, whole in zip(pieces, exact, strict=True))
 
 
-def test_the_reported_loss_is_the_sum_over_the_samples():
+def test_the_reported_loss_is_the_sum_over_the_samples() -> None:
     parts = linear_parts(3)
     images, labels = batch_of((5,), size=7)
     results = step(Backprop(3), make_stages(parts, images), images, labels, {})
@@ -136,7 +147,7 @@ def test_the_reported_loss_is_the_sum_over_the_samples():
     assert [r.tally.samples for r in results] == [7, 7, 7]
 
 
-def test_a_first_stage_may_have_no_weights():
+def test_a_first_stage_may_have_no_weights() -> None:
     net = [nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(64, 3)).double()]
     images, labels = batch_of(SHAPE)
     stages = make_stages(net, images)
@@ -147,7 +158,7 @@ def test_a_first_stage_may_have_no_weights():
 
 @pytest.mark.parametrize("microbatches", [1, 3, 5])
 @pytest.mark.parametrize("cuts", [(), (2,), (1, 3)])
-def test_a_full_batch_in_micro_batches_is_gradient_descent(cuts: tuple[int, ...], microbatches: int):
+def test_a_full_batch_in_micro_batches_is_gradient_descent(cuts: tuple[int, ...], microbatches: int) -> None:
     """θ ← θ − lr ∇ mean loss, written out by autograd on the whole network, for several steps."""
     torch.manual_seed(3)
     net = build("cnn", SHAPE, 3).double()
@@ -188,7 +199,7 @@ IN_TURN, BY_KIND = ["F2", "B2", "F2", "B2", "F3", "B3"], ["F2", "F2", "F3", "B2"
     ("parts", "order", "passes"),
     [(1, "1f1b", IN_TURN), (1, "gpipe", IN_TURN), (2, "1f1b", IN_TURN), (2, "gpipe", BY_KIND)],
 )
-def test_the_order_of_the_last_stage(parts: int, order: Order, passes: list[str]):
+def test_the_order_of_the_last_stage(parts: int, order: Order, passes: list[str]) -> None:
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3), Traced()).double()
     images, labels = batch_of((5,), size=7)
     stages = make_stages([net] if parts == 1 else [net[:1], net[1:]], images)
@@ -198,7 +209,7 @@ def test_the_order_of_the_last_stage(parts: int, order: Order, passes: list[str]
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_one_stage_and_two_add_up_in_the_same_order_bit_for_bit(name: str):
+def test_one_stage_and_two_add_up_in_the_same_order_bit_for_bit(name: str) -> None:
     torch.manual_seed(3)
     options = dict(NETS[name])
     net = build(options.pop("name"), SHAPE, 3, **options)
@@ -209,7 +220,9 @@ def test_one_stage_and_two_add_up_in_the_same_order_bit_for_bit(name: str):
 
 @pytest.mark.parametrize("cuts", [(), (2,), (1, 3, 4)])
 @pytest.mark.parametrize("microbatches", [2, 3, 5])
-def test_orders_and_recomputation_give_the_same_bits(net: nn.Sequential, cuts: tuple[int, ...], microbatches: int):
+def test_orders_and_recomputation_give_the_same_bits(
+    net: nn.Sequential, cuts: tuple[int, ...], microbatches: int
+) -> None:
     net[1] = nn.Sequential(net[1], nn.Dropout(0.3))
     images, labels = batch_of(SHAPE, size=13, dtype=torch.float32)
     found = []
@@ -231,7 +244,7 @@ def test_orders_and_recomputation_give_the_same_bits(net: nn.Sequential, cuts: t
             assert torch.equal(mine, theirs)
 
 
-def test_recomputation_keeps_inputs_only():
+def test_recomputation_keeps_inputs_only() -> None:
     """Of a micro-batch in flight no activation inside the stage is alive, where the kept graph has them all."""
     kept = {}
     for recompute in (False, True):
@@ -251,7 +264,7 @@ def test_recomputation_keeps_inputs_only():
     assert kept == {False: 3, True: 0}
 
 
-def test_recomputation_goes_through_a_stage_again_only_where_other_passes_come_between():
+def test_recomputation_goes_through_a_stage_again_only_where_other_passes_come_between() -> None:
     """Forward and backward follow each other at once on the last stage in 1F1B order."""
     net = nn.Sequential(nn.Linear(5, 5), Traced(), nn.Linear(5, 3), Traced()).double()
     images, labels = batch_of((5,), size=6)
@@ -262,13 +275,13 @@ def test_recomputation_goes_through_a_stage_again_only_where_other_passes_come_b
 
 
 @pytest.mark.parametrize("cuts", [(), (2,)])
-def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]):
+def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]) -> None:
     """To the mean of the micro-batches' statistics, from torch's own BatchNorm with momentum 1 on each of them."""
     torch.manual_seed(0)
     net = build("resnet8", SHAPE, 3).double()
     for block in net.modules():
         if isinstance(block, nn.BatchNorm2d):
-            nn.init.normal_(block.running_mean)
+            nn.init.normal_(statistics_of(block)[0])
     whole, images, labels = copy.deepcopy(net), *batch_of(SHAPE, size=12)
     stages = make_stages(cut(net, cuts), images)
     for s in stages:
@@ -276,15 +289,15 @@ def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]):
     step(Backprop(3), stages, images, labels, {})
 
     norms = {name: m for name, m in whole.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    old = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in norms.items()}
-    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in norms}
+    old = {name: tuple(t.clone() for t in statistics_of(m)) for name, m in norms.items()}
+    seen: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in norms}
     whole.train()
     for piece in images.split(4):
         for m in norms.values():
             m.momentum = 1.0
         whole(piece)
         for name, m in norms.items():
-            seen[name].append((m.running_mean.clone(), m.running_var.clone()))
+            seen[name].append(tuple(t.clone() for t in statistics_of(m)))
     state = {name: value for s in stages for name, value in s.state().items()}
     for name in norms:
         for index, statistic in enumerate(("running_mean", "running_var")):

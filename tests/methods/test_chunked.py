@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,8 +67,9 @@ def test_the_first_pass_starts_the_variables_and_changes_nothing() -> None:
 @pytest.mark.parametrize("multiplier", [False, True])
 @pytest.mark.parametrize("downsample", [1, 2])
 def test_a_visit_is_a_step_of_the_method_with_stored_rows(multiplier: bool, downsample: int) -> None:
-    options = {"beta": BETA, "eta_lambda": 0.8, "downsample": downsample}
-    twin = AugmentedLagrangian(eta_kappa=0.3, **options) if multiplier else Penalty(**options)
+    options: dict[str, Any] = {"beta": BETA, "eta_lambda": 0.8, "downsample": downsample}
+    al: dict[str, Any] = {"eta_kappa": 0.3, "eta_kappa_form": "curvature"}
+    twin = AugmentedLagrangian(**al, **options) if multiplier else Penalty(**options)
     method = Chunked(chunk=2, visits=3, multiplier=multiplier, eta_kappa=0.3, **options)
     parts, chunk = conv_parts(3, SHAPE), [batch_of(SHAPE, 5), batch_of(SHAPE, 7)]
     ours, theirs = make_stages(parts, chunk[0][0], lr=0.05), make_stages(parts, chunk[0][0], lr=0.05)

@@ -27,7 +27,7 @@ from hpcsplit.methods.contract import (
 from hpcsplit.methods.contract import visits as visiting
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import PREV, Recv, Send
+from hpcsplit.wire.port import PREV, Recv, Send, Verb
 from tests.methods.tiny import (
     aux_of,
     batch_for,
@@ -54,7 +54,8 @@ def method(declared: DeclaredMethod) -> TrainingMethod:
 
 
 def build(declared: DeclaredMethod) -> TrainingMethod:
-    return getattr(importlib.import_module(declared.module), declared.class_name)()
+    method: TrainingMethod = getattr(importlib.import_module(declared.module), declared.class_name)()
+    return method
 
 
 def one_step(method: TrainingMethod, stage: Stage, aux: Aux, batch: Batch) -> Step:
@@ -73,7 +74,7 @@ def lead_in(method: TrainingMethod, stages: Sequence[Stage], images: torch.Tenso
 
 
 @pytest.mark.parametrize("name", [d.name for d in declared_methods().values() if not d.full_batch])
-def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
+def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str) -> None:
     method = build(declared_methods()[name])
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
@@ -94,12 +95,12 @@ def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str):
         assert torch.equal(mine, plain)
 
 
-def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: TrainingMethod):
+def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: TrainingMethod) -> None:
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
     lead_in(method, stages, images, labels)
-    heard: list = []
+    heard: list[Verb] = []
     results = lockstep.run(
         [
             listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard)
@@ -111,13 +112,13 @@ def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: Traini
     assert all(isinstance(result, StepResult) for result in results)
 
 
-def test_every_message_has_a_row_for_each_sample(declared: DeclaredMethod, method: TrainingMethod):
+def test_every_message_has_a_row_for_each_sample(declared: DeclaredMethod, method: TrainingMethod) -> None:
     """The plan's traffic rests on it."""
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
     lead_in(method, stages, images, labels)
-    heard: list = []
+    heard: list[Verb] = []
     lockstep.run(
         [
             listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard)
@@ -127,7 +128,7 @@ def test_every_message_has_a_row_for_each_sample(declared: DeclaredMethod, metho
     assert {len(verb.tensor) for verb in heard if isinstance(verb, Send)} <= {len(images)}
 
 
-def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod, method: TrainingMethod):
+def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod, method: TrainingMethod) -> None:
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
@@ -139,7 +140,7 @@ def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod
         assert not any(t.requires_grad for t in result.aux.values())
 
 
-def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: TrainingMethod):
+def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: TrainingMethod) -> None:
     """Not even those but by the optimizer, where the method uses it."""
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images, lr=0.0, momentum=0.0)
@@ -158,24 +159,24 @@ def test_a_step_writes_nothing_but_weights(declared: DeclaredMethod, method: Tra
 
 def test_the_rows_of_a_start_are_those_of_the_variables_that_start_on_their_own(
     declared: DeclaredMethod, method: TrainingMethod
-):
+) -> None:
     images, _ = batch_of(SHAPE)
     for stage in make_stages(parts_for(declared, SHAPE), images):
         x = torch.randn(len(images), *stage.in_shape, dtype=torch.float64)
-        rows = method.start(stage, x)
+        rows = method.first_rows(stage, x, torch.empty(0))
         own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place) if v.start == "own"}
         assert {name: tuple(t.shape[1:]) for name, t in rows.items()} == own
         assert not any(t.requires_grad for t in rows.values())
 
 
-def test_a_variable_lives_on_the_stages_that_have_its_boundary():
+def test_a_variable_lives_on_the_stages_that_have_its_boundary() -> None:
     stages = make_stages(conv_parts(3, SHAPE), batch_of(SHAPE)[0])
     assert [Variable("a", "input", "zero").on(s.place) for s in stages] == [False, True, True]
     assert [Variable("a", "output", "zero").on(s.place) for s in stages] == [True, True, False]
     assert [Variable("a", 1, "zero").on(s.place) for s in stages] == [True, True, True]
 
 
-def test_the_row_of_a_variable_has_the_shape_of_its_boundary():
+def test_the_row_of_a_variable_has_the_shape_of_its_boundary() -> None:
     place = Place(first=False, last=False, shapes=((2, 7, 7), (3,), (5,)), first_block=1)
     assert Variable("a", "input", "zero").row_shape(place) == (2, 7, 7)
     assert Variable("a", "output", "zero").row_shape(place) == (5,)
@@ -183,14 +184,14 @@ def test_the_row_of_a_variable_has_the_shape_of_its_boundary():
     assert Variable("a", "input", "zero", factor=2).row_shape(place) == (2, 4, 4)
 
 
-def test_start_rows_are_the_averaged_activation_in_float32():
+def test_start_rows_are_the_averaged_activation_in_float32() -> None:
     x = torch.arange(16.0).reshape(1, 1, 4, 4).bfloat16()
     rows = Variable("lam", "input", "forward", PREV, 2).start_rows(x)
     assert rows.dtype == torch.float32
     assert rows.tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
 
 
-def test_tallies_add_up():
+def test_tallies_add_up() -> None:
     total = Tally(3, {"phi": 1.0}, 2.0, 4.0)
     total.add(Tally(2, {"phi": 0.5, "psi": 7.0}, 1.0, 1.0))
     assert total == Tally(5, {"phi": 1.5, "psi": 7.0}, 3.0, 5.0)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def epoch(method: Delayed, stage: Stage, batches: Batches, *, goes_on: bool = Fa
     yield from method.drain(stage, goes_on=goes_on)
 
 
-def run(method: Delayed, stages: Sequence[Stage], batches: Batches, **options: bool | int) -> None:
+def run(method: Delayed, stages: Sequence[Stage], batches: Batches, **options: Any) -> None:
     lockstep.run([epoch(method, stage, batches, **options) for stage in stages])
 
 
@@ -110,26 +111,36 @@ def transcribed(
     """The recursion for tanh layers and a linear one on top, in global order; the final weights.
 
     Piece m of mini-batch b goes through all stages with the weights that they have after max(0, b − ceil((d − m) / M))
-    updates; its gradient comes back through all of them, and the sum over the pieces is update number b of each.
+    updates; its gradient comes back through all of them, and the sum over the pieces is update number b of each.  The
+    first gradients are younger than d, and the corrections take them so.
     """
     layers = []
     for part in parts:
         w, b = (p.detach().numpy().copy() for p in part[0].parameters())
         layers.append(Layer([w], [b], np.zeros_like(w), np.zeros_like(b)))
     momenta: list[list[tuple[np.ndarray, np.ndarray]]] = [[(m.vw.copy(), m.vb.copy())] for m in layers]
+
+    def rate(k: int, age: float, done: int) -> float:
+        """Of stage k's update when it has begun so many steps."""
+        power = 1 - min(done / lr_anneal, 1) if lr_anneal and delays[k] else 0
+        return LR / (1 + age) ** power
+
     for number, (images, labels) in enumerate(batches):
         sums = [(np.zeros_like(layer.vw), np.zeros_like(layer.vb)) for layer in layers]
+        ages = [0.0] * len(layers)  # mean over the samples
         pieces = zip(*(t.tensor_split(cuts_of(len(images), microbatches)) for t in (images, labels)), strict=True)
         for m, (some, targets) in enumerate(pieces):
             x = some.numpy()
             kept = []
             for k, layer in enumerate(layers):
-                age = math.ceil(max(delays[k] - m, 0) / microbatches)
-                version = max(0, number - age)
+                version = max(0, number - math.ceil(max(delays[k] - m, 0) / microbatches))
+                age = number - version
+                ages[k] += age * len(some) / len(images)
                 wf, bf = layer.w[version], layer.b[version]
                 if predict:
                     vw, vb = momenta[k][version]
-                    wf, bf = wf - age * LR * vw, bf - age * LR * vb
+                    ahead = age * rate(k, delays[k] / microbatches, number + 1)
+                    wf, bf = wf - ahead * vw, bf - ahead * vb
                 z = x @ wf.T + bf
                 y = np.tanh(z) if k + 1 < len(layers) else z
                 kept.append((x, y, wf, bf))
@@ -149,16 +160,14 @@ def transcribed(
                     gw, gb = gw + by * gw**2 * (w - wf), gb + by * gb**2 * (b - bf)
                 sums[k] = sums[k][0] + gw, sums[k][1] + gb
         for k, (layer, (gw, gb)) in enumerate(zip(layers, sums, strict=True)):
-            w, b, d = layer.w[-1], layer.b[-1], delays[k] / microbatches
-            done = min(number + 1 + math.ceil(d), len(batches))  # steps that the stage has begun by then
-            power = 1 - min(done / lr_anneal, 1) if lr_anneal and d else 0
-            rate = LR / (1 + d) ** power
+            w, b, d = layer.w[-1], layer.b[-1], ages[k]
+            begun = min(number + 1 + math.ceil(delays[k] / microbatches), len(batches))
             gw, gb = gw + DECAY * w, gb + DECAY * b
             layer.vw, layer.vb = MOMENTUM * layer.vw + gw, MOMENTUM * layer.vb + gb
             share = MOMENTUM**d if spike else 1.0
             late = (1 - share) / (1 - MOMENTUM)
-            layer.w.append(w - rate * (share * layer.vw + late * gw))
-            layer.b.append(b - rate * (share * layer.vb + late * gb))
+            layer.w.append(w - rate(k, d, begun) * (share * layer.vw + late * gw))
+            layer.b.append(b - rate(k, d, begun) * (share * layer.vb + late * gb))
             momenta[k].append((layer.vw, layer.vb))
     return [value for layer in layers for value in (layer.w[-1], layer.b[-1])]
 
@@ -190,7 +199,9 @@ def cuts_of(size: int, pieces: int) -> list[int]:
     ],
 )
 @pytest.mark.parametrize(("count", "timetable"), [(1, "1f1b"), (2, "1f1b"), (3, "1f1b"), (4, "1f1b"), (3, "step")])
-def test_the_weights_are_those_of_the_recursion(count: int, timetable: str, weights: str, options: dict) -> None:
+def test_the_weights_are_those_of_the_recursion(
+    count: int, timetable: str, weights: str, options: dict[str, Any]
+) -> None:
     parts, batches = linear_parts(count), vectors()
     delays = [(count - 1 - k) * (2 if timetable == "step" else 1) for k in range(count)]
     stages = make_stages(parts, batches[0][0], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
@@ -202,7 +213,7 @@ def test_the_weights_are_those_of_the_recursion(count: int, timetable: str, weig
 
 def test_the_variants_differ() -> None:
     ends = []
-    variants: list[dict] = [
+    variants: list[dict[str, Any]] = [
         *({"weights": weights} for weights in VARIANTS),
         {"timetable": "step"},
         {"predict": True},
@@ -241,7 +252,7 @@ def test_batchnorm_takes_one_statistics_step_a_mini_batch(weights: str, pieces: 
             var = 0.9 * var + 0.1 * torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in xs]).mean(0)
         torch.testing.assert_close(norm.running_mean, mean, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(norm.running_var, var, rtol=1e-12, atol=1e-14)
-        assert int(norm.num_batches_tracked) == len(batches)
+        assert int(norm.get_buffer("num_batches_tracked")) == len(batches)
 
 
 @pytest.mark.parametrize("weights", VARIANTS)

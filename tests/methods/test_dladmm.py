@@ -211,14 +211,15 @@ def test_steps_that_pdadmm_has_too_are_the_same() -> None:
     pd = Network(PdAdmm(rho=RHO, nu=NU, **EXACT)).randomise()
     for j in range(LAST):
         pd.rows[0][f"q{j}"] = pd.rows[0][f"p{j + 1}"]
-    dl = Network(DlAdmm(rho=NU, nu=NU, **EXACT))
+    method = DlAdmm(rho=NU, nu=NU, **EXACT)
+    dl = Network(method)
     v = pd.point()
     end = pd.iterate().point()
     batch = batch_for(dl.stages[0], dl.x, dl.y)
 
     def own(p: list[Tensor], z: list[Tensor]) -> dladmm.Point:
         rows = {f"z{j}": t for j, t in enumerate(z)} | {f"a{j}": t for j, t in enumerate(p[1:])}
-        return dladmm.Point(dl.method, dl.stages[0], rows | {"u": torch.zeros_like(z[-1])}, batch)
+        return dladmm.Point(method, dl.stages[0], rows | {"u": torch.zeros_like(z[-1])}, batch)
 
     first = own(v.p, v.z)
     for j in range(LAST + 1):

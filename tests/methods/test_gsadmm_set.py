@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Tally
+from hpcsplit.methods.gsadmm import GsAdmm
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import Verb
 from tests.engine.small import config, make_jobs, one_epoch
 from tests.methods.tiny import listen
 
@@ -63,7 +66,7 @@ def weights_of(jobs: list[Job]) -> list[Tensor]:
     return [w.detach().clone() for job in jobs for w in job.stage.parameters]
 
 
-def own_terms(nets: list[nn.Module], p: list[Tensor], q: list[Tensor], y: Tensor) -> list[Tensor]:
+def own_terms(nets: Sequence[nn.Module], p: list[Tensor], q: list[Tensor], y: Tensor) -> list[Tensor]:
     """α/2 ‖q − f(p)‖² of each sample and part, R of the last."""
     ends = [net(x) for net, x in zip(nets, p, strict=True)]
     inner = [ALPHA / 2 * (t - x).square().sum(1) for t, x in zip(q, ends[:-1], strict=True)]
@@ -88,9 +91,10 @@ def test_an_epoch_is_the_transcription(tmp_path: Path, stages: int) -> None:
                 slopes = torch.autograd.grad(term.mean(), own, retain_graph=True)
                 with torch.no_grad():
                     for w, slope in zip(own, slopes, strict=True):
-                        w -= jobs[0].learning_rate(epoch) * slope
+                        w.sub_(jobs[0].learning_rate(epoch) * slope)
         free = [t.requires_grad_() for t in p]
-        lagrangian = sum(t.sum() for t in own_terms(nets, [images, *free], q, labels))
+        zero = torch.zeros((), dtype=torch.float64)
+        lagrangian = sum((t.sum() for t in own_terms(nets, [images, *free], q, labels)), start=zero)
         for p_next, q_l, u_l in zip(free, q, u, strict=True):
             lagrangian = lagrangian + (u_l * (p_next - q_l)).sum() + RHO / 2 * (p_next - q_l).square().sum()
         p = [x.detach() - g / TAU for x, g in zip(free, torch.autograd.grad(lagrangian, free), strict=True)]
@@ -103,8 +107,8 @@ def test_an_epoch_is_the_transcription(tmp_path: Path, stages: int) -> None:
     for name, wanted in zip("pqu", (p, q, u), strict=True):
         for mine, theirs in zip(rows_of(jobs, name), wanted, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    for mine, net in zip(jobs, nets, strict=True):
-        for w, theirs in zip(mine.stage.parameters, net.parameters(), strict=True):
+    for job, net in zip(jobs, nets, strict=True):
+        for w, theirs in zip(job.stage.parameters, net.parameters(), strict=True):
             torch.testing.assert_close(w.detach().double(), theirs.detach(), rtol=1e-4, atol=1e-5)
     assert u[0].abs().max() > 1e-3
 
@@ -134,8 +138,11 @@ def test_with_one_mini_batch_of_all_samples_both_are_the_same(tmp_path: Path, st
 
 
 def test_the_first_sweep_neither_talks_nor_moves_a_row(tmp_path: Path) -> None:
-    jobs, heard = refreshed(tmp_path, 3, "set"), []
-    first = jobs[0].method.sweeps()[0]
+    jobs = refreshed(tmp_path, 3, "set")
+    heard: list[Verb] = []
+    method = jobs[0].method
+    assert isinstance(method, GsAdmm)
+    first = method.sweeps()[0]
     ids = jobs[0].epoch_batches(0)[0]
     for k, job in enumerate(jobs):
         aux = {"p": rows_of(jobs, "p")[k - 1][ids].float()} if k else {}

@@ -177,7 +177,7 @@ def visited() -> tuple[Point, Point]:
     return before, network.iterate().point()
 
 
-def test_backtracking_would_stop_at_the_steps_of_p(visited) -> None:
+def test_backtracking_would_stop_at_the_steps_of_p(visited: tuple[Point, Point]) -> None:
     before, end = visited
     v = after(before, "zqu")
     for j in range(1, 4):
@@ -189,14 +189,14 @@ def test_backtracking_would_stop_at_the_steps_of_p(visited) -> None:
             assert_longest_step(f, v.p[j][row], end.p[j][row])
 
 
-def test_backtracking_would_stop_at_the_step_of_w(visited) -> None:
+def test_backtracking_would_stop_at_the_step_of_w(visited: tuple[Point, Point]) -> None:
     before, end = visited
     v = after(before, "zqup")
     for j in range(4):
         assert_longest_step(of(v, "w", j), v.w[j], end.w[j])
 
 
-def test_b_ends_where_its_slope_is_zero(visited) -> None:
+def test_b_ends_where_its_slope_is_zero(visited: tuple[Point, Point]) -> None:
     _, end = visited
     for j in range(4):
         assert slope(of(end, "b", j), end.b[j]).abs().max() < 1e-12
@@ -209,7 +209,7 @@ def test_b_is_the_minimiser_for_the_rounded_p(exchange: str) -> None:
         assert slope(of(v, "b", j), v.b[j]).abs().max() < 1e-12
 
 
-def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited) -> None:
+def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: tuple[Point, Point]) -> None:
     before, end = visited
     grid = torch.linspace(-8, 8, 3201, dtype=torch.float64)
     for j in range(3):
@@ -219,7 +219,7 @@ def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited) -> None:
         assert (f(end.z[j]) <= torch.minimum(least, near) + 1e-14).all()
 
 
-def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited) -> None:
+def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: tuple[Point, Point]) -> None:
     before, end = visited
     v = before.copy()
     v.z = end.z
@@ -229,13 +229,13 @@ def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited) -> None:
         assert slope(of(v, "q", j), v.q[j]).abs().max() < 1e-12
 
 
-def test_u_goes_up_by_rho_times_the_gap(visited) -> None:
+def test_u_goes_up_by_rho_times_the_gap(visited: tuple[Point, Point]) -> None:
     before, end = visited
     for j in range(3):
         torch.testing.assert_close(end.u[j], before.u[j] + RHO * (before.p[j + 1] - end.q[j]), rtol=1e-12, atol=1e-13)
 
 
-def test_the_last_search_ends_at_the_tolerance(visited) -> None:
+def test_the_last_search_ends_at_the_tolerance(visited: tuple[Point, Point]) -> None:
     """A loose one leaves a slope of about so much, and no less than a tenth of it."""
     network = Network(PdAdmm(rho=RHO, nu=NU, tolerance=1e-2)).randomise()
     v = network.point()
@@ -261,7 +261,7 @@ def test_a_last_z_at_its_minimum_stays() -> None:
 def test_a_point_where_nothing_pulls_stays() -> None:
     """Every layer fits, p = q = f(z), u = 0, and the labels are certain."""
     network = Network(METHOD, 2).start()
-    head = network.stages[-1].blocks[-1]
+    head: Any = network.stages[-1].blocks[-1]
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))

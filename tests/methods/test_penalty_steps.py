@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hpcsplit.methods.contract import StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
@@ -24,7 +26,8 @@ from tests.methods.tiny import (
     weights,
 )
 
-SHARP = {"rtol": 1e-10, "atol": 1e-12}
+Layout = tuple[list[nn.Sequential], tuple[int, ...], int]  # parts, shape of an image, factor
+SHARP: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 ETA_LAMBDA, ETA_KAPPA, BETA, LR = 0.7, 0.3, 3.0, 0.2
 
 
@@ -46,7 +49,9 @@ class Case:
         return range(1, len(self.stages))
 
 
-def take_step(cls: type[Penalty], parts: list, shape: tuple[int, ...], psi: str, factor: int, **options) -> Case:
+def take_step(
+    cls: type[Penalty], parts: list[nn.Sequential], shape: tuple[int, ...], psi: str, factor: int, **options: Any
+) -> Case:
     method = cls(beta=BETA, psi=psi, eta_lambda=ETA_LAMBDA, downsample=factor, **options)
     images, labels = batch_of(shape)
     stages = make_stages(parts, images, lr=LR)
@@ -59,7 +64,8 @@ def take_step(cls: type[Penalty], parts: list, shape: tuple[int, ...], psi: str,
 
 @pytest.fixture(params=["mean", "sum"])
 def psi(request: pytest.FixtureRequest) -> str:
-    return request.param
+    chosen: str = request.param
+    return chosen
 
 
 @pytest.fixture(
@@ -72,26 +78,26 @@ def psi(request: pytest.FixtureRequest) -> str:
         (4, (1, 5, 4), 2),
     ]
 )
-def layout(request: pytest.FixtureRequest) -> tuple[list, tuple[int, ...], int]:
+def layout(request: pytest.FixtureRequest) -> Layout:
     count, shape, factor = request.param
     return conv_parts(count, shape), shape, factor
 
 
 @pytest.fixture(params=[Penalty, AugmentedLagrangian])
-def case(request: pytest.FixtureRequest, layout: tuple, psi: str) -> Case:
+def case(request: pytest.FixtureRequest, layout: Layout, psi: str) -> Case:
     parts, shape, factor = layout
-    options = {"eta_kappa": ETA_KAPPA} if request.param is AugmentedLagrangian else {}
+    options = {"eta_kappa_form": "curvature"} if request.param is AugmentedLagrangian else {}
     return take_step(request.param, parts, shape, psi, factor, **options)
 
 
-def test_lam_descends_the_whole_lagrangian_of_its_sample_by_eta_over_the_curvature(case: Case):
+def test_lam_descends_the_whole_lagrangian_of_its_sample_by_eta_over_the_curvature(case: Case) -> None:
     for k in case.inner:
         slope = case.reference.slope("lam", k, case.rows["lam"], case.kappa)
         expected = case.rows["lam"][k] - ETA_LAMBDA / case.reference.curvature(k) * slope
         torch.testing.assert_close(case.results[k].aux["lam"], expected, **SHARP)
 
 
-def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case):
+def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case) -> None:
     twins = case.reference.parts
     optimizer = torch.optim.SGD([p for part in twins for p in part.parameters()], lr=LR, momentum=0.9)
     case.reference(case.rows["lam"], case.kappa).mean().backward()
@@ -100,11 +106,11 @@ def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case):
         torch.testing.assert_close(found, expected.detach(), **SHARP)
 
 
-def test_the_stages_before_the_first_boundary_have_no_variables(case: Case):
+def test_the_stages_before_the_first_boundary_have_no_variables(case: Case) -> None:
     assert case.results[0].aux == {}
 
 
-def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case):
+def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case) -> None:
     reported = sum(value for result in case.results for value in result.tally.terms.values())
     lam_times_kappa = sum(
         float(
@@ -119,7 +125,7 @@ def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case):
         assert reported - lam_times_kappa == pytest.approx(float(case.reference(case.rows["lam"], case.kappa).sum()))
 
 
-def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case):
+def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case) -> None:
     ref, lam = case.reference, case.rows["lam"]
     inputs = [ref.images, *(ref.on_pixels(lam[k], ref.shapes[k]) for k in case.inner)]
     for k in case.inner:
@@ -132,8 +138,8 @@ def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case):
 
 
 @pytest.mark.parametrize("form", ["curvature", "printed"])
-def test_kappa_ascends_the_lagrangian_at_the_new_lam(layout: tuple, psi: str, form: str):
-    """The stored Κ has slope −m (Λ^new − avg x): (30) goes η c/m along slope/m, or η m/c where it is printed."""
+def test_kappa_ascends_the_lagrangian_at_the_new_lam(layout: Layout, psi: str, form: str) -> None:
+    """The stored Κ has slope −m (Λ^new − avg x): (30) goes η c/m along slope/m, or η/(2β) where it is printed."""
     parts, shape, factor = layout
     case = take_step(AugmentedLagrangian, parts, shape, psi, factor, eta_kappa=ETA_KAPPA, eta_kappa_form=form)
     for k in case.inner:
@@ -141,21 +147,40 @@ def test_kappa_ascends_the_lagrangian_at_the_new_lam(layout: tuple, psi: str, fo
         moved[k] = case.results[k].aux["lam"]
         m, c = case.reference.pixels(k), case.reference.curvature(k)
         slope_per_pixel = case.reference.slope("kappa", k, moved, case.kappa) / m
-        size = ETA_KAPPA * (c / m if form == "curvature" else m / c)
+        size = ETA_KAPPA * (c / m if form == "curvature" else 1 / (2 * BETA))
         torch.testing.assert_close(case.results[k].aux["kappa"], case.kappa[k] + size * slope_per_pixel, **SHARP)
+
+
+@pytest.mark.parametrize("eta", [ETA_KAPPA, 1.0])
+def test_kappa_goes_to_where_the_local_loss_is_stationary_and_lam_to_the_activation(
+    layout: Layout, psi: str, eta: float
+) -> None:
+    """Without the penalty, the slope in Λ at the old point is g - m Κ: it shrinks by 1 - η_κ.  Λ descends the rest."""
+    parts, shape, factor = layout
+    case = take_step(AugmentedLagrangian, parts, shape, psi, factor, eta_kappa=eta)
+    ref = case.reference
+    for k in case.inner:
+        moved = list(case.kappa)
+        moved[k] = case.results[k].aux["kappa"]
+        penalty = ref.curvature(k) * (case.rows["lam"][k] - ref.averaged(k, case.rows["lam"]))
+        before, after = (ref.slope("lam", k, case.rows["lam"], kappa) for kappa in (case.kappa, moved))
+        torch.testing.assert_close(after - penalty, (1 - eta) * (before - penalty), rtol=1e-10, atol=1e-10)
+        expected = case.rows["lam"][k] - ETA_LAMBDA / ref.curvature(k) * penalty
+        torch.testing.assert_close(case.results[k].aux["lam"], expected, **SHARP)
 
 
 @pytest.mark.parametrize("cls", [Penalty, AugmentedLagrangian])
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_vectors_are_variables_too(cls: type[Penalty], count: int, psi: str):
-    case = take_step(cls, linear_parts(count), (5,), psi, 1)
+def test_vectors_are_variables_too(cls: type[Penalty], count: int, psi: str) -> None:
+    options = {"eta_kappa_form": "curvature"} if cls is AugmentedLagrangian else {}
+    case = take_step(cls, linear_parts(count), (5,), psi, 1, **options)
     for k in case.inner:
         slope = case.reference.slope("lam", k, case.rows["lam"], case.kappa)
         expected = case.rows["lam"][k] - ETA_LAMBDA / case.reference.curvature(k) * slope
         torch.testing.assert_close(case.results[k].aux["lam"], expected, **SHARP)
 
 
-def test_the_step_is_the_same_from_averaged_and_from_full_resolution_activations():
+def test_the_step_is_the_same_from_averaged_and_from_full_resolution_activations() -> None:
     """Erratum 6: the exchange of averages is no approximation.  (29) with ∂ψ by autograd on the pixels."""
     shape = (1, 7, 6)
     method = Penalty(beta=BETA, psi="sum", eta_lambda=ETA_LAMBDA, downsample=2)

@@ -51,7 +51,7 @@ class Compares(Keeps):
 
 
 class NoTarget(Compares):
-    target = None
+    target = None  # type: ignore[assignment]
 
 
 class Dropped(Compares):

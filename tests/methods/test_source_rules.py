@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def compared_names(tree: ast.AST, names: set[str]) -> list[int]:
         ("def f():\n    with a:\n        def g():\n            yield 1", []),
     ],
 )
-def test_the_search_for_a_yield_in_a_with_block_finds_it(source: str, lines: list[int]):
+def test_the_search_for_a_yield_in_a_with_block_finds_it(source: str, lines: list[int]) -> None:
     assert yields_in_with(ast.parse(source)) == lines
 
 
@@ -65,21 +66,32 @@ def test_the_search_for_a_yield_in_a_with_block_finds_it(source: str, lines: lis
         ('a = {"al": 1}["al"]', []),
     ],
 )
-def test_the_search_for_a_compared_name_finds_it(source: str, lines: list[int]):
+def test_the_search_for_a_compared_name_finds_it(source: str, lines: list[int]) -> None:
     assert compared_names(ast.parse(source), {"al"}) == lines
 
 
 @pytest.mark.parametrize("room", ["methods", "engine"])
-def test_no_stage_program_yields_inside_a_with_block(room: str):
+def test_no_stage_program_yields_inside_a_with_block(room: str) -> None:
     files = sorted((ROOT / room).glob("**/*.py"))
     assert files
     found = {str(f.relative_to(ROOT)): yields_in_with(ast.parse(f.read_text(encoding="utf-8"))) for f in files}
     assert {file: lines for file, lines in found.items() if lines} == {}
 
 
-def test_no_module_outside_composition_compares_a_methods_name():
+def test_no_module_outside_composition_compares_a_methods_name() -> None:
     names = set(declared_methods())
     assert names
     files = [f for f in ROOT.glob("**/*.py") if f not in COMPOSITION and ROOT / "config" not in f.parents]
     found = {str(f.relative_to(ROOT)): compared_names(ast.parse(f.read_text(encoding="utf-8")), names) for f in files}
     assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_no_module_outside_methods_says_an_option_of_a_method() -> None:
+    options = {option.name for method in declared_methods().values() for option in method.options}
+    assert "downsample" in options
+    said = {}
+    for file in ROOT.glob("**/*.py"):
+        if ROOT / "config" not in file.parents and ROOT / "methods" not in file.parents:
+            texts = [str(n.value) for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Constant)]
+            said[str(file.relative_to(ROOT))] = options & set(re.findall(r"\bmethod\.(\w+)", " ".join(texts)))
+    assert {file: names for file, names in said.items() if names} == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -16,12 +16,15 @@ from hpcsplit.methods.gsam import GsAm
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import aux_of, batch_for, batch_of, conv_parts, make_stages, random_rows
 
+Parts = list[nn.Sequential]
 SHAPE = (1, 6, 6)
 LR = 0.03
 TOTAL = 50  # training samples
 
 
-def stepped(method, count: int, *, frozen: bool = False, change=lambda parts: parts):
+def stepped(
+    method: GsAdmm | GsAm, count: int, *, frozen: bool = False, change: Callable[[Parts], Parts] = lambda parts: parts
+) -> tuple[Parts, Parts, dict[str, list[torch.Tensor]], list[dict[str, torch.Tensor]], torch.Tensor, torch.Tensor]:
     """Stages of `count` parts before and after one step, the rows before, the rows after, images and labels."""
     parts = change(conv_parts(count, SHAPE))
     before = copy.deepcopy(parts)
@@ -38,14 +41,16 @@ def stepped(method, count: int, *, frozen: bool = False, change=lambda parts: pa
     return before, [nn.Sequential(*s.blocks) for s in stages], rows, new, images, labels
 
 
-def own_terms(parts, p, target, labels, alpha):
+def own_terms(
+    parts: Parts, p: Sequence[torch.Tensor], target: Sequence[torch.Tensor], labels: torch.Tensor, alpha: float
+) -> list[torch.Tensor]:
     """R of the last part and α/2 ‖target − f(p)‖² of the others, for each sample."""
     ends = [part(x) for part, x in zip(parts, p, strict=True)]
     inner = [alpha / 2 * (t - x).flatten(1).square().sum(1) for t, x in zip(target, ends[:-1], strict=True)]
     return [*inner, F.cross_entropy(ends[-1], labels, reduction="none")]
 
 
-def assert_descended(before, after, terms) -> None:
+def assert_descended(before: Parts, after: Parts, terms: Sequence[torch.Tensor]) -> None:
     """One plain gradient step on the batch mean of each part's own term."""
     for old, now, term in zip(before, after, terms, strict=True):
         weights = list(old.parameters())
@@ -64,7 +69,8 @@ def test_gsadmm_is_the_transcription_of_equations_2_to_6(count: int, scaling: st
     assert_descended(before, after, own_terms(before, p, q, labels, m.alpha))
 
     free = [x.clone().requires_grad_() for x in p]
-    lagrangian = s * sum(t.sum() for t in own_terms(after, free, q, labels, m.alpha))
+    zero = torch.zeros((), dtype=torch.float64)
+    lagrangian = s * sum((t.sum() for t in own_terms(after, free, q, labels, m.alpha)), start=zero)
     for p_next, q_l, u_l in zip(free[1:], q, u, strict=True):
         lagrangian = lagrangian + (u_l * (p_next - q_l)).sum() + m.rho / 2 * (p_next - q_l).square().sum()
     slopes = torch.autograd.grad(lagrangian, free[1:])
@@ -81,7 +87,7 @@ def test_gsadmm_is_the_transcription_of_equations_2_to_6(count: int, scaling: st
         torch.testing.assert_close(new[k]["u"], u[k] + m.rho * (p_new[k + 1] - new[k]["q"]), rtol=1e-10, atol=1e-12)
 
 
-def with_statistics(parts):
+def with_statistics(parts: Parts) -> Parts:
     """BatchNorm behind the first layer of every part."""
     for part in parts:
         part.insert(1, nn.BatchNorm2d(2).double())
@@ -94,7 +100,9 @@ def with_statistics(parts):
     [GsAdmm(alpha=0.7, rho=0.4), GsAm(alpha=0.7), GsAm(alpha=0.7, sweep="jacobi")],
     ids=["gsadmm", "gsam", "gsam, jacobi"],
 )
-def test_batchnorm_statistics_move_once_a_step_with_the_pass_of_the_weights(m, backtracking: bool) -> None:
+def test_batchnorm_statistics_move_once_a_step_with_the_pass_of_the_weights(
+    m: GsAdmm | GsAm, backtracking: bool
+) -> None:
     m = dataclasses.replace(m, backtracking=backtracking)
     before, after, rows, _, images, _ = stepped(m, 4, change=with_statistics)
     for old, now, p in zip(before, after, [images, *rows["p"][1:]], strict=True):
@@ -126,7 +134,7 @@ def test_gsam_is_the_transcription_of_equations_7_and_8(count: int, sweep: str) 
 @pytest.mark.parametrize(
     ("m", "stiffness"), [(GsAdmm(alpha=0.7, rho=0.4, tau_2=0.5), 0.4), (GsAm(alpha=0.7, tau_2=0.5), 0.7)]
 )
-def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: Any, stiffness: float) -> None:
+def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: GsAdmm | GsAm, stiffness: float) -> None:
     """The curvature is that of autograd's Hessian; where the stage stretches the fixed τ₂ is less than half of it, and
     its step goes up again."""
 
@@ -146,7 +154,7 @@ def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: An
         step = found[False][k] - sample  # -d/τ₂ with the fixed τ₂
 
         def terms(x: torch.Tensor, k: int = k) -> torch.Tensor:
-            own = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
+            own: torch.Tensor = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
             return own + stiffness / 2 * x.square().sum()
 
         hessian = torch.autograd.functional.hessian(terms, sample).reshape(sample.numel(), -1)
@@ -157,7 +165,7 @@ def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: An
 
 
 @pytest.mark.parametrize("method", [GsAdmm(), GsAm()])
-def test_frozen_leaves_all_but_the_last_stage(method) -> None:
+def test_frozen_leaves_all_but_the_last_stage(method: GsAdmm | GsAm) -> None:
     before, after, *_ = stepped(method, 3, frozen=True)
     moved = [
         any(not torch.equal(a, b) for a, b in zip(old.parameters(), now.parameters(), strict=True))

@@ -47,9 +47,9 @@ def mlp_parts(
     """`count` stages of the feed-forward network in float64, cut evenly; the same weights for every `count`."""
     torch.manual_seed(depth)
     sizes = [math.prod(shape), *[width] * depth]
-    blocks: list[nn.Module] = [nn.Sequential(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in pairwise(sizes)]
-    blocks[0].insert(0, nn.Flatten())  # type: ignore[operator]
-    blocks.append(nn.Linear(width, classes))
+    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in pairwise(sizes)]
+    layers[0].insert(0, nn.Flatten())
+    blocks = [*layers, nn.Linear(width, classes)]
     ends = [round(k * len(blocks) / count) for k in range(count + 1)]
     return [nn.Sequential(*blocks[a:b]).double() for a, b in pairwise(ends)]
 
@@ -60,7 +60,9 @@ def parts_for(declared: DeclaredMethod, shape: tuple[int, ...]) -> list[nn.Seque
     return mlp_parts(count, shape) if declared.network == "mlp" else conv_parts(count, shape)
 
 
-def batch_of(shape: tuple[int, ...], size: int = 5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+def batch_of(
+    shape: tuple[int, ...], size: int = 5, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels."""
     random = torch.Generator().manual_seed(size)
     images = torch.randn(size, *shape, dtype=dtype, generator=random)
@@ -165,6 +167,18 @@ def batch_for(stage: Stage, images: torch.Tensor, labels: torch.Tensor, method: 
     """What the engine would hand a stage; images on every one where this method asks for them."""
     size, sees = len(images), stage.first or (method is not None and method.facts.images)
     return Batch(range(size), size, images if sees else torch.empty(0), labels if stage.last else torch.empty(0))
+
+
+def gradient_of(t: torch.Tensor) -> torch.Tensor:
+    assert t.grad is not None
+    return t.grad
+
+
+def statistics_of(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """The running mean and variance."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 def weights(stages: Sequence[Stage]) -> list[torch.Tensor]:

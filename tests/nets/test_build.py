@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,12 +30,13 @@ def parameters(net: nn.Module) -> int:
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: "-".join([family[0], *map(str, family[1].values())]))
-def family(request: pytest.FixtureRequest) -> tuple[str, dict]:
-    return request.param
+def family(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    chosen: tuple[str, dict[str, Any]] = request.param
+    return chosen
 
 
 @pytest.fixture
-def net(family: tuple[str, dict]) -> nn.Sequential:
+def net(family: tuple[str, dict[str, Any]]) -> nn.Sequential:
     torch.manual_seed(3)
     return build(family[0], SMALL, 7, **family[1])
 
@@ -72,7 +75,9 @@ def test_boundary_shapes_of_the_memory_table(name: str, cut_behind: str, shape: 
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=str)
-def test_blocks_return_the_shapes_that_were_forecast(family: tuple[str, dict], image: tuple[int, int, int]) -> None:
+def test_blocks_return_the_shapes_that_were_forecast(
+    family: tuple[str, dict[str, Any]], image: tuple[int, int, int]
+) -> None:
     net = build(family[0], image, 7, **family[1]).eval()
     x = torch.randn(2, *image)
     measured = []
@@ -166,7 +171,7 @@ def test_slices_composed_are_the_whole_to_the_bit(net: nn.Sequential, training: 
         assert torch.equal(net[cut:](boundary), whole)
 
 
-def test_the_seed_decides_the_weights(family: tuple[str, dict]) -> None:
+def test_the_seed_decides_the_weights(family: tuple[str, dict[str, Any]]) -> None:
     built = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -175,7 +180,7 @@ def test_the_seed_decides_the_weights(family: tuple[str, dict]) -> None:
     assert not torch.equal(built[0], built[2])
 
 
-def test_a_network_on_the_meta_device_has_no_memory(family: tuple[str, dict]) -> None:
+def test_a_network_on_the_meta_device_has_no_memory(family: tuple[str, dict[str, Any]]) -> None:
     with torch.device("meta"):
         net = build(family[0], SMALL, 3, **family[1])
     assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))

@@ -74,7 +74,8 @@ def prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prints:
 
         def make() -> nn.Sequential:
             torch.manual_seed(seed)
-            return factory(input_shape=SHAPE, classes=3)
+            net: nn.Sequential = factory(input_shape=SHAPE, classes=3)
+            return net
 
         return {
             NETWORK: str(make()),

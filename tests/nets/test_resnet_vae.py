@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_the_encoder_is_the_residual_network() -> None:
 
 def test_the_moments_are_those_of_what_it_draws() -> None:
     torch.manual_seed(0)
-    net = build("resnet8-vae", (1, 8, 8), 10)
+    net: Any = build("resnet8-vae", (1, 8, 8), 10)
     features = torch.randn(1, 64, 2, 2).expand(20_000, -1, -1, -1)
     drawn = net.latent(features)
     z, mean, log_variance = drawn.split(LATENT, dim=1)

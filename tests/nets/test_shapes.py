@@ -64,7 +64,8 @@ class Doubts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.abs().sum() < 0:
             return x
-        return self.layer(x) / (1.0 + float(x.detach().abs().max()))
+        y: Tensor = self.layer(x) / (1.0 + float(x.detach().abs().max()))
+        return y
 
 
 def test_a_block_that_looks_at_values_gets_some() -> None:
@@ -102,7 +103,8 @@ class Stubborn(nn.Module):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_deepcopy_refuses_has_a_twin(tmp_path: Path, device: str) -> None:
-    net = nn.Sequential(Stubborn(tmp_path / "file"), nn.utils.weight_norm(nn.Linear(3, 2)))
+    stubborn = Stubborn(tmp_path / "file")
+    net = nn.Sequential(stubborn, nn.utils.weight_norm(nn.Linear(3, 2)))
     with pytest.raises((TypeError, RuntimeError)):
         copy.deepcopy(net)
     same = twin(net, device)
@@ -112,7 +114,7 @@ def test_what_deepcopy_refuses_has_a_twin(tmp_path: Path, device: str) -> None:
     assert same(torch.ones(4, 3, device=device)).shape == (4, 2)
     if device == "cpu":
         torch.testing.assert_close(same(torch.ones(4, 3)), net(torch.ones(4, 3)))
-    net[0].file.close()
+    stubborn.file.close()
 
 
 def test_what_forbids_copies_is_said() -> None:

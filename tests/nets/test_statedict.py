@@ -25,7 +25,7 @@ class Extra(nn.Module):
         self.value = value
 
 
-VALUES = [
+VALUES: list[Any] = [
     torch.arange(6, dtype=torch.int16).reshape(2, 3),
     torch.zeros(()),
     None,
@@ -101,5 +101,5 @@ def test_tensors_that_are_not_dense_are_refused(buffer: torch.Tensor, kind: str)
 
 def test_buffers_of_no_state_dict() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Linear(1, 1)))
-    net[1][0].register_buffer("seen", torch.ones(2), persistent=False)
+    net.get_submodule("1.0").register_buffer("seen", torch.ones(2), persistent=False)
     assert list(passing_buffers(net)) == ["1.0.seen"]

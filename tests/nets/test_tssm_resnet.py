@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -53,7 +55,7 @@ def test_every_block_keeps_the_size_that_the_stem_leaves(image: tuple[int, int, 
 
 def test_the_stem_and_the_average() -> None:
     torch.manual_seed(0)
-    net = build("tssm-resnet", CIFAR, 10).eval()
+    net: Any = build("tssm-resnet", CIFAR, 10).eval()
     images, features = torch.randn(2, *CIFAR), torch.randn(2, 64, 4, 4)
     seen = F.relu(net.stem[1](F.conv2d(images, net.stem[0].weight, stride=3, padding=4)))
     assert seen.shape == (2, 64, 11, 11)
@@ -64,7 +66,7 @@ def test_the_stem_and_the_average() -> None:
 
 def test_the_signal_keeps_a_sane_size_in_both_directions() -> None:
     torch.manual_seed(0)
-    net = build("tssm-resnet", CIFAR, 10)
+    net: Any = build("tssm-resnet", CIFAR, 10)
     x = net.stem(torch.randn(32, *CIFAR)).detach().requires_grad_()
     features = net[1:25](x)
     assert 0.3 < float((features.std() / x.std()).detach()) < 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import accumulate
 from typing import Any
 
@@ -60,8 +61,13 @@ def test_a_meta_network_is_measured_and_stays_on_meta() -> None:
 
 def test_measuring_inside_no_grad_still_measures_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     backward = []
-    original = torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda y, seed: (backward.append(y), original(y, seed)))
+    original: Any = torch.Tensor.backward
+
+    def noted(y: torch.Tensor, seed: torch.Tensor) -> None:
+        backward.append(y)
+        original(y, seed)
+
+    monkeypatch.setattr(torch.Tensor, "backward", noted)
     with torch.no_grad():
         times_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), (2,), repeats=3)
     assert len(backward) == 4  # warm-up and repeats of the linear layer; images need no gradient
@@ -75,7 +81,7 @@ def test_more_work_takes_longer() -> None:
 def test_the_lower_quartile_ignores_the_warm_up_and_slow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = list(accumulate([100, 2, 60, 1, 50, 2]))  # the warm-up first
     clock = iter([0, *(moment for end in ends for moment in (end - 1, end, end))])  # a second of it backward
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     assert times_of(nn.Sequential(nn.Linear(2, 2)), (2,), (1,), repeats=5) == [[BlockTime(1, 1)]]
 
 
@@ -108,6 +114,6 @@ def test_what_a_device_is_still_computing_counts(monkeypatch: pytest.MonkeyPatch
         now[0] += 1.0
 
     monkeypatch.setattr(module, "wait_for", wait)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None) == (2.0, 1.0)
     assert now[0] == 3.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,30 +48,32 @@ def test_more_stages_than_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "start at most" in sentence
 
 
-def test_vectors_that_cannot_be_halved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    toml = write_toml(tmp_path / "c.toml", 2, split__cuts=[3], model__name="cnn", method__downsample=2)
-    code, sentence = both(toml, tmp_path / "run", capsys)
-    assert code == 65
-    assert "but stage 1 receives vectors (512,); use downsample = 1" in sentence
-
-
 def test_the_memory_of_a_gpu_is_for_the_ranks_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setting, "device", lambda self, rank=0: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of those that this rank sees
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
-    need = SimpleNamespace(weights=20, activations=30, images=10, peak=60)
-    feasibility._check_memory(Setting(config(1)), [need] * 4, 1)  # type: ignore[list-item]
+    need: Any = SimpleNamespace(weights=20, activations=30, images=10, peak=60)
+    feasibility._check_memory(Setting(config(1)), [need] * 4, 1)
     for ranks in (2, 0):
         with pytest.raises(ConfigError, match="4 stages would need"):
-            feasibility._check_memory(Setting(config(1)), [need] * 4, ranks)  # type: ignore[list-item]
+            feasibility._check_memory(Setting(config(1)), [need] * 4, ranks)
 
 
+@pytest.mark.parametrize(("method", "own"), [("delayed", " raise method.microbatches,"), ("penalty", "")])
+def test_a_method_says_which_of_its_options_save_memory(method: str, own: str) -> None:
+    need, setting = SimpleNamespace(peak=1 << 60), Setting(config(1, method__name=method))
+    with pytest.raises(ConfigError, match=f"in exact epochs,{own} keep the store on disk"):
+        feasibility._check_memory(setting, [need], 0)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("method", "own"), [("penalty", " raise method.downsample,"), ("gsadmm", "")])
 def test_a_store_without_room_on_the_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str, own: str
 ) -> None:
     monkeypatch.setattr(feasibility, "free_bytes", lambda folder: FREE)
-    code, sentence = both(write_toml(tmp_path / "c.toml", 2), tmp_path / "run", capsys)
+    code, sentence = both(write_toml(tmp_path / "c.toml", 2, method__name=method), tmp_path / "run", capsys)
     assert code == 73
+    assert f'store.dtype = "float16",{own} or use fewer samples' in sentence
     assert f"{tmp_path / 'run' / 'aux'}: the store of 2 stages needs" in sentence
     assert f"{FREE} are free; set store.path" in sentence
 

@@ -43,7 +43,8 @@ def test_a_profile_times_nothing_on_the_host() -> None:
 
 def far_away(act: Callable[[], Any]) -> Counter[str]:
     """How often each operator computed on the far device."""
-    with NO_CHECK, NO_AUTOCAST, Waits() as waits:
+    waits = Waits()
+    with NO_CHECK, NO_AUTOCAST, waits:
         act()
     return waits.far
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from hpcsplit.plan.blocks import kept_bytes
 from hpcsplit.plan.feasibility import _group_files
-from tests.engine.small import config
-from tests.plan.test_stages import planned
+from tests.engine.small import config, planned
 
 
 def test_autograd_keeps_what_backward_needs_once() -> None:

@@ -85,7 +85,8 @@ def network(name: str) -> Subject:
 
 def run(cfg: Config, stages: int, place: Path) -> list[EpochRecord]:
     seen, cpu = Kept(), torch.device("cpu")
-    prepared = Prepared(cfg.split.cuts, (), "", None)  # type: ignore[arg-type]
+    assert isinstance(cfg.split.cuts, tuple)
+    prepared = Prepared(cfg.split.cuts, (), "", None)
     jobs = make_jobs(Setting(cfg), prepared, RunDir(place), range(stages), cpu, Around(seen))
     lockstep.run([rank_program(job) for job in jobs])
     return seen.records

@@ -20,12 +20,11 @@ from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import enough_steps, profile
 from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.stages import plan_stages
 from hpcsplit.run.folder import RunDir
 from tests.engine.small import config
 
 CPU = torch.device("cpu")
-TIMED = {"run__baseline": True, "run__runner": "mpi"}
+TIMED: dict[str, Any] = {"run__baseline": True, "run__runner": "mpi"}
 
 
 def block(params: int, flops: int) -> BlockCost:
@@ -65,7 +64,8 @@ MEASURED = Profile(
 )
 def test_the_cuts_balance_what_is_asked_for(asked: Any, measured: Profile | None, cuts: Any, costs: Any) -> None:
     found = prepare.choose_cuts(with_blocks(config(split__cuts=asked), BLOCKS), 2, measured)
-    assert found == (cuts, pytest.approx(costs))
+    assert found[0] == cuts
+    assert found[1] == pytest.approx(costs)
 
 
 def test_cuts_for_another_number_of_stages_are_refused() -> None:
@@ -152,13 +152,6 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     cfg = config(data__batch_size=200)
     with pytest.raises(ConfigError, match=r"data\.batch_size = 200 is more than the 100 training samples; lower it"):
         prepare.prepare(Setting(cfg), RunDir(tmp_path / "run"), 1, CPU)
-
-
-def test_downsampling_needs_images() -> None:
-    cfg = config(method__downsample=2)
-    flat = [replace(BLOCK, out_shape=(16,)), replace(BLOCK, in_shape=(16,))]
-    with pytest.raises(ConfigError, match=r"stage 1 receives vectors \(16,\)"):
-        plan_stages(with_blocks(cfg, flat), (1,), (1.0, 1.0))
 
 
 def test_without_room_for_the_whole_network_there_is_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:

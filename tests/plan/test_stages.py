@@ -28,7 +28,8 @@ INDEX_BYTES = 8  # beside each stored row
 
 
 def stages(**changes: Any) -> list[dict[str, Any]]:
-    return planned(config(2, **PDADMM | changes), 2)["stages"]
+    rows: list[dict[str, Any]] = planned(config(2, **PDADMM | changes), 2)["stages"]
+    return rows
 
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])

@@ -268,11 +268,11 @@ def test_nothing_is_drawn_and_nothing_changes() -> None:
     setting = Setting(small("noise"))
     net = setting.net
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist(), random.getstate()  # noqa: NPY002
     with pytest.raises(ConfigError):
         check_network(setting, torch.device("cpu"))
     assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+    assert states[1:] == (np.random.get_state(legacy=False)["state"]["key"].tolist(), random.getstate())  # noqa: NPY002
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in net)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Any
 
-from hpcsplit.run.records import EpochRecord, Phase, StageRecord
+from hpcsplit.run.records import EpochRecord, Phase, StageRecord, TheoremRecord
 
 FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
 TERMS = ("objective", "residual_sq", "step_sq", "weights_step_sq", "phi")
@@ -36,20 +37,23 @@ def distinct(phases: str, stages: int) -> list[EpochRecord]:
             return float(found)
         return found << 20 if name.endswith("_bytes") else found if kind.startswith("Whole") else found / 8
 
-    def numbers(cls: type, *given: str) -> dict[str, float | int]:
+    def numbers(cls: type, *given: str) -> dict[str, Any]:
         fields = [field for field in dataclasses.fields(cls) if field.name not in given]
         return {f.name: number(f.name, str(f.type)) for f in fields if str(f.type).startswith(("Whole", "Number"))}
 
     found = []
     for epoch, letter in enumerate(phases):
         phase: Phase = "parallel" if letter == "p" else "serial"
-        parts = tuple(StageRecord(k, **numbers(StageRecord, "stage")) for k in range(stages))  # type: ignore[arg-type]
-        theorem = {
-            **{key: next(fresh) / 8 for key in ("gap", "bound", "worst")},
-            **{key: [next(fresh) / 8 for _ in range(1, stages)] for key in ("residuals", "lipschitz")},
+        parts = tuple(StageRecord(k, **numbers(StageRecord, "stage")) for k in range(stages))
+        theorem: TheoremRecord = {
+            "gap": next(fresh) / 8,
+            "bound": next(fresh) / 8,
+            "worst": next(fresh) / 8,
+            "residuals": [next(fresh) / 8 for _ in range(1, stages)],
+            "lipschitz": [next(fresh) / 8 for _ in range(1, stages)],
             "missing": [],
         }
         terms = {name: next(fresh) / 8 for name in TERMS}
         values = numbers(EpochRecord, "epoch")
-        found.append(EpochRecord(epoch, phase, **values, terms=terms, theorem=theorem, stages=parts))  # type: ignore[arg-type]
+        found.append(EpochRecord(epoch, phase, **values, terms=terms, theorem=theorem, stages=parts))
     return found

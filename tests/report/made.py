@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcsplit.run.records import EpochRecord, Phase, StageRecord
+from hpcsplit.run.records import EpochRecord, Phase, StageRecord, TheoremRecord
 
 BARE = [EpochRecord(0, "serial")]
 
@@ -56,7 +56,7 @@ def run(phases: str, stages: int = 2) -> list[EpochRecord]:
     return found
 
 
-def theorem(stages: int) -> dict[str, object]:
+def theorem(stages: int) -> TheoremRecord:
     names = [None if k == 1 else 40.0 + k for k in range(1, stages)]
     return {
         "gap": 0.0243,

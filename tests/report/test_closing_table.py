@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from hpcsplit.report.summary import closing_table, median_rate
-from hpcsplit.run.records import EpochRecord, StageRecord
+from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord
 
 STAGES = [
     {"stage": 0, "blocks": 5, "params": 12345, "share": 0.4},
@@ -35,7 +35,7 @@ SERIAL = EpochRecord(0, "serial", test_accuracy=0.5, wall_s=25.0, train_s=20.0, 
 RUN = [SERIAL, parallel(1, 150.0, 0.9), parallel(2, 170.0, 0.8), parallel(3, 300.0, 0.85), parallel(4, None, 0.85)]
 
 
-THEOREM = {
+THEOREM: TheoremRecord = {
     "gap": 0.02431,
     "bound": 0.50541,
     "worst": 0.21765,
@@ -205,9 +205,9 @@ def test_both_sides_of_the_theorem() -> None:
 @pytest.mark.parametrize("stages", [1, 2])
 def test_a_missing_constant_is_explained(stages: int) -> None:
     sentence = "stage 1: no estimate: Softsign"
-    lost = {"bound": None, "worst": None, "missing": [sentence]}
-    known = {"residuals": THEOREM["residuals"][:stages], "lipschitz": [None, 3.0][:stages]}
-    text = table([dataclasses.replace(RUN[1], theorem=THEOREM | lost | known)])
+    lost: TheoremRecord = {**THEOREM, "bound": None, "worst": None, "missing": [sentence]}
+    lost |= {"residuals": THEOREM["residuals"][:stages], "lipschitz": [None, 3.0][:stages]}
+    text = table([dataclasses.replace(RUN[1], theorem=lost)])
     assert "|R_serial - R_split| = 0.0243, its bound -\n" in text
     assert ("estimated: -\n" if stages == 1 else "estimated: -, 3\n") in text
     assert text.endswith("\n  " + sentence)

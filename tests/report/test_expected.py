@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hpcsplit.report.expected import beside
-from hpcsplit.run.records import EpochRecord
+from hpcsplit.run.records import EpochRecord, Phase
 
 EXPECTED: dict[str, Any] = {
     "batch_size": 100,
@@ -16,8 +16,8 @@ EXPECTED: dict[str, Any] = {
 }
 
 
-def records(*rates: tuple[str, float | None]) -> list[EpochRecord]:
-    return [EpochRecord(i, phase, samples_per_s=rate) for i, (phase, rate) in enumerate(rates)]  # type: ignore[arg-type]
+def records(*rates: tuple[Phase, float | None]) -> list[EpochRecord]:
+    return [EpochRecord(i, phase, samples_per_s=rate) for i, (phase, rate) in enumerate(rates)]
 
 
 def words(line: str) -> list[str]:

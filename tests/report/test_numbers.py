@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -80,11 +81,12 @@ def test_balance_is_the_quickest_over_the_slowest_stage() -> None:
 
 def test_the_plane_adds_up_training_and_refresh() -> None:
     records = run("spp")
-    assert points(records) == [
+    expected: list[tuple[float, Any]] = [
         (2.5, pytest.approx(60.0)),
         (5.5, pytest.approx(80.0)),
         (8.0, pytest.approx(100 - 40 / 3)),
     ]
+    assert points(records) == expected
     unknown = dataclasses.replace(records[1], train_s=None)
     assert points([records[0], unknown, records[2]]) == points(records)[:1]
     untested = dataclasses.replace(records[1], test_accuracy=None)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hpcsplit.config import resolve
-from hpcsplit.report.charts import SECTIONS, Chart
+from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.examples import Mistakes, Wrong
-from hpcsplit.report.figure import drawn
+from hpcsplit.report.figure import Chart, drawn
 from hpcsplit.report.page import Run, page
 from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run
@@ -24,7 +25,7 @@ PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 ANYWAY = ("Phases",)  # where there is an epoch, there is a phase
 
 
-def shown(records: list[EpochRecord], **changes: object) -> Run:
+def shown(records: list[EpochRecord], **changes: Any) -> Run:
     wrong = Wrong(7, 0, 1, 0.98, 4.5, PIXELS)
     mistakes = Mistakes("checkpoint one", ("cat", "dog"), np.array([[5, 2], [0, 9]]), [wrong])
     start = {"start": 1, "time": "2026-01-01", "argv": ["hpcsplit", "train"], "config": {"run.seed": "elsewhere"}}

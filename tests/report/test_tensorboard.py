@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,8 @@ def test_no_epoch_is_there_twice(tmp_path: Path) -> None:
     for record in records[2:]:
         again.add(record)
     found = read()
-    assert found["epoch/loss"] == [(r.epoch + 1, pytest.approx(r.loss)) for r in records]
+    expected: list[tuple[int, Any]] = [(r.epoch + 1, pytest.approx(r.loss)) for r in records]
+    assert found["epoch/loss"] == expected
     assert [step for step, _ in found["penalty_signal/stage0"]] == [2, 3]
 
 

@@ -44,6 +44,9 @@ def process_tree(proc: Path, *chain: tuple[str, str]) -> int:
     [
         ("mpirun", "/dev/pts/3", "/dev/pts/3"),
         ("mpiexec.hydra", "/dev/tty1", "/dev/tty1"),
+        ("mpiexec", "/dev/tty1", "/dev/tty1"),
+        ("srun", "/dev/tty1", "/dev/tty1"),
+        ("orterun", "/dev/tty1", "/dev/tty1"),
         ("prterun", "/home/me/log", None),
         ("mpirun", "pipe:[7]", None),
         ("prted", "/dev/pts/3", None),

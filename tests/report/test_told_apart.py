@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -67,23 +69,37 @@ def curves(heading: str, runs: dict[str, list[EpochRecord]]) -> Curves:
     return found
 
 
-def named(axes: Any, legend: list[Any]) -> dict[str, list[float]]:
+def named(axes: Any, legend: Sequence[Any]) -> dict[str, list[float]]:
     """The values of each curve by its word in the legend, which has its colour and style."""
 
     def look(line: Any) -> tuple[Any, ...]:
         return line.get_color(), line.get_linestyle(), line.get_marker() if line.get_linestyle() == "None" else ""
 
-    words = {look(sample): sample.get_label() for sample in legend if isinstance(sample, Line2D)}
+    words = {look(sample): str(sample.get_label()) for sample in legend if isinstance(sample, Line2D)}
     assert len(words) == sum(isinstance(sample, Line2D) for sample in legend)
     return {words[look(line)]: [float(y) for y in line.get_ydata()] for line in axes.lines}
+
+
+def handles_of(axes: Axes) -> Sequence[Any]:
+    legend = axes.get_legend()
+    assert legend
+    return legend.legend_handles
 
 
 def field(name: str, scale: float = 1.0) -> list[float]:
     return [scale * getattr(record, name) for record in RUN]
 
 
+def terms_of(record: EpochRecord) -> dict[str, Any]:
+    return {**(record.terms or {})}
+
+
+def theorem_of(record: EpochRecord) -> dict[str, Any]:
+    return {**(record.theorem or {})}
+
+
 def part(name: str) -> list[float]:
-    return [(record.terms or {})[name] for record in RUN]
+    return [terms_of(record)[name] for record in RUN]
 
 
 ONE_RUN: dict[str, dict[str, list[float]]] = {
@@ -98,7 +114,7 @@ ONE_RUN: dict[str, dict[str, list[float]]] = {
         "objective": part("objective"),
         "residual": [math.sqrt(value) for value in part("residual_sq")],
     },
-    "Theorem 1 of TSSM": {key: [(r.theorem or {})[key] for r in RUN] for key in ("gap", "bound")},
+    "Theorem 1 of TSSM": {key: [theorem_of(r)[key] for r in RUN] for key in ("gap", "bound")},
     "Balance": {"balance": [min(c) / max(c) for c in ([s.compute_s or 0.0 for s in r.stages] for r in RUN)]},
     "Speed": {"samples/s": field("samples_per_s")},
     "Learning rate and β": {"learning rate": field("lr"), "β": field("beta")},
@@ -150,8 +166,8 @@ def test_the_plane_of_accuracy_and_time() -> None:
     panel.draw(axes)
     seconds = 0.0
     for record, x, y in zip(RUN, *axes.lines[0].get_data(), strict=True):
-        seconds += record.train_s + record.refresh_s  # type: ignore[operator]
-        assert (x, y) == pytest.approx((seconds, 100 * record.test_accuracy))  # type: ignore[operator]
+        seconds += record.train_s + record.refresh_s
+        assert (x, y) == pytest.approx((seconds, 100 * record.test_accuracy))
 
 
 # ------------------------------------------------------------------------------------------------ bars
@@ -213,7 +229,7 @@ def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
     draw({"one": RUN}, tmp_path / "picture.png", "title")
     panels = {axes.get_title(): axes for axes in figures[0].axes}
-    shown = {title: named(axes, [*axes.get_legend().legend_handles]) for title, axes in panels.items()}
+    shown = {title: named(axes, handles_of(axes)) for title, axes in panels.items()}
     expected = {heading: ONE_RUN[heading] for heading in ("Loss", "Accuracy", "Objective and residual")}
     for heading in ("Violation at each boundary", "Label signal"):
         name, _ = OF_STAGES[heading]
@@ -232,15 +248,20 @@ def test_the_columns_of_the_closing_tables_stages() -> None:
     table = rows(text)
     heading, last = table["stage"], RUN[4]
     slowest = max(stage.compute_s or 0.0 for stage in last.stages)
+    assert last.train_s
     for k, stage in enumerate(last.stages):
-        waits = {"comm": stage.exposed_comm_s, "I/O": stage.exposed_io_s, "imbalance": stage.imbalance_s}
+        waits: dict[str, Any] = {
+            "comm": stage.exposed_comm_s,
+            "I/O": stage.exposed_io_s,
+            "imbalance": stage.imbalance_s,
+        }
         assert dict(zip(heading, table[str(k)], strict=True)) == {
             "blocks": f"{701 + k}",
             "parameters": f"{8011 + k:,}",
             "cost": f"{10 + 20 * k}.0%",
             "compute s": f"{stage.compute_s:.2f}",
-            "balance": f"{stage.compute_s / slowest:.2f}",  # type: ignore[operator]
-            **{word: f"{seconds / last.train_s:.1%}" for word, seconds in waits.items()},  # type: ignore[operator]
+            "balance": f"{(stage.compute_s or 0.0) / slowest:.2f}",
+            **{word: f"{seconds / last.train_s:.1%}" for word, seconds in waits.items()},
             "violation": f"{stage.violation:.2e}",
             "label signal": f"{stage.label_signal:.3f}",
             "label ratio": f"{stage.label_ratio:.3f}",
@@ -252,7 +273,7 @@ def test_the_columns_of_the_closing_tables_stages() -> None:
 
 
 def total(name: str, phase: str = "") -> float:
-    return sum(getattr(record, name) for record in RUN if phase in record.phase)
+    return float(sum(getattr(record, name) for record in RUN if phase in record.phase))
 
 
 def test_the_other_numbers_of_the_closing_table() -> None:
@@ -282,7 +303,7 @@ def test_the_other_numbers_of_the_closing_table() -> None:
     assert f"    {parallel:.1f} samples/s (n = 3 epochs) / 31.2 samples/s\n" in text
     assert f"over the serial epochs as run: {parallel / serial:.2f} x\n" in text
     assert f"    {parallel:.1f} samples/s (n = 3 epochs) / {serial:.1f} samples/s (n = 2 epochs)" in text
-    theorem = RUN[4].theorem or {}
+    theorem = theorem_of(RUN[4])
     gap, bound, worst = (f"{theorem[key]:.3g}" for key in ("gap", "bound", "worst"))
     assert f"|R_serial - R_split| = {gap}, its bound {bound}; largest gap / bound of a sample {worst}\n" in text
     assert f"stages 1 to 2: {', '.join(f'{value:.3g}' for value in theorem['residuals'])}\n" in text
@@ -330,7 +351,7 @@ def test_the_words_of_a_line() -> None:
     assert epoch_line(record, 5, 3723.0).split() == [
         *("epoch", "2/5", "parallel"),
         *("loss", f"{record.loss:.4f}"),
-        *("L", f"{(record.terms or {})['objective']:.4g}"),
+        *("L", f"{terms_of(record)['objective']:.4g}"),
         *("held", "out", accuracies["validation_accuracy"], "%"),
         *("test", accuracies["test_accuracy"], "%"),
         *("(bn", accuracies["test_accuracy_bn"], "%)"),
@@ -350,10 +371,10 @@ def test_every_scalar_of_tensorboard_has_the_name_of_its_field() -> None:
         for f in dataclasses.fields(record)
         if f.name != "epoch" and str(f.type).startswith("Number")
     }
-    expected |= {f"terms/{name}": value for name, value in (record.terms or {}).items()}
-    expected |= {f"theorem/{name}": (record.theorem or {})[name] for name in ("gap", "bound", "worst")}
+    expected |= {f"terms/{name}": value for name, value in terms_of(record).items()}
+    expected |= {f"theorem/{name}": theorem_of(record)[name] for name in ("gap", "bound", "worst")}
     for name in ("residuals", "lipschitz"):
-        expected |= {f"theorem/{name}.{k}": value for k, value in enumerate((record.theorem or {})[name], 1)}
+        expected |= {f"theorem/{name}.{k}": value for k, value in enumerate(theorem_of(record)[name], 1)}
     for stage in record.stages:
         names = [f.name for f in dataclasses.fields(StageRecord) if f.name != "stage"]
         expected |= {f"{name}/stage{stage.stage}": getattr(stage, name) for name in names}

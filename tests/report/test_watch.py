@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +13,11 @@ from hpcsplit.report.console import Console
 from hpcsplit.report.watch import Watch
 from hpcsplit.run.records import EpochRecord, Phase, Records, StageRecord
 
+Said = Callable[..., str]
+
 
 @pytest.fixture
-def said(tmp_path: Path):
+def said(tmp_path: Path) -> Said:
     """Runs epochs of two stages that compute so long, and gives what rank 0 has said."""
 
     def run(*seconds: tuple[float, float], phase: Phase = "parallel", cuts: tuple[int, ...] = (4,)) -> str:
@@ -31,7 +35,7 @@ def said(tmp_path: Path):
     return run
 
 
-def test_better_cuts_are_named_once(said) -> None:
+def test_better_cuts_are_named_once(said: Said) -> None:
     text = said((30.0, 10.0), (30.0, 10.0))
     assert text.count("split.cuts = [3]") == 1
     assert "1.33 x as fast" in text
@@ -47,5 +51,5 @@ def test_better_cuts_are_named_once(said) -> None:
     ],
     ids=["balanced", "too short", "an exact epoch", "no cuts to compare"],
 )
-def test_otherwise_nothing_is_said(said, pair: tuple[float, float], more: dict) -> None:
+def test_otherwise_nothing_is_said(said: Said, pair: tuple[float, float], more: dict[str, Any]) -> None:
     assert "split.cuts" not in said(pair, **more)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hpcsplit.host.process import Process
 from hpcsplit.run.lock import Pace
@@ -30,9 +31,9 @@ def process_of(pid: int) -> Process:
     return dataclasses.replace(Process.this(), pid=pid, started=int(words[19]))
 
 
-def left_behind(path: Path, process: Process, *others: Process, age_s: float = 0.0, **changes: object) -> Owner:
+def left_behind(path: Path, process: Process, *others: Process, age_s: float = 0.0, **changes: Any) -> Owner:
     """A lock file of this process, last touched so long ago."""
-    owner = dataclasses.replace(Owner.this(), process=process, host="n1", **changes)  # type: ignore[arg-type]
+    owner = dataclasses.replace(Owner.this(), process=process, host="n1", **changes)
     listed = f"[{', '.join(str(vars(p)) for p in others)}]\n".replace("'", '"') if others else ""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{owner.to_json()}\n{listed}")

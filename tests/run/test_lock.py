@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,7 +76,7 @@ def test_a_live_owner_is_named(path: Path) -> None:
         assert acquire(path) < AT_ONCE_S
 
 
-def test_an_owner_that_ends_meanwhile_is_waited_for(path: Path, sleeper) -> None:
+def test_an_owner_that_ends_meanwhile_is_waited_for(path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     left_behind(path, process_of(sleeper.pid))
     threading.Timer(0.1, sleeper.kill).start()
     begun = time.monotonic()
@@ -83,7 +84,7 @@ def test_an_owner_that_ends_meanwhile_is_waited_for(path: Path, sleeper) -> None
     assert 0.1 < time.monotonic() - begun < 30
 
 
-def test_a_rank_that_outlives_its_run(path: Path, sleeper) -> None:
+def test_a_rank_that_outlives_its_run(path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     left_behind(path, dead_process(), ELSEWHERE, process_of(sleeper.pid))
     with pytest.raises(LaunchError, match=f"process {sleeper.pid} of its run lives on here: end it"):
         RunLock.acquire(path, QUICK)
@@ -91,7 +92,9 @@ def test_a_rank_that_outlives_its_run(path: Path, sleeper) -> None:
     assert acquire(path) < AT_ONCE_S
 
 
-def test_a_rank_that_lives_here_while_the_owner_elsewhere_is_silent(path: Path, sleeper) -> None:
+def test_a_rank_that_lives_here_while_the_owner_elsewhere_is_silent(
+    path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
     left_behind(path, ELSEWHERE, process_of(sleeper.pid), age_s=100)
     with pytest.raises(LaunchError, match=f"process {sleeper.pid} of its run lives on here: end it"):
         RunLock.acquire(path, QUICK)
@@ -123,13 +126,13 @@ def test_its_process_is_gone(path: Path) -> None:
     assert acquire(path) < AT_ONCE_S
 
 
-def test_its_process_is_a_zombie(path: Path, sleeper) -> None:
+def test_its_process_is_a_zombie(path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     left_behind(path, process_of(sleeper.pid))
     os.kill(sleeper.pid, 9)
     assert acquire(path) < AT_ONCE_S
 
 
-def test_its_process_id_is_used_again(path: Path, sleeper) -> None:
+def test_its_process_id_is_used_again(path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     now = process_of(sleeper.pid)
     left_behind(path, Process(now.machine, now.pid, now.started - 1))
     assert acquire(path) < AT_ONCE_S
@@ -182,7 +185,7 @@ def test_a_requeued_job(
 
 
 def test_requeued_on_the_same_machine_while_the_first_still_lives(
-    path: Path, monkeypatch: pytest.MonkeyPatch, sleeper
+    path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
 ) -> None:
     left_behind(path, process_of(sleeper.pid), job=":12", restart=0)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
@@ -263,8 +266,8 @@ def test_a_starter_that_is_late_does_not_remove_the_lock_of_the_winner(
     with ExitStack() as stack:
         winners: list[subprocess.Popen[str]] = []
 
-        def meanwhile(*args: object) -> None:
-            found(*args)  # type: ignore[arg-type]
+        def meanwhile(*args: Any) -> None:
+            found(*args)
             if not winners:
                 winners.append(stack.enter_context(held_by_another(path)))
 

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +28,13 @@ from tests.engine.small import config, train_here, write_toml
 STOP_AT_ONCE = ("--run.time_limit", 1e-6)
 
 
-def starts(run: Path) -> list[dict]:
-    return json.loads((run / "provenance.json").read_text())["starts"]
+def starts(run: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((run / "provenance.json").read_text())["starts"]
+    return found
 
 
 @pytest.fixture
-def facts(monkeypatch: pytest.MonkeyPatch) -> dict:
+def facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     variables = {"SLURM_JOB_ID": "7", "SLURM_JWT": "secret", "SLURM_STEP_KEY": "secret", "HOME": "/h"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -40,7 +43,7 @@ def facts(monkeypatch: pytest.MonkeyPatch) -> dict:
     return provenance.facts(config(2, run__seed=5), places, "MPICH 5", [3])
 
 
-def test_a_start_is_described(facts: dict) -> None:
+def test_a_start_is_described(facts: dict[str, Any]) -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert facts["slurm"]["SLURM_JOB_ID"] == "7"
     assert "secret" not in json.dumps(facts)
@@ -61,7 +64,7 @@ def test_a_start_is_described(facts: dict) -> None:
     assert {c for span in spans for c in range(span[0], span[-1] + 1)} == os.sched_getaffinity(0)
 
 
-def test_a_checkpoint_has_it_in_short(facts: dict) -> None:
+def test_a_checkpoint_has_it_in_short(facts: dict[str, Any]) -> None:
     short = json.loads(provenance.compact(facts))
     assert short["ranks"] == {"n1:cpu": "0-2", "n2:cpu": "3"}
     assert "optim.lr" in short["config"]
@@ -69,7 +72,7 @@ def test_a_checkpoint_has_it_in_short(facts: dict) -> None:
     assert short["slurm"] == facts["slurm"]
 
 
-def test_however_long_it_is_a_checkpoint_has_room(facts: dict) -> None:
+def test_however_long_it_is_a_checkpoint_has_room(facts: dict[str, Any]) -> None:
     facts["ranks"] = [{**facts["ranks"][0], "host": f"node{k:05}"} for k in range(5000)]
     facts["argv"] = ["x" * 50_000]
     text = provenance.compact(facts)
@@ -125,7 +128,7 @@ def test_the_revision_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     package.mkdir()
     (package / "__init__.py").write_text("")
     monkeypatch.setattr(hpcsplit, "__file__", str(package / "__init__.py"))
-    ask = provenance._git.__wrapped__
+    ask: Callable[[], Any] = provenance._git.__wrapped__
     assert ask() is None
     git("init", "-q")
     git("add", ".")

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcsplit.errors import DataError
-from hpcsplit.run.records import EpochRecord, Records, StageRecord
+from hpcsplit.run.records import EpochRecord, Records, StageRecord, TheoremRecord
 
 
 def record(epoch: int) -> EpochRecord:
@@ -23,7 +24,7 @@ def test_a_record_survives_the_round_trip() -> None:
 
 
 TERMS = {"objective": 0.0035629877563543412, "residual_sq": 2.2201418632844825e-09}
-THEOREM = {
+THEOREM: TheoremRecord = {
     "gap": 0.024316478791896395,
     "bound": None,
     "worst": None,
@@ -39,7 +40,8 @@ def test_terms_and_theorem_survive_the_round_trip() -> None:
 
 
 def test_a_bound_that_is_not_finite_becomes_null() -> None:
-    text = EpochRecord(0, "parallel", theorem=THEOREM | {"bound": math.inf, "lipschitz": (math.inf, 2.0)}).to_json()
+    infinite: Any = THEOREM | {"bound": math.inf, "lipschitz": (math.inf, 2.0)}  # the sequence that is made is a tuple
+    text = EpochRecord(0, "parallel", theorem=infinite).to_json()
     theorem = json.loads(text, parse_constant=pytest.fail)["theorem"]
     assert theorem["bound"] is None
     assert theorem["lipschitz"] == [None, 2.0]
@@ -76,7 +78,14 @@ def test_unknown_keys_are_left_out() -> None:
     assert EpochRecord.from_json(json.dumps(values)) == record(1)
 
 
-ODD = [{"phase": "odd"}, {"loss": "high"}, {"terms": [1.0]}, {"stages": [{"stage": "0"}]}, {"epoch": None}, {"lr": [1]}]
+ODD: list[dict[str, Any]] = [
+    {"phase": "odd"},
+    {"loss": "high"},
+    {"terms": [1.0]},
+    {"stages": [{"stage": "0"}]},
+    {"epoch": None},
+    {"lr": [1]},
+]
 ODD += [{"loss": True}, {"loss": 10**400}, {"loss": 1e301}, {"recomputed": 1}, {"epoch": -1}, {"epoch": 1.0}]
 ODD += [
     {"terms": {"a": {}}},

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.auto import Seen, choose, expected, tail
 from hpcsplit.schedule.hybrid import initials
 
@@ -16,7 +17,8 @@ Course = Callable[[int, str], Seen]  # what an epoch of this number and phase wi
 
 def course(epochs: int, show: Course, warmup: int = 0) -> tuple[str, list[str]]:
     """The phases of a whole run, each decided while the one before is under way, and the reasons that were given."""
-    decided, reasons = [], []
+    decided: list[Phase] = []
+    reasons: list[str] = []
     for epoch in range(epochs):
         seen = [show(e, phase[0].upper()) for e, phase in enumerate(decided[: max(0, epoch - 1)])]
         phase, why = choose(decided, seen, epochs, warmup)

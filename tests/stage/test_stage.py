@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hpcsplit.stage.stage import Stage, may_draw
 SHAPES = ((2, 7, 7), (5,), (3,), (4,))
 
 
-def stage(index: int, first: int, stop: int, **options: int) -> Stage:
+def stage(index: int, first: int, stop: int, **options: Any) -> Stage:
     """Blocks `first` to `stop` of three, as one of two stages."""
     blocks = nn.Sequential(*[nn.Linear(1, 1) for _ in range(first, stop)])
 

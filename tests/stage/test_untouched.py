@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ IMAGE = (1, 8, 8)
 
 class Counter(nn.Module):
     """Changes a buffer at every call, in evaluation mode too."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class Snapshot:
         }
 
 
-QUESTIONS: dict[str, Callable[[nn.Sequential], object]] = {
+QUESTIONS: dict[str, Callable[[nn.Sequential], Sized]] = {
     "shapes": lambda net: block_shapes(net, IMAGE),
     "costs": lambda net: block_costs(net, IMAGE),
     "seconds": lambda net: block_times(net, block_costs(net, IMAGE), (4,), repeats=1)[0],
@@ -71,7 +73,7 @@ def test_nothing_changes(question: str) -> None:
     before = Snapshot(net)
     answer = QUESTIONS[question](net)
     after = Snapshot(net)
-    assert len(answer) == len(net)  # type: ignore[arg-type]
+    assert len(answer) == len(net)
     assert after.plain == before.plain
     assert len(after.exact) == len(before.exact)
     assert all(torch.equal(old, new) for old, new in zip(before.exact, after.exact, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ def test_against_a_plain_dictionary(make: Make, kind: str, dtype: torch.dtype, s
 def test_values_that_are_still_on_their_way_to_the_host_are_waited_for(
     make: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(values):  # as from a GPU: the copies are filled later
+    def late(
+        values: dict[str, torch.Tensor],
+    ) -> tuple[dict[str, torch.Tensor], Callable[[], object]]:  # as from a GPU: the copies are filled later
         here = {name: torch.full_like(value, torch.nan) for name, value in values.items()}
         return here, lambda: [here[name].copy_(value) for name, value in values.items()]
 

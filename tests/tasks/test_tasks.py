@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_classification() -> None:
 def test_its_slope_is_bounded_by_the_constant() -> None:
     logits = (8 * torch.randn(500, 5, dtype=torch.float64)).requires_grad_()
     Classification().loss(logits, torch.arange(500) % 5).sum().backward()
+    assert logits.grad is not None
     assert float(logits.grad.norm(dim=1).max()) < Classification.lipschitz
     assert float(logits.grad.norm(dim=1).max()) > 0.95 * Classification.lipschitz
 
@@ -63,6 +65,6 @@ def test_generation_is_reconstruction_and_divergence() -> None:
         ({"name": "resnet20", "task": "segmentation"}, r"is not one of classification, generation"),
     ],
 )
-def test_networks_and_tasks_that_do_not_fit(model: dict, sentence: str) -> None:
+def test_networks_and_tasks_that_do_not_fit(model: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         resolve({"model": model})

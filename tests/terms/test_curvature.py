@@ -23,7 +23,7 @@ def excess(x: torch.Tensor, hessian: torch.Tensor, b: torch.Tensor, tau: torch.T
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_search_stops_at_the_bound_of_each_row_and_not_below(seed):
+def test_the_search_stops_at_the_bound_of_each_row_and_not_below(seed: int) -> None:
     root, b, x = random(6, 6, seed=seed), random(6, 1, seed=seed + 10), random(20, 6, seed=seed + 20)
     hessian = root @ root.T
     g = x @ hessian - b[:, 0]
@@ -36,7 +36,7 @@ def test_the_search_stops_at_the_bound_of_each_row_and_not_below(seed):
 
 
 @pytest.mark.parametrize("nu", [1e-3, 1.0, 50.0])
-def test_one_bound_for_the_weights_of_a_layer(nu):
+def test_one_bound_for_the_weights_of_a_layer(nu: float) -> None:
     """f(W) = ν/2 ‖z − p Wᵀ‖², the W step of pdADMM: gᵀHg = ν ‖p gᵀ‖²."""
     p, z, weight = random(30, 5, seed=1), random(30, 4, seed=2), random(4, 5, seed=3)
 
@@ -54,20 +54,20 @@ def test_one_bound_for_the_weights_of_a_layer(nu):
     assert not passes(0.99 * tau, 1e-12)
 
 
-def test_the_floor_holds_below_the_curvature_only():
+def test_the_floor_holds_below_the_curvature_only() -> None:
     curved, plain = torch.tensor([[2.0], [8.0]]), torch.tensor([[1.0], [2.0]])
     assert step_bound(curved, plain, 3.0).tolist() == [[3.0], [4.0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1, 1)])
-def test_without_a_gradient_the_bound_is_the_floor(shape, dtype):
+def test_without_a_gradient_the_bound_is_the_floor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     zero = torch.zeros(shape, dtype=dtype)
     tau = step_bound(zero, zero, 0.5)
     assert torch.equal(tau, torch.full(shape, 0.5, dtype=dtype))
 
 
-def test_nan_is_not_hidden_by_the_floor():
+def test_nan_is_not_hidden_by_the_floor() -> None:
     nan, one = torch.tensor(torch.nan), torch.tensor(1.0)
     assert step_bound(nan, one, 0.5).isnan()
     assert step_bound(one, nan, 0.5).isnan()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from hpcsplit.nets.shapes import block_shapes
 from hpcsplit.nets.wideresnet import WideBlock
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 
-EXACT = {"iterations": 5000, "rel_change": 1e-13}
+Map = Callable[[Tensor], Tensor]
+EXACT: dict[str, Any] = {"iterations": 5000, "rel_change": 1e-13}
 
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -48,7 +51,8 @@ def quotients(module: nn.Module, shape: tuple[int, ...], count: int = 200) -> Te
     spikes *= F.one_hot(torch.randint(spikes.shape[1], (len(spikes),), generator=random), spikes.shape[1])
     with torch.no_grad():
         change = module(a + step) - module(a)
-    return change.flatten(1).norm(dim=1) / step.flatten(1).norm(dim=1)
+    ratios: Tensor = change.flatten(1).norm(dim=1) / step.flatten(1).norm(dim=1)
+    return ratios
 
 
 # ------------------------------------------------------------------------------------------------ single layers
@@ -129,7 +133,7 @@ def test_a_pixel_counts_once_for_each_max_pooling_window_that_it_is_in(
 def test_a_residual_block_is_its_branch_plus_its_shortcut(kind: type[nn.Module], stride: int) -> None:
     torch.manual_seed(2)
     channels = 3 * stride
-    block = drawn(kind(3, channels, stride)).double()
+    block: Any = drawn(kind(3, channels, stride)).double()
     size = 6 // stride
     layers = [(block.conv1, (3, 6, 6)), (block.conv2, (channels, size, size))]
     conv1, conv2 = (largest_singular_value(layer, shape) for layer, shape in layers)
@@ -155,10 +159,13 @@ def test_a_residual_block_is_its_branch_plus_its_shortcut(kind: type[nn.Module],
         ("tssm-resnet", "post", (3, 32, 32)),
     ],
 )
-def test_no_sampled_quotient_of_a_network_is_above_the_estimate(name: str, block: str, shape: tuple[int, ...]) -> None:
+def test_no_sampled_quotient_of_a_network_is_above_the_estimate(
+    name: str, block: str, shape: tuple[int, int, int]
+) -> None:
     """Of its second half and of each of the blocks there."""
     torch.manual_seed(4)
-    net = drawn(build(name, shape, 10, block=block, depth=3, width=32))  # type: ignore[arg-type]
+    net = build(name, shape, 10, block=block, depth=3, width=32)
+    drawn(net)
     shapes = [shape, *block_shapes(net, shape)]
     half = len(net) // 2
     for part, shape_in in [(net[half:], shapes[half]), *zip(net[half:], shapes[half:-1], strict=True)]:
@@ -180,7 +187,8 @@ class Torchvisions(nn.Module):
         out = self.conv(x)
         out += identity
         out = self.relu(out)
-        return self.tail(out.view(out.size(0), -1)) + F.relu(self.tail(torch.flatten(x, 1)))
+        y: Tensor = self.tail(out.view(out.size(0), -1)) + F.relu(self.tail(torch.flatten(x, 1)))
+        return y
 
 
 def test_any_module_whose_graph_has_known_layers() -> None:
@@ -193,7 +201,7 @@ def test_any_module_whose_graph_has_known_layers() -> None:
 
 
 @pytest.mark.parametrize("shifted", [lambda x: x + 0.5, lambda x: 0.5 + x, lambda x: x - 0.5, lambda x: x + x + 0.5])
-def test_a_number_that_is_added_counts_nothing(shifted) -> None:  # type: ignore[no-untyped-def]
+def test_a_number_that_is_added_counts_nothing(shifted: Map) -> None:
     expected = (shifted(torch.ones(1)) - shifted(torch.zeros(1))).item()
     assert lipschitz(nn.Sequential(nn.ReLU(), Calls(shifted)).eval(), (2, 4, 4)) == expected
 
@@ -204,7 +212,7 @@ def test_a_number_that_is_added_counts_nothing(shifted) -> None:  # type: ignore
 class Calls(nn.Module):
     """Applies a function to its input."""
 
-    def __init__(self, function) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, function: Map) -> None:
         super().__init__()
         self.function = function
 

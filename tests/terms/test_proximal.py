@@ -41,7 +41,7 @@ def newton(a: torch.Tensor, label: torch.Tensor, nu: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("nu", NUS)
-def test_the_answer_is_newtons(nu):
+def test_the_answer_is_newtons(nu: float) -> None:
     a, labels = problem()
     found = cross_entropy_minimiser(a, labels, nu, tol=1e-12, max_iterations=50_000)
     assert found.converged
@@ -51,7 +51,7 @@ def test_the_answer_is_newtons(nu):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("nu", NUS)
-def test_every_row_is_stationary_to_the_tolerance(nu, dtype):
+def test_every_row_is_stationary_to_the_tolerance(nu: float, dtype: torch.dtype) -> None:
     a, labels = problem(rows=50, classes=10, dtype=dtype)
     before = a.clone()
     found = cross_entropy_minimiser(a, labels, nu, tol=1e-5, max_iterations=5000)
@@ -65,14 +65,14 @@ def test_every_row_is_stationary_to_the_tolerance(nu, dtype):
     assert g.norm(dim=1).max() <= 1.1e-5 + 4 * of_z
 
 
-def test_a_stiff_square_leaves_the_gradient_its_digits_in_float32():
+def test_a_stiff_square_leaves_the_gradient_its_digits_in_float32() -> None:
     """ν (z − a) from z itself would carry an error of 100 · 1e-7 · 20 here, more than the tolerance."""
     a, labels = problem(rows=50, size=10, dtype=torch.float32)
     assert cross_entropy_minimiser(a, labels, 100.0, tol=1e-5, max_iterations=20).converged
 
 
 @pytest.mark.parametrize(("nu", "most"), [(100.0, 6), (1.0, 20), (1e-2, 200), (1e-4, 1600)])
-def test_steps_grow_as_the_root_of_the_condition(nu, most):
+def test_steps_grow_as_the_root_of_the_condition(nu: float, most: int) -> None:
     """Ten times as many for ν a hundred times smaller; gradient descent takes a hundred times as many."""
     a, labels = problem(rows=100, classes=10)
     found = cross_entropy_minimiser(a, labels, nu, tol=1e-10, max_iterations=most)
@@ -80,14 +80,14 @@ def test_steps_grow_as_the_root_of_the_condition(nu, most):
     assert most / 4 < found.iterations <= most
 
 
-def test_momentum_begins_anew_where_it_overshoots():
+def test_momentum_begins_anew_where_it_overshoots() -> None:
     """111 steps; 301 without a restart."""
     a, labels = problem(rows=100, classes=10, size=30.0)
     assert cross_entropy_minimiser(a, labels, 1e-4, tol=1e-3, max_iterations=150).converged
 
 
 @pytest.mark.parametrize("nu", NUS)
-def test_the_first_step_is_fistas(nu):
+def test_the_first_step_is_fistas(nu: float) -> None:
     """A gradient step of 2 on CE, then the proximal point of 2 · ν/2 ‖z − a‖²: (v + 2 ν a) / (1 + 2 ν)."""
     a, labels = problem()
     start = a.flip(0)
@@ -96,7 +96,7 @@ def test_the_first_step_is_fistas(nu):
     torch.testing.assert_close(found.z, (v + 2 * nu * a) / (1 + 2 * nu))
 
 
-def test_a_search_that_is_cut_off_says_so():
+def test_a_search_that_is_cut_off_says_so() -> None:
     a, labels = problem()
     cut = cross_entropy_minimiser(a, labels, 1e-6, tol=1e-12, max_iterations=30)
     assert (cut.iterations, cut.converged) == (30, False)
@@ -104,14 +104,14 @@ def test_a_search_that_is_cut_off_says_so():
     assert F.cross_entropy(cut.z, labels) < 0.1 * before
 
 
-def test_no_step_at_all_leaves_the_start():
+def test_no_step_at_all_leaves_the_start() -> None:
     a, labels = problem()
     z, iterations, converged = cross_entropy_minimiser(a, labels, 1.0, tol=1e-12, max_iterations=0)
     assert (iterations, converged) == (0, False)
     assert torch.equal(z, a)
 
 
-def test_the_callers_start_is_used():
+def test_the_callers_start_is_used() -> None:
     a, labels = problem()
     cold = cross_entropy_minimiser(a, labels, 0.1, tol=1e-10, max_iterations=1000)
     at_rest = cross_entropy_minimiser(a, labels, 0.1, tol=1e-9, max_iterations=1000, start=cold.z)
@@ -125,7 +125,7 @@ def test_the_callers_start_is_used():
     assert torch.equal(start, before)
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it():
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     a, labels = problem(rows=20)
     together = cross_entropy_minimiser(a, labels, 1e-3, tol=1e-3, max_iterations=1000)
     alone = [
@@ -135,7 +135,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     assert together.iterations == max(one.iterations for one in alone) > min(one.iterations for one in alone)
 
 
-def test_nan_is_not_taken_for_an_answer():
+def test_nan_is_not_taken_for_an_answer() -> None:
     a, labels = problem()
     a[3, 1] = torch.nan
     found = cross_entropy_minimiser(a, labels, 1.0, tol=1e-6, max_iterations=50)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.view(BITS[one.dtype]), other.view(BITS[other.dtype]))
 
 
-def bits_of_rows(bits: int) -> st.SearchStrategy[list[list[float]]]:
+def bits_of_rows(bits: Literal[32, 64]) -> st.SearchStrategy[list[list[float]]]:
     """Two rows of 1 to 6 numbers each, of any size; NaN and infinities too."""
     number = st.floats(width=bits) | st.floats(-4, 4, width=bits)
     return st.integers(1, 6).flatmap(
@@ -34,7 +36,7 @@ def bits_of_rows(bits: int) -> st.SearchStrategy[list[list[float]]]:
 @pytest.mark.parametrize("kind", KINDS)
 @given(rows=bits_of_rows(32))
 @settings(max_examples=examples(300), deadline=None)
-def test_rounding_twice_is_rounding_once_in_float32(kind, rows):
+def test_rounding_twice_is_rounding_once_in_float32(kind: str, rows: list[list[float]]) -> None:
     once = rounded(torch.tensor(rows, dtype=torch.float32), kind)
     assert same_bits(rounded(once, kind), once)
 
@@ -42,14 +44,14 @@ def test_rounding_twice_is_rounding_once_in_float32(kind, rows):
 @pytest.mark.parametrize("kind", KINDS)
 @given(rows=bits_of_rows(64))
 @settings(max_examples=examples(300), deadline=None)
-def test_rounding_twice_is_rounding_once_in_float64(kind, rows):
+def test_rounding_twice_is_rounding_once_in_float64(kind: str, rows: list[list[float]]) -> None:
     once = rounded(torch.tensor(rows, dtype=torch.float64), kind)
     assert same_bits(rounded(once, kind), once)
 
 
 @given(rows=bits_of_rows(32))
 @settings(max_examples=examples(300), deadline=None)
-def test_int8_errs_by_half_a_step_of_its_row(rows):
+def test_int8_errs_by_half_a_step_of_its_row(rows: list[list[float]]) -> None:
     x = torch.tensor(rows, dtype=torch.float32).nan_to_num(0.0).double()
     step = x.abs().amax(1, keepdim=True) / 127
     bound = step / 2 * 1.004 + FLUSHED * (step * 127 <= FLUSHED)
@@ -57,7 +59,7 @@ def test_int8_errs_by_half_a_step_of_its_row(rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_with_every_scale_that_can_be_rounded_up_or_down(dtype):
+def test_int8_with_every_scale_that_can_be_rounded_up_or_down(dtype: torch.dtype) -> None:
     """The largest of a row, 127 times a number beside the middle of two neighbours in bfloat16: the code is 127."""
     scales = (1 + torch.arange(128, dtype=torch.float64) / 128) * 2.0**-20
     middle = 127 * (scales + 2.0**-28)
@@ -76,14 +78,14 @@ def test_int8_with_every_scale_that_can_be_rounded_up_or_down(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_float16_errs_by_half_a_unit_in_the_last_place(dtype):
+def test_float16_errs_by_half_a_unit_in_the_last_place(dtype: torch.dtype) -> None:
     x = random(50, 7, dtype=dtype) * torch.logspace(-9, 4, 7, dtype=dtype)
     error = (rounded(x, "float16") - x).abs()
     assert (error <= torch.maximum(x.abs() * 2.0**-11, torch.full_like(x, 2.0**-25)) * (1 + 1e-6)).all()
     assert error.max() > 0
 
 
-def test_float32_is_the_very_tensor():
+def test_float32_is_the_very_tensor() -> None:
     x = random(3, 2, dtype=torch.float32)
     assert pack(x, "float32")[0] is x
     assert rounded(x, "float32") is x
@@ -94,14 +96,14 @@ def test_float32_is_the_very_tensor():
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("float16", torch.float32), ("float16", torch.float64), ("float32", torch.float64)]
 )
-def test_numbers_out_of_range_saturate(kind, dtype):
+def test_numbers_out_of_range_saturate(kind: str, dtype: torch.dtype) -> None:
     largest = torch.finfo(getattr(torch, kind)).max
     x = torch.tensor([[1.1, -1.1, 1.0, -1.0]], dtype=dtype) * largest
     assert rounded(x, kind).tolist() == [[largest, -largest, largest, -largest]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_largest_number_passes_int8(dtype):
+def test_the_largest_number_passes_int8(dtype: torch.dtype) -> None:
     x = torch.tensor([[torch.finfo(dtype).max, 1.0, -torch.finfo(torch.float32).max]], dtype=dtype)
     once = rounded(x, "int8")
     assert once.to(torch.float32).isfinite().all()
@@ -110,7 +112,7 @@ def test_the_largest_number_passes_int8(dtype):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_finite_stays_so(dtype, bad):
+def test_what_is_not_finite_stays_so(dtype: torch.dtype, bad: float) -> None:
     x = torch.tensor([[1.0, bad, 2.0], [1.0, 0.5, 0.0]], dtype=dtype)
     for kind in ("float32", "float16"):
         torch.testing.assert_close(rounded(x, kind), x, equal_nan=True, rtol=0, atol=0)
@@ -120,14 +122,14 @@ def test_what_is_not_finite_stays_so(dtype, bad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_zeros_and_of_almost_nothing_become_zeros_in_int8(dtype):
+def test_rows_of_zeros_and_of_almost_nothing_become_zeros_in_int8(dtype: torch.dtype) -> None:
     x = torch.tensor([[0.0, -0.0], [1e-45, 0.0], [1e-38, -1e-40], [0.9 * FLUSHED, 0.0]], dtype=dtype)
     assert not pack(x, "int8")[0].any()
     assert same_bits(rounded(x, "int8"), torch.zeros_like(x))
     assert rounded(torch.full((1, 1), 1.1 * FLUSHED, dtype=dtype), "int8").item() > 0
 
 
-def test_each_row_has_a_scale_of_its_own():
+def test_each_row_has_a_scale_of_its_own() -> None:
     x = torch.tensor([[127.0, 3.0], [127e-6, 3e-6]])
     assert pack(x, "int8")[0].tolist() == [[127, 3], [127, 3]]
 
@@ -135,7 +137,7 @@ def test_each_row_has_a_scale_of_its_own():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4, 10), (1, 1), (3, 2, 5, 5), (0, 6)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_receiver_knows_the_parts(kind, shape, dtype):
+def test_a_receiver_knows_the_parts(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = random(*shape, dtype=dtype)
     before = x.clone()
     parts = pack(x, kind)
@@ -146,7 +148,7 @@ def test_a_receiver_knows_the_parts(kind, shape, dtype):
     assert torch.equal(x, before)
 
 
-def test_bytes():
+def test_bytes() -> None:
     x = random(8, 16, 7, 7, dtype=torch.float32)
     sizes = {kind: sum(part.nbytes for part in pack(x, kind)) for kind in KINDS}
     assert sizes["float32"] == x.nbytes
@@ -155,6 +157,6 @@ def test_bytes():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_channels_last_makes_no_difference(kind):
+def test_channels_last_makes_no_difference(kind: str) -> None:
     x = random(4, 3, 5, 6, dtype=torch.float32)
     assert torch.equal(rounded(x.contiguous(memory_format=torch.channels_last), kind), rounded(x, kind))

@@ -24,14 +24,14 @@ def all_cells(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_stored_row_has_one_value_for_each_cell_that_has_a_pixel(shape):
+def test_a_stored_row_has_one_value_for_each_cell_that_has_a_pixel(shape: tuple[int, ...]) -> None:
     rows = {r for r, _ in all_cells(shape)}
     columns = {c for _, c in all_cells(shape)}
     assert cells(shape, 2) == (shape[0], len(rows), len(columns))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_average_is_the_mean_of_the_pixels_of_each_cell(shape):
+def test_average_is_the_mean_of_the_pixels_of_each_cell(shape: tuple[int, ...]) -> None:
     x = images(shape)
     found = average(x, 2)
     for row, column in all_cells(shape):
@@ -40,7 +40,7 @@ def test_average_is_the_mean_of_the_pixels_of_each_cell(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_upsample_gives_every_pixel_the_value_of_its_cell(shape):
+def test_upsample_gives_every_pixel_the_value_of_its_cell(shape: tuple[int, ...]) -> None:
     stored = images(cells(shape, 2))
     pixels = upsample(stored, shape, 2)
     assert pixels.shape == (3, *shape)
@@ -49,33 +49,35 @@ def test_upsample_gives_every_pixel_the_value_of_its_cell(shape):
             assert torch.equal(pixels[:, :, i, j], stored[:, :, i // 2, j // 2])
 
 
-def test_upsample_of_an_even_size_is_the_kronecker_product_with_ones():
+def test_upsample_of_an_even_size_is_the_kronecker_product_with_ones() -> None:
     stored = images((2, 3, 4))
     ones = torch.ones(1, 1, 2, 2, dtype=torch.float64)
     assert torch.equal(upsample(stored, (2, 6, 8), 2), torch.kron(stored, ones))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pixels_per_cell_counts_the_pixels_inside_the_image(shape):
+def test_pixels_per_cell_counts_the_pixels_inside_the_image(shape: tuple[int, ...]) -> None:
     m = pixels_per_cell(shape, 2)
+    assert isinstance(m, torch.Tensor)
     for row, column in all_cells(shape):
         assert m[row, column] == len(members(shape, row, column))
 
 
-def test_a_seven_by_seven_map_stores_16_of_49_with_4_2_and_1_pixels_each():
+def test_a_seven_by_seven_map_stores_16_of_49_with_4_2_and_1_pixels_each() -> None:
     m = pixels_per_cell((8, 7, 7), 2)
+    assert isinstance(m, torch.Tensor)
     assert cells((8, 7, 7), 2) == (8, 4, 4)
     assert m.tolist() == [[4, 4, 4, 2]] * 3 + [[2, 2, 2, 1]]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_average_after_upsample_changes_nothing(shape):
+def test_average_after_upsample_changes_nothing(shape: tuple[int, ...]) -> None:
     stored = images(cells(shape, 2))
     torch.testing.assert_close(average(upsample(stored, shape, 2), 2), stored)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_average_is_the_transpose_of_upsample_divided_by_the_pixels_of_a_cell(shape):
+def test_average_is_the_transpose_of_upsample_divided_by_the_pixels_of_a_cell(shape: tuple[int, ...]) -> None:
     stored, x = images(cells(shape, 2)), images(shape)
     inner_pixels = (upsample(stored, shape, 2) * x).sum()
     inner_cells = (pixels_per_cell(shape, 2) * stored * average(x, 2)).sum()
@@ -83,14 +85,14 @@ def test_average_is_the_transpose_of_upsample_divided_by_the_pixels_of_a_cell(sh
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_slope_of_the_squared_distance_needs_the_averaged_pixels_only(shape):
+def test_the_slope_of_the_squared_distance_needs_the_averaged_pixels_only(shape: tuple[int, ...]) -> None:
     """Erratum 6: d ‖US(Λ) − x‖² / dΛ = 2 m (Λ − avg x), 8 (Λ − avg x) inside."""
     stored, x = images(cells(shape, 2)).requires_grad_(), images(shape)
     (slope,) = torch.autograd.grad((upsample(stored, shape, 2) - x).square().sum(), stored)
     torch.testing.assert_close(slope, 2 * pixels_per_cell(shape, 2) * (stored.detach() - average(x, 2)))
 
 
-def test_factor_one_leaves_everything_as_it_is():
+def test_factor_one_leaves_everything_as_it_is() -> None:
     x = images((2, 5, 5))
     assert average(x, 1) is x
     assert upsample(x, (2, 5, 5), 1) is x
@@ -98,12 +100,21 @@ def test_factor_one_leaves_everything_as_it_is():
     assert pixels_per_cell((2, 5, 5), 1) == 1.0
 
 
-def test_factor_one_takes_vectors():
+def test_factor_one_takes_vectors() -> None:
     vectors = images((9,))
     assert average(vectors, 1) is vectors
     assert cells((9,), 1) == (9,)
 
 
-def test_channels_last_makes_no_difference():
+def test_channels_last_makes_no_difference() -> None:
     x = images((4, 7, 6))
     torch.testing.assert_close(average(x.contiguous(memory_format=torch.channels_last), 2), average(x, 2))
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3)])
+def test_what_is_no_feature_map_is_kept_whole(shape: tuple[int, ...]) -> None:
+    x = images(shape)
+    assert cells(shape, 2) == shape
+    assert pixels_per_cell(shape, 2) == 1.0
+    assert torch.equal(average(x, 2), x)
+    assert torch.equal(upsample(x, shape, 2), x)

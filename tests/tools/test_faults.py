@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hpcsplit.run.records import EpochRecord, Records, StageRecord
 from tools.campaigns.runs import Outcome
@@ -23,13 +24,13 @@ def test_a_record_differs_by_all_but_times_and_memory(tmp_path: Path) -> None:
     slower = replace(STAGE, compute_s=7.0, exposed_comm_s=7.0, exposed_io_s=7.0, imbalance_s=7.0, peak_rss_bytes=7)
     late = replace(EPOCH, wall_s=7.0, train_s=7.0, refresh_s=7.0, checkpoint_s=7.0, samples_per_s=7.0, stages=(slower,))
     assert outcome(tmp_path / "late", late).differs(usual) == ""
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"loss": 2.0},
         {"terms": {"phi": 2.0}},
         {"recomputed": True},
         *({"stages": (replace(STAGE, **{key: 99}),)} for key in ("violation", "penalty_signal", "sent_bytes")),
     ]
     for number, change in enumerate(changes):
-        other = outcome(tmp_path / str(number), replace(EPOCH, **change))  # type: ignore[arg-type]
+        other = outcome(tmp_path / str(number), replace(EPOCH, **change))
         assert other.differs(usual) == f"other {next(iter(change))} of epoch 0"
     assert Outcome([]).differs(usual) == "0 records, not 1"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ SLOW = (
 )  # of what other tests run
 
 
-def gpu(out: Path, *words: str) -> tuple[int, list[dict], str]:
+def gpu(out: Path, *words: str) -> tuple[int, list[dict[str, Any]], str]:
     command = [sys.executable, "-m", "tools.gpu_checks", "--device", "cpu", "--tiny", "--out", str(out), *words]
     temporary = out.with_name("temporary")
     temporary.mkdir(parents=True)

@@ -12,7 +12,7 @@ import pytest
 from tools.mutation import __main__ as program
 from tools.mutation.mutants import drawn, equivalents, mutants
 from tools.mutation.rooms import ROOMS, files_of_tests, modules, own
-from tools.program import ROOT
+from tools.program import FAILED, ROOT
 
 SOURCE = '''"""A text of 7 words."""
 
@@ -138,7 +138,7 @@ def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text(text)
     words = ["--room", "records", "--count", "20", "--jobs", "1", "--out", str(tmp_path / "out")]
-    assert program.main(words, tmp_path / "tree") == program.FAILED
+    assert program.main(words, tmp_path / "tree") == FAILED
     lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     found = {(one["before"], one["after"]): one for one in map(json.loads, lines)}
     assert {change for change, one in found.items() if not one["noticed"]} == {
@@ -152,7 +152,7 @@ def test_survivors_are_what_no_test_notices(tmp_path: Path, capsys: pytest.Captu
     assert "records             7        4      0         3      0   57.1%" in said
     assert "hpcsplit/run/records.py:3 arithmetic\n    - return a * b\n    + return a / b" in said
     again = program.main(words, tmp_path / "tree")
-    assert again == program.FAILED
+    assert again == FAILED
     assert (tmp_path / "out" / "results.jsonl").read_text().splitlines() == lines
     test = tmp_path / "tree" / "tests" / "run" / "test_records.py"
     test.write_text(test.read_text().replace("area(2, 1) == 2", "area(2, 3) == 6"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.engine.small import train_here, weights, write_toml
+from tests.engine.small import Weights, train_here, weights, write_toml
 from tests.wire.launch import ROOT, Ended, python
 
-METHODS = {
+Uninterrupted = Callable[[str, int], Weights]
+METHODS: dict[str, dict[str, Any]] = {
     "penalty": {"method__name": "penalty"},
     "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
     "backprop": {"method__name": "backprop", "schedule__microbatches": 3},
@@ -41,11 +43,11 @@ def mpi_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[tuple[int, str]]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
     """uninterrupted(method, stages): the weights of every epoch, all stages in one process and rows in memory."""
-    known: dict[tuple[str, int], list[tuple[int, str]]] = {}
+    known: dict[tuple[str, int], Weights] = {}
 
-    def get(method: str, stages: int) -> list[tuple[int, str]]:
+    def get(method: str, stages: int) -> Weights:
         if (method, stages) not in known:
             place = tmp_path_factory.mktemp(f"{method}-{stages}")
             toml = write_toml(place / "c.toml", stages, **METHODS[method], store__kind="memory")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.small import train_here, weights, write_toml
-from tests.whole.conftest import METHODS
+from tests.whole.conftest import METHODS, Uninterrupted
 from tests.wire.launch import Ended, needs_mpi, python
 
 pytestmark = [needs_mpi, pytest.mark.mpi, pytest.mark.alone]
@@ -35,7 +35,7 @@ def killed(toml: Path, run_dir: Path, rank: int, moment: str) -> None:
     assert seconds < LIMIT_S
 
 
-def test_killed_again_and_again_with_rows_kept_in_the_store(tmp_path: Path, uninterrupted) -> None:
+def test_killed_again_and_again_with_rows_kept_in_the_store(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     toml, run_dir = write_toml(tmp_path / "c.toml", 2, **METHODS["penalty"], checkpoint__aux="keep"), tmp_path / "run"
     killed(toml, run_dir, 1, "import")
     killed(toml, run_dir, 0, "job")
@@ -48,7 +48,9 @@ def test_killed_again_and_again_with_rows_kept_in_the_store(tmp_path: Path, unin
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
 
 
-def test_killed_and_asked_to_stop_with_rows_copied_into_checkpoints(tmp_path: Path, uninterrupted) -> None:
+def test_killed_and_asked_to_stop_with_rows_copied_into_checkpoints(
+    tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
     toml, run_dir = write_toml(tmp_path / "c.toml", 2, **METHODS["al"]), tmp_path / "run"
     killed(toml, run_dir, 0, "serial:0")
     killed(toml, run_dir, 1, "parallel:1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.small import records, train_here, weights, write_toml
-from tests.whole.conftest import METHODS, Finished
+from tests.whole.conftest import METHODS, Finished, Uninterrupted
 from tests.wire.launch import needs_mpi, python
 
 pytestmark = [needs_mpi, pytest.mark.mpi]
@@ -115,11 +115,13 @@ def test_times_of_a_stage_fit_into_its_epoch(mpi_run: Finished) -> None:
             assert sum(parts) <= record["train_s"] * 1.001
 
 
-def test_two_ranks_compute_what_one_process_computes(mpi_run: Finished, uninterrupted) -> None:
+def test_two_ranks_compute_what_one_process_computes(mpi_run: Finished, uninterrupted: Uninterrupted) -> None:
     assert weights(mpi_run.folder) == uninterrupted("penalty", 2)
 
 
-def test_a_run_that_times_its_stages_first_ends_with_the_same_weights(tmp_path: Path, uninterrupted) -> None:
+def test_a_run_that_times_its_stages_first_ends_with_the_same_weights(
+    tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
     toml = write_toml(tmp_path / "c.toml", 2, **METHODS["penalty"], run__baseline=True)
     ended = python("-m", "hpcsplit", "train", toml, "--run-dir", tmp_path / "run", ranks=2)
     assert ended.code == 0, ended.err
@@ -131,7 +133,7 @@ def test_a_run_that_times_its_stages_first_ends_with_the_same_weights(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.weekly)])
-def test_ranks_compute_what_one_process_computes(ranks: int, tmp_path: Path, uninterrupted) -> None:
+def test_ranks_compute_what_one_process_computes(ranks: int, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     """Every method over MPI with rows in files, against all stages in one process with rows in memory."""
     words = []
     for name, changes in METHODS.items():
@@ -142,7 +144,7 @@ def test_ranks_compute_what_one_process_computes(ranks: int, tmp_path: Path, uni
         assert weights(tmp_path / name) == uninterrupted(name, ranks), name
 
 
-def test_one_rank_alone_needs_no_mpi(uninterrupted) -> None:
+def test_one_rank_alone_needs_no_mpi(uninterrupted: Uninterrupted) -> None:
     assert uninterrupted("backprop", 1) == uninterrupted("backprop", 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.engine.small import train_here, write_toml
 from tests.wire.launch import Ended, needs_mpi, python
 
 
-def start(toml: Path, run_dir: Path, *overrides: object, ranks: int = 2, **variables: str) -> Ended:
+def start(toml: Path, run_dir: Path, *overrides: object, ranks: int = 2, **variables: Any) -> Ended:
     return python("-m", "hpcsplit", "train", toml, "--run-dir", run_dir, *overrides, ranks=ranks, **variables)
 
 

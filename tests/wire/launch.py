@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.program import mpirun
+from hpcsplit.host.launchers import alone, mpirun
 
 ROOT = Path(__file__).parents[2]
 PYTHONPATH = f"{ROOT}:{ROOT / 'tests' / 'lean'}"
@@ -35,7 +35,7 @@ def python(*args: object, ranks: int = 0, limit_s: float = 90, out: Path | None 
     command = [str(word) for word in (sys.executable, *args)]
     if ranks:
         command = [MPIRUN, "-n", str(ranks), *command]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "SLURM_", "HPCSPLIT_"))}
+    clean = {k: v for k, v in alone().items() if not k.startswith("HPCSPLIT_")}
     environment = {**clean, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **variables}
     stdout = open(out, "w") if out else subprocess.PIPE  # noqa: SIM115
     process = subprocess.Popen(
@@ -55,6 +55,6 @@ def python(*args: object, ranks: int = 0, limit_s: float = 90, out: Path | None 
         said, complained = process.communicate()
         pytest.fail(f"{' '.join(command)} took more than {limit_s} s\n{said}\n{complained}")
     finally:
-        if out:
-            stdout.close()  # type: ignore[union-attr]
+        if not isinstance(stdout, int):
+            stdout.close()
     return Ended(process.returncode, out.read_text() if out else said, complained)

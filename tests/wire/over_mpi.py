@@ -155,7 +155,7 @@ def main(answers: Path) -> None:
     found, on_their_way = {"late": "late" in sys.argv, "library": wire.library}, 0
     for program in (*PROGRAMS, big_both_ways, many_big_both_ways, many_unread, late_sender, slow_message):
         # counted_bytes expects a fresh meter
-        wire.traffic.__init__()
+        wire.traffic.__init__()  # type: ignore[misc]
         answer = wire.run([program(rank, size)])[0]
         on_their_way += len(wire.leaving) + len(wire.outgoing)
         found[program.__name__] = wire.share(answer)
@@ -178,6 +178,6 @@ def main(answers: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "late" in sys.argv:
-        mpi.body = lambda tensor: LateCopy(tensor).buffer
-        mpi.copy_under_way = lambda device: LateCopy.latest
+        mpi.body = lambda tensor: LateCopy(tensor).buffer  # type: ignore[attr-defined, assignment]
+        mpi.copy_under_way = lambda device: LateCopy.latest  # type: ignore[attr-defined, assignment, return-value]
     main(Path(sys.argv[1]))

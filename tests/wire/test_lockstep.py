@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share, agree_lag
+from hpcsplit.wire.port import NEXT, PREV, Meter, Program, Recv, Send, Share, Verb, agree_lag
 from tests.wire import programs
 
 
-def run(program, size: int):
+def run(program: Callable[[int, int], Program], size: int) -> list[Any]:
     return lockstep.run([program(rank, size) for rank in range(size)])
 
 
-def talk(*verbs) -> Program:
+def talk(*verbs: Verb) -> Program:
     """A program that yields these verbs and returns the answers of all but the sends."""
     answers = []
     for verb in verbs:
@@ -101,7 +103,7 @@ def test_one_stage_alone_shares_with_itself() -> None:
         (([], [Recv(PREV, "x", (2,))]), "stage 0 has ended; stage 1 waits for 'x' from stage 0"),
     ],
 )
-def test_a_deadlock_says_what_every_stage_waits_for(verbs, sentence: str) -> None:
+def test_a_deadlock_says_what_every_stage_waits_for(verbs: Sequence[list[Verb]], sentence: str) -> None:
     with pytest.raises(lockstep.Deadlock) as caught:
         lockstep.run([talk(*v) for v in verbs])
     assert sentence in str(caught.value)
@@ -141,7 +143,7 @@ def test_a_message_that_nobody_takes_is_named() -> None:
 @pytest.mark.parametrize(
     ("verb", "side"), [(Send(PREV, "x", X), "-1"), (Recv(PREV, "x", (2,)), "-1"), (Send(NEXT, "x", X), r"\+1")]
 )
-def test_the_ends_of_the_row_have_no_neighbour(verb, side: str) -> None:
+def test_the_ends_of_the_row_have_no_neighbour(verb: Verb, side: str) -> None:
     with pytest.raises(lockstep.WrongMessage, match=f"stage 0 has no neighbour on side {side}"):
         lockstep.run([talk(verb)])
 

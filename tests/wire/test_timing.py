@@ -29,10 +29,16 @@ def test_the_one_that_measures_sends_first_and_waits() -> None:
     assert isinstance(next(one_way_times(PREV, torch.zeros(5), 2, measures=False)), Recv)
 
 
-def wire_that(answers: bool) -> Any:
-    request = SimpleNamespace(Test=lambda: answers)
-    comm = SimpleNamespace(Isend=lambda *_, **__: request, Irecv=lambda *_, **__: request)
-    return SimpleNamespace(comm=comm, rank=1, host="n7")
+def wire_that(answers: bool, device: str = "cpu") -> Any:
+    """A wire; `carried` is what MPI has been given."""
+    request, carried = SimpleNamespace(Test=lambda: answers), []
+
+    def carry(values: Any, peer: int, tag: int) -> Any:
+        carried.append(values)
+        return request
+
+    comm = SimpleNamespace(Isend=carry, Irecv=carry)
+    return SimpleNamespace(comm=comm, rank=1, host="n7", device=torch.device(device), carried=carried)
 
 
 def test_mpi_alone_carries_a_program_to_its_end_or_says_who_does_not_answer() -> None:
@@ -42,3 +48,11 @@ def test_mpi_alone_carries_a_program_to_its_end_or_says_who_does_not_answer() ->
     sentence = "rank 1 on n7 has waited 0 s for a message of 8 bytes from or to rank 0: look at firewalls"
     with pytest.raises(LaunchError, match=sentence):
         directly(wire_that(answers=False), program, 0.0)
+
+
+def test_mpi_alone_is_given_what_lies_on_a_device_as_it_is() -> None:
+    wire, message = wire_that(answers=True, device="meta"), torch.zeros(3, 2, device="meta")
+    directly(wire, one_way_times(NEXT, message, 1, measures=True), 0.0)
+    sent, received = wire.carried
+    assert sent is message
+    assert (received.device.type, received.shape, received.dtype) == ("meta", (3, 2), torch.float32)

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcsplit.host.launchers import mpirun
 from tools.experiments import running
 from tools.experiments.declaring import EXPERIMENTS, Row, ScaleName
 from tools.experiments.keeping import archive_of, unpack, write_page
 from tools.experiments.running import Task
-from tools.program import INTERRUPTED, ROOT, Parser, mpirun
+from tools.program import INTERRUPTED, ROOT, Parser
 
 SCALES: tuple[ScaleName, ...] = ("small", "paper")
 PAGE = ROOT / "docs" / "results.md"

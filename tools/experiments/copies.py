@@ -11,14 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpcsplit.host.launchers import launcher_rank
-from tools.program import LAUNCHERS
+from hpcsplit.host.launchers import alone, launcher_rank
 
 
 def main(words: Sequence[str]) -> None:
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     train = [sys.executable, "-m", "hpcsplit", "train", *words[:-1], f"{words[-1]}-copy{launcher_rank()}"]
-    os.execve(sys.executable, train, alone)
+    os.execve(sys.executable, train, alone())
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from pathlib import Path
 from hpcsplit.config import Config, load
 from hpcsplit.config.option import show
 from hpcsplit.errors import DONE, HpcsplitError
+from hpcsplit.host.launchers import mpirun
 from hpcsplit.host.printable import spans
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import Records
 from tools.experiments.declaring import Experiment, Row, ScaleName, Settings
 from tools.experiments.measuring import Results, Run
-from tools.program import ROOT, last_line, mpirun
+from tools.program import ROOT, last_line
 
 POLL_S = 0.2
 ALONE = "alone"  # a file in the folder of a run beside which nothing else ran

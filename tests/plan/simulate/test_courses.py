@@ -62,7 +62,7 @@ def test_a_narrow_link_binds_at_its_bandwidth() -> None:
     assert found.binds == "link"
     halved = problem(EVEN, method=Penalty(downsample=2))
     assert step_s(halved, (2,), machine) == pytest.approx(50 / 4, rel=0.1)
-    both_back = problem(EVEN, method=AugmentedLagrangian())  # λ and κ
+    both_back = problem(EVEN, method=AugmentedLagrangian(downsample=1))  # λ and κ
     assert step_s(both_back, (2,), machine) == pytest.approx(100, rel=0.02)
 
 

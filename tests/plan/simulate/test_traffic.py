@@ -28,7 +28,7 @@ from hpcsplit.plan.simulate.study import replay
 from hpcsplit.plan.simulate.traffic import epoch_bytes
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import Meter, Verb
+from hpcsplit.wire.port import Meter, Traffic, Verb
 from tests.engine.small import config, make_jobs, one_epoch
 
 STEPS, BATCH = 6, 16
@@ -45,7 +45,7 @@ METHODS: list[dict[str, Any]] = [
 
 
 def sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int, int]]:
-    def now(traffic: Any) -> tuple[int, int, int]:
+    def now(traffic: Traffic) -> tuple[int, int, int]:
         return traffic.messages, traffic.sent_bytes_prev, traffic.sent_bytes_next
 
     if phase == "parallel" and job.has_variables:
@@ -53,7 +53,8 @@ def sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int, int]]:
     before = now((yield Meter()))
     yield from one_epoch(job, Train(0, phase, 0))
     after = now((yield Meter()))
-    return tuple(b - a for a, b in zip(before, after, strict=True))  # type: ignore[return-value]
+    messages, prev, following = (b - a for a, b in zip(before, after, strict=True))
+    return messages, prev, following
 
 
 def simulated(cfg: Any, stages: int, phase: Phase) -> list[tuple[int, int, int]]:
