@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hpcsplit.errors import NumericalError
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.wire import lockstep
 from tests.checkpoint.conftest import STOP_AT_ONCE, Run
+from tests.checkpoint.starts import Kept
 from tests.engine.conftest import Make
 from tests.engine.small import CUTS, write_toml
 
@@ -146,6 +148,24 @@ def test_multipliers_that_grow_without_bound_end_the_run(make: Make) -> None:
     changes = {"method__name": "al", "method__eta_kappa_form": "curvature", "method__eta_kappa": 1e6}
     with pytest.raises(NumericalError, match=r"times the exact gradient \(label ratio; at most 1e\+06\): training has"):
         trained(make, 2, **changes, method__eta_lambda=0.5, schedule__ratio="0:1", schedule__warmup=1)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", True), ("float32", False)])
+def test_rows_too_coarse_for_what_they_teach_are_said(make: Make, dtype: str, said: bool) -> None:
+    kept = Kept()
+    changes = {"schedule__ratio": "0:1", "schedule__epochs": 3, "store__kind": "memory", "optim__lr": 1e-6}
+    mlp = {
+        "model__name": "mlp",
+        "model__depth": 3,
+        "model__width": 8,
+        "split__cuts": [1],
+    }  # no other mini-batch moves x
+    jobs = make(2, kept, **changes, **mlp, method__beta=1e4, store__dtype=dtype)
+    lockstep.run([rank_program(job) for job in jobs])
+    sentence = re.compile(
+        r"store\.dtype = bfloat16 rounds away \d+% of what the variables teach stage 0; set store\.dtype"
+    )
+    assert any(map(sentence.match, kept.said)) is said
 
 
 def test_variables_are_refreshed_every_so_many_parallel_epochs(make: Make) -> None:
