@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hpcsplit.engine.job import Job
+from hpcsplit.methods.contract import Batch
 from hpcsplit.schedule.actions import Refresh
 from hpcsplit.schedule.timetable import slices, timetable
 from hpcsplit.stage.stage import Stage
@@ -46,34 +47,42 @@ def pass_back(job: Job, order: Sequence[np.ndarray], visit: VisitBack) -> Genera
         visit: called on every stage with (step, ids, its input, its output, the samples' gradients at its input; these
             are empty on the first stage).
     """
-    stage, graphs = job.stage, dict[int, tuple[torch.Tensor, torch.Tensor]]()
+    stage, under_way = job.stage, dict[int, tuple[Batch, torch.Tensor, torch.Tensor]]()
     for kind, step in timetable("1f1b", stage.index, stage.count, len(order)):
-        ids = order[step]
         if kind == "F":
-            x = job.train.images(ids) if stage.first else (yield stage.receive(PREV, "forward", len(ids), step))
-            x = x.detach().requires_grad_(not stage.first)
-            with stage.statistics_kept():
-                y = stage.forward(x)
-            graphs[step] = x, y
-            if not stage.last:
-                yield Send(NEXT, "forward", y.detach(), step)
-            continue
-        x, y = graphs.pop(step)
-        if stage.last:
-            g = gradient_at(stage, y, job.targets(ids))
+            batch = job.batch(order[step])
+            under_way[step] = batch, *(yield from forth(stage, batch, step))
         else:
-            g = yield stage.receive(NEXT, "adjoint", len(ids), step)
-        slope = torch.empty(0)
-        if not stage.first:
-            (slope,) = torch.autograd.grad(y, x, g)
-            yield Send(PREV, "adjoint", slope, step)
-        visit(step, ids, x.detach(), y.detach(), slope)
+            batch, x, y = under_way.pop(step)
+            _, g = yield from back(stage, x, y, batch, step)
+            visit(step, batch.ids, x.detach(), y.detach(), g)
 
 
-def gradient_at(stage: Stage, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The samples' own gradients of φ at the last stage's outputs."""
-    (g,) = torch.autograd.grad(stage.loss(outputs, targets).sum(), outputs, retain_graph=True)
-    return g
+def forth(stage: Stage, batch: Batch, index: int = 0) -> Generator[Verb, Any, tuple[torch.Tensor, torch.Tensor]]:
+    """Pass one mini-batch on; the stage's input and its output, with the graph between them."""
+    x = batch.x if stage.first else (yield stage.receive(PREV, "forward", batch.size, index))
+    x = x.detach().requires_grad_()
+    with stage.statistics_kept():
+        y = stage.forward(x)
+    if not stage.last:
+        yield Send(NEXT, "forward", y.detach(), index)
+    return x, y
+
+
+def back(
+    stage: Stage, x: torch.Tensor, y: torch.Tensor, batch: Batch, index: int = 0
+) -> Generator[Verb, Any, tuple[torch.Tensor, torch.Tensor]]:
+    """Pass the exact gradients of each sample alone back; those at the stage's output and at its input, empty on the
+    first stage."""
+    if stage.last:
+        (at_output,) = torch.autograd.grad(stage.loss(y, batch.y).sum(), y, retain_graph=True)
+    else:
+        at_output = yield stage.receive(NEXT, "adjoint", batch.size, index)
+    if stage.first:
+        return at_output, torch.empty(0)
+    (at_input,) = torch.autograd.grad(y, x, at_output)
+    yield Send(PREV, "adjoint", at_input, index)
+    return at_output, at_input
 
 
 def first_rows(job: Job, x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
-from hpcsplit.engine.forward import first_rows, gradient_at
+from hpcsplit.engine.forward import back, first_rows, forth
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Aux, Compared, Makes, Uses
 from hpcsplit.schedule.actions import Train
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
-from hpcsplit.wire.port import NEXT, PREV, Send, Verb
+from hpcsplit.wire.port import Verb
 
 _EPOCH = "epoch"  # the parallel epoch that has left them; on every stage or on none
 
@@ -59,16 +59,8 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
         piece = slices(len(last), method.microbatches)[-1]  # BatchNorm normalises over it
         batch = job.batch(last[piece], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
 
-    x = batch.x if stage.first else (yield stage.receive(PREV, "probe", batch.size))
-    x = x.requires_grad_()
-    y = _forward(stage, x)
-    if not stage.last:
-        yield Send(NEXT, "probe", y.detach())
-    exact = gradient_at(stage, y, batch.y) if stage.last else (yield stage.receive(NEXT, "probe_g", batch.size))
-    g = torch.empty(0)
-    if not stage.first:
-        (g,) = torch.autograd.grad(y, x, exact)
-        yield Send(PREV, "probe_g", g)
+    x, y = yield from forth(stage, batch)
+    exact, g = yield from back(stage, x, y, batch)
     if stage.last:
         result = Signals(1.0, 1.0, None, None)
     else:
@@ -106,11 +98,6 @@ def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
     return rows
 
 
-def _forward(stage: Stage, x: torch.Tensor) -> torch.Tensor:
-    with stage.statistics_kept():
-        return stage.forward(x)
-
-
 def _compare(
     stage: Stage,
     method: Compared,
@@ -122,7 +109,8 @@ def _compare(
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():
-        local = _forward(stage, own_input).float()
+        with stage.statistics_kept():
+            local = stage.forward(own_input).float()
         used, penalty = method.adjoint(stage, aux, local)
         target = method.target(stage, aux)
         steps = {name: t + _step(t.float(), stored) for name, t in aux.items() if name.startswith("next_")}

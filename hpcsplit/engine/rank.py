@@ -118,8 +118,8 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     reports = msgspec.convert((yield Share(told)), list[StageReport])
     if broken := [str(report.stage.stage) for report in reports if not report.finite]:
         raise diverged(f"weights of stage {', '.join(broken)} are not finite after {_named(action)}").on_all_ranks()
-    if wild := {r.stage.stage: r.stage.label_ratio for r in reports if (r.stage.label_ratio or 0.0) > RATIO_LIMIT}:
-        stage, ratio = next(iter(wild.items()))
+    ratio, stage = max((report.stage.label_ratio or 0.0, report.stage.stage) for report in reports)
+    if ratio > RATIO_LIMIT:
         raise diverged(
             f"after {_named(action)} stage {stage} is given {ratio:.1e} times the exact gradient (label ratio; at most "
             f"{RATIO_LIMIT:.0e})",
