@@ -9,23 +9,26 @@ from dataclasses import dataclass
 class Optimizer:
     """What the program knows of an optimizer without importing it.
 
-    `kind` is its class, "module:class"; it takes `lr` and `weight_decay`, and `momentum` where that is true.  A `fused`
-    one steps all real weights in one kernel: a third to a seventh of the time.
+    `kind` is its class, "module:class"; it takes `lr` and `weight_decay`, and `momentum` or `betas` where that is true.
+    A `fused` one steps all real weights in one kernel: a third to a seventh of the time.
     """
 
     kind: str
     momentum: bool = False
+    betas: bool = False
     fused: bool = False
 
 
 OPTIMIZERS = {
     "sgd": Optimizer("torch.optim:SGD", momentum=True, fused=True),
-    "adam": Optimizer("torch.optim:Adam", fused=True),
-    "adamw": Optimizer("torch.optim:AdamW", fused=True),
+    "adam": Optimizer("torch.optim:Adam", betas=True, fused=True),
+    "adamw": Optimizer("torch.optim:AdamW", betas=True, fused=True),
     "adagrad": Optimizer("torch.optim:Adagrad"),
     "adadelta": Optimizer("torch.optim:Adadelta"),
     "rmsprop": Optimizer("torch.optim:RMSprop", momentum=True),
-    "nadam": Optimizer("torch.optim:NAdam"),
-    "radam": Optimizer("torch.optim:RAdam"),
-    "adamax": Optimizer("torch.optim:Adamax"),
+    "nadam": Optimizer("torch.optim:NAdam", betas=True),
+    "radam": Optimizer("torch.optim:RAdam", betas=True),
+    "adamax": Optimizer("torch.optim:Adamax", betas=True),
+    "muon": Optimizer("hpcsplit.stage.matrices:Muon", momentum=True),
+    "rotated-adam": Optimizer("hpcsplit.stage.matrices:RotatedAdam", betas=True),
 }

@@ -12,7 +12,8 @@ from hpcsplit.schedule.learning_rate import SCHEDULES
 from hpcsplit.schedule.timetable import ORDERS
 from hpcsplit.tasks.catalog import TASKS
 
-_WITH_MOMENTUM = " and ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
+_WITH_MOMENTUM = ", ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
+_WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.betas)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class OptimSection:
     name: str = option("sgd", "torch's optimizer", choices=tuple(OPTIMIZERS))
     lr: float = option(0.1, "initial learning rate", above=0.0)
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
+    beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)
+    beta2: float = option(0.999, "decay of its square there", low=0.0, high=0.9999999, later=True)
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
     lr_schedule: str = option("cosine", "over the run, or over each of schedule.lr_phases", choices=tuple(SCHEDULES))
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)

@@ -233,8 +233,10 @@ class InFlight(Protocol):
     """With mini-batches in flight between two steps."""
 
     def delay(self, stage: int, stages: int) -> float:
-        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`; so
-        many mini-batches are in flight there between two steps."""
+        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`."""
+
+    def flights(self, stage: int, stages: int) -> float:
+        """How many mini-batches are in flight there between two steps."""
 
     def settle(self, stage: Stage) -> Talk:
         """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
@@ -298,8 +300,13 @@ def _has_label_signal(cls: type[TrainingMethod]) -> bool:
 
 
 def delay(method: TrainingMethod, stage: int, stages: int) -> float:
-    """How many updates old a gradient is, and how many mini-batches are in flight, on stage number `stage`."""
+    """How many updates old a gradient is on stage number `stage`."""
     return method.delay(stage, stages) if isinstance(method, InFlight) else 0.0
+
+
+def flights(method: TrainingMethod, stage: int, stages: int) -> float:
+    """How many mini-batches are in flight on stage number `stage` between two steps."""
+    return method.flights(stage, stages) if isinstance(method, InFlight) else 0.0
 
 
 def sweeps(method: TrainingMethod) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:

@@ -22,11 +22,17 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
     "stale"     today's weights on the activations that the forward pass kept (Zhang and Abdelrahman, "Pipelined
                 Training with Stale Weights of Deep Convolutional Neural Networks", 2021); autocast's bfloat16 copies of
                 the weights stay those of the forward pass
+    "2bw"       ∇_W <g_b, f(W_{b-1}, x_b)> on every stage, the last one, too: all stages take the same, exact gradient
+                of one update ago, whatever K is; K-1-k micro-batches at least (2 (K-1-k) with "step") must make a
+                mini-batch (PipeDream-2BW, Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", 2021)
 
-Corrections, each off by default:
+Corrections, each off by default (corrections.py):
 
-    predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018); with
-                   lr_anneal η is the rate that it allows now
+    predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018), or
+                   Adam's step (PipeOptim, Guan et al. 2023); with lr_anneal η is the rate that it allows now
+    feedback       W + u_b + φ d (u_b − u_{b-1}) for the optimizer's own step u_b: what the step before has lacked, as
+                   far as it is known now (error feedback, Zmushko et al. 2026, "One-Step Gradient Delay is Not a
+                   Barrier for Large-Scale Asynchronous Pipeline Parallel LLM Pretraining")
     compensation   g + λ g ⊙ g ⊙ (W_b − W_{b-d}) for the stashed gradient g (DC-ASGD, Zheng et al. 2017, eq. (10))
     spike          W − η (m^d v + (1 − m^d) / (1 − m) g): at once what momentum m would have made of g in d steps (spike
                    compensation, Kosson et al., "Pipelined Backpropagation at Scale", 2021)
@@ -38,7 +44,8 @@ With M = `microbatches` a mini-batch is cut, and its pieces go through the stage
 stage adds up their gradients and updates behind the last one.  d counts pieces then: the gradient of piece m is
 ceil((d - m) / M) updates old, which `predict` looks ahead, and d / M in the mean over a mini-batch, which `spike` and
 `lr_anneal` take for d; `compensation` squares the mean gradient of a piece.  BatchNorm normalises over a piece.
-(PipeDream-2BW, Narayanan et al. 2021, adds up gradients likewise, with one update of delay for every piece.)
+`optim.name` has more that stands old gradients: "nadam" with beta1 = 0.99 (Ajanthan et al., "Nesterov Method for
+Asynchronous Pipeline Parallel Optimization", 2025), "muon", and "rotated-adam".
 
 BatchNorm's running statistics take one step a mini-batch, in its first forward pass.  What is in flight is in the
 stage's `carry`: inputs, stashed weights, gradients that have arrived.  After a resume the graphs are made again.
@@ -56,6 +63,7 @@ import torch
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
+from hpcsplit.methods import corrections
 from hpcsplit.methods.contract import (
     Advice,
     Aux,
@@ -74,7 +82,7 @@ from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
 
-_FLIGHTS, _STEPS = "flights", "delayed_steps"
+_FLIGHTS, _STEPS, _BEFORE, _LAST = "flights", "delayed_steps", "before/", "last/"
 
 
 @method("delayed", augments=True)
@@ -85,19 +93,30 @@ class Delayed(TrainingMethod):
     timetable: str = option("1f1b", "gradients K-1-k steps old, or 2(K-1-k) with slack", choices=("1f1b", "step"))
     weights: str = option(
         "stash",
-        "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are",
-        choices=("stash", "replay", "stale"),
+        "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are, or in "
+        "both passes those of one update ago",
+        choices=("stash", "replay", "stale", "2bw"),
     )
     predict: bool = option(
         False,
-        "forward with the weights that sgd's momentum leads to (SpecTrain)",
+        "forward with the weights that sgd's momentum (SpecTrain), adam or adamw (PipeOptim) lead to",
         refused_if={
             "method.weights == 'stale'": 'method.predict = true: with method.weights = "stale" the forward pass has no '
             'weights of its own that could be predicted; take "stash" or "replay"',
-            "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.predict = true follows the momentum of sgd; "
-            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
-            "leave predict out",
+            "optim.name != 'adam' and optim.name != 'adamw' and (optim.name != 'sgd' or not 0 < optim.momentum < 1)": ""
+            'method.predict = true follows the momentum of sgd, adam or adamw; optim.name = "{optim.name}", '
+            "optim.momentum = {optim.momentum:g}. Take one of them, sgd with a momentum below 1, or leave it out",
         },
+    )
+    feedback: float = option(
+        0.0,
+        "φ: how much of what the step before has lacked is made up for (error feedback)",
+        low=0.0,
+        refused_if={
+            "method.spike": "method.feedback = {method.feedback:g} and method.spike = true both make up for the delay "
+            "of a step; take one of them"
+        },
+        later=True,
     )
     compensation: float = option(
         0.0,
@@ -136,7 +155,14 @@ class Delayed(TrainingMethod):
         return ()
 
     def delay(self, stage: int, stages: int) -> float:
+        return self._uniform(stages) if self.weights == "2bw" else self.flights(stage, stages)
+
+    def flights(self, stage: int, stages: int) -> float:
         return self._behind(stage, stages) / self.microbatches
+
+    def _uniform(self, stages: int) -> int:
+        """Of how many updates ago "2bw" takes its weights: of the latest that all stages have in time."""
+        return math.ceil(self._behind(0, stages) / self.microbatches)
 
     def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
         """Fewer updates, and what makes up for the rest."""
@@ -161,6 +187,7 @@ class Delayed(TrainingMethod):
         stage.carry[_STEPS] = stage.carry.get(_STEPS, torch.zeros((), dtype=torch.int64)) + 1
         pieces = slices(batch.size, self.microbatches)
         fresh = FreshStatistics(stage) if self.microbatches > 1 else None
+        older, age = self._weights(stage, 0) if stage.last and self.weights == "2bw" else (None, 0)
         if stage.last:
             stage.zero_grad()
         for m, piece in enumerate(pieces):
@@ -174,7 +201,7 @@ class Delayed(TrainingMethod):
                 if len(_flights(stage)) > self._behind(stage.index, stage.count):
                     yield from self._backward(stage)
                 continue
-            loss = stage.loss(stage.forward(x), batch.y[piece]).sum()
+            loss = stage.loss(stage.forward(x, older), batch.y[piece]).sum()
             tally.count("phi", loss)
             if loss.requires_grad:  # a network may have no weights
                 (loss / batch.size).backward()
@@ -184,7 +211,9 @@ class Delayed(TrainingMethod):
         if fresh:
             fresh.step()
         if stage.last:
-            stage.update()
+            for name, weight in (older or {}).items():
+                _trained(stage)[name].grad = weight.grad
+            self._update(stage, age)
         return StepResult(tally)
 
     def settle(self, stage: Stage) -> Talk:
@@ -203,6 +232,9 @@ class Delayed(TrainingMethod):
             return
         while _flights(stage):
             yield from self._backward(stage)
+        if not goes_on:
+            for name in [name for name in stage.carry.stage if name.startswith((_BEFORE, _LAST))]:
+                del stage.carry.stage[name]
 
     def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
         x, g = (stage.carry.stage.pop(f"used/{name}", None) for name in "xg")
@@ -216,7 +248,8 @@ class Delayed(TrainingMethod):
     def _forward(self, stage: Stage, x: torch.Tensor, m: int, of: int) -> torch.Tensor:
         """Take micro-batch m of a mini-batch of so many samples into flight; the stage's output."""
         age = len({other[:2] for other in _flights(stage)} - {stage.position})  # updates until its own
-        flight, weights = (*stage.position, stage.passes + 1, of), self._weights(stage, age)
+        weights, age = self._weights(stage, age)
+        flight = (*stage.position, stage.passes + 1, of)
         if self.weights == "replay":
             with torch.no_grad():
                 y = stage.forward(x, weights)
@@ -229,19 +262,31 @@ class Delayed(TrainingMethod):
             kept.below("w/").update(weights or {})
         return y
 
-    def _weights(self, stage: Stage, age: int) -> dict[str, torch.Tensor] | None:
-        """The weights of a forward pass `age` updates before its own, a copy; None where the stage's own ones do."""
+    def _weights(self, stage: Stage, age: int) -> tuple[dict[str, torch.Tensor] | None, int]:
+        """The weights of a forward pass `age` updates before its own, a copy, and how many updates old they will be;
+        None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
-            return None
+            return None, age
+        back = self._uniform(stage.count) - age if self.weights == "2bw" else 0
+        while back and not len(_before(stage, back)):
+            back -= 1
+        if back:
+            weights = {name: w.detach() for name, w in _before(stage, back).items()}
+        else:
+            weights = self._ahead(stage, age)
+        return {name: w.requires_grad_() for name, w in weights.items()}, age + back
+
+    def _ahead(self, stage: Stage, updates: int) -> dict[str, torch.Tensor]:
+        """A copy of today's weights, or of those that the optimizer is likely to have made of them after so many."""
         trained = _trained(stage)
         weights = {name: p.detach().clone() for name, p in trained.items()}
         if self.predict and stage.optimizer:
-            ahead = age * self._rate(stage, self.delay(stage.index, stage.count))
+            rate = self._rate(stage, self.delay(stage.index, stage.count))
             for name, p in trained.items():
-                momentum = stage.optimizer.state.get(p, {}).get("momentum_buffer")
-                if momentum is not None:
-                    weights[name].sub_(momentum, alpha=ahead)
-        return {name: w.requires_grad_() for name, w in weights.items()}
+                along = corrections.direction(stage.optimizer, p)
+                if along is not None:
+                    weights[name].sub_(along, alpha=updates * rate)
+        return weights
 
     def _backward(self, stage: Stage) -> Talk:
         """Receive the gradient of the micro-batch that has been in flight for longest and pass it on; update behind
@@ -306,28 +351,23 @@ class Delayed(TrainingMethod):
         return stage.lr / math.pow(1 + delay, power)
 
     def _update(self, stage: Stage, delay: float) -> None:
-        if stage.frozen:
+        if stage.frozen and not stage.last:
             return
+        if self.weights == "2bw":
+            for back in range(self._uniform(stage.count), 0, -1):
+                younger = _before(stage, back - 1) if back > 1 else self._ahead(stage, self._uniform(stage.count))
+                _before(stage, back).update(younger)
         lr, rate = stage.lr, self._rate(stage, delay)
+        corrects = stage.optimizer and self.delay(stage.index, stage.count)
         with self._graphs_kept(stage):
-            if self.spike and stage.optimizer:
-                self._spiked(stage, rate, delay)
+            if self.spike and corrects:
+                corrections.spiked(stage, rate, delay)
+            elif self.feedback and corrects:
+                corrections.fed_back(stage, rate, self.feedback * delay, stage.carry.stage.below(_LAST))
             else:
                 stage.set_lr(rate)
                 stage.update()
         stage.set_lr(lr)
-
-    def _spiked(self, stage: Stage, rate: float, delay: float) -> None:
-        """The optimizer's step as long as momentum m still has it after the delay, and the rest along the gradient."""
-        assert stage.optimizer
-        group = stage.optimizer.param_groups[0]
-        rest = group["momentum"] ** delay
-        before = {p: p.detach().clone() for p in stage.parameters if p.grad is not None}
-        stage.set_lr(rate * rest)
-        stage.update()
-        for p, w in before.items():
-            assert p.grad is not None
-            p.data.sub_(p.grad.add(w, alpha=group["weight_decay"]), alpha=rate * (1 - rest) / (1 - group["momentum"]))
 
     def _graphs_kept(self, stage: Stage) -> AbstractContextManager[None]:
         """An update inside leaves graphs valid that have saved the weights: "stale" goes backward with the new ones."""
@@ -343,6 +383,11 @@ def _flights(stage: Stage) -> list[tuple[int, ...]]:
 
 def _kept(stage: Stage, flight: tuple[int, ...]) -> Carry:
     return stage.carry.stage.below(f"{'.'.join(map(str, flight))}/")
+
+
+def _before(stage: Stage, updates: int) -> Carry:
+    """The weights before the last so many updates."""
+    return stage.carry.stage.below(f"{_BEFORE}{updates}/")
 
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from hpcsplit.methods.contract import delay
+from hpcsplit.methods.contract import flights
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
 from hpcsplit.schedule.timetable import Order, in_flight
@@ -76,7 +76,7 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     pieces = in_flight(cast(Order, schedule.pipeline), stage.stage, ranks, schedule.microbatches)
     waiting = ends[0] if schedule.recompute else sample
     exact = -(-size // schedule.microbatches) * (sample + (pieces - 1) * waiting)
-    held = 1 + round(delay(method, stage.stage, ranks) * method.microbatches)  # pieces at once
+    held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once
     at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0
     rows = stage.row_bytes * size
     images = setting.train_size + setting.config.data.validation + setting.test_size

@@ -264,6 +264,8 @@ class Setting:
         options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
         if known.momentum:
             options["momentum"] = o.momentum
+        if known.betas:
+            options["betas"] = (o.beta1, o.beta2)
         groups: list[dict[str, Any]] = [{"params": list(parameters)}]
         if known.fused:
             kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}

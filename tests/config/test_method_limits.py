@@ -39,8 +39,12 @@ AUXNET = changed(PDADMM, method__name="auxnet")
 
 REFUSED = [
     (changed(DELAYED, method__predict=True, method__weights="stale"), r'predict = true: with .*"stale" .* "stash"'),
-    (changed(DELAYED, method__predict=True, optim__name="adam"), r'momentum of sgd; optim\.name = "adam"'),
-    (changed(DELAYED, method__predict=True, optim__momentum=0.0), r"optim\.momentum = 0\. Take sgd with a momentum"),
+    (changed(DELAYED, method__predict=True, optim__name="nadam"), r'sgd, adam or adamw; optim\.name = "nadam"'),
+    (
+        changed(DELAYED, method__feedback=0.5, method__spike=True),
+        r"feedback = 0\.5 and method\.spike = true .* take one",
+    ),
+    (changed(DELAYED, method__predict=True, optim__momentum=0.0), r"optim\.momentum = 0\. Take one of them, sgd with"),
     (
         changed(DELAYED, method__spike=True, optim__momentum=1.0),
         r"spike = true .* = 1\. Take sgd with a momentum below",

@@ -23,7 +23,7 @@ from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
 Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]
-VARIANTS = ["stash", "replay", "stale"]
+VARIANTS = ["stash", "replay", "stale", "2bw"]
 
 
 def epoch(method: Delayed, stage: Stage, batches: Batches, *, goes_on: bool = False, number: int = 0) -> Talk:
@@ -85,6 +85,54 @@ def test_with_zero_learning_rate_the_gradient_is_the_exact_one(
     assert [len(by_stage) for by_stage in noted] == [len(batches)] * count
 
 
+@pytest.mark.parametrize(("timetable", "pieces"), [("1f1b", 2), ("1f1b", 4), ("step", 5)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_one_update_ago_all_stages_take_the_exact_gradient(count: int, timetable: str, pieces: int) -> None:
+    """PipeDream-2BW: W_{b+1} = W_b - η ∇φ(W_{b-1}) of the whole network, whatever the number of stages is."""
+    shape = (1, 6, 6)
+    batches = [batch_of(shape, size) for size in (5, 6, 7, 8, 5)]
+    stages = make_stages(conv_parts(count, shape), batches[0][0], lr=LR, momentum=0.0)
+    run(Delayed(weights="2bw", timetable=timetable, microbatches=pieces), stages, batches)
+    whole = nn.Sequential(*conv_parts(count, shape))
+    versions = [[p.detach().clone() for p in whole.parameters()]]
+    for number, (images, labels) in enumerate(batches):
+        for p, old in zip(whole.parameters(), versions[max(0, number - 1)], strict=True):
+            p.data.copy_(old)
+        slopes = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
+        versions.append([w - LR * g for w, g in zip(versions[-1], slopes, strict=True)])
+    for mine, theirs in zip([p for s in stages for p in s.parameters], versions[-1], strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_predicted_weights_follow_adam(kind: type[torch.optim.Optimizer]) -> None:
+    """W - d η m̂ / (√v̂ + ε), with the moments worked out from the gradients; none before the first step."""
+    stages = make_stages(linear_parts(2), vectors()[0][0])
+    stage = stages[0]
+    stage.optimizer = kind(stage.parameters, lr=0.05, betas=(0.7, 0.8), eps=1e-3)  # type: ignore[call-arg]
+    noted, method = gradients_noted(stages), Delayed(predict=True)
+    seen: list[list[torch.Tensor]] = []
+    forward = stage.forward
+
+    def noting(x: torch.Tensor, weights: Any = None) -> torch.Tensor:
+        seen.append([w.detach().clone() for w in weights.values()])
+        here.append([p.detach().clone() for p in stage.parameters])
+        return forward(x, weights)
+
+    here: list[list[torch.Tensor]] = []
+    stage.forward = noting  # type: ignore[method-assign]
+    run(method, stages, vectors())
+    for number in range(STEPS):
+        done = noted[0][: max(0, number - 1)]  # updates before the forward pass of this mini-batch, one in flight
+        for i, (used, own) in enumerate(zip(seen[number], here[number], strict=True)):
+            m, v = torch.zeros_like(own), torch.zeros_like(own)
+            for step in done:
+                m, v = 0.7 * m + 0.3 * step[i], 0.8 * v + 0.2 * step[i] ** 2
+            t = max(len(done), 1)
+            ahead = 0.05 * (m / (1 - 0.7**t)) / ((v / (1 - 0.8**t)).sqrt() + 1e-3)
+            torch.testing.assert_close(used, own - (ahead if done else 0), rtol=1e-12, atol=1e-14)
+
+
 @dataclass
 class Layer:
     """A stage of the transcription: weights and momentum after each of its updates, and what it has in flight."""
@@ -106,14 +154,19 @@ def transcribed(
     compensation: float = 0.0,
     lr_anneal: int = 0,
     spike: bool = False,
+    feedback: float = 0.0,
     microbatches: int = 1,
 ) -> list[np.ndarray]:
     """The recursion for tanh layers and a linear one on top, in global order; the final weights.
 
     Piece m of mini-batch b goes through all stages with the weights that they have after max(0, b − ceil((d − m) / M))
-    updates; its gradient comes back through all of them, and the sum over the pieces is update number b of each.  The
-    first gradients are younger than d, and the corrections take them so.
+    updates, with "2bw" the first stage's delay and m = 0 everywhere; its gradient comes back through all of them, and
+    the sum over the pieces is update number b of each.  The first gradients are younger than d, and the corrections
+    take them so.
     """
+    uniform = math.ceil(delays[0] / microbatches)
+    nominal = [float(uniform) if weights == "2bw" else d / microbatches for d in delays]
+    steps: list[Any] = [None] * len(delays)
     layers = []
     for part in parts:
         w, b = (p.detach().numpy().copy() for p in part[0].parameters())
@@ -122,7 +175,7 @@ def transcribed(
 
     def rate(k: int, age: float, done: int) -> float:
         """Of stage k's update when it has begun so many steps."""
-        power = 1 - min(done / lr_anneal, 1) if lr_anneal and delays[k] else 0
+        power = 1 - min(done / lr_anneal, 1) if lr_anneal and nominal[k] else 0
         return LR / (1 + age) ** power
 
     for number, (images, labels) in enumerate(batches):
@@ -133,13 +186,14 @@ def transcribed(
             x = some.numpy()
             kept = []
             for k, layer in enumerate(layers):
-                version = max(0, number - math.ceil(max(delays[k] - m, 0) / microbatches))
+                ago = uniform if weights == "2bw" else math.ceil(max(delays[k] - m, 0) / microbatches)
+                version = max(0, number - ago)
                 age = number - version
                 ages[k] += age * len(some) / len(images)
                 wf, bf = layer.w[version], layer.b[version]
                 if predict:
                     vw, vb = momenta[k][version]
-                    ahead = age * rate(k, delays[k] / microbatches, number + 1)
+                    ahead = age * rate(k, nominal[k], number + 1)
                     wf, bf = wf - ahead * vw, bf - ahead * vb
                 z = x @ wf.T + bf
                 y = np.tanh(z) if k + 1 < len(layers) else z
@@ -154,7 +208,7 @@ def transcribed(
                     y = np.tanh(x @ w.T + b)
                 slope = g * (1 - y**2) if k + 1 < len(layers) else g
                 gw, gb = slope.T @ x, slope.sum(axis=0)
-                g = slope @ (wf if weights == "stash" else w)
+                g = slope @ (wf if weights in ("stash", "2bw") else w)
                 if compensation:  # of the mean over the piece, which has so many of the mini-batch's samples
                     by = compensation * len(images) / len(some)
                     gw, gb = gw + by * gw**2 * (w - wf), gb + by * gb**2 * (b - bf)
@@ -166,8 +220,12 @@ def transcribed(
             layer.vw, layer.vb = MOMENTUM * layer.vw + gw, MOMENTUM * layer.vb + gb
             share = MOMENTUM**d if spike else 1.0
             late = (1 - share) / (1 - MOMENTUM)
-            layer.w.append(w - rate(k, d, begun) * (share * layer.vw + late * gw))
-            layer.b.append(b - rate(k, d, begun) * (share * layer.vb + late * gb))
+            uw = -rate(k, d, begun) * (share * layer.vw + late * gw)
+            ub = -rate(k, d, begun) * (share * layer.vb + late * gb)
+            lacked = [feedback * d * (u - u0) for u, u0 in zip((uw, ub), steps[k] or (uw, ub), strict=True)]
+            steps[k] = uw, ub
+            layer.w.append(w + uw + lacked[0])
+            layer.b.append(b + ub + lacked[1])
             momenta[k].append((layer.vw, layer.vb))
     return [value for layer in layers for value in (layer.w[-1], layer.b[-1])]
 
@@ -196,6 +254,13 @@ def cuts_of(size: int, pieces: int) -> list[int]:
         ("stale", {"microbatches": 4}),
         ("stash", {"microbatches": 2, "compensation": 3.0}),
         ("stash", {"microbatches": 4, "spike": True, "predict": True, "lr_anneal": 20}),
+        ("stash", {"feedback": 1.0}),
+        ("replay", {"feedback": 0.5, "microbatches": 2, "predict": True}),
+        ("2bw", {}),
+        ("2bw", {"microbatches": 2}),
+        ("2bw", {"microbatches": 4, "feedback": 0.5}),
+        ("2bw", {"microbatches": 3, "predict": True, "spike": True}),
+        ("2bw", {"microbatches": 4, "lr_anneal": 20}),
     ],
 )
 @pytest.mark.parametrize(("count", "timetable"), [(1, "1f1b"), (2, "1f1b"), (3, "1f1b"), (4, "1f1b"), (3, "step")])
@@ -220,6 +285,7 @@ def test_the_variants_differ() -> None:
         {"compensation": 3.0},
         {"lr_anneal": 6},
         {"spike": True},
+        {"feedback": 1.0},
         {"microbatches": 2},
     ]
     for options in variants:
