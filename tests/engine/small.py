@@ -25,6 +25,7 @@ from hpcsplit.engine.resume import newest
 from hpcsplit.methods.contract import Tally
 from hpcsplit.plan.prepare import Prepared, choose_cuts, prepare
 from hpcsplit.plan.setting import Setting
+from hpcsplit.plan.trial import Checked, check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Train
 from hpcsplit.store.store import Store
@@ -34,6 +35,7 @@ CUTS: dict[int, list[int]] = {1: [], 2: [3], 3: [2, 4], 4: [1, 3, 4]}
 Weights = list[tuple[int, str]]  # (epoch, hash of the whole network after it)
 TINY = "tests.engine.tinynet:small"
 _CODE: dict[tuple[Any, ...], dict[str, str]] = {}  # fingerprints of the network's code, by what they depend on
+_TRIED: dict[str, Checked] = {}
 BASE: dict[str, dict[str, Any]] = {
     "data": {"name": "fake", "limit_train": 100, "limit_test": 60, "batch_size": 32, "eval_train": 50},
     "model": {"name": TINY},
@@ -91,9 +93,21 @@ def planned(cfg: Config, ranks: int) -> dict[str, Any]:
     return values
 
 
+def tried_once(setting: Setting, device: torch.device) -> Checked:
+    """As `check_network`, but the small network is tried once for all that the trial can depend on."""
+    if setting.config.model.name != TINY:
+        return check_network(setting, device)
+    sections = setting.config.as_dict()
+    key = json.dumps([sections[name] for name in ("data", "model", "method", "schedule", "run")], sort_keys=True)
+    if key not in _TRIED:
+        _TRIED[key] = check_network(setting, device)
+    adapted = _TRIED[key].adapted
+    return Checked(setting.adapted(adapted) if adapted else setting, adapted, _TRIED[key].notes)
+
+
 def train_here(toml: Path, run_dir: Path, *overrides: object) -> int:
     """`hpcsplit train` with all stages in this process, but without its picture; the exit code."""
-    with _as_before(), patch("hpcsplit.report.watch.draw"):
+    with _as_before(), patch("hpcsplit.report.watch.draw"), patch("hpcsplit.plan.prepare.check_network", tried_once):
         words = ["train", toml, "--run-dir", run_dir, "--run.runner", "lockstep", *overrides]
         return cli.main([str(word) for word in words])
 

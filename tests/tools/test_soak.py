@@ -178,8 +178,8 @@ def test_misuse_is_exit_64(words: list[str], capsys: pytest.CaptureFixture[str])
 @pytest.mark.timeout(900)
 @pytest.mark.mpi
 @needs_mpi
-def test_half_a_minute_of_it_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["--minutes", "0.5", "--epochs", "6", "--seed", "1", "--out", str(tmp_path / "soak")])
+def test_a_quarter_of_a_minute_of_it_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["--minutes", "0.25", "--epochs", "4", "--seed", "1", "--out", str(tmp_path / "soak")])
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "soak" / "soak.json").read_text())
     assert code == 0, out

@@ -17,12 +17,11 @@ from typing import Any
 
 from hpcsplit.host.launchers import mpirun
 from tools.experiments import running
-from tools.experiments.declaring import EXPERIMENTS, Row, ScaleName
+from tools.experiments.declaring import EXPERIMENTS, SCALES, Row
 from tools.experiments.keeping import archive_of, unpack, write_page
 from tools.experiments.running import Task
 from tools.program import INTERRUPTED, ROOT, Parser
 
-SCALES: tuple[ScaleName, ...] = ("small", "paper")
 PAGE = ROOT / "docs" / "results.md"
 FAILED = 70
 
@@ -66,6 +65,8 @@ def _parser() -> Parser:
 def _reproduce(parser: Parser, args: Namespace) -> int:
     """Run what is missing, print the table of all that is there, and write it into the folder of the runs."""
     experiment = EXPERIMENTS[_known(parser, "experiment", args.name, EXPERIMENTS)]
+    if args.scale not in experiment.scales:
+        parser.error(f"{args.name} has no scale {args.scale}; take one of {', '.join(experiment.scales)}")
     rows: tuple[Row, ...] = experiment.rows_at(args.scale)
     if args.only:
         keys = {row.key for row in experiment.rows}
@@ -153,7 +154,7 @@ def listing() -> str:
     for e in EXPERIMENTS.values():
         lines.append(f"{e.name:<20} {e.title} ({e.source})")
         for group in dict.fromkeys(row.group for row in e.rows):
-            scales = [s for s in SCALES if group in {row.group for row in e.rows_at(s)}]
+            scales = [s for s in e.scales if group in {row.group for row in e.rows_at(s)}]
             keys = [row.key for row in e.rows if row.group == group]
             lines.append(f"    {', '.join(scales)}: {' '.join(keys)}")
     return "\n".join(lines)

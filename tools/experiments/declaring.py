@@ -1,7 +1,8 @@
 """What an experiment is made of, and how it is read from the tables in this folder.  Nothing here runs.
 
 A table of tssm.toml, pdadmm.toml, sph.toml or plane.toml is an experiment: `base`, the settings that all its rows have,
-`rows`, `claims`, and how much of it the scales `small` and `paper` run.  Its keys are the attributes of the classes
+`rows`, `claims`, and how much of it the scales `small`, `paper` and, some, `converged` (a small network for the
+paper's epochs) run.  Its keys are the attributes of the classes
 below; those of a section of the configuration (`method.beta`) are settings.  A row may be written [key, label, like,
 {the rest}], a claim [text, like, row, rival, {the rest}], short of what is not there.
 
@@ -22,12 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hpcsplit.config import Config
 
 Settings = Mapping[str, Any]  # "section.key" -> value, as on the command line of `hpcsplit train`
-ScaleName = Literal["small", "paper"]
+ScaleName = Literal["small", "converged", "paper"]
+SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 FILES = ("tssm", "pdadmm", "sph", "plane")
 SECTIONS = [each.name for each in dataclasses.fields(Config)]
 
@@ -122,6 +124,7 @@ class Experiment:
     small: Scale
     paper: Scale
     columns: tuple[str, ...]
+    converged: Scale | None = None
     base: Settings = field(default_factory=dict)
     curves: tuple[str, ...] = ("train_accuracy",)
     against: str = ""
@@ -139,8 +142,14 @@ class Experiment:
         """Whether the times of runs with this seed count."""
         return not self.timed or seed < self.timed
 
+    @property
+    def scales(self) -> tuple[ScaleName, ...]:
+        return tuple(name for name in SCALES if getattr(self, name))
+
     def scale(self, name: ScaleName) -> Scale:
-        return self.small if name == "small" else self.paper
+        """One of `scales`."""
+        found: Scale = getattr(self, name)
+        return found
 
     def rows_at(self, name: ScaleName) -> tuple[Row, ...]:
         """The rows that this scale runs."""
@@ -173,7 +182,8 @@ def experiment_of(name: str, table: Table, parts: Table) -> Experiment:
     table["rows"] = tuple(rows)
     table["claims"] = tuple(_each(Claim, table["claims"], parts, table["rows"], {}, {}))
     table["base"] = _flat(_whole(table.get("base", {}), parts))
-    table |= {scale: _made(Scale, _whole(table.get(scale, {}), parts)) for scale in ("small", "paper")}
+    scales = {"small": {}, "paper": {}} | {scale: table[scale] for scale in SCALES if scale in table}
+    table |= {scale: _made(Scale, _whole(those, parts)) for scale, those in scales.items()}
     experiment: Experiment = _made(Experiment, {"name": name, **table})
     return experiment
 
