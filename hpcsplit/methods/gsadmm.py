@@ -20,6 +20,15 @@ data.batch_size = 0 makes a mini-batch of the whole set).
 stage: with a τ₂ below it p runs away, and the violation comes near 1.  The paper leaves τ₂ to the user.  With
 `backtracking` a middle stage raises it for each sample to the curvature along the step, for one more forward pass.
 
+(6) steps u along the residual, and the label travels in p and q themselves.  `steps = "stationary"` takes u from
+stationarity in p, (4) set to zero at p = q, as penalty.py does with κ; what is left moves the values:
+
+    u_{l-1} ← −s ∂/∂p_l [own term],     p_l ← f_{l-1}(p_{l-1}),     q_l ← f_l(p_l) + u_l / (s α)                 (5')
+
+with the new W and the old p: (5') is stationarity in q at p = q.  The W step then follows the slope of the next stage's
+own term, one visit old, and α damps how far f may run from where it was taken.  Two forward passes; ρ and τ₂ play no
+part.
+
 s = 1/M is the paper's scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
 """
 
@@ -47,6 +56,12 @@ class GsAdmm(Splitting):
     tau_2: float = option(0.1, "the step of p is 1/τ₂; with τ₂ = ρ p forgets its old value", above=0.0)
     backtracking: bool = option(True, "raise τ₂ of a middle stage to the curvature along each sample's step")
     scaling: str = option("sample", "own terms of one sample, or 1/M of them as printed", choices=("sample", "paper"))
+    steps: str = option(
+        "printed",
+        "of p, q and u: (4) to (6), or u from stationarity in p and the values one visit old",
+        choices=("printed", "stationary"),
+        later=True,
+    )
     update: str = option(
         "batch",
         "p, q, u of a mini-batch with each W step, or of all samples after the epoch's",
@@ -79,6 +94,8 @@ class GsAdmm(Splitting):
 
     def correct(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         """The steps of p, q and u."""
+        if self.steps == "stationary":
+            return (yield from self.correct_to_stationarity(stage, aux, batch))
         s, new = share_of(self.scaling, batch), {}
         p, q = self.input(stage, aux, batch), aux.get("q")
         if not stage.first:
@@ -93,6 +110,23 @@ class GsAdmm(Splitting):
             p_next = yield stage.receive(NEXT, "p", batch.size, wide=True)
             new["q"] = (s * self.alpha * f + self.rho * p_next + aux["u"]) / (s * self.alpha + self.rho)  # (5)
             new["u"] = aux["u"] + self.rho * (p_next - new["q"])  # (6)
+        return StepResult(Tally(batch.size), new)
+
+    def correct_to_stationarity(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
+        """u and q where the Lagrangian is stationary at p = q, for the values that p has now."""
+        s, new = share_of(self.scaling, batch), {}
+        p = self.input(stage, aux, batch)
+        if stage.first:
+            f = forward_again(stage, p)
+        else:
+            g, f = slope(stage, p, aux.get("q"), self.alpha, batch)
+            yield Send(PREV, "g", g)
+        if not stage.last:
+            yield Send(NEXT, "f", f)
+            new["u"] = -s * (yield stage.receive(NEXT, "g", batch.size, wide=True))
+            new["q"] = f + new["u"] / (s * self.alpha)  # (5')
+        if not stage.first:
+            new["p"] = yield stage.receive(PREV, "f", batch.size, wide=True)
         return StepResult(Tally(batch.size), new)
 
     def input(self, stage: Stage, aux: Aux, batch: Batch) -> torch.Tensor:

@@ -87,6 +87,48 @@ def test_gsadmm_is_the_transcription_of_equations_2_to_6(count: int, scaling: st
         torch.testing.assert_close(new[k]["u"], u[k] + m.rho * (p_new[k + 1] - new[k]["q"]), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("scaling", ["sample", "paper"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_gsadmm_at_stationarity_is_where_the_lagrangians_slopes_are_zero(count: int, scaling: str) -> None:
+    """In p and in q at p = q, for the old p and the new weights; the new p is what the stage before makes."""
+    m = GsAdmm(alpha=0.7, rho=0.4, steps="stationary", scaling=scaling)
+    s = 1.0 if scaling == "sample" else 1.0 / TOTAL
+    before, after, rows, new, images, labels = stepped(m, count)
+    p, q = [images, *rows["p"][1:]], rows["q"][:-1]
+    assert_descended(before, after, own_terms(before, p, q, labels, m.alpha))
+    free = [x.clone().requires_grad_() for x in p]
+    own = own_terms(after, free, q, labels, m.alpha)
+    for k in range(1, count):
+        (slope,) = torch.autograd.grad(s * own[k].sum(), free[k], retain_graph=True)
+        torch.testing.assert_close(new[k - 1]["u"], -slope, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(new[k]["p"], after[k - 1](p[k - 1]), rtol=1e-10, atol=1e-12)
+        q_new = new[k - 1]["q"].detach().requires_grad_()
+        part = s * m.alpha / 2 * (q_new - after[k - 1](p[k - 1])).square().sum() - (new[k - 1]["u"] * q_new).sum()
+        (slope,) = torch.autograd.grad(part, q_new)
+        assert slope.abs().max() < 1e-10
+
+
+def test_at_stationarity_three_visits_teach_every_stage_the_exact_gradient() -> None:
+    """With weights that stay, what each of four stages is trained with is then the whole network's gradient."""
+    m, parts = GsAdmm(alpha=0.7, steps="stationary"), conv_parts(4, SHAPE)
+    images, labels = batch_of(SHAPE)
+    stages = make_stages(parts, images, lr=0.0, momentum=0.0)
+    rows = random_rows(m, stages, len(images))
+    for _ in range(6):  # three for the values to come forward, three for the slopes to go back
+        batches = [batch_for(s, images, labels) for s in stages]
+        done = lockstep.run([m.step(s, aux_of(s, rows), b) for s, b in zip(stages, batches, strict=True)])
+        rows = {name: [r.aux.get(name, old) for r, old in zip(done, rows[name], strict=True)] for name in rows}
+    x = images
+    for stage in stages[:-1]:
+        x = stage.infer(x).requires_grad_()
+        y = x
+        for later in parts[stage.index + 1 :]:
+            y = later(y)
+        (exact,) = torch.autograd.grad(F.cross_entropy(y, labels, reduction="sum"), x)
+        used, _ = m.adjoint(stage, aux_of(stage, rows), x.detach())
+        torch.testing.assert_close(used, exact, rtol=1e-9, atol=1e-12)
+
+
 def with_statistics(parts: Parts) -> Parts:
     """BatchNorm behind the first layer of every part."""
     for part in parts:
