@@ -26,8 +26,8 @@ stationarity in p, (4) set to zero at p = q, as penalty.py does with κ; what is
     u_{l-1} ← −s ∂/∂p_l [own term],     p_l ← f_{l-1}(p_{l-1}),     q_l ← f_l(p_l) + u_l / (s α)                 (5')
 
 with the new W and the old p: (5') is stationarity in q at p = q.  The W step then follows the slope of the next stage's
-own term, one visit old, and α damps how far f may run from where it was taken.  Two forward passes; ρ and τ₂ play no
-part.
+own term, one visit old, and α damps how far f may run from where it was taken: with too small an α it runs away.  Two
+forward passes; ρ and τ₂ play no part.
 
 s = 1/M is the paper's scaling; tssm.py says why the default is 1.  BatchNorm statistics follow the pass of the W step.
 """
