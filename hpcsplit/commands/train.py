@@ -126,6 +126,8 @@ def _run(
         alarm=failure.fail if world.size > 1 else lambda error: None,
     )
     failure.jobs += make_jobs(setting, prepared, run_dir, world.stages, device, around)
+    if world.size > 1:
+        world.idle = failure.jobs[0].stage.deferred.one
     if prepared.rehearse and world.size > 1:
         _rehearse(setting, run_dir, world, failure.jobs[0])
     give_back()

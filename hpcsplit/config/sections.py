@@ -104,6 +104,9 @@ class ScheduleSection:
     )
     pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=ORDERS)
     recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
+    deferred: bool = option(
+        False, "weight gradients of exact epochs wait until a stage waits for a message: the same bits", later=True
+    )
     lr_phases: str = option(
         "run",
         "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end",

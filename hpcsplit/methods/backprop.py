@@ -36,6 +36,7 @@ class Backprop(TrainingMethod):
     microbatches: int = 1
     order: Order = "1f1b"
     recompute: bool = False
+    deferred: bool = False
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
@@ -56,26 +57,41 @@ class Backprop(TrainingMethod):
                 else:
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
-                y = stage.forward(x) if keep else stage.infer(x)
+                y = self._forward(stage, x) if keep else stage.infer(x)
                 flight[m] = _InFlight(x, y if keep else None, stage.passes)
                 if not stage.last:
                     yield Send(NEXT, "x", y.detach(), m)
                 continue
             x, y_kept, number = flight.pop(m)
+            waiting = len(stage.deferred)
             if stage.last:
-                _descend(stage, _output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+                _descend(stage, self._output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
-                y = _output(stage, x, y_kept, number)
+                y, waiting = self._output(stage, x, y_kept, number), len(stage.deferred)
                 if y.requires_grad:  # a first stage may have no weights
                     y.backward(g)
             if not stage.first:
                 assert x.grad is not None
                 yield Send(PREV, "g", x.grad, m)
+            stage.deferred.finish(stage.between_blocks, left=len(stage.deferred) - waiting)  # of the micro-batch before
         if fresh:
             fresh.step()
         stage.update()
         return StepResult(tally)
+
+    def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
+        if not self.deferred:
+            return stage.forward(x)
+        with stage.deferred.active():
+            return stage.forward(x)
+
+    def _output(self, stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) -> torch.Tensor:
+        """The output that was kept, or the pass with this number once more."""
+        if y is not None:
+            return y
+        with stage.pass_again(number):
+            return self._forward(stage, x)
 
 
 class _InFlight(NamedTuple):
@@ -84,14 +100,6 @@ class _InFlight(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor | None
     number: int
-
-
-def _output(stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) -> torch.Tensor:
-    """The output that was kept, or the pass with this number once more."""
-    if y is not None:
-        return y
-    with stage.pass_again(number):
-        return stage.forward(x)
 
 
 def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:

@@ -16,6 +16,7 @@ from hpcsplit.nets.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry
+from hpcsplit.stage.deferred import DeferredGradients
 from hpcsplit.tasks.classification import Classification
 from hpcsplit.tasks.task import Task
 from hpcsplit.terms.resample import cells
@@ -50,6 +51,7 @@ class Stage:
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
         position: epoch and step, where in the run the next passes stand.
         repeats: a pass of before is made once more (`pass_again`).
+        deferred: weight gradients that wait until there is time for them.
         besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
     """
 
@@ -83,6 +85,7 @@ class Stage:
         if channels_last:
             self.blocks.to(memory_format=torch.channels_last)
         self.besides = Besides(self.blocks)
+        self.deferred = DeferredGradients()
         self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
         self.clip = clip
@@ -170,11 +173,13 @@ class Stage:
         return Recv(side, name, (size, *shape), self.wide if wide else self.dtype, index)
 
     def zero_grad(self) -> None:
+        self.deferred.drop()
         for p in self.parameters:
             p.grad = None
 
     def update(self) -> None:
         """One optimizer step with the gradients at hand, clipped to the stage's own norm."""
+        self.deferred.finish(self.between_blocks)
         if self.optimizer is None:
             return
         if self.clip:

@@ -138,17 +138,21 @@ class Wire(World):
     def _recv(self, verb: Recv) -> torch.Tensor:
         peer = self.rank + verb.side
         queue = self.mailbox[peer, verb.name]
-        start, waiting_since = time.perf_counter(), time.time()
+        start, waiting_since, worked = time.perf_counter(), time.time(), 0.0
         if not queue:
             self._waiting = verb, time.monotonic()
         while not queue:
             self.progress(asked=True)
-            if not queue:
+            begun = time.perf_counter()
+            if not queue and self.idle():
+                worked += time.perf_counter() - begun
+                self.beats += 1
+            elif not queue:
                 _pause(start)
         self._waiting = None
         tensor, index, sent_at = queue.popleft()
         self.unread -= 1
-        waited = time.time() - waiting_since
+        waited = max(0.0, time.time() - waiting_since - worked)
         exposed = min(waited, max(0.0, time.time() - max(waiting_since, sent_at - self.clock_offset[peer])))
         self.traffic.exposed_s += exposed
         self.traffic.imbalance_s += waited - exposed

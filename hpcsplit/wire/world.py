@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -26,6 +26,7 @@ class World(ABC):
         stages: those of this process.
         device: where messages are received to.
         beats: grows as this process gets on; another thread may read it.
+        idle: called while this process waits for a message; does a little work, or answers that there is none.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class World(ABC):
         self.host, self.library = socket.gethostname(), library
         self.count, self.stages = count, range(rank, rank + count // size)
         self.device, self.beats = torch.device("cpu"), 0
+        self.idle: Callable[[], bool] = lambda: False
 
     @abstractmethod
     def share(self, value: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.build import build
 from hpcsplit.schedule.timetable import Order
+from hpcsplit.stage.stage import Stage
+from hpcsplit.wire.port import Recv, Send
 from tests.methods.tiny import (
+    batch_for,
     batch_of,
     boundaries,
     conv_parts,
@@ -231,8 +234,11 @@ def test_orders_and_recomputation_give_the_same_bits(
         Backprop(microbatches, "1f1b"),
         Backprop(microbatches, "gpipe", recompute=True),
         Backprop(microbatches, "1f1b", recompute=True),
+        Backprop(microbatches, "gpipe", deferred=True),
+        Backprop(microbatches, "1f1b", deferred=True),
+        Backprop(microbatches, "1f1b", recompute=True, deferred=True),
     ):
-        stages = make_stages(cut(net, cuts), images)
+        stages = make_stages(cut(net, cuts), images, clip=0.5)
         for number in range(3):
             for s in stages:
                 s.blocks.train()
@@ -242,6 +248,34 @@ def test_orders_and_recomputation_give_the_same_bits(
     for other in found[1:]:
         for mine, theirs in zip(found[0], other, strict=True):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_neighbour_has_its_gradient_before_a_weight_has_its_own(microbatches: int) -> None:
+    """With deferred gradients, and no more than those of one micro-batch wait when the next one goes on."""
+    parts = [nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)) for _ in range(2)]
+    images, labels = batch_of((5,), size=6, dtype=torch.float32)
+    stages = make_stages(parts, images)
+    waiting = []
+    for verb in _verbs(Backprop(microbatches, deferred=True), stages, images, labels):
+        if isinstance(verb, Send) and verb.name == "g":
+            waiting.append(len(stages[1].deferred))
+    assert waiting == [2] + [4] * (microbatches - 1)
+    assert [len(s.deferred) for s in stages] == [0, 0]
+
+
+def _verbs(
+    method: Backprop, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor
+) -> Iterator[Send | Recv]:
+    """What the last of two stages says in a step."""
+    program, answer = method.step(stages[1], {}, batch_for(stages[1], images, labels)), None
+    while True:
+        try:
+            verb = program.send(answer)
+        except StopIteration:
+            return
+        yield verb
+        answer = torch.randn(verb.shape) if isinstance(verb, Recv) else None
 
 
 def test_recomputation_keeps_inputs_only() -> None:

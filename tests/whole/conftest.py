@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "penalty": {"method__name": "penalty"},
     "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
     "backprop": {"method__name": "backprop", "schedule__microbatches": 3},
+    "deferred": {"method__name": "backprop", "schedule__microbatches": 3, "schedule__deferred": True},
     "delayed": {"method__name": "delayed", "schedule__ratio": "1:2"},
     "delayed-pieces": {"method__name": "delayed", "schedule__ratio": "1:2", "method__microbatches": 3},
     "chunked": {"method__name": "chunked", "method__chunk": 2, "method__visits": 2, "method__downsample": 2},

@@ -1,0 +1,183 @@
+"""Weight gradients that wait until there is time for them.
+
+The backward pass of a layer has two halves: the gradient of its input, which the stage before waits for, and that of
+its weights, which nobody needs before the optimizer's step.  Within `DeferredGradients.active` convolutions and linear
+layers do the first half at once and put the second into a queue, which the stage works off where it would wait for a
+message, and before its update (Qi et al., "Zero Bubble Pipeline Parallelism", 2023; a queue in place of their table).
+Every weight takes its gradients in the order of the plain backward pass, so they add up to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+Jobs = deque[Callable[[], None]]
+
+
+class DeferredGradients:
+    """The queue of a stage."""
+
+    def __init__(self) -> None:
+        self._jobs: Jobs = deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Forward passes inside make graphs whose backward pass leaves weight gradients to the queue.
+
+        A layer stays whole where its weight is no parameter, is not trained or has hooks, and where its padding has a
+        name.
+        """
+        return _Halving(self._jobs)
+
+    def one(self) -> bool:
+        """Work off the oldest gradient; False where there is none."""
+        if not self._jobs:
+            return False
+        with torch.no_grad():
+            self._jobs.popleft()()
+        return True
+
+    def finish(self, between: Callable[[], None] = lambda: None, left: int = 0) -> None:
+        """Work off all but the newest `left`; `between` is called after each."""
+        while len(self._jobs) > left:
+            self.one()
+            between()
+
+    def drop(self) -> None:
+        self._jobs.clear()
+
+
+class _Halving(TorchFunctionMode):
+    """Replaces convolutions and linear layers by those whose backward pass is in halves."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        super().__init__()
+        self._jobs = jobs
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _HALVED and torch.is_grad_enabled():
+            call = _HALVED[func](*args, **(kwargs or {}))
+            if all(map(_plain, (call.weight, call.bias))) and not isinstance(call.padding, str):
+                return _Layer.apply(call.x, call.weight, call.bias, call, self._jobs)
+        return func(*args, **(kwargs or {}))
+
+
+def _plain(p: torch.Tensor | None) -> bool:
+    """Whether it takes its gradient as it comes."""
+    if p is None:
+        return True
+    hooked = p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
+    return p.is_leaf and p.requires_grad and not hooked
+
+
+class _Convolve:
+    """A call of torch.conv1d, conv2d or conv3d."""
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> None:
+        self.x, self.weight, self.bias, self.padding = x, weight, bias, padding
+        sizes = weight.dim() - 2
+        stride, padding, dilation = (
+            list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)
+        )
+        self._how = (stride, padding, dilation, False, [0] * sizes, groups)
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *self._how)
+        return y
+
+    def at_input(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        slope: torch.Tensor = self._slopes(g, x, weight, [True, False, False])[0]
+        return slope
+
+    def at_weights(
+        self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, slope, shift = self._slopes(g, x, weight, [False, True, bias])
+        return slope, shift
+
+    def _slopes(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> Any:
+        return torch.ops.aten.convolution_backward(g, x, weight, [weight.shape[0]], *self._how, mask)
+
+
+class _Multiply:
+    """A call of torch.nn.functional.linear."""
+
+    padding = 0
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.x, self.weight, self.bias = x, weight, bias
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def at_input(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return g.matmul(weight)
+
+    def at_weights(
+        self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = g.reshape(-1, g.shape[-1])
+        return rows.t().mm(x.reshape(-1, x.shape[-1])), rows.sum(0) if bias else rows
+
+
+_HALVED: dict[Any, Any] = {
+    torch.conv1d: _Convolve,
+    torch.conv2d: _Convolve,
+    torch.conv3d: _Convolve,
+    torch.nn.functional.linear: _Multiply,
+}
+
+
+class _Layer(torch.autograd.Function):
+    """y of a call; backward gives the gradient at x and queues those of weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        call: _Convolve | _Multiply,
+        jobs: Jobs,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias, ctx.call, ctx.jobs = bias, call, jobs
+        call.x = call.weight = call.bias = None  # type: ignore[assignment]
+        return call.forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        call, bias = ctx.call, ctx.bias
+
+        def late() -> None:
+            slope, shift = call.at_weights(g, x, weight, bias=bias is not None)
+            _add(weight, slope)
+            if bias is not None:
+                _add(bias, shift)
+
+        ctx.jobs.append(late)
+        return call.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None
+
+
+def _add(p: torch.Tensor, g: torch.Tensor) -> None:
+    p.grad = g if p.grad is None else p.grad.add_(g)

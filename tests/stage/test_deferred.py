@@ -1,0 +1,130 @@
+"""Weight gradients that wait are those of the plain backward pass, to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hpcsplit.stage.deferred import DeferredGradients
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "no bias": lambda: nn.Conv2d(4, 6, 3, bias=False),
+    "stride": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0)),
+    "groups": lambda: nn.Conv2d(4, 6, (3, 1), groups=2),
+    "dilation": lambda: nn.Conv2d(4, 6, 3, dilation=2),
+    "one dimension": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 5, stride=2)),
+    "three dimensions": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, (1, 3, 3))),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4 * 81, 5)),
+    "linear on rows": lambda: nn.Linear(9, 5, bias=False),
+    "named padding stays whole": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "other padding": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    "a block": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3)
+    ),
+}
+WHOLE = ("named padding stays whole",)
+
+
+def gradients(
+    layer: nn.Module, pieces: list[torch.Tensor], deferred: DeferredGradients | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """At the inputs, and of the weights after all pieces."""
+    at_inputs = []
+    for piece in pieces:
+        x = piece.clone().requires_grad_()
+        if deferred is None:
+            layer(x).square().sum().backward()
+        else:
+            with deferred.active():
+                y = layer(x)
+            y.square().sum().backward()
+        assert x.grad is not None
+        at_inputs.append(x.grad)
+    if deferred is not None:
+        deferred.finish()
+    return at_inputs, [p.grad for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_same_bits_as_the_plain_backward_pass(name: str, channels_last: bool) -> None:
+    torch.manual_seed(1)
+    plain = LAYERS[name]()
+    if channels_last and name != "three dimensions":
+        plain = plain.to(memory_format=torch.channels_last)
+    other = copy.deepcopy(plain)
+    pieces = [torch.randn(n, 4, 9, 9) for n in (5, 4)]
+    if channels_last:
+        pieces = [piece.to(memory_format=torch.channels_last) for piece in pieces]
+    deferred = DeferredGradients()
+    expected, found = gradients(plain, pieces, None), gradients(other, pieces, deferred)
+    for mine, theirs in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+        assert mine is not None
+        assert theirs is not None
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert mine.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_but_weight_gradients_waits(name: str) -> None:
+    layer, deferred = LAYERS[name](), DeferredGradients()
+    x = torch.randn(3, 4, 9, 9, requires_grad=True)
+    with deferred.active():
+        y = layer(x)
+    y.sum().backward()
+    assert x.grad is not None
+    halved = [m for m in layer.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+    assert len(deferred) == (0 if name in WHOLE else len(halved))
+    for module in reversed(halved) if name not in WHOLE else ():
+        assert module.weight.grad is None
+        assert deferred.one()
+    assert not deferred.one()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_outside_and_without_a_gradient_nothing_waits() -> None:
+    layer, deferred = nn.Conv2d(4, 2, 3), DeferredGradients()
+    x = torch.randn(3, 4, 9, 9, requires_grad=True)
+    layer(x).sum().backward()
+    with deferred.active(), torch.no_grad():
+        layer(x)
+    with deferred.active():
+        layer.requires_grad_(False)
+        layer(x).sum().backward()
+    assert len(deferred) == 0
+
+
+def test_a_weight_with_a_hook_takes_its_gradient_at_once() -> None:
+    layer, deferred, seen = nn.Linear(3, 2), DeferredGradients(), []
+    layer.weight.register_hook(lambda g: seen.append(g))
+    with deferred.active():
+        y = layer(torch.randn(4, 3))
+    y.sum().backward()
+    assert len(deferred) == 0
+    assert len(seen) == 1
+
+
+def test_a_weight_that_is_made_in_the_pass_stays_whole() -> None:
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    deferred = DeferredGradients()
+    with deferred.active():
+        y = layer(torch.randn(4, 3))
+    y.sum().backward()
+    assert len(deferred) == 0
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_what_is_dropped_is_gone() -> None:
+    layer, deferred = nn.Linear(3, 2), DeferredGradients()
+    with deferred.active():
+        y = layer(torch.randn(4, 3))
+    y.sum().backward()
+    deferred.drop()
+    assert not deferred.one()
+    assert layer.weight.grad is None
