@@ -1,7 +1,7 @@
 """Exact back-propagation over the stages: with one micro-batch bit for bit the whole network's step.
 
 The mini-batch is cut into micro-batches that follow each other through the stages, in the order of
-split/timetable.py.  Stages of K = 3 with M = 4 in 1F1B order, time to the right, F forward and B backward:
+schedule/timetable.py.  Stages of K = 3 with M = 4 in 1F1B order, time to the right, F forward and B backward:
 
     stage 0   F0 F1 F2 .. .. B0 F3 B1 .. B2 .. B3
     stage 1   .. F0 F1 .. B0 F2 B1 F3 B2 .. B3
@@ -10,7 +10,9 @@ split/timetable.py.  Stages of K = 3 with M = 4 in 1F1B order, time to the right
 BatchNorm normalises over a micro-batch, so M > 1 is exact up to that; its running statistics take one step a
 mini-batch, to the mean over the micro-batches.  With `recompute` a stage keeps the inputs of the micro-batches in
 flight only and passes them forward once more before it goes backward (Chen et al., "Training deep nets with sublinear
-memory cost", 2016), for a third more arithmetic.
+memory cost", 2016), for a third more arithmetic.  With `deferred` a gradient goes to the stage before as soon as it is
+there, and those of the weights follow where a stage would wait (stage/deferred.py); those of one micro-batch wait at
+most when the next one goes on.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Backprop(TrainingMethod):
         return StepResult(tally)
 
     def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        if not self.deferred:
+        if not self.deferred or stage.count == 1:  # nobody to wait for
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)

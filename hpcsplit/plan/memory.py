@@ -75,7 +75,8 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     ends = [_WIDE_BYTES * math.prod(shape) for shape in (stage.in_shape, stage.out_shape)]
     pieces = in_flight(cast(Order, schedule.pipeline), stage.stage, ranks, schedule.microbatches)
     waiting = ends[0] if schedule.recompute else sample
-    exact = -(-size // schedule.microbatches) * (sample + (pieces - 1) * waiting)
+    deferred = sample if setting.exact.deferred and ranks > 1 else 0  # what the weight gradients of one piece wait with
+    exact = -(-size // schedule.microbatches) * (sample + (pieces - 1) * waiting + deferred)
     held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once
     at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0
     rows = stage.row_bytes * size
