@@ -211,8 +211,9 @@ class Setting:
     def exact(self) -> Backprop:
         """The method of the exact epochs."""
         schedule = self.config.schedule
-        deferred = schedule.deferred and not self.config.run.torch_compile and self.precision == torch.float32
-        return Backprop(schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute, deferred)
+        return Backprop(
+            schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute, deferred=schedule.deferred
+        )
 
     @property
     def decides(self) -> bool:

@@ -32,8 +32,8 @@ class DeferredGradients:
     def active(self) -> AbstractContextManager[Any]:
         """Forward passes inside make graphs whose backward pass leaves weight gradients to the queue.
 
-        A layer stays whole where its weight is no parameter, is not trained or has hooks, and where its padding has a
-        name.
+        A layer stays whole where its weight is no parameter, is not trained or has hooks, where its padding has a name,
+        for a single sample without a batch dimension, and under autocast.
         """
         return _Halving(self._jobs)
 
@@ -67,7 +67,7 @@ class _Halving(TorchFunctionMode):
     ) -> Any:
         if func in _HALVED and torch.is_grad_enabled():
             call = _HALVED[func](*args, **(kwargs or {}))
-            if all(map(_plain, (call.weight, call.bias))) and not isinstance(call.padding, str):
+            if call.may_wait() and all(map(_plain, (call.weight, call.bias))):
                 return _Layer.apply(call.x, call.weight, call.bias, call, self._jobs)
         return func(*args, **(kwargs or {}))
 
@@ -85,7 +85,7 @@ class _Convolve:
 
     def __init__(
         self,
-        x: torch.Tensor,
+        input: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         stride: Any = 1,
@@ -93,12 +93,16 @@ class _Convolve:
         dilation: Any = 1,
         groups: int = 1,
     ) -> None:
-        self.x, self.weight, self.bias, self.padding = x, weight, bias, padding
+        self.x, self.weight, self.bias, self.named = input, weight, bias, isinstance(padding, str)
         sizes = weight.dim() - 2
         stride, padding, dilation = (
             list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)
         )
         self._how = (stride, padding, dilation, False, [0] * sizes, groups)
+
+    def may_wait(self) -> bool:
+        batched = self.x.dim() == self.weight.dim()
+        return batched and not self.named and not torch.is_autocast_enabled(self.x.device.type)
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         y: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *self._how)
@@ -121,10 +125,16 @@ class _Convolve:
 class _Multiply:
     """A call of torch.nn.functional.linear."""
 
-    padding = 0
+    def __init__(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        self.x, self.weight, self.bias = input, weight, bias
 
-    def __init__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.x, self.weight, self.bias = x, weight, bias
+    def may_wait(self) -> bool:
+        return not torch.is_autocast_enabled(self.x.device.type)
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.nn.functional.linear(x, weight, bias)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -261,6 +262,10 @@ def test_the_neighbour_has_its_gradient_before_a_weight_has_its_own(microbatches
         if isinstance(verb, Send) and verb.name == "g":
             waiting.append(len(stages[1].deferred))
     assert waiting == [2] + [4] * (microbatches - 1)
+    (alone,) = make_stages([nn.Sequential(*parts)], images)  # one that waits for nobody
+    with patch.object(alone.deferred, "active") as active:
+        step(Backprop(microbatches, deferred=True), [alone], images, labels, {})
+    assert not active.called
     assert [len(s.deferred) for s in stages] == [0, 0]
 
 

@@ -109,6 +109,29 @@ def test_a_weight_with_a_hook_takes_its_gradient_at_once() -> None:
     assert len(seen) == 1
 
 
+def test_without_a_batch_and_under_autocast_a_layer_stays_whole() -> None:
+    layer, deferred = nn.Conv2d(4, 2, 3), DeferredGradients()
+    x = torch.randn(4, 9, 9)
+    with deferred.active():
+        y = layer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = layer(x[None])
+    (y.sum() + z.float().sum()).backward()
+    assert len(deferred) == 0
+    assert layer.weight.grad is not None
+
+
+def test_arguments_may_be_named() -> None:
+    weight, deferred = nn.Parameter(torch.randn(2, 4, 3, 3)), DeferredGradients()
+    x = torch.randn(3, 4, 9, 9)
+    with deferred.active():
+        y = nn.functional.conv2d(input=x, weight=weight, padding=1, stride=(2, 1))
+    y.sum().backward()
+    assert len(deferred) == 1
+    deferred.finish()
+    assert weight.grad is not None
+
+
 def test_a_weight_that_is_made_in_the_pass_stays_whole() -> None:
     torch.manual_seed(0)
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
