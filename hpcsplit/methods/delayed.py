@@ -22,9 +22,9 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
     "stale"     today's weights on the activations that the forward pass kept (Zhang and Abdelrahman, "Pipelined
                 Training with Stale Weights of Deep Convolutional Neural Networks", 2021); autocast's bfloat16 copies of
                 the weights stay those of the forward pass
-    "2bw"       ∇_W <g_b, f(W_{b-1}, x_b)> on every stage, the last one, too: all stages take the same, exact gradient
-                of one update ago, whatever K is; K-1-k micro-batches at least (2 (K-1-k) with "step") must make a
-                mini-batch (PipeDream-2BW, Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", 2021)
+    "2bw"       ∇_W <g_b, f(W_{b-D}, x_b)> with one D = ceil(d / M), d that of stage 0, on every stage, the last one,
+                too: all take the same, exact gradient; D is one update with as many micro-batches M as d
+                (PipeDream-2BW, Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", 2021)
 
 Corrections, each off by default (corrections.py):
 
@@ -94,7 +94,7 @@ class Delayed(TrainingMethod):
     weights: str = option(
         "stash",
         "of a backward pass: the forward pass's, today's with the forward pass once more, today's as they are, or in "
-        "both passes those of one update ago",
+        "both passes those that all stages have in time",
         choices=("stash", "replay", "stale", "2bw"),
     )
     predict: bool = option(

@@ -66,9 +66,9 @@ class _Halving(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _HALVED and torch.is_grad_enabled():
-            call = _HALVED[func](*args, **(kwargs or {}))
-            if call.may_wait() and all(map(_plain, (call.weight, call.bias))):
-                return _Layer.apply(call.x, call.weight, call.bias, call, self._jobs)
+            layer, x, weight, bias = _HALVED[func](*args, **(kwargs or {}))
+            if layer and _plain(weight) and _plain(bias) and not torch.is_autocast_enabled(x.device.type):
+                return _Layer.apply(x, weight, bias, layer, self._jobs)
         return func(*args, **(kwargs or {}))
 
 
@@ -80,29 +80,11 @@ def _plain(p: torch.Tensor | None) -> bool:
     return p.is_leaf and p.requires_grad and not hooked
 
 
-class _Convolve:
-    """A call of torch.conv1d, conv2d or conv3d."""
+class _Convolution:
+    """torch.conv1d, conv2d or conv3d with these settings."""
 
-    def __init__(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> None:
-        self.x, self.weight, self.bias, self.named = input, weight, bias, isinstance(padding, str)
-        sizes = weight.dim() - 2
-        stride, padding, dilation = (
-            list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)
-        )
-        self._how = (stride, padding, dilation, False, [0] * sizes, groups)
-
-    def may_wait(self) -> bool:
-        batched = self.x.dim() == self.weight.dim()
-        return batched and not self.named and not torch.is_autocast_enabled(self.x.device.type)
+    def __init__(self, *how: Any) -> None:
+        self._how = how
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         y: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *self._how)
@@ -122,19 +104,8 @@ class _Convolve:
         return torch.ops.aten.convolution_backward(g, x, weight, [weight.shape[0]], *self._how, mask)
 
 
-class _Multiply:
-    """A call of torch.nn.functional.linear."""
-
-    def __init__(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-    ) -> None:
-        self.x, self.weight, self.bias = input, weight, bias
-
-    def may_wait(self) -> bool:
-        return not torch.is_autocast_enabled(self.x.device.type)
+class _Product:
+    """torch.nn.functional.linear."""
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.nn.functional.linear(x, weight, bias)
@@ -149,16 +120,42 @@ class _Multiply:
         return rows.t().mm(x.reshape(-1, x.shape[-1])), rows.sum(0) if bias else rows
 
 
+def _convolution(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[_Convolution | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What a call of torch.conv1d, conv2d or conv3d computes, and from what; None where it stays whole."""
+    if isinstance(padding, str) or input.dim() != weight.dim():
+        return None, input, weight, bias
+    sizes = weight.dim() - 2
+    stride, padding, dilation = (
+        list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)
+    )
+    return _Convolution(stride, padding, dilation, False, [0] * sizes, groups), input, weight, bias
+
+
+def _product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[_Product, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same of torch.nn.functional.linear."""
+    return _Product(), input, weight, bias
+
+
 _HALVED: dict[Any, Any] = {
-    torch.conv1d: _Convolve,
-    torch.conv2d: _Convolve,
-    torch.conv3d: _Convolve,
-    torch.nn.functional.linear: _Multiply,
+    torch.conv1d: _convolution,
+    torch.conv2d: _convolution,
+    torch.conv3d: _convolution,
+    torch.nn.functional.linear: _product,
 }
 
 
 class _Layer(torch.autograd.Function):
-    """y of a call; backward gives the gradient at x and queues those of weight and bias."""
+    """y of a layer; backward gives the gradient at x and queues those of weight and bias."""
 
     @staticmethod
     def forward(
@@ -166,27 +163,26 @@ class _Layer(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        call: _Convolve | _Multiply,
+        layer: _Convolution | _Product,
         jobs: Jobs,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.call, ctx.jobs = bias, call, jobs
-        call.x = call.weight = call.bias = None  # type: ignore[assignment]
-        return call.forward(x, weight, bias)
+        ctx.bias, ctx.layer, ctx.jobs = bias, layer, jobs
+        return layer.forward(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         x, weight = ctx.saved_tensors
-        call, bias = ctx.call, ctx.bias
+        layer, bias = ctx.layer, ctx.bias
 
         def late() -> None:
-            slope, shift = call.at_weights(g, x, weight, bias=bias is not None)
+            slope, shift = layer.at_weights(g, x, weight, bias=bias is not None)
             _add(weight, slope)
             if bias is not None:
                 _add(bias, shift)
 
         ctx.jobs.append(late)
-        return call.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None
+        return layer.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
 def _add(p: torch.Tensor, g: torch.Tensor) -> None:
