@@ -99,3 +99,15 @@ def test_rotated_adam_is_adamw_where_the_basis_is_the_axes() -> None:
         p = nn.Parameter(normal(3, 4, seed=9))
         ends.append(steps(kind([p], lr=0.1, betas=(0.8, 0.9), weight_decay=0.1), p, gradients))
     torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_the_basis_follows_the_mean_square_of_the_gradients() -> None:
+    """Where it stays the first gradient's, a hundred others of another covariance are far from diagonal in it."""
+    root = normal(3, 3, seed=5) @ torch.diag(torch.tensor([5.0, 1.0, 0.2], dtype=torch.float64))
+    p = nn.Parameter(torch.zeros(3, 8, dtype=torch.float64))
+    optimizer = RotatedAdam([p], betas=(0.9, 0.9), every=2)
+    steps(optimizer, p, [normal(3, 8), *(root @ normal(3, 8, seed=seed) for seed in range(100))])
+    state = optimizer.state[p]
+    inside = state["basis"].T @ state["gram"] @ state["basis"]
+    assert float((inside - torch.diag(inside.diagonal())).norm() / inside.norm()) < 0.1
+    torch.testing.assert_close(state["basis"].T @ state["basis"], torch.eye(3, dtype=torch.float64))
