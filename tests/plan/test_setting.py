@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hpcsplit import cli
+from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.nets import shapes
 from hpcsplit.plan import setting
 from hpcsplit.plan.setting import Setting
@@ -53,3 +55,10 @@ def test_what_the_network_needs_changes_nothing_else(looks: Counter[str]) -> Non
     assert other.batch_sizes == [32, 32, 36]
     assert (other.net, other.blocks, other.data) == (first.net, first.blocks, first.data)
     assert looks == {"read": 1, "built": 1, "traced": 2}
+
+
+@pytest.mark.parametrize("name", [name for name, known in OPTIMIZERS.items() if known.betas])
+def test_adams_family_takes_both_decays(name: str) -> None:
+    made = Setting(config(1, optim__name=name, optim__beta1=0.5, optim__beta2=0.75))
+    optimizer = made.optimizer([torch.nn.Parameter(torch.zeros(2, 3))])
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.5, 0.75)]
