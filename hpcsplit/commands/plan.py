@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from hpcsplit.commands.planned import summary, text
 from hpcsplit.config import Config
@@ -25,7 +25,7 @@ from hpcsplit.plan.simulate.traffic import epoch_bytes
 from hpcsplit.plan.stages import StagePlan, auxiliary_gib, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
-from hpcsplit.schedule.timetable import Order, in_flight
+from hpcsplit.schedule.timetable import HALVED, WHOLE, course, in_flight, timetable, waiting
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
 
 MOST = 16  # ranks in the summary
@@ -112,8 +112,11 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     largest, m = max(s.share for s in stages), config.schedule.microbatches
     halves = [cost / 2 for cost in costs for _ in range(2)]
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
-    order, bound = cast(Order, config.schedule.pipeline), count * m / (count + m - 1)
-    expected = measured and forecast(measured, cuts, gamma_of(phases), [stage.edge_bytes for stage in stages[:-1]])
+    order, late = setting.exact.order, setting.exact.defers(count)
+    equal = course([timetable(order, k, count, m) for k in range(count)], HALVED if late else WHOLE)
+    bound = 3 * count * m / equal.length
+    edges = [stage.edge_bytes for stage in stages[:-1]]
+    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order)
     values = {
         "ranks": count,
         "cuts": list(cuts),
@@ -136,6 +139,8 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
             "microbatches": m,
             "speed_up_bound": bound,
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
+            "waiting": [waiting(k, m) if late else 0 for k in range(count)],
+            "drawn": equal.drawn(),
         },
         "parallel_speed_up_bound": 1 / largest,
         "parallel_speed_up_bound_inside_blocks": 1 / finer,

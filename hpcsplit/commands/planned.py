@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcsplit.schedule.timetable import course, timetable
-
 Plan = Mapping[str, Any]
 
 
@@ -94,6 +92,11 @@ def _several(p: Plan, draw: bool) -> list[str]:
         f"{pipeline['speed_up_bound']:.2f} with stages of one length; activations kept of "
         f"{', '.join(map(str, pipeline['in_flight']))} of them in stages 0 and on"
     )
+    if any(pipeline["waiting"]):
+        lines.append(
+            f"exact step: weight gradients of {', '.join(map(str, pipeline['waiting']))} micro-batches wait at most in "
+            "stages 0 and on, with their activations; the bound takes them for a third of a step"
+        )
     sent = ", ".join(size(s["edge_bytes"]) for s in p["stages"][:-1])
     lines.append(f"exact step: activations sent on by stages 0 and on, and as many bytes of gradients back: {sent}")
     if any(p["delays"]):
@@ -102,8 +105,8 @@ def _several(p: Plan, draw: bool) -> list[str]:
             "with their activations; gradients are so many steps old"
         )
     if draw:
-        tables = [timetable(pipeline["order"], k, p["ranks"], pipeline["microbatches"]) for k in range(p["ranks"])]
-        lines += [course(tables).drawn(), "(F forward, B backward, which takes twice as long)"]
+        late = any(pipeline["waiting"])
+        lines += [pipeline["drawn"], f"(F forward, B backward, {'W weight gradients' if late else 'twice as long'})"]
     return lines
 
 

@@ -13,6 +13,7 @@ from hpcsplit.report.figure import save
 COLOURS = {
     "forward": "#4c72b0",
     "backward": "#dd8452",
+    "weights": "#e7ab87",
     "update": "#8c613c",
     "variables": "#55a868",
     "messages": "#937860",
@@ -22,6 +23,7 @@ COLOURS = {
     "wait": "#eeeeee",
 }
 NAMES = {
+    "weights": "weight gradients that waited",
     "update": "weight step",
     "variables": "variables (ψ, λ, κ)",
     "messages": "packing messages",

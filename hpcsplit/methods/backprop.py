@@ -11,12 +11,17 @@ BatchNorm normalises over a micro-batch, so M > 1 is exact up to that; its runni
 mini-batch, to the mean over the micro-batches.  With `recompute` a stage keeps the inputs of the micro-batches in
 flight only and passes them forward once more before it goes backward (Chen et al., "Training deep nets with sublinear
 memory cost", 2016), for a third more arithmetic.  With `deferred` a gradient goes to the stage before as soon as it is
-there, and those of the weights follow where a stage would wait (stage/deferred.py); those of one micro-batch wait at
-most when the next one goes on.
+there, and those of the weights, W, follow where a stage would wait (stage/deferred.py), of so many micro-batches at
+most as timetable.py says:
+
+    stage 0   F0 F1 F2 .. .. B0 F3 B1 W0 B2 W1 B3 W2 W3
+    stage 1   .. F0 F1 .. B0 F2 B1 F3 B2 W0 B3 W1 W2 W3
+    stage 2   .. .. F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
@@ -24,7 +29,7 @@ from typing import NamedTuple
 import torch
 
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
-from hpcsplit.schedule.timetable import Order, Work, slices, timetable
+from hpcsplit.schedule.timetable import Order, Work, slices, timetable, waiting
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
@@ -40,6 +45,10 @@ class Backprop(TrainingMethod):
     recompute: bool = False
     deferred: bool = False
 
+    def defers(self, stages: int) -> bool:
+        """Whether weight gradients wait; a stage alone has nobody to wait for."""
+        return self.deferred and stages > 1
+
     def variables(self, place: Place) -> tuple[Variable, ...]:
         return ()
 
@@ -50,6 +59,7 @@ class Backprop(TrainingMethod):
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
+        late = deque[int](maxlen=waiting(stage.index, len(pieces)))  # weight gradients of the newest micro-batches
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
             size = piece.stop - piece.start
@@ -65,25 +75,26 @@ class Backprop(TrainingMethod):
                     yield Send(NEXT, "x", y.detach(), m)
                 continue
             x, y_kept, number = flight.pop(m)
-            waiting = len(stage.deferred)
+            before = stage.deferred.count
             if stage.last:
                 _descend(stage, self._output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
-                y, waiting = self._output(stage, x, y_kept, number), len(stage.deferred)
+                y = self._output(stage, x, y_kept, number)
                 if y.requires_grad:  # a first stage may have no weights
                     y.backward(g)
             if not stage.first:
                 assert x.grad is not None
                 yield Send(PREV, "g", x.grad, m)
-            stage.deferred.finish(stage.between_blocks, left=len(stage.deferred) - waiting)  # of the micro-batch before
+            late.append(stage.deferred.count - before)
+            stage.deferred.finish(stage.between_blocks, left=sum(late))
         if fresh:
             fresh.step()
         stage.update()
         return StepResult(tally)
 
     def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        if not self.deferred or stage.count == 1:  # nobody to wait for
+        if not self.defers(stage.count):
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)

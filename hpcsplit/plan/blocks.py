@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hpcsplit.host.device import wait_for
 from hpcsplit.nets.shapes import Shadow, block_names, meta_sample, trace
 from hpcsplit.nets.shapes import twin as copied
+from hpcsplit.stage.deferred import DeferredGradients
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,12 @@ def _kept(shadow: Shadow, x: torch.Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class BlockTime:
-    """Seconds of a block for one mini-batch: the forward pass, and the gradients of weights and input."""
+    """Seconds of a block for one mini-batch: the forward pass, and the gradients of weights and input; `weights_s` of
+    these are those of weights that wait (stage/deferred.py)."""
 
     forward_s: float
     backward_s: float
+    weights_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -95,12 +98,14 @@ def block_times(
     costs: Sequence[BlockCost],
     sizes: Sequence[int],
     *,
+    deferred: Sequence[int] = (),
     repeats: int = 9,
     channels_last: bool = True,
     autocast_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[BlockTime]]:
-    """Seconds of each block for one mini-batch of each of these sizes: forward, then gradients of weights and input.
+    """Seconds of each block for one mini-batch of each of these sizes: forward, then gradients of weights and input;
+    then the same of each size in `deferred`, with weight gradients that wait until the input has its own.
 
     The lower quartile of `repeats` rounds after a warm-up, in which all sizes and blocks take turns as in a step, on
     random inputs, in training mode: what else the machine does only ever adds time. The images, the first block's
@@ -110,6 +115,7 @@ def block_times(
     they are.
     """
     assert min(*sizes, repeats) >= 1
+    lately, sizes = [False] * len(sizes) + [True] * len(deferred), [*sizes, *deferred]
     device = torch.device(device)
     kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor]]] = {}
     looks = []
@@ -125,8 +131,8 @@ def block_times(
                 kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs]
         rounds = [
             [
-                {look: _seconds(twin, xs[n], autocast_dtype) for look, (twin, xs) in kinds.items()}
-                for n in range(len(sizes))
+                {look: _seconds(twin, xs[n], autocast_dtype, deferred=late) for look, (twin, xs) in kinds.items()}
+                for n, late in enumerate(lately)
             ]
             for _ in range(1 + repeats)
         ]
@@ -134,26 +140,37 @@ def block_times(
     for n in range(len(sizes)):
         times = {}
         for kind in kinds:
-            both, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
-            times[kind] = BlockTime(min(forward, both), max(both - forward, 0.0))
+            whole, first, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
+            times[kind] = BlockTime(min(forward, whole), max(whole - forward, 0.0), max(whole - first, 0.0))
         result.append([times[look] for look in looks])
     return result
 
 
-def _seconds(block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None) -> tuple[float, float]:
-    """Of both passes, and of the forward one."""
+def _seconds(
+    block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None, *, deferred: bool = False
+) -> tuple[float, float, float]:
+    """Of both passes, of them without weight gradients that wait, and of the forward one."""
+    queue = DeferredGradients()
     block.zero_grad()
     x.grad = None
     wait_for(x.device)
     start = time.perf_counter()
-    with torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext():
+    with (
+        torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext(),
+        queue.active() if deferred else nullcontext(),
+    ):
         y = block(x)
     wait_for(x.device)
     forward = time.perf_counter() - start
     if y.requires_grad:
         y.backward(torch.ones_like(y))
     wait_for(x.device)
-    return time.perf_counter() - start, forward
+    first = time.perf_counter() - start
+    if not len(queue):
+        return first, first, forward
+    queue.finish()
+    wait_for(x.device)
+    return time.perf_counter() - start, first, forward
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ epochs on one device; where they are a pipeline that is ρ_E times as fast, γ_H
 
 The formulas know equal stages.  The forecast of a step takes those of the cuts: a parallel step is as long as its
 slowest stage, a pipelined one with M micro-batches takes Σ (f_k + b_k) + (M − 1) max (f_k + b_k), for equal stages the
-bubble's (K + M − 1) of them.  Messages on their way, refreshes and evaluations are in neither.
+bubble's (K + M − 1) of them; where weight gradients wait, what its timetable does (schedule/timetable.py).  Messages on
+their way, refreshes and evaluations are in neither.
 
 A run's own forecast scales the sum of the parts to a whole step on one device.  With several ranks it scales each stage
 to what its blocks take while all compute at once, since cores of a node share memory, caches and power, and then all of
@@ -23,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from hpcsplit.plan.profile import Profile
 from hpcsplit.schedule.actions import Phase
+from hpcsplit.schedule.timetable import Order, Passes, course, timetable
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,28 @@ def gamma_of(phases: Sequence[Phase]) -> float | None:
     return (len(phases) - parallel) / parallel if parallel else None
 
 
-def forecast(profile: Profile, cuts: Sequence[int], gamma: float | None, edge_bytes: Sequence[int] = ()) -> Forecast:
+def forecast(
+    profile: Profile,
+    cuts: Sequence[int],
+    gamma: float | None,
+    edge_bytes: Sequence[int] = (),
+    order: Order = "1f1b",
+) -> Forecast:
     """The forecast for the network cut before these blocks.
 
     Args:
         edge_bytes: what a mini-batch's activations at each cut take as a message; an exact step sends them and as many
             bytes of gradients back.
+        order: of an exact step's micro-batches.
     """
     cut_costs = [profile.join(cut) for cut in cuts]
     packing = max((join.packing_s for join in cut_costs), default=0.0)
     stages, m = profile.exact_stages(cuts), profile.microbatches
     edges = [0, *(edge_bytes or [0] * len(cuts)), 0]
-    passes = [f + b + profile.packing_s * (edges[k] + edges[k + 1]) / m for k, (f, b, _) in enumerate(stages)]
+    passes = [
+        Passes(p.forward + profile.packing_s * after / m, p.backward + profile.packing_s * before / m, p.weights)
+        for (p, _), (before, after) in zip(stages, pairwise(edges), strict=True)
+    ]
     return Forecast(
         ranks=len(cuts) + 1,
         microbatches=m,
@@ -123,5 +136,13 @@ def forecast(profile: Profile, cuts: Sequence[int], gamma: float | None, edge_by
         t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
-        exact_s=profile.data_s + sum(passes) + (m - 1) * max(passes) + max(update for _, _, update in stages),
+        exact_s=profile.data_s + _pipelined(passes, order, m) + max(update for _, update in stages),
     )
+
+
+def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int) -> float:
+    """Seconds of all passes of an exact step."""
+    if any(p.weights for p in passes):
+        return course([timetable(order, k, len(passes), microbatches) for k in range(len(passes))], passes).length
+    both = [p.forward + p.backward for p in passes]
+    return sum(both) + (microbatches - 1) * max(both)

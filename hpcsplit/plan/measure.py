@@ -38,12 +38,14 @@ def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeat
         repeats: rounds of the blocks.
     """
     size, pieces, own = setting.timed_batch, setting.config.schedule.microbatches, setting.method.microbatches
-    sizes = sorted({size, *(max(1, size // m) for m in (pieces, own))})
-    times = dict(zip(sizes, time_blocks(setting, sizes, repeats, device), strict=True))
+    piece = max(1, size // pieces)
+    sizes, deferred = sorted({size, piece, max(1, size // own)}), [piece] if setting.exact.deferred else []
+    found = time_blocks(setting, sizes, repeats, device, deferred=deferred)
+    times = dict(zip(sizes, found, strict=False))
     of_own = times[max(1, size // own)]
     return Profile(
         blocks=tuple(times[size]),
-        pieces=tuple(times[max(1, size // pieces)]),
+        pieces=tuple(found[-1] if deferred else times[piece]),
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         own=own,
         microbatches=pieces,
@@ -55,12 +57,16 @@ def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeat
     )
 
 
-def time_blocks(setting: Setting, sizes: Sequence[int], repeats: int, device: torch.device) -> list[list[BlockTime]]:
-    """The passes of each block with so many samples, for each of the sizes, as this configuration computes them."""
+def time_blocks(
+    setting: Setting, sizes: Sequence[int], repeats: int, device: torch.device, *, deferred: Sequence[int] = ()
+) -> list[list[BlockTime]]:
+    """The passes of each block with so many samples, for each of the sizes, as this configuration computes them; then
+    for each of those in `deferred`, whose weight gradients wait."""
     return block_times(
         setting.net,
         setting.blocks,
         sizes,
+        deferred=deferred,
         repeats=repeats,
         channels_last=setting.config.run.channels_last,
         autocast_dtype=setting.precision if setting.precision != torch.float32 else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from hpcsplit.methods.contract import flights
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
-from hpcsplit.schedule.timetable import Order, in_flight
+from hpcsplit.schedule.timetable import in_flight, waiting
 from hpcsplit.store.hdf5 import AHEAD, BEHIND
 
 _WIDE_BYTES = 4  # of a float32
@@ -73,10 +73,10 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     """The footprint of a stage; `sample` is what autograd keeps of one sample in all its blocks."""
     schedule, method, size = setting.config.schedule, setting.method, max(setting.batch_sizes)
     ends = [_WIDE_BYTES * math.prod(shape) for shape in (stage.in_shape, stage.out_shape)]
-    pieces = in_flight(cast(Order, schedule.pipeline), stage.stage, ranks, schedule.microbatches)
-    waiting = ends[0] if schedule.recompute else sample
-    deferred = sample if setting.exact.deferred and ranks > 1 else 0  # what the weight gradients of one piece wait with
-    exact = -(-size // schedule.microbatches) * (sample + (pieces - 1) * waiting + deferred)
+    pieces = in_flight(setting.exact.order, stage.stage, ranks, schedule.microbatches)
+    kept = ends[0] if schedule.recompute else sample
+    late = waiting(stage.stage, schedule.microbatches) if setting.exact.defers(ranks) else 0
+    exact = -(-size // schedule.microbatches) * ((1 + late) * sample + (pieces - 1) * kept)
     held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once
     at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0
     rows = stage.row_bytes * size

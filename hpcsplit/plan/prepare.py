@@ -133,7 +133,7 @@ def prepare(
             {
                 "key": key,
                 "batch_size": setting.timed_batch,
-                "forecast": forecast(measured, cuts, gamma_of(setting.phases), edges).as_dict(),
+                "forecast": forecast(measured, cuts, gamma_of(setting.phases), edges, setting.exact.order).as_dict(),
                 "one_rank_samples_per_s": baseline,
                 "cuts": list(cuts),
                 "edge_bytes": edges,
@@ -169,7 +169,7 @@ def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: f
         factors = [now / before for now, before in zip(known, alone.blocks_s(cuts), strict=True)]
         together = alone.slowed(cuts, factors)
     expect = partial(forecast, cuts=cuts, gamma=values["forecast"]["gamma"], edge_bytes=values["edge_bytes"])
-    update_s = max(update for *_, update in together.exact_stages(cuts))
+    update_s = max(update for _, update in together.exact_stages(cuts))
     together = together.slowed((), (exact_s / (expect(together).exact_s - update_s),))
     result = expect(together)
     result = replace(result, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any, Self
 
 import msgspec
 
 from hpcsplit.plan.blocks import BlockTime
+from hpcsplit.schedule.timetable import Passes
 from hpcsplit.stage.cuts import ranges
 
 
@@ -100,16 +101,14 @@ class Profile:
             for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
         ]
 
-    def exact_stages(self, cuts: Sequence[int]) -> list[tuple[float, float, float]]:
-        """Seconds of each stage in an exact step: a micro-batch forward, backward, and the optimizer's step."""
-        parts = ranges(cuts, len(self.blocks))
+    def exact_stages(self, cuts: Sequence[int]) -> list[tuple[Passes, float]]:
+        """Seconds of each stage in an exact step: the passes of a micro-batch, and the optimizer's step."""
         return [
             (
-                sum(self.pieces[i].forward_s for i in part),
-                sum(self.pieces[i].backward_s for i in part),
+                Passes(*(sum(times) for times in zip(*(astuple(self.pieces[i]) for i in part), strict=True))),
                 self.update_s * sum(self.params[i] for i in part),
             )
-            for part in parts
+            for part in ranges(cuts, len(self.blocks))
         ]
 
     def slowed(self, cuts: Sequence[int], factors: Sequence[float]) -> Profile:
@@ -120,7 +119,7 @@ class Profile:
 
         def slower(times: Sequence[BlockTime]) -> tuple[BlockTime, ...]:
             pairs = zip(times, of_block, strict=True)
-            return tuple(BlockTime(time.forward_s * factor, time.backward_s * factor) for time, factor in pairs)
+            return tuple(BlockTime(*(factor * seconds for seconds in astuple(time))) for time, factor in pairs)
 
         return replace(
             self,

@@ -2,25 +2,27 @@
 
 GPipe (Huang et al. 2019) takes all forward passes, then all backward ones.  1F1B (PipeDream-Flush, Narayanan et al.
 2021) goes backward as soon as it can: the step takes as long, but stage k of K keeps the activations of K - k
-micro-batches at most, where GPipe keeps all M.  Both go backward in the order of the micro-batches, so that gradients
-add up to the same bits.
+micro-batches at most, where GPipe keeps all M.  ZB is 1F1B with 2(K - k) - 1 of them, as many as ZB-H2 (Qi et al.,
+"Zero Bubble Pipeline Parallelism", 2023): where weight gradients wait, forward passes are there to fill what is left of
+the bubble.  All go backward in the order of the micro-batches, so that gradients add up to the same bits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-Order = Literal["1f1b", "gpipe"]
-ORDERS: tuple[Order, ...] = ("1f1b", "gpipe")
+Order = Literal["1f1b", "gpipe", "zb"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 class Work(NamedTuple):
-    """One pass of one micro-batch through a stage: "F", forward, or "B", backward."""
+    """One pass of one micro-batch through a stage: "F", forward, or "B", backward; "W", its weight gradients."""
 
-    kind: Literal["F", "B"]
+    kind: Literal["F", "B", "W"]
     microbatch: int
 
     def __str__(self) -> str:
@@ -35,7 +37,14 @@ def slices(size: int, microbatches: int) -> list[slice]:
 
 def in_flight(order: Order, stage: int, stages: int, microbatches: int) -> int:
     """Forward passes before the first backward one: so many micro-batches' activations a stage keeps at most."""
-    return microbatches if order == "gpipe" and stages > 1 else min(stages - stage, microbatches)
+    most = {"gpipe": microbatches if stages > 1 else 1, "1f1b": stages - stage, "zb": 2 * (stages - stage) - 1}
+    return min(most[order], microbatches)
+
+
+def waiting(stage: int, microbatches: int) -> int:
+    """Of how many micro-batches the weight gradients wait at most when a stage that defers them goes on: of one more
+    than there are stages before it.  So in 1F1B order no stage keeps more than the first one's K + 1."""
+    return min(stage + 1, microbatches)
 
 
 def timetable(order: Order, stage: int, stages: int, microbatches: int) -> list[Work]:
@@ -49,66 +58,88 @@ def timetable(order: Order, stage: int, stages: int, microbatches: int) -> list[
     return works
 
 
+class Passes(NamedTuple):
+    """How long a stage's passes of a micro-batch take.  Of a backward pass `weights` are weight gradients that wait: it
+    computes them where it would wait itself, and those of more micro-batches than `waiting` before it goes on."""
+
+    forward: float = 1
+    backward: float = 2
+    weights: float = 0
+
+    def of(self, work: Work) -> float:
+        return {"F": self.forward, "B": self.backward - self.weights, "W": self.weights}[work.kind]
+
+
+WHOLE, HALVED = Passes(), Passes(weights=1)  # backward passes in twice the time of forward ones
+
+
 @dataclass(frozen=True)
 class Course:
-    """How a step goes where every stage takes equally long and messages take no time.
+    """How a step goes where messages take no time.
 
     Attributes:
         starts: for each stage, when each of its works starts.
         length: when the last one ends.
         in_flight: for each stage, of how many micro-batches it keeps activations at most.
+        passes: of each stage.
     """
 
-    starts: tuple[dict[Work, int], ...]
-    length: int
+    starts: tuple[dict[Work, float], ...]
+    length: float
     in_flight: tuple[int, ...]
-    forward: int
-    backward: int
+    passes: Sequence[Passes]
 
     def drawn(self) -> str:
-        """A line for each stage, a column for each unit of time."""
+        """A line for each stage, a column for each unit of time; times are whole units."""
         width = max(len(str(work)) for starts in self.starts for work in starts) + 1
         lines = []
         for stage, starts in enumerate(self.starts):
-            cells = ["."] * self.length
+            cells = ["."] * int(self.length)
             for work, start in starts.items():
-                cells[start] = str(work)
-                for later in range(start + 1, start + self._duration(work)):
+                cells[int(start)] = str(work)
+                for later in range(int(start) + 1, int(start + self.passes[stage].of(work))):
                     cells[later] = "-"
             lines.append(f"stage {stage:<3} " + "".join(cell.ljust(width) for cell in cells).rstrip())
         return "\n".join(lines)
 
-    def _duration(self, work: Work) -> int:
-        return self.forward if work.kind == "F" else self.backward
 
-
-def course(tables: Sequence[Sequence[Work]], *, forward: int = 1, backward: int = 2) -> Course:
-    """Follow the timetables of all stages; times are whole units.
+def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes = WHOLE) -> Course:
+    """Follow the timetables of all stages, whose passes take so long: each its own, or all the same.
 
     Raises:
         ValueError: they wait for each other for ever.
     """
-    ends: dict[tuple[int, Work], int] = {}
-    starts: tuple[dict[Work, int], ...] = tuple({} for _ in tables)
-    clock, alive, most = ([0] * len(tables) for _ in range(3))
-    while any(len(started) < len(table) for started, table in zip(starts, tables, strict=True)):
+    each = [passes] * len(tables) if isinstance(passes, Passes) else passes
+    ends: dict[tuple[int, Work], float] = {}
+    starts: tuple[dict[Work, float], ...] = tuple({} for _ in tables)
+    late: list[deque[Work]] = [deque() for _ in tables]
+    clock = [0.0] * len(tables)
+    alive, most = ([0] * len(tables) for _ in range(2))
+
+    def do(k: int, work: Work, earliest: float = 0.0) -> None:
+        starts[k][work] = max(clock[k], earliest)
+        clock[k] = ends[k, work] = starts[k][work] + each[k].of(work)
+
+    left = [deque(table) for table in tables]
+    while any(left):
         moved = False
-        for k, table in enumerate(tables):
-            while len(starts[k]) < len(table):
-                work = table[len(starts[k])]
-                awaited = _awaited(k, work, len(tables))
-                if awaited is not None and awaited not in ends:
-                    break
-                starts[k][work] = max(clock[k], ends[awaited] if awaited else 0)
-                clock[k] = ends[k, work] = starts[k][work] + (forward if work.kind == "F" else backward)
+        for k, works in enumerate(left):
+            while works and ((awaited := _awaited(k, works[0], len(tables))) is None or awaited in ends):
+                work, there = works.popleft(), ends[awaited] if awaited else 0
+                while late[k] and clock[k] < there:
+                    do(k, late[k].popleft())
+                do(k, work, there)
                 alive[k] += 1 if work.kind == "F" else -1
                 most[k] = max(most[k], alive[k])
+                if each[k].weights and work.kind == "B":
+                    late[k].append(Work("W", work.microbatch))
+                while len(late[k]) > (waiting(k, len(tables[k])) if works else 0):
+                    do(k, late[k].popleft())
                 moved = True
         if not moved:
-            left = [(k, table[len(starts[k]) :]) for k, table in enumerate(tables)]
-            stuck = ", ".join(f"stage {k} at {works[0]}" for k, works in left if works)
+            stuck = ", ".join(f"stage {k} at {works[0]}" for k, works in enumerate(left) if works)
             raise ValueError(f"the stages wait for each other: {stuck}")
-    return Course(starts, max(clock), tuple(most), forward, backward)
+    return Course(starts, max(clock), tuple(most), each)
 
 
 def _awaited(stage: int, work: Work, stages: int) -> tuple[int, Work] | None:

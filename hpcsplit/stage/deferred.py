@@ -10,32 +10,42 @@ Every weight takes its gradients in the order of the plain backward pass, so the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-Jobs = deque[Callable[[], None]]
-
 
 class DeferredGradients:
-    """The queue of a stage."""
+    """The queue of a stage; `count` is how many have been put into it, done or not, `on` whether it is active."""
 
     def __init__(self) -> None:
-        self._jobs: Jobs = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self.count = 0
+        self.on = False
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def active(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """Forward passes inside make graphs whose backward pass leaves weight gradients to the queue.
 
         A layer stays whole where its weight is no parameter, is not trained or has hooks, where its padding has a name,
         for a single sample without a batch dimension, and under autocast.
         """
-        return _Halving(self._jobs)
+        self.on = True
+        try:
+            with _Halving(self):
+                yield
+        finally:
+            self.on = False
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.append(job)
+        self.count += 1
 
     def one(self) -> bool:
         """Work off the oldest gradient; False where there is none."""
@@ -58,9 +68,9 @@ class DeferredGradients:
 class _Halving(TorchFunctionMode):
     """Replaces convolutions and linear layers by those whose backward pass is in halves."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, queue: DeferredGradients) -> None:
         super().__init__()
-        self._jobs = jobs
+        self._queue = queue
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -68,7 +78,7 @@ class _Halving(TorchFunctionMode):
         if func in _HALVED and torch.is_grad_enabled():
             layer, x, weight, bias = _HALVED[func](*args, **(kwargs or {}))
             if layer and _plain(weight) and _plain(bias) and not torch.is_autocast_enabled(x.device.type):
-                return _Layer.apply(x, weight, bias, layer, self._jobs)
+                return _Layer.apply(x, weight, bias, layer, self._queue)
         return func(*args, **(kwargs or {}))
 
 
@@ -164,10 +174,10 @@ class _Layer(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         layer: _Convolution | _Product,
-        jobs: Jobs,
+        queue: DeferredGradients,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.layer, ctx.jobs = bias, layer, jobs
+        ctx.bias, ctx.layer, ctx.queue = bias, layer, queue
         return layer.forward(x, weight, bias)
 
     @staticmethod
@@ -181,7 +191,7 @@ class _Layer(torch.autograd.Function):
             if bias is not None:
                 _add(bias, shift)
 
-        ctx.jobs.append(late)
+        ctx.queue.put(late)
         return layer.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 

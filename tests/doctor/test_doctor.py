@@ -57,7 +57,7 @@ def check(answer: dict[str, Any], size: int, launcher: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "ranks", [pytest.param(1, marks=pytest.mark.weekly), pytest.param(2, marks=pytest.mark.weekly), 4]
+    "ranks", [pytest.param(1, marks=pytest.mark.weekly), pytest.param(4, marks=pytest.mark.weekly), 3]
 )
 def test_every_number_of_ranks(ranks: int) -> None:
     ended, answer = doctor(ranks=ranks)

@@ -94,16 +94,16 @@ def test_blocks_that_look_alike_get_the_same_number() -> None:
 
 def test_all_sizes_are_timed_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What disturbs one of them for a while disturbs the other, too."""
-    timed: list[int] = []
+    timed: list[tuple[int, bool]] = []
 
-    def seconds(block: nn.Module, x: torch.Tensor, _: object) -> tuple[float, float]:
-        timed.append(len(x))
-        return 2.0 * len(x), 1.0 * len(x)
+    def seconds(block: nn.Module, x: torch.Tensor, _: object, *, deferred: bool) -> tuple[float, float, float]:
+        timed.append((len(x), deferred))
+        return 2.0 * len(x), (1.5 if deferred else 2.0) * len(x), 1.0 * len(x)
 
     monkeypatch.setattr(module, "_seconds", seconds)
-    whole, piece = times_of(nn.Sequential(nn.Linear(2, 2)), (2,), (8, 2), repeats=2)
-    assert timed == [8, 2] * 3
-    assert (whole, piece) == ([BlockTime(8.0, 8.0)], [BlockTime(2.0, 2.0)])
+    whole, piece, late = times_of(nn.Sequential(nn.Linear(2, 2)), (2,), (8, 2), deferred=[2], repeats=2)
+    assert timed == [(8, False), (2, False), (2, True)] * 3
+    assert (whole, piece, late) == ([BlockTime(8.0, 8.0)], [BlockTime(2.0, 2.0)], [BlockTime(2.0, 2.0, 1.0)])
 
 
 def test_what_a_device_is_still_computing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,5 +115,7 @@ def test_what_a_device_is_still_computing_counts(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "wait_for", wait)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None) == (2.0, 1.0)
+    assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None) == (2.0, 2.0, 1.0)
     assert now[0] == 3.0
+    assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None, deferred=True) == (3.0, 2.0, 1.0)
+    assert now[0] == 7.0

@@ -4,6 +4,7 @@ forecast; on a clock of which every tick is known."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,18 +91,26 @@ def test_a_profile_has_every_part() -> None:
 
 
 def test_a_method_with_micro_batches_of_its_own_is_timed_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes of n samples take n and 2n seconds here."""
+    """Passes of n samples take n and 2n seconds here; half of these are weight gradients where they wait."""
 
-    def times(setting: Setting, sizes: Any, repeats: int, device: Any) -> list[list[BlockTime]]:
-        return [[BlockTime(float(n), 2.0 * n)] * len(setting.blocks) for n in sizes]
+    def times(
+        setting: Setting, sizes: Any, repeats: int, device: Any, *, deferred: Sequence[int]
+    ) -> list[list[BlockTime]]:
+        plain = [BlockTime(float(n), 2.0 * n) for n in sizes]
+        return [[time] * len(setting.blocks) for time in (*plain, *(BlockTime(n, 2.0 * n, n) for n in deferred))]
 
     monkeypatch.setattr(measure, "time_blocks", times)
-    cfg = config(data__batch_size=36, method__name="delayed", method__microbatches=3, schedule__microbatches=2)
-    found = profile(Setting(cfg), CPU, cuts=False)
+    pieces: dict[str, Any] = {"method__name": "delayed", "method__microbatches": 3, "schedule__microbatches": 2}
+    found, late = (
+        profile(Setting(config(data__batch_size=36, schedule__deferred=waits, **pieces)), CPU, cuts=False)
+        for waits in (False, True)
+    )
     assert (found.own, found.microbatches) == (3, 2)
     assert found.blocks[0] == BlockTime(36.0, 72.0)
     assert found.pieces[0] == BlockTime(18.0, 36.0)
     assert found.cut[0] == BlockTime(36.0, 72.0)  # three of 12
+    assert (late.blocks, late.cut) == (found.blocks, found.cut)
+    assert late.pieces[0] == BlockTime(18.0, 36.0, 18.0)
 
 
 @pytest.mark.parametrize(

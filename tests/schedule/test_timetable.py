@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcsplit.schedule.timetable import ORDERS, Order, Work, course, in_flight, timetable
+from hpcsplit.schedule.timetable import HALVED, ORDERS, Order, Passes, Work, course, in_flight, timetable, waiting
 
 SIZES = [(stages, microbatches) for stages in range(1, 9) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
 
@@ -21,7 +21,7 @@ def test_every_pipeline_ends_in_the_shortest_time(order: Order, stages: int, mic
         assert sorted(works) == sorted(Work(kind, m) for kind in ("F", "B") for m in range(microbatches))
         assert [w.microbatch for w in works if w.kind == "B"] == list(range(microbatches))  # the order of the sums
     for forward, backward in ((1, 1), (1, 2), (2, 3)):
-        found = course(everyone, forward=forward, backward=backward)
+        found = course(everyone, Passes(forward, backward))
         assert found.length == (stages + microbatches - 1) * (forward + backward)  # bubble of (K - 1) / (K + M - 1)
 
 
@@ -29,6 +29,9 @@ def test_every_pipeline_ends_in_the_shortest_time(order: Order, stages: int, mic
 def test_activations_in_flight(stages: int, microbatches: int) -> None:
     early = course(tables("1f1b", stages, microbatches)).in_flight
     assert list(early) == [min(stages - k, microbatches) for k in range(stages)]
+    more = course(tables("zb", stages, microbatches)).in_flight
+    assert list(more) == [min(2 * (stages - k) - 1, microbatches) for k in range(stages)]
+    assert list(more) == [in_flight("zb", k, stages, microbatches) for k in range(stages)]
     late = course(tables("gpipe", stages, microbatches)).in_flight
     assert list(late) == [1 if stages == 1 else microbatches] * stages
     assert list(early) == [in_flight("1f1b", k, stages, microbatches) for k in range(stages)]
@@ -42,8 +45,34 @@ def test_stages_that_wait_for_each_other_are_named() -> None:
         course([first, last])
 
 
+@pytest.mark.parametrize("order", ["1f1b", "zb"])
+@pytest.mark.parametrize(("stages", "microbatches"), [(k, m) for k, m in SIZES if m >= k])
+def test_weight_gradients_that_wait_leave_the_bubble_of_zb_h1(order: Order, stages: int, microbatches: int) -> None:
+    """(K - 1)(F + B - W), Qi et al., Table 1; and no stage keeps more than the first one of 1F1B, with one waiting."""
+    found = course(tables(order, stages, microbatches), HALVED)
+    assert found.length == 3 * microbatches + (stages - 1)
+    for k, starts in enumerate(found.starts):
+        ends = {work.microbatch: start for work, start in starts.items() if work.kind == "W"}
+        assert list(ends) == list(range(microbatches))  # the order of the sums
+        kept = [sum(s <= at < ends[w.microbatch] for w, s in starts.items() if w.kind == "F") for at in ends.values()]
+        assert max(kept) <= in_flight(order, k, stages, microbatches) + waiting(k, microbatches)
+    if order == "1f1b":
+        assert {in_flight(order, k, stages, stages) + waiting(k, stages) for k in range(stages)} <= {stages, stages + 1}
+
+
+def test_more_in_flight_fills_what_weight_gradients_leave() -> None:
+    """Where they are shorter than the other passes."""
+    uneven = Passes(10, 20, 8)
+    early, more = (course(tables(order, 4, 8), uneven).length for order in ("1f1b", "zb"))
+    assert more < early
+
+
 def test_the_picture() -> None:
     assert course(tables("1f1b", 2, 3)).drawn().splitlines() == [
         "stage 0   F0 F1 .  .  B0 -  F2 B1 -  .  B2 -",
         "stage 1   .  F0 B0 -  F1 B1 -  F2 B2 -  .  .",
+    ]
+    assert course(tables("1f1b", 2, 3), HALVED).drawn().splitlines() == [
+        "stage 0   F0 F1 .  B0 F2 B1 W0 B2 W1 W2",
+        "stage 1   .  F0 B0 F1 B1 F2 B2 W0 W1 W2",
     ]

@@ -41,7 +41,6 @@ def program(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.alone
 def test_turns_interleave_and_failures_end_one_contender_only(tmp_path: Path, program: str) -> None:
     good = Contender("good", [([program, "good"], 1)] * 2)
     fails, hangs = (Contender(kind, [([program, kind], 1)]) for kind in ("fails", "hangs"))

@@ -45,7 +45,6 @@ def raced(values: Any) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
 def test_every_way_to_train_takes_part(bench: Any) -> None:
     rows = raced(bench("step", *BOTH, "--at-once", "9", "--only", "one,two,ddp,1f1b-4,exact-4,parallel"))
     assert list(rows) == ["one", "two", "ddp", "1f1b-4", "exact-4", "parallel"]

@@ -787,7 +787,6 @@ def test_mistakes_of_usage(words: list[str], sentence: str, capsys: pytest.Captu
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks want two cores")
-@pytest.mark.usefixtures("compiler")
 def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> None:
     """Two ranks with halves of the mini-batches, the last one odd, end with the losses of one rank."""
     options = {

@@ -174,7 +174,6 @@ def test_misuse_is_exit_64(words: list[str], capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.mpi
 @needs_mpi

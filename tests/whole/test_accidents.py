@@ -13,7 +13,7 @@ from tests.engine.small import train_here, weights, write_toml
 from tests.whole.conftest import METHODS, Uninterrupted
 from tests.wire.launch import Ended, needs_mpi, python
 
-pytestmark = [needs_mpi, pytest.mark.mpi, pytest.mark.alone]
+pytestmark = [needs_mpi, pytest.mark.mpi, pytest.mark.slow]
 
 STALL_S = 9.0  # more than the ranks of a start may come apart on a busy machine
 LIMIT_S = 5  # from the accident to the end of mpirun

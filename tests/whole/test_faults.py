@@ -26,7 +26,7 @@ CALLS = {k: {rank: {hook.key: 5 for hook in HOOKS} for rank in range(k)} for k i
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_short_campaign(tmp_path: Path) -> None:
-    count = 8 if SHARE == 1 else 2
+    count = 8 if SHARE == 1 else 1
     command = [
         sys.executable,
         "-m",
@@ -41,7 +41,7 @@ def test_short_campaign(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["tried"] == found["in_time"] == found["equal"] == count
-    assert found["struck"] >= count - 1
+    assert found["struck"] >= max(1, count - 1)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert f"{count} faults, {count} of them tried already" in again.stderr
     assert again.stdout == ended.stdout

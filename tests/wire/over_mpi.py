@@ -86,6 +86,29 @@ def slow_message(rank: int, size: int) -> Program:
     return {key: after[key] - before[key] for key in after}
 
 
+def has_work(wire: Wire, rank: int, size: int) -> Program:
+    """Stage 1 has ten things to do, 20 ms each, while it waits 0.4 s: how many are left, and its imbalance."""
+    left = list(range(10))
+
+    def one() -> bool:
+        if left:
+            time.sleep(0.02)
+            left.pop()
+            return True
+        return False
+
+    yield Share()
+    before = (yield Meter()).imbalance_s
+    if rank == 0:
+        time.sleep(0.4)
+        yield Send(NEXT, "late", torch.ones(10))
+    if rank == 1:
+        wire.idle = one
+        yield Recv(PREV, "late", (10,))
+        wire.idle = lambda: False
+    return [len(left), (yield Meter()).imbalance_s - before]
+
+
 def flood(wire: Wire, rank: int, size: int) -> Program:
     """Stage 0 sends forty messages of a megabyte to a stage 1 that is busy; the most that it had on their way."""
     most = 0
@@ -159,7 +182,7 @@ def main(answers: Path) -> None:
         answer = wire.run([program(rank, size)])[0]
         on_their_way += len(wire.leaving) + len(wire.outgoing)
         found[program.__name__] = wire.share(answer)
-    for watched in (flood, taken_in):
+    for watched in (has_work, flood, taken_in):
         found[watched.__name__] = wire.share(wire.run([watched(wire, rank, size)])[0])
     found["on_their_way"] = wire.share(on_their_way)
     found["clock_offset"] = wire.share([wire.clock_offset, clock_offsets(wire)])

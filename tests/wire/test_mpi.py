@@ -100,6 +100,13 @@ def test_waiting_for_a_late_sender_is_imbalance(answers: dict[str, list[Any]]) -
     assert receiver["exposed_s"] < 0.1
 
 
+def test_a_rank_that_waits_works(answers: dict[str, list[Any]]) -> None:
+    """What it does meanwhile is no wait."""
+    left, imbalance_s = answers["has_work"][1]
+    assert left == 0
+    assert 0.1 < imbalance_s < 0.35
+
+
 def test_waiting_for_a_slow_message_is_no_imbalance(answers: dict[str, list[Any]]) -> None:
     receiver = answers["slow_message"][1]
     if answers["late"]:  # its values came to the sender's host only after the computation

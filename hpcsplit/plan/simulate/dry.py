@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ class DryStage(Stage):
     ) -> None:
         profile = problem.profile
         pieces = [range(i, i + 1) for i in part] if problem.method.facts.full_batch else [part]
-        blocks = [DryBlock(problem, piece, clock, phase, self._charge) for piece in pieces]
+        blocks = [DryBlock(problem, piece, clock, phase, self) for piece in pieces]
         update_s = profile.update_s * sum(profile.params[i] for i in part)
         super().__init__(
             index,
@@ -159,7 +160,8 @@ class DryStage(Stage):
     def _seed_block(self, number: int) -> None:
         """Nothing here draws random numbers."""
 
-    def _charge(self) -> None:
+    def charge(self) -> None:
+        """For the cuts, behind the first backward pass of a step."""
         if not self._charged:
             self._charged = True
             self._clock.work("variables", self._cuts_s)
@@ -168,16 +170,14 @@ class DryStage(Stage):
 class DryBlock(nn.Module):
     """Zeros of the right shape, after the right time."""
 
-    def __init__(
-        self, problem: Problem, part: range, clock: Clock, phase: Phase, after_backward: Callable[[], None]
-    ) -> None:
+    def __init__(self, problem: Problem, part: range, clock: Clock, phase: Phase, stage: DryStage) -> None:
         super().__init__()
         profile, device = problem.profile, problem.device
         times, of = (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
-        self.forward_s, self.backward_s = (
-            sum(getattr(times[i], name) for i in part) / of for name in ("forward_s", "backward_s")
+        self.forward_s, self.backward_s, self.weights_s = (
+            sum(getattr(times[i], name) for i in part) / of for name in ("forward_s", "backward_s", "weights_s")
         )
-        self.clock, self.shape, self.after_backward = clock, problem.shapes[part.stop], after_backward
+        self.clock, self.shape, self.stage = clock, problem.shapes[part.stop], stage
         self.weight = nn.Parameter(torch.zeros((), device=device))
         if problem.method.facts.full_batch:
             self.layer = nn.Linear(math.prod(problem.shapes[part.start]), math.prod(self.shape), device=device)
@@ -191,14 +191,17 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, block: DryBlock) -> torch.Tensor:
         block.clock.work("forward", len(x) * block.forward_s)
-        ctx.block, ctx.zero, ctx.shape = block, x.new_zeros(()), x.shape
+        ctx.block, ctx.zero, ctx.shape, ctx.halved = block, x.new_zeros(()), x.shape, block.stage.deferred.on
         return x.new_zeros(()).expand(len(x), *block.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         block = ctx.block
-        block.clock.work("backward", ctx.shape[0] * block.backward_s)
-        block.after_backward()
+        whole, weights = (ctx.shape[0] * seconds for seconds in (block.backward_s, block.weights_s))
+        block.clock.work("backward", whole - weights)
+        late = partial(block.clock.work, "weights", weights)
+        block.stage.deferred.put(late) if ctx.halved else late()
+        block.stage.charge()
         x = ctx.zero.expand(ctx.shape) if ctx.needs_input_grad[0] else None
         return x, torch.zeros_like(block.weight), None
 

@@ -71,12 +71,12 @@ class Span(NamedTuple):
     """What a rank did from one moment to another (s)."""
 
     rank: int
-    kind: str  # forward, backward, update, variables, messages, data; link, store, wait
+    kind: str  # forward, backward, weights, update, variables, messages, data; link, store, wait
     start: float
     end: float
 
 
-WORK = ("forward", "backward", "update", "data")
+WORK = ("forward", "backward", "weights", "update", "data")
 
 
 @dataclass

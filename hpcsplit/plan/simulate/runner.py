@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,11 +54,12 @@ class Simulation:
         *,
         bytes_of_one: float = 1.0,
         packing_s: float = 0.0,
+        idle: Sequence[Callable[[], bool]] = (),
     ) -> None:
         """`bytes_of_one`: of the machine, for a byte of the tensors here; `packing_s`: what putting one into a message
-        takes its sender."""
+        takes its sender; `idle`: what each rank does while it waits for a message, as World.idle."""
         self.programs, self.clocks, self.machine = programs, clocks, machine
-        self.bytes_of_one, self.packing_s = bytes_of_one, packing_s
+        self.bytes_of_one, self.packing_s, self.idle = bytes_of_one, packing_s, idle
         self.traffic = [Traffic() for _ in programs]
         self.links: dict[tuple[int, int], Link] = {}
         self.queues: dict[tuple[int, int, str], deque[_Message]] = defaultdict(deque)
@@ -125,6 +126,8 @@ class Simulation:
         message = queue.popleft()
         complaint = describe_mismatch(rank, wanted, wanted.name, message.tensor, message.number)
         assert not complaint, complaint
+        while self.idle and clock.now < message.arrival and self.idle[rank]():
+            pass
         clock.wait(message.sent, "wait")
         clock.wait(message.arrival, "link")
         self.answers[rank] = message.tensor

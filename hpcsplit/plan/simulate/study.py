@@ -104,6 +104,7 @@ def replay(
         machine,
         bytes_of_one=problem.samples_of_one(phase),
         packing_s=problem.profile.packing_s,
+        idle=[job.stage.deferred.one for job in jobs],
     )
     with Unknown() if problem.device.type == "meta" else nullcontext():
         length = simulation.run()

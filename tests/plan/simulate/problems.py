@@ -13,6 +13,7 @@ from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
 from hpcsplit.plan.simulate.study import Replayed, epoch, replay
 from hpcsplit.schedule.actions import Train
+from hpcsplit.schedule.timetable import Order
 
 MAP = (4, 6, 6)  # of a boundary: 144 values
 CLASSES = 3
@@ -31,14 +32,17 @@ def problem(
     update_s: float = 0.0,
     data_s: float = 0.0,
     packing_s: float = 0.0,
+    weights: float = 0.0,
+    order: Order = "1f1b",
 ) -> Problem:
-    """A network of blocks that take so long forward and backward; a micro-batch takes its share."""
+    """A network of blocks that take so long forward and backward; a micro-batch takes its share.  In exact epochs so
+    much of a backward pass is weight gradients that wait."""
     blocks = tuple(BlockTime(f, b) for f, b in times)
-    pieces = tuple(BlockTime(f / microbatches, b / microbatches) for f, b in times)
+    pieces = tuple(BlockTime(f / microbatches, b / microbatches, weights * b / microbatches) for f, b in times)
     cut_costs, params = (CutCost(),) + (join,) * (len(times) - 1), (1,) * len(times)
     return Problem(
         method=method or Penalty(),
-        exact=Backprop(microbatches),
+        exact=Backprop(microbatches, order, deferred=weights > 0),
         shapes=[(3, 6, 6), *([MAP] * (len(times) - 1)), (CLASSES,)],
         profile=Profile(blocks, pieces, microbatches, cut_costs, params, update_s, data_s, packing_s),
         batch_size=BATCH,

@@ -9,9 +9,11 @@ import pytest
 
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
+from hpcsplit.plan.forecast import forecast
 from hpcsplit.plan.profile import CutCost
 from hpcsplit.plan.simulate.machine import Machine
 from hpcsplit.plan.simulate.study import epoch
+from hpcsplit.schedule.timetable import HALVED, Order, course, timetable
 from tests.plan.simulate.problems import (
     BATCH,
     EXACT,
@@ -111,6 +113,25 @@ def test_delayed_gradients_keep_all_stages_busy(pieces: int) -> None:
     assert epoch(p, (2,), FREE, EXACT, "serial").step_s == pytest.approx(12.0)
 
 
+@pytest.mark.parametrize("order", ["1f1b", "zb"])
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+def test_weight_gradients_fill_the_waits_of_exact_epochs(order: Order, microbatches: int) -> None:
+    """As in the timetable, whose stages take as long; with at least as many micro-batches as stages ZB-H1's bubble."""
+    p = problem([(8.0, 16.0)] * 4, microbatches=microbatches, weights=0.5, order=order)
+    found, unit = exact_steps(p, (1, 2, 3), steps=1).length_s, 8.0 / microbatches
+    tables = [timetable(order, k, 4, microbatches) for k in range(4)]
+    assert found == pytest.approx(course(tables, HALVED).length * unit)
+    assert forecast(p.profile, (1, 2, 3), None, order=order).exact_s == pytest.approx(found)
+    if microbatches >= 4:
+        assert found == pytest.approx((3 * microbatches + 3) * unit)
+
+
+def test_weight_gradients_do_not_wait_on_one_rank() -> None:
+    p = problem(EVEN, microbatches=2, weights=0.5)
+    kinds = [span.kind for span in exact_steps(p, (), steps=1).spans]
+    assert kinds.index("weights") == kinds.index("backward") + 1
+
+
 def test_nobody_does_two_things_at_once_or_nothing_without_a_name() -> None:
     course = parallel_steps(problem(EVEN, update_s=0.1, data_s=0.3, packing_s=1e-4), (1, 3), Machine(node=2), steps=4)
     by_rank = defaultdict(list)
@@ -126,7 +147,7 @@ def test_nobody_does_two_things_at_once_or_nothing_without_a_name() -> None:
 def test_a_simulation_is_the_same_every_time() -> None:
     machine = Machine(node=2, disk=1e5, straggler=1.25)
     p = problem([(1.0, 2.5), (0.7, 1.1), (2.0, 3.0), (1.0, 1.0)], microbatches=4, update_s=0.01, packing_s=1e-5)
-    for course in (parallel_steps, exact_steps):
-        first, again = (course(p, (1, 2, 3), machine, steps=5) for _ in range(2))
+    for steps_of in (parallel_steps, exact_steps):
+        first, again = (steps_of(p, (1, 2, 3), machine, steps=5) for _ in range(2))
         assert first.spans == again.spans
         assert first.traffic == again.traffic

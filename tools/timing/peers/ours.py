@@ -40,6 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = Setting(config).device(wire.local_rank)
     jobs = jobs_of(wire, config, RunDir(Path(place) / "run"), device)
+    wire.idle = jobs[0].stage.deferred.one
     give_back()
     wire.run([program(job, player, kind, device) for job in jobs])
     close(jobs)
