@@ -113,10 +113,12 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     halves = [cost / 2 for cost in costs for _ in range(2)]
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
     order, late = setting.exact.order, setting.exact.defers(count)
-    equal = course([timetable(order, k, count, m) for k in range(count)], HALVED if late else WHOLE)
+    equal = course(
+        [timetable(order, k, count, m) for k in range(count)], HALVED if late else WHOLE, config.schedule.waiting
+    )
     bound = 3 * count * m / equal.length
     edges = [stage.edge_bytes for stage in stages[:-1]]
-    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order)
+    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order, config.schedule.waiting)
     values = {
         "ranks": count,
         "cuts": list(cuts),
@@ -139,7 +141,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
             "microbatches": m,
             "speed_up_bound": bound,
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
-            "waiting": [waiting(k, m) if late else 0 for k in range(count)],
+            "waiting": [waiting(k, m, config.schedule.waiting) if late else 0 for k in range(count)],
             "drawn": equal.drawn(),
         },
         "parallel_speed_up_bound": 1 / largest,

@@ -107,6 +107,13 @@ class ScheduleSection:
     deferred: bool = option(
         False, "weight gradients of exact epochs wait until a stage waits for a message: the same bits", later=True
     )
+    waiting: int = option(
+        0,
+        "those of so many micro-batches wait at most when a stage goes on; 0: of one more than stages before it",
+        unit="micro-batches",
+        low=0,
+        later=True,
+    )
     lr_phases: str = option(
         "run",
         "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end",

@@ -44,6 +44,7 @@ class Backprop(TrainingMethod):
     order: Order = "1f1b"
     recompute: bool = False
     deferred: bool = False
+    waiting: int = 0
 
     def defers(self, stages: int) -> bool:
         """Whether weight gradients wait; a stage alone has nobody to wait for."""
@@ -59,7 +60,9 @@ class Backprop(TrainingMethod):
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
-        late = deque[int](maxlen=waiting(stage.index, len(pieces)))  # weight gradients of the newest micro-batches
+        late = deque[int](
+            maxlen=waiting(stage.index, len(pieces), self.waiting)
+        )  # weight gradients of the newest micro-batches
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
             size = piece.stop - piece.start

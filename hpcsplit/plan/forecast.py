@@ -109,13 +109,14 @@ def forecast(
     gamma: float | None,
     edge_bytes: Sequence[int] = (),
     order: Order = "1f1b",
+    waiting: int = 0,
 ) -> Forecast:
     """The forecast for the network cut before these blocks.
 
     Args:
         edge_bytes: what a mini-batch's activations at each cut take as a message; an exact step sends them and as many
             bytes of gradients back.
-        order: of an exact step's micro-batches.
+        order, waiting: of an exact step's micro-batches, as in Backprop.
     """
     cut_costs = [profile.join(cut) for cut in cuts]
     packing = max((join.packing_s for join in cut_costs), default=0.0)
@@ -136,13 +137,15 @@ def forecast(
         t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
-        exact_s=profile.data_s + _pipelined(passes, order, m) + max(update for _, update in stages),
+        exact_s=profile.data_s + _pipelined(passes, order, m, waiting) + max(update for _, update in stages),
     )
 
 
-def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int) -> float:
+def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int, waiting: int) -> float:
     """Seconds of all passes of an exact step."""
     if any(p.weights for p in passes):
-        return course([timetable(order, k, len(passes), microbatches) for k in range(len(passes))], passes).length
+        return course(
+            [timetable(order, k, len(passes), microbatches) for k in range(len(passes))], passes, waiting
+        ).length
     both = [p.forward + p.backward for p in passes]
     return sum(both) + (microbatches - 1) * max(both)

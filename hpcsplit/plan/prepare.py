@@ -133,7 +133,9 @@ def prepare(
             {
                 "key": key,
                 "batch_size": setting.timed_batch,
-                "forecast": forecast(measured, cuts, gamma_of(setting.phases), edges, setting.exact.order).as_dict(),
+                "forecast": forecast(
+                    measured, cuts, gamma_of(setting.phases), edges, setting.exact.order, setting.exact.waiting
+                ).as_dict(),
                 "one_rank_samples_per_s": baseline,
                 "cuts": list(cuts),
                 "edge_bytes": edges,

@@ -212,7 +212,11 @@ class Setting:
         """The method of the exact epochs."""
         schedule = self.config.schedule
         return Backprop(
-            schedule.microbatches, cast(Order, schedule.pipeline), schedule.recompute, deferred=schedule.deferred
+            schedule.microbatches,
+            cast(Order, schedule.pipeline),
+            schedule.recompute,
+            deferred=schedule.deferred,
+            waiting=schedule.waiting,
         )
 
     @property

@@ -41,10 +41,11 @@ def in_flight(order: Order, stage: int, stages: int, microbatches: int) -> int:
     return min(most[order], microbatches)
 
 
-def waiting(stage: int, microbatches: int) -> int:
-    """Of how many micro-batches the weight gradients wait at most when a stage that defers them goes on: of one more
-    than there are stages before it.  So in 1F1B order no stage keeps more than the first one's K + 1."""
-    return min(stage + 1, microbatches)
+def waiting(stage: int, microbatches: int, most: int = 0) -> int:
+    """Of how many micro-batches the weight gradients wait at most when a stage that defers them goes on: `most`, or
+    where it is 0 one more than there are stages before it.  So in 1F1B order no stage keeps more than the first one's
+    K + 1 micro-batches."""
+    return min(most or stage + 1, microbatches)
 
 
 def timetable(order: Order, stage: int, stages: int, microbatches: int) -> list[Work]:
@@ -103,8 +104,11 @@ class Course:
         return "\n".join(lines)
 
 
-def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes = WHOLE) -> Course:
+def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes = WHOLE, most: int = 0) -> Course:
     """Follow the timetables of all stages, whose passes take so long: each its own, or all the same.
+
+    Args:
+        most: that of `waiting`.
 
     Raises:
         ValueError: they wait for each other for ever.
@@ -114,7 +118,7 @@ def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes =
     starts: tuple[dict[Work, float], ...] = tuple({} for _ in tables)
     late: list[deque[Work]] = [deque() for _ in tables]
     clock = [0.0] * len(tables)
-    alive, most = ([0] * len(tables) for _ in range(2))
+    alive, peak = ([0] * len(tables) for _ in range(2))
 
     def do(k: int, work: Work, earliest: float = 0.0) -> None:
         starts[k][work] = max(clock[k], earliest)
@@ -130,16 +134,16 @@ def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes =
                     do(k, late[k].popleft())
                 do(k, work, there)
                 alive[k] += 1 if work.kind == "F" else -1
-                most[k] = max(most[k], alive[k])
+                peak[k] = max(peak[k], alive[k])
                 if each[k].weights and work.kind == "B":
                     late[k].append(Work("W", work.microbatch))
-                while len(late[k]) > (waiting(k, len(tables[k])) if works else 0):
+                while len(late[k]) > (waiting(k, len(tables[k]) // 2, most) if works else 0):
                     do(k, late[k].popleft())
                 moved = True
         if not moved:
             stuck = ", ".join(f"stage {k} at {works[0]}" for k, works in enumerate(left) if works)
             raise ValueError(f"the stages wait for each other: {stuck}")
-    return Course(starts, max(clock), tuple(most), each)
+    return Course(starts, max(clock), tuple(peak), each)
 
 
 def _awaited(stage: int, work: Work, stages: int) -> tuple[int, Work] | None:

@@ -27,4 +27,5 @@ put(
     ),
     trace_rules=types.SimpleNamespace(clear_lru_cache=lambda: None),  # so does torch.distributed
 )
-put("hpcsplit.report.picture", FORMATS=("png", "pdf", "svg"), draw=lambda runs, path, title: None)
+if "report" not in sys.orig_argv:
+    put("hpcsplit.report.picture", FORMATS=("png", "pdf", "svg"), draw=lambda runs, path, title: None)

@@ -60,6 +60,13 @@ def test_weight_gradients_that_wait_leave_the_bubble_of_zb_h1(order: Order, stag
         assert {in_flight(order, k, stages, stages) + waiting(k, stages) for k in range(stages)} <= {stages, stages + 1}
 
 
+def test_what_waits_is_bounded() -> None:
+    """With one micro-batch's a stage in the middle must do them before it sends the next gradient on."""
+    few, more = (course(tables("1f1b", 4, 8), HALVED, most).length for most in (1, 0))
+    assert (few, more) == (29, 27)
+    assert course(tables("1f1b", 4, 8), HALVED, 8).length == more
+
+
 def test_more_in_flight_fills_what_weight_gradients_leave() -> None:
     """Where they are shorter than the other passes."""
     uneven = Passes(10, 20, 8)

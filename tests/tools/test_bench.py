@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpcsplit.nets.catalog import lookup
@@ -14,7 +16,7 @@ from tools.benchmarks.hybrid import charged_or_not
 from tools.benchmarks.step import NETWORKS
 from tools.program import marked
 from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, command_line, exact, line, row
-from tools.timing.table import write
+from tools.timing.table import interval, write
 from tools.timing.turns import Contender, play
 
 _PROGRAM = """
@@ -68,10 +70,22 @@ def test_ratios_are_those_of_the_same_round() -> None:
     ours = played("parallel", [0.6, 1.2, 2.4])
     everyone = [one, copies, ours]
     assert row(ours, everyone)["over_one_core"] == pytest.approx(1 / 0.6)
-    assert row(ours, everyone)["of_the_limit"] == pytest.approx(0.55 / 0.6)
+    assert row(ours, everyone)["of_two_copies"] == pytest.approx(0.55 / 0.6)
     assert row(copies, everyone)["over_one_core"] == pytest.approx(2 / 1.1)
-    assert row(copies, everyone)["of_the_limit"] == pytest.approx(1.0)
+    assert row(copies, everyone)["of_two_copies"] == pytest.approx(1.0)
+    assert row(ours, everyone)["over"] == {}
+    found = row(ours, everyone, ["one", "two"])["over"]
+    assert found == {"one": (pytest.approx(1 / 0.6), pytest.approx(1 / 0.6), pytest.approx(1 / 0.6))}
     assert json.dumps(row(ours, everyone))
+
+
+def test_an_interval_has_its_coverage() -> None:
+    """Of 200 times twelve ratios, whose median is 1, about 95 % have it in their interval."""
+    random = np.random.default_rng(3)
+    drawn = np.exp(random.normal(0.0, 0.2, (200, 12)))
+    inside = sum(low <= 1.0 <= high for low, high in (interval(each, [1.0] * 12) for each in drawn))
+    assert 0.88 <= inside / 200 <= 0.99
+    assert interval([2.0], [1.0]) == (0.0, math.inf)
 
 
 def test_a_row_of_a_race_tells_its_waits_apart() -> None:
@@ -89,9 +103,11 @@ def test_a_row_of_a_race_tells_its_waits_apart() -> None:
     assert found["exposed_s"] == [pytest.approx(0.26), pytest.approx(0.39)]
     assert found["imbalance_s"] == [pytest.approx(0.14), pytest.approx(0.21)]
     assert found["io_s"] == [pytest.approx(0.46), pytest.approx(0.69)]
-    ratios = {"over_one_core": 1.25, "of_the_limit": 0.75, "of_its_bound": 0.875}
-    first, *stages = line(found | ratios | {"label": "ours"}).splitlines()
-    assert first.split() == ["ours", "2.000", "1.800", "2.200", "1.25", "0.75", "0.88"]
+    ratios = {"over_one_core": 1.25, "of_two_copies": 0.75, "of_its_bound": 0.875}
+    said = {"label": "ours", "norm": "B/4", "over": {"zb-h1-4": (1.0312, 0.9871, 1.0449)}}
+    first, over, *stages = line(found | ratios | said).splitlines()
+    assert first.split() == ["ours", "B/4", "2.000", "1.800", "2.200", "1.25", "0.75", "0.88"]
+    assert over == "    1.031 times as fast as zb-h1-4, 95 % interval 0.987 to 1.045"
     assert stages == [
         "    stage 0: exposed messages 13.0 %, store 23.0 %, imbalance 7.0 %",
         "    stage 1: exposed messages 19.5 %, store 34.5 %, imbalance 10.5 %",
@@ -117,6 +133,12 @@ def test_controls_take_part_in_every_group() -> None:
         ["one", "copies", "ddp", "parallel"],
         ["one", "copies", "exact-2", "exact-4"],
         ["one", "copies", "exact-8"],
+    ]
+    rival = exact(16, rivals=("exact-8", "ddp"))
+    assert [[way.name for way in group] for group in at_once([*ways, rival], 2)] == [
+        ["one", "copies", "parallel", "exact-2"],
+        ["one", "copies", "exact-4"],
+        ["one", "copies", "ddp", "exact-8", "exact-16"],
     ]
     assert at_once([ONE], 2) == [[ONE]]
     assert at_once([DDP, PARALLEL], 4) == [[DDP, PARALLEL]]

@@ -4,14 +4,27 @@
 
 Images are random and lie in memory.  A turn of hpcsplit is a whole epoch of `--steps` steps, with the reading and
 writing of rows, messages, and the first and last steps that nothing overlaps.  With delayed gradients it is an epoch in
-the middle of a run (`method.epoch_end = "run"`): what is in flight goes on in the next turn.  x one: steps of one core
-in the time of one step.  Limit: two independent copies on two cores at once.  Bound: the limit times the cut's balance
-over 2, and for exact gradients in M micro-batches times the pipeline's M/(M+1).
+the middle of a run (`method.epoch_end = "run"`): what is in flight goes on in the next turn.  BatchNorm: the samples
+that it normalises over.  x one: steps of one core in the time of one step.  Of copies: steps in the time of one, over
+what two independent processes make of the two cores.  Bound: the same over what the cut's balance and, for exact
+gradients in M micro-batches, 1F1B's bubble leave of that.  Every ratio is the median over rounds, each of one round.
 """
 
 from __future__ import annotations
 
-from tools.timing.race import COPIES, DDP, ONE, PARALLEL, TWO_THREADS, command_line, delayed, exact, run, torch_pipeline
+from tools.timing.race import (
+    COPIES,
+    DDP,
+    FSDP,
+    ONE,
+    PARALLEL,
+    TWO_THREADS,
+    command_line,
+    delayed,
+    exact,
+    run,
+    torch_pipeline,
+)
 
 NETWORKS = "resnet56,resnet110,wrn-16-4"
 WAYS = (
@@ -19,8 +32,8 @@ WAYS = (
     COPIES,
     TWO_THREADS,
     DDP,
-    torch_pipeline("GPipe", 4),
-    torch_pipeline("1F1B", 4),
+    FSDP,
+    torch_pipeline("ZB-H1", 4),
     exact(4),
     PARALLEL,
     delayed(),

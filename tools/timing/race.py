@@ -1,8 +1,8 @@
 """A race: one network, one mini-batch, several ways to train it on two cores (or devices), in turns, and the table.
 
 A few ways are started, with the controls, and take turns, so that a slow minute of the machine strikes all of them;
-then come the next few with controls of their own.  Every one has the same network, images, mini-batch, precision,
-memory format, optimizer and memory allocator (hpcsplit/host/memory.py).
+then come the next few with controls of their own.  A way and its rivals take turns with each other.  Every one has the
+same network, images, mini-batch, precision, memory format, optimizer and memory allocator (hpcsplit/host/memory.py).
 One that fails or hangs is listed with what it said.
 """
 
@@ -12,8 +12,9 @@ import argparse
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.cuts import ranges
 from tools.program import ROOT, Sections, merged, write_toml
-from tools.timing.table import options, ratio, write
+from tools.timing.table import interval, options, ratio, write
 from tools.timing.turns import LIMIT_S, Contender, peer, play
 
 RANKS = 2
+Cuts = Mapping[int, Sequence[int]]  # by the number of stages
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Way:
         peer: the module in tools/timing/peers that does it, as its `kind`.
         starts: processes that are started one by one; `ranks`: of one start, by mpirun.
         microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
-        cut: the network is cut into stages, so the balance of the cut bounds it.
+        parts: the stages that the network is cut into, whose balance bounds it; 1: none.
+        rivals: names of ways before it that its times are compared with.
+        norm: how many samples BatchNorm normalises over, as a fraction of the mini-batch.
         settings: those of this way, over those of the race.
     """
 
@@ -50,44 +54,61 @@ class Way:
     starts: int = 1
     ranks: int = 1
     microbatches: int = 0
-    cut: bool = False
+    parts: int = 1
+    rivals: tuple[str, ...] = ()
+    norm: str = "B"
     settings: Sections = field(default_factory=dict)
 
-    def contender(self, folder: Path, settings: Sections) -> Contender:
-        own = {"schedule": {"microbatches": self.microbatches}} if self.microbatches else {}
+    def contender(self, folder: Path, settings: Sections, cuts: Cuts) -> Contender:
+        own: Sections = {"split": {"cuts": list(cuts[self.parts])}} if self.parts > 1 else {}
+        if self.microbatches:
+            own["schedule"] = {"microbatches": self.microbatches}
         toml = write_toml(folder / f"{self.name}.toml", merged(settings, own, self.settings))
         return Contender(self.name, [peer(self.peer, self.kind, toml, self.ranks)] * self.starts)
 
     def bound(self, balance: float) -> float:
         """What the cut and the pipeline's bubble leave of the limit: of K·M/(K+M-1), and of the balance."""
-        if not self.cut:
+        if self.parts == 1:
             return 1.0
         pieces = self.microbatches
         return balance / RANKS * (pieces / (RANKS + pieces - 1) if pieces else 1.0)
 
 
 ONE = Way("one", "one core, whole network", "torch_alone", "one")
-COPIES = Way("copies", "two copies of it at once: the limit", "torch_alone", "one", starts=RANKS)
+COPIES = Way("copies", "two independent copies of it at once", "torch_alone", "one", starts=RANKS)
 CONTROLS = (ONE, COPIES)
 TWO_THREADS = Way("two", "one process, two threads", "torch_alone", "two")
-DDP = Way("ddp", "DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS)
+DDP = Way("ddp", "torch DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS, norm="B/2")
+FSDP = Way("fsdp", "torch FSDP2, gloo", "torch_alone", "fsdp", starts=RANKS, norm="B/2")
 
 
 def torch_pipeline(order: str, microbatches: int) -> Way:
-    label = f"torch.distributed.pipelining, {order}, M = {microbatches}"
-    kind = order.lower()
-    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, cut=True)
+    """torch.distributed.pipelining: GPipe, 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
+    kind, parts = order.lower(), RANKS * (2 if order == "ZBV" else 1)
+    label, norm = f"torch pipelining, {order}, M = {microbatches}", normed(microbatches)
+    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, parts, norm=norm)
+
+
+def normed(microbatches: int) -> str:
+    return f"B/{microbatches}" if microbatches > 1 else "B"
 
 
 def ours(
-    name: str, label: str, kind: str, microbatches: int = 0, ranks: int = RANKS, **settings: dict[str, Any]
+    name: str,
+    label: str,
+    kind: str,
+    microbatches: int = 0,
+    ranks: int = RANKS,
+    rivals: tuple[str, ...] = (),
+    **settings: dict[str, Any],
 ) -> Way:
-    return Way(name, label, "ours", kind, 1, ranks, microbatches, cut=ranks > 1, settings=settings)
+    norm = normed(microbatches) if kind == "exact" else "B"
+    return Way(name, label, "ours", kind, 1, ranks, microbatches, ranks, rivals, norm, settings)
 
 
-def exact(microbatches: int, label: str = "", **settings: dict[str, Any]) -> Way:
-    name = "-".join([f"exact-{microbatches}", *label.strip(", ").split()])
-    return ours(name, f"hpcsplit, exact epoch, M = {microbatches}{label}", "exact", microbatches, RANKS, **settings)
+def exact(microbatches: int, label: str = "", rivals: tuple[str, ...] = (), **settings: dict[str, Any]) -> Way:
+    name, label = "-".join([f"exact-{microbatches}", *label.strip(", ").split()]), f"M = {microbatches}{label}"
+    return ours(name, f"hpcsplit, exact epoch, {label}", "exact", microbatches, RANKS, rivals, **settings)
 
 
 def one_core_in_pieces(microbatches: int) -> Way:
@@ -118,7 +139,7 @@ def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5)
         precision={"default": "float32", "choices": ("float32", "bfloat16")},
         device={"default": "cpu", "choices": ("cpu", "cuda")},
         only=("", "names of ways, with commas"),
-        at_once=(4, "ways that take turns beside the controls: all are in memory"),
+        at_once=(6, "ways that take turns beside the controls: all are in memory"),
         out={"default": None, "type": Path, "help": "default: runs/bench-NAME"},
     )
 
@@ -149,35 +170,48 @@ def run(name: str, args: argparse.Namespace, ways: Sequence[Way], split: Turned 
 def _measured(
     args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
 ) -> tuple[dict[str, Any], list[str]]:
-    settings, balance = _settings_for(args, network)
+    settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
+    cuts, balances = _cut(settings, {way.parts for way in ways} - {1})
     rows: list[dict[str, Any]] = []
     for number, ways_at_once in enumerate(at_once(ways, args.at_once)):
         with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
             folder = Path(name)
-            players = [way.contender(folder, settings) for way in ways_at_once]
+            players = [way.contender(folder, settings, cuts) for way in ways_at_once]
             play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
         for way, player in zip(ways_at_once, players, strict=True):
             if number and way in CONTROLS:
                 continue
             for part in split(player):
-                rows.append(row(part, players) | {"label": way.label + part.label})
-                if "of_the_limit" in rows[-1]:
-                    rows[-1]["of_its_bound"] = rows[-1]["of_the_limit"] / way.bound(balance)
-    cuts = settings["split"]["cuts"]
+                rows.append(row(part, players, way.rivals) | {"label": way.label + part.label, "norm": way.norm})
+                if "of_two_copies" in rows[-1]:
+                    rows[-1]["of_its_bound"] = rows[-1]["of_two_copies"] / way.bound(balances.get(way.parts, 1.0))
+    cut = "".join(f"cut {list(cuts[parts])} (balance {balances[parts]:.2f}), " for parts in sorted(cuts))
     title = (
-        f"{network}, batch {args.batch}, {args.precision}, {args.device}, cut {cuts} (balance {balance:.2f}), "
-        f"{args.steps} steps a turn, n = {args.rounds}"
+        f"{network}, batch B = {args.batch}, {args.precision}, {args.device}, {cut}{args.steps} steps a turn, "
+        f"n = {args.rounds}"
     )
-    header = f"{'':<50} {'s a step':>9} {'min':>7} {'max':>7} {'x one':>6} {'of limit':>9} {'of bound':>9}"
+    header = (
+        f"{'':<50} {'BatchNorm':>9} {'s a step':>9} {'min':>7} {'max':>7} {'x one':>6} {'of copies':>9} {'of bound':>9}"
+    )
     found = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
-    return found | {"balance": balance, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
+    return found | {"balances": balances, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
 
 
 def at_once(ways: Sequence[Way], most: int) -> list[list[Way]]:
-    """Groups of at most so many ways and, in each of them, the controls that ratios are taken to."""
+    """Groups of at most so many ways, or more where they are rivals, and in each of them the controls."""
     controls = [way for way in ways if way in CONTROLS]
-    others = [way for way in ways if way not in CONTROLS]
-    return [[*controls, *others[first : first + most]] for first in range(0, len(others), most)] or [controls]
+    linked: list[list[Way]] = []
+    for way in ways:
+        if way not in CONTROLS:
+            rivals = [group for group in linked if any(other.name in way.rivals for other in group)]
+            linked = [group for group in linked if group not in rivals] + [[*chain(*rivals), way]]
+    groups: list[list[Way]] = []
+    for group in linked:
+        if groups and len(groups[-1]) + len(group) <= most:
+            groups[-1] += group
+        else:
+            groups.append(group)
+    return [[*controls, *group] for group in groups] or [controls]
 
 
 def raced(network: str, batch: int, steps: int, **run: Any) -> Sections:
@@ -192,18 +226,23 @@ def raced(network: str, batch: int, steps: int, **run: Any) -> Sections:
     }
 
 
-def _settings_for(args: argparse.Namespace, network: str) -> tuple[Sections, float]:
-    """Two stages, cut where the measured times of the blocks balance best; the speed-up that this balance allows."""
-    settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
+def _cut(settings: Sections, numbers: Iterable[int]) -> tuple[Cuts, dict[int, float]]:
+    """By the number of stages: cuts where the measured times of the blocks balance best, and the speed-up that this
+    allows two ranks; a rank with two stages has one from each end."""
     config = resolve(settings, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
     setting = Setting(config)
-    cuts, costs = choose_cuts(setting, RANKS, profile(setting, torch.device("cpu")))
-    slowest = max(sum(costs[i] for i in part) for part in ranges(cuts, len(costs)))
-    return merged(settings, {"split": {"cuts": list(cuts)}}), sum(costs) / slowest
+    measured = profile(setting, torch.device("cpu"))
+    cuts, balances = {}, {}
+    for stages in numbers:
+        cuts[stages], costs = choose_cuts(setting, stages, measured)
+        times = [sum(costs[i] for i in part) for part in ranges(cuts[stages], len(costs))]
+        loads = times if stages == RANKS else [times[k] + times[-1 - k] for k in range(RANKS)]
+        balances[stages] = sum(loads) / max(loads)
+    return cuts, balances
 
 
-def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
+def row(contender: Contender, everyone: Sequence[Contender], rivals: Sequence[str] = ()) -> dict[str, Any]:
     """Medians of a contender, and ratios of the same round: steps of one core in the time of one of its own."""
     by_name = {each.name: each for each in everyone}
     found: dict[str, Any] = {"name": contender.name, "failure": contender.failure}
@@ -212,10 +251,15 @@ def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
     mine = contender.seconds()
     found |= {"n": len(mine), "median_s": statistics.median(mine), "min_s": min(mine), "max_s": max(mine)}
     per_step = 1 / RANKS if contender.name == "copies" else 1.0  # two copies make two steps at once
-    for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_the_limit", 1 / RANKS)):
+    for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_two_copies", 1 / RANKS)):
         rival = by_name.get(name)
         if rival and not rival.failure:
             found[key] = share / per_step * ratio(rival.seconds(), mine)
+    found["over"] = {
+        name: (ratio(theirs, mine), *interval(theirs, mine))
+        for name in rivals
+        if name in by_name and not by_name[name].failure and (theirs := by_name[name].seconds())
+    }
     for key in ("exposed_s", "imbalance_s", "io_s"):
         if key in contender.notes[0][0]:
             found[key] = [
@@ -227,11 +271,16 @@ def row(contender: Contender, everyone: Sequence[Contender]) -> dict[str, Any]:
 def line(found: dict[str, Any]) -> str:
     if found["failure"]:
         return f"{found['label']:<50} FAILED {found['failure']}"
-    ratios = [f"{found[key]:.2f}" if key in found else "-" for key in ("over_one_core", "of_the_limit", "of_its_bound")]
+    ratios = [
+        f"{found[key]:.2f}" if key in found else "-" for key in ("over_one_core", "of_two_copies", "of_its_bound")
+    ]
     text = (
-        f"{found['label']:<50} {found['median_s']:>9.3f} {found['min_s']:>7.3f} {found['max_s']:>7.3f} "
+        f"{found['label']:<50} {found['norm']:>9} "
+        f"{found['median_s']:>9.3f} {found['min_s']:>7.3f} {found['max_s']:>7.3f} "
         f"{ratios[0]:>6} {ratios[1]:>9} {ratios[2]:>9}"
     )
+    for name, (middle, low, high) in found["over"].items():
+        text += f"\n    {middle:.3f} times as fast as {name}, 95 % interval {low:.3f} to {high:.3f}"
     if "exposed_s" in found:
         for rank, parts in enumerate(zip(found["exposed_s"], found["io_s"], found["imbalance_s"], strict=True)):
             exposed, io, imbalance = (100 * part / found["median_s"] for part in parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 
 from hpcsplit.run.provenance import processor
 from tools.program import ROOT
@@ -29,9 +32,10 @@ def options(doc: str | None, name: str, **known: Any) -> argparse.ArgumentParser
 
 
 def facts() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware and versions, and how busy the machine is."""
     return {
         "hardware": f"{os.cpu_count()} x {processor()}",
+        "load": f"{os.getloadavg()[0]:.1f} (1 min), {os.getloadavg()[2]:.1f} (15 min)",
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -40,6 +44,15 @@ def facts() -> dict[str, Any]:
 def ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
     """The median of the ratios within one round."""
     return statistics.median(a / b for a, b in zip(theirs, own, strict=True))
+
+
+def interval(theirs: Sequence[float], own: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of `ratio`: percentile bootstrap over rounds.  One round says nothing of the others."""
+    ratios = np.asarray(theirs) / np.asarray(own)
+    if len(ratios) < 2:
+        return 0.0, math.inf
+    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def publish(folder: Path, name: str, lines: Sequence[str], values: Any, **about: Any) -> None:
