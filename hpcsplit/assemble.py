@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from hpcsplit.data.part import Part
 from hpcsplit.engine.job import Choose, Identity, Job, Observer, seen
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
@@ -56,10 +57,20 @@ def make_jobs(
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
     cut = [setting.stage(net, index, prepared.cuts, device, around.between_blocks) for index in stages]
     setting.release_network()
-    return [_job(setting, stage, identity, run_dir, around, batch_norm) for stage in cut]
+    waits = prepared.deferred and len(stages) == 1  # one process with several stages waits for nobody
+    exact = replace(setting.exact, deferred=setting.exact.deferred and waits)
+    return [_job(setting, exact, stage, identity, run_dir, around, batch_norm) for stage in cut]
 
 
-def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, around: Around, batch_norm: bool) -> Job:
+def _job(
+    setting: Setting,
+    exact: Backprop,
+    stage: Stage,
+    identity: Identity,
+    run_dir: RunDir,
+    around: Around,
+    batch_norm: bool,
+) -> Job:
     config, method, observer = setting.config, setting.method, around.observer if stage.first else Observer()
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     choose = _choice(setting, observer)
@@ -73,7 +84,7 @@ def _job(setting: Setting, stage: Stage, identity: Identity, run_dir: RunDir, ar
     return Job(
         stage=stage,
         method=method,
-        exact=setting.exact,
+        exact=exact,
         store=_store(setting, stage, run_dir, identity.digest(), around.alarm),
         aux_dtype=setting.store_dtype,
         train=samples(data.train if data else None),

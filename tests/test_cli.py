@@ -234,11 +234,17 @@ def test_plan_draws_the_pipeline(capsys: pytest.CaptureFixture[str], toml: Toml)
     words = ["--model.name=resnet8", "--ranks=1,2", "--schedule.microbatches=3", "--timetable"]
     assert main(["plan", toml(), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "stage 0   F0 F1 .  .  B0 -  F2 B1 -  .  B2 -" in lines
+    assert "stage 0   F0 F1 .  B0 F2 B1 W0 B2 W1 W2" in lines
     said = (
-        "exact step: 3 micro-batches in 1f1b order, at most 1.50 with stages of one length; activations kept of 2, 1 of"
+        "exact step: 3 micro-batches in 1f1b order, at most 1.80 with stages of one length; activations kept of 2, 1 of"
     )
     assert any(line.startswith(said) for line in lines)
+    assert any(line.startswith("exact step: weight gradients of 1, 2 micro-batches wait at most in") for line in lines)
+    assert main(["plan", toml(), *words, "--schedule.deferred", "false"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "stage 0   F0 F1 .  .  B0 -  F2 B1 -  .  B2 -" in lines
+    assert any(line.startswith(said.replace("1.80", "1.50")) for line in lines)
+    assert not any("weight gradients" in line for line in lines)
 
 
 def test_plan_refuses_more_stages_than_blocks(capsys: pytest.CaptureFixture[str], toml: Toml) -> None:
@@ -252,4 +258,4 @@ def test_the_speed_up_bounds_follow_the_largest_share(capsys: pytest.CaptureFixt
     (plan,) = json.loads(capsys.readouterr().out)
     largest = max(stage["share"] for stage in plan["stages"])
     assert plan["parallel_speed_up_bound"] == pytest.approx(1 / largest)
-    assert plan["hybrid_speed_up_bound"] == pytest.approx(10 / (2 + 8 * largest))
+    assert plan["hybrid_speed_up_bound"] == pytest.approx(10 / (2 / 1.2 + 8 * largest))  # F F B B W | W in exact steps

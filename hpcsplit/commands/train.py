@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from socket import gethostname
 from typing import Any, NoReturn
 
@@ -178,12 +179,18 @@ def _prepare_together(
 
 
 def _rehearse(setting: Setting, run_dir: RunDir, world: World, job: Job) -> None:
-    """All ranks compute at once, and rank 0 writes down what that says of the run."""
+    """All ranks compute at once, and rank 0 writes down what that says of the run.  Exact steps keep the form that is
+    the quicker one: the bits are the same."""
     world.share(None)  # nobody begins before all are there
     seconds = world.share(rehearse(job.stage, setting.timed_batch))
-    exact_s = max(world.share(world.run([rehearse_exact(job, enough_steps(seconds))])[0]))
+    whole, exact_s = replace(setting.exact, deferred=False), {}
+    for job.exact in (setting.exact, whole) if setting.exact.defers(world.count) else (whole,):
+        took = world.share(world.run([rehearse_exact(job, enough_steps(seconds))])[0])
+        exact_s[job.exact.deferred] = max(took)
+    waits = min(exact_s, key=lambda late: exact_s[late])
+    job.exact = setting.exact if waits else whole
     if job.rank == 0:
-        expect_together(run_dir, seconds, exact_s)
+        expect_together(run_dir, seconds, exact_s, waits=waits)
 
 
 def _check_launch(config: Config, world: World) -> None:

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from hpcsplit.config.declared import DeclaredMethod
-from hpcsplit.config.option import show
 from hpcsplit.config.rules import check_rules
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.catalog import lookup
@@ -53,11 +52,6 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
         raise ConfigError(
             f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
-        )
-    if schedule.deferred and (config.run.torch_compile or config.run.precision != "float32"):
-        raise ConfigError(
-            f'schedule.deferred = true: layers stay whole with run.precision = "{config.run.precision}", '
-            f"run.torch_compile = {show(config.run.torch_compile)}; take float32 without torch_compile, or leave it out"
         )
     if config.data.copies > 1 and not config.data.augment:
         raise ConfigError(

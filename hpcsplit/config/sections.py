@@ -105,14 +105,13 @@ class ScheduleSection:
     pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=ORDERS)
     recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
     deferred: bool = option(
-        False, "weight gradients of exact epochs wait until a stage waits for a message: the same bits", later=True
+        True, "weight gradients of exact epochs may wait until a stage waits for a message: the same bits"
     )
     waiting: int = option(
         0,
         "those of so many micro-batches wait at most when a stage goes on; 0: of one more than stages before it",
         unit="micro-batches",
         low=0,
-        later=True,
     )
     lr_phases: str = option(
         "run",

@@ -76,6 +76,7 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     pieces = in_flight(setting.exact.order, stage.stage, ranks, schedule.microbatches)
     kept = ends[0] if schedule.recompute else sample
     late = waiting(stage.stage, schedule.microbatches, schedule.waiting) if setting.exact.defers(ranks) else 0
+    late = min(late, schedule.microbatches - pieces)  # gradients take the place of activations that autograd lets go
     exact = -(-size // schedule.microbatches) * ((1 + late) * sample + (pieces - 1) * kept)
     held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once
     at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0

@@ -43,6 +43,7 @@ class Prepared:
     Attributes:
         code: fingerprints of the user's own network.
         rehearse: rank 0 has written a forecast, which wants the times of stages that compute at once.
+        deferred: weight gradients may wait; false where an earlier start has found that this takes longer.
         plans: of the stages, as plain values.
         adapted: values that the network needs in place of the configuration's, {"section.key": value}.
         notes: what there is to say of the network.
@@ -53,6 +54,7 @@ class Prepared:
     data_fingerprint: str
     baseline_samples_per_s: float | None
     rehearse: bool = False
+    deferred: bool = True
     code: Mapping[str, str] = field(default_factory=dict)
     plans: tuple[dict[str, Any], ...] = ()
     adapted: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +150,7 @@ def prepare(
         images,
         baseline,
         measured is not None and times_itself,
+        expected.get("deferred", True) if whole else True,
         setting.code,
         tuple(plan.as_dict() for plan in plans),
         checked.adapted,
@@ -155,12 +158,16 @@ def prepare(
     )
 
 
-def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: float) -> None:
+def expect_together(
+    run_dir: RunDir, seconds: Sequence[float | None], exact_s: Mapping[bool, float], *, waits: bool
+) -> None:
     """Make the forecast one of stages that compute at once; "profile" stays that of a rank alone.
 
     Args:
         seconds: of each stage's blocks while the others computed theirs (measure.rehearse).
-        exact_s: of an exact step without the optimizer's (measure.rehearse_exact).
+        exact_s: of an exact step without the optimizer's (measure.rehearse_exact), with weight gradients that wait, and
+            with none that do.
+        waits: which of them the run will have.
     """
     values = run_dir.load_forecast()
     assert values is not None, "prepare has written it"
@@ -172,10 +179,12 @@ def expect_together(run_dir: RunDir, seconds: Sequence[float | None], exact_s: f
         together = alone.slowed(cuts, factors)
     expect = partial(forecast, cuts=cuts, gamma=values["forecast"]["gamma"], edge_bytes=values["edge_bytes"])
     update_s = max(update for _, update in together.exact_stages(cuts))
-    together = together.slowed((), (exact_s / (expect(together).exact_s - update_s),))
+    together = together.slowed((), (exact_s[waits] / (expect(together).exact_s - update_s),))
     result = expect(together)
     result = replace(result, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
-    run_dir.save_forecast(values | {"forecast": result.as_dict(), "profile_together": together.as_dict()})
+    found = {"forecast": result.as_dict(), "profile_together": together.as_dict(), "deferred": waits}
+    found["exact_s"] = {"deferred" if late else "whole": seconds for late, seconds in exact_s.items()}
+    run_dir.save_forecast(values | found)
 
 
 def one_rank_alone(setting: Setting, device: torch.device) -> float | None:

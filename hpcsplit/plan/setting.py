@@ -209,13 +209,13 @@ class Setting:
 
     @property
     def exact(self) -> Backprop:
-        """The method of the exact epochs."""
-        schedule = self.config.schedule
+        """The method of the exact epochs.  Autocast and torch's compiler leave layers whole."""
+        schedule, run = self.config.schedule, self.config.run
         return Backprop(
             schedule.microbatches,
             cast(Order, schedule.pipeline),
             schedule.recompute,
-            deferred=schedule.deferred,
+            deferred=schedule.deferred and run.precision == "float32" and not run.torch_compile,
             waiting=schedule.waiting,
         )
 

@@ -5,16 +5,18 @@ its weights, which nobody needs before the optimizer's step.  Within `DeferredGr
 layers do the first half at once and put the second into a queue, which the stage works off where it would wait for a
 message, and before its update (Qi et al., "Zero Bubble Pipeline Parallelism", 2023; a queue in place of their table).
 Every weight takes its gradients in the order of the plain backward pass, so they add up to the same bits.
+A parameter that is used several times gets the sum of each pass at once, as autograd gives it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.amp import is_autocast_available
 from torch.overrides import TorchFunctionMode
 
 
@@ -25,23 +27,26 @@ class DeferredGradients:
         self._jobs: deque[Callable[[], None]] = deque()
         self.count = 0
         self.on = False
+        self.looked = False  # what else parameters are used for: in the first pass, which leaves layers whole
+        self.elsewhere: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Forward passes inside make graphs whose backward pass leaves weight gradients to the queue.
+        """One forward pass inside makes a graph whose backward pass leaves weight gradients to the queue.
 
-        A layer stays whole where its weight is no parameter, is not trained or has hooks, where its padding has a name,
-        for a single sample without a batch dimension, and under autocast.
+        A layer stays whole in the first pass of all; where a parameter of it is none that is trained, has hooks, or is
+        used by another operation, too; where its padding has a name; for a single sample without a batch dimension;
+        under autocast; and where somebody keeps saved tensors in a way of his own (torch.utils.checkpoint).
         """
         self.on = True
         try:
             with _Halving(self):
                 yield
         finally:
-            self.on = False
+            self.on, self.looked = False, True
 
     def put(self, job: Callable[[], None]) -> None:
         self._jobs.append(job)
@@ -66,20 +71,36 @@ class DeferredGradients:
 
 
 class _Halving(TorchFunctionMode):
-    """Replaces convolutions and linear layers by those whose backward pass is in halves."""
+    """Replaces convolutions and linear layers of a pass by those whose backward pass is in halves."""
 
     def __init__(self, queue: DeferredGradients) -> None:
         super().__init__()
-        self._queue = queue
+        self._queue, self._sums = queue, _Sums()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        named = kwargs or {}
         if func in _HALVED and torch.is_grad_enabled():
-            layer, x, weight, bias = _HALVED[func](*args, **(kwargs or {}))
-            if layer and _plain(weight) and _plain(bias) and not torch.is_autocast_enabled(x.device.type):
-                return _Layer.apply(x, weight, bias, layer, self._queue)
-        return func(*args, **(kwargs or {}))
+            layer, x, weight, bias = _HALVED[func](*args, **named)
+            if layer and _plain(weight) and _plain(bias) and _usual(x.device.type):
+                self._note([x])
+                if self._queue.looked and not {id(weight), id(bias)} & self._queue.elsewhere:
+                    return _Layer.apply(x, weight, bias, layer, self._queue, self._sums)
+                return func(*args, **named)
+        if func.__name__ != "__get__":  # an attribute
+            self._note([*args, *named.values()])
+        return func(*args, **named)
+
+    def _note(self, values: Iterable[Any]) -> None:
+        self._queue.elsewhere.update(id(value) for value in values if isinstance(value, torch.nn.Parameter))
+
+
+def _usual(device: str) -> bool:
+    """Whether a graph is made as always."""
+    if is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _plain(p: torch.Tensor | None) -> bool:
@@ -87,7 +108,27 @@ def _plain(p: torch.Tensor | None) -> bool:
     if p is None:
         return True
     hooked = p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
-    return p.is_leaf and p.requires_grad and not hooked
+    return isinstance(p, torch.nn.Parameter) and p.requires_grad and not hooked
+
+
+class _Sums:
+    """The gradients of one pass by parameter; each is added to those of other passes when it is whole."""
+
+    def __init__(self) -> None:
+        self._left: Counter[int] = Counter()
+        self._sums: dict[int, torch.Tensor] = {}
+
+    def await_one(self, p: torch.Tensor) -> None:
+        self._left[id(p)] += 1
+
+    def add(self, p: torch.Tensor, g: torch.Tensor) -> None:
+        key = id(p)
+        g = self._sums.pop(key) + g if key in self._sums else g
+        self._left[key] -= 1
+        if self._left[key]:
+            self._sums[key] = g
+        else:
+            p.grad = g if p.grad is None else p.grad.add_(g)
 
 
 class _Convolution:
@@ -175,25 +216,24 @@ class _Layer(torch.autograd.Function):
         bias: torch.Tensor | None,
         layer: _Convolution | _Product,
         queue: DeferredGradients,
+        sums: _Sums,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.layer, ctx.queue = bias, layer, queue
+        ctx.bias, ctx.layer, ctx.queue, ctx.sums = bias, layer, queue, sums
         return layer.forward(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None, None]:
         x, weight = ctx.saved_tensors
-        layer, bias = ctx.layer, ctx.bias
+        layer, bias, sums = ctx.layer, ctx.bias, ctx.sums
+        parameters = [weight] if bias is None else [weight, bias]
 
         def late() -> None:
-            slope, shift = layer.at_weights(g, x, weight, bias=bias is not None)
-            _add(weight, slope)
-            if bias is not None:
-                _add(bias, shift)
+            slopes = layer.at_weights(g, x, weight, bias=bias is not None)
+            for p, slope in zip(parameters, slopes, strict=False):
+                sums.add(p, slope)
 
+        for p in parameters:
+            sums.await_one(p)
         ctx.queue.put(late)
-        return layer.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None
-
-
-def _add(p: torch.Tensor, g: torch.Tensor) -> None:
-    p.grad = g if p.grad is None else p.grad.add_(g)
+        return layer.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None, None

@@ -43,8 +43,9 @@ from hpcsplit.wire.port import (  # noqa: E402
 from hpcsplit.wire.world import World  # noqa: E402
 
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
-_ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
-_NAP_S = 5e-5
+_ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between: ever longer, so
+_NAP_S, _LONG_NAP_S = 5e-5, 1e-3  # that it leaves its core to whoever shares it, and by a few per cent of its wait
+_NAP_SHARE = 0.05
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 
@@ -214,12 +215,10 @@ class Wire(World):
         return int(highest[0])
 
     def _wait(self, request: MPI.Request, what: str) -> None:
-        nap = _NAP_S
-        self._waiting = what, time.monotonic()
+        start, self._waiting = time.perf_counter(), (what, time.monotonic())
         while not request.Test():
             self.progress(asked=True)
-            time.sleep(nap)
-            nap = min(nap * 1.5, 2e-3)
+            _pause(start)
         self._waiting = None
 
     def _drain(self) -> None:
@@ -280,10 +279,11 @@ class Wire(World):
 
 def _pause(start: float) -> None:
     """Between two looks for what has been waited for since `start` (s of perf_counter)."""
-    if time.perf_counter() - start < _ALERT_S:
+    waited = time.perf_counter() - start
+    if waited < _ALERT_S:
         os.sched_yield()
     else:
-        time.sleep(_NAP_S)
+        time.sleep(min(max(_NAP_SHARE * waited, _NAP_S), _LONG_NAP_S))
 
 
 def _meet_all_ranks_in_mpi() -> None:

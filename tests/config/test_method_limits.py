@@ -57,14 +57,6 @@ REFUSED = [
         r"refresh_every = 2: chunked keeps no variables",
     ),
     (changed(AUXNET, data__copies=2, data__augment=False), r"copies = 2: .* set it to true, or copies to 1"),
-    (
-        changed(DELAYED, schedule__deferred=True, run__torch_compile=True),
-        r"deferred = true: .* run\.torch_compile = true",
-    ),
-    (
-        changed(DELAYED, schedule__deferred=True, run__precision="bfloat16"),
-        r'deferred = true: .*precision = "bfloat16"',
-    ),
     (changed(AUXNET, data__copies=0), r"copies = 0 is below its smallest value 1"),
     (changed(AUXNET, method__start="adjoint"), r'start = "adjoint": auxnet keeps no variables .* leave it out'),
     (

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from hpcsplit.assemble import make_jobs
+from hpcsplit.commands import train
+from hpcsplit.engine.job import Job
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.plan import measure
 from hpcsplit.plan.measure import rehearse, rehearse_exact
+from hpcsplit.plan.prepare import prepare
+from hpcsplit.plan.setting import Setting
+from hpcsplit.run.folder import RunDir
 from hpcsplit.wire import lockstep
+from hpcsplit.wire.world import World
 from tests.engine.conftest import Make
+from tests.engine.small import config
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +53,40 @@ def test_a_rehearsed_step_takes_as_long_as_what_it_waits_for(make: Make) -> None
     jobs[1].stage.between_blocks = lambda: time.sleep(0.02)  # after each block
     least = 0.02 * len(jobs[1].stage.blocks)
     assert all(s > least for s in lockstep.run([rehearse_exact(job, 2) for job in jobs]))
+
+
+@pytest.mark.parametrize(("whole", "late", "waits"), [(2.0, 1.5, True), (2.0, 2.5, False)])
+def test_exact_steps_keep_the_form_that_is_the_quicker_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: float, late: float, waits: bool
+) -> None:
+    """On the slower of the two ranks: the other one, heard through the world here, needs a second less."""
+    setting, (job, _) = Setting(config(2)), make(2)
+    told: list[Any] = []
+
+    def rehearsed(job: Job, steps: int) -> Generator[Any, Any, float]:
+        assert isinstance(job.exact, Backprop)
+        yield from ()
+        return late if job.exact.deferred else whole
+
+    monkeypatch.setattr(train, "rehearse_exact", rehearsed)
+    monkeypatch.setattr(train, "expect_together", lambda *found, waits: told.append((*found[2:], waits)))
+    world = SimpleNamespace(count=2, share=lambda value: [value, value - 1.0 if isinstance(value, float) else value])
+    world.run = lockstep.run
+    train._rehearse(setting, RunDir(tmp_path / "run"), cast(World, world), job)
+    assert job.exact == replace(setting.exact, deferred=waits)
+    assert told == [({True: late, False: whole}, waits)]
+    monkeypatch.setattr(train, "rehearse_exact", lambda *_: pytest.fail("there is one form"))
+    with pytest.raises(pytest.fail.Exception):
+        train._rehearse(Setting(config(2, schedule__deferred=False)), RunDir(tmp_path / "run"), cast(World, world), job)
+
+
+def test_a_process_with_several_stages_waits_for_nobody(make: Make, tmp_path: Path) -> None:
+    assert [cast(Backprop, job.exact).deferred for job in make(2)] == [False, False]
+    setting, cpu = Setting(config(2, store__kind="memory")), torch.device("cpu")
+    for waits in (True, False):
+        prepared = replace(prepare(setting, RunDir(tmp_path / "one"), 2, cpu), deferred=waits)
+        (job,) = make_jobs(setting, prepared, RunDir(tmp_path / "one"), [1], cpu)
+        assert job.exact == replace(setting.exact, deferred=waits)
 
 
 def test_what_does_not_fit_is_not_timed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

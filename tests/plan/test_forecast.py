@@ -151,9 +151,11 @@ def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path)
             "profile": PROFILE.as_dict(),
         }
     )
-    expect_together(run, [1.5 * 15, 1.5 * 15], 2 * 1.5 * (before.exact_s - 0.3))
+    together = 2 * 1.5 * (before.exact_s - 0.3)
+    expect_together(run, [1.5 * 15, 1.5 * 15], {True: together, False: together + 1.0}, waits=True)
     found = run.load_forecast()
     assert found
+    assert (found["deferred"], found["exact_s"]) == (True, {"deferred": together, "whole": together + 1.0})
     assert Profile.from_dict(found["profile"]) == PROFILE  # of a rank alone, for simulations of other machines
     # half as long again since they compute at once, twice as long since a whole step has more than its parts
     assert Profile.from_dict(found["profile_together"]).blocks_s((2,)) == pytest.approx([45.0, 45.0])
@@ -167,5 +169,5 @@ def test_stages_that_could_not_be_timed_at_once_are_as_they_were_alone(tmp_path:
     run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
     values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": PROFILE.as_dict()}
     run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
-    expect_together(run, [1.5 * 15.0, None], before.exact_s - 0.3)
+    expect_together(run, [1.5 * 15.0, None], {False: before.exact_s - 0.3}, waits=False)
     assert (run.load_forecast() or {})["forecast"] == pytest.approx(before.as_dict())

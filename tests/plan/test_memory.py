@@ -67,8 +67,9 @@ def test_a_pipeline_keeps_what_is_in_flight() -> None:
 @pytest.mark.parametrize(("ranks", "times"), [(1, 1), (2, 1 + 2)])
 def test_deferred_weight_gradients_keep_micro_batches_alive(ranks: int, times: int) -> None:
     exact = {"method__name": "backprop", "schedule__ratio": "1:0", "schedule__warmup": 0, "schedule__microbatches": 4}
-    plain = memory(ranks, **exact)[-1]["activations"]  # of one micro-batch on the last stage
-    assert memory(ranks, **exact, schedule__deferred=True)[-1]["activations"] == plain * times
+    plain = memory(ranks, **exact, schedule__deferred=False)[-1]["activations"]  # of one micro-batch on the last stage
+    assert memory(ranks, **exact)[-1]["activations"] == plain * times
+    assert memory(ranks, **exact, schedule__waiting=1)[-1]["activations"] == plain * min(times, 2)
 
 
 def test_delayed_gradients_keep_more_mini_batches_on_earlier_stages() -> None:

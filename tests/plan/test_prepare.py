@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -145,6 +146,20 @@ def test_a_first_start_times_itself_and_keeps_what_it_found(tmp_path: Path, tick
     gamma = gamma_of(Setting(cfg).phases)
     assert kept["forecast"] == forecast(measured, (3,), gamma, kept["edge_bytes"]).as_dict()
     assert kept["edge_bytes"] == [32 * 4 * torch.Size(Setting(cfg).shapes[3]).numel()]
+
+
+def test_what_was_the_quicker_form_of_an_exact_step_stays(tmp_path: Path, ticking: None) -> None:
+    cfg, run_dir = config(2, schedule__ratio="1:4", **TIMED), RunDir(tmp_path / "run")
+    assert prepare.prepare(Setting(cfg), run_dir, 2, CPU).deferred
+    kept = run_dir.load_forecast() or {}
+    run_dir.save_forecast(kept | {"profile_together": kept["profile"], "deferred": False})
+    later = RunDir(tmp_path / "run")
+    with patch.object(prepare, "one_rank_alone", lambda *_: 8.0):
+        again = prepare.prepare(Setting(cfg), later, 2, CPU)
+        assert (again.rehearse, again.deferred) == (False, False)
+        other = config(2, schedule__ratio="1:4", **TIMED | {"data__batch_size": 16})  # another step
+        later.save_forecast(kept | {"key": "", "deferred": False})
+        assert prepare.prepare(Setting(other), later, 2, CPU).deferred
 
 
 def test_cuts_that_were_chosen_once_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

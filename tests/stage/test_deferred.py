@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hpcsplit.stage.deferred import DeferredGradients
 
@@ -28,6 +29,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 WHOLE = ("named padding stays whole",)
+
+
+def ready(look: Callable[[], object] = lambda: None) -> DeferredGradients:
+    """A queue that has seen its first pass."""
+    deferred = DeferredGradients()
+    with deferred.active():
+        look()
+    return deferred
 
 
 def gradients(
@@ -61,7 +70,7 @@ def test_the_same_bits_as_the_plain_backward_pass(name: str, channels_last: bool
     pieces = [torch.randn(n, 4, 9, 9) for n in (5, 4)]
     if channels_last:
         pieces = [piece.to(memory_format=torch.channels_last) for piece in pieces]
-    deferred = DeferredGradients()
+    deferred = ready()
     expected, found = gradients(plain, pieces, None), gradients(other, pieces, deferred)
     for mine, theirs in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
         assert mine is not None
@@ -72,7 +81,7 @@ def test_the_same_bits_as_the_plain_backward_pass(name: str, channels_last: bool
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_nothing_but_weight_gradients_waits(name: str) -> None:
-    layer, deferred = LAYERS[name](), DeferredGradients()
+    layer, deferred = LAYERS[name](), ready()
     x = torch.randn(3, 4, 9, 9, requires_grad=True)
     with deferred.active():
         y = layer(x)
@@ -88,7 +97,7 @@ def test_nothing_but_weight_gradients_waits(name: str) -> None:
 
 
 def test_outside_and_without_a_gradient_nothing_waits() -> None:
-    layer, deferred = nn.Conv2d(4, 2, 3), DeferredGradients()
+    layer, deferred = nn.Conv2d(4, 2, 3), ready()
     x = torch.randn(3, 4, 9, 9, requires_grad=True)
     layer(x).sum().backward()
     with deferred.active(), torch.no_grad():
@@ -100,7 +109,7 @@ def test_outside_and_without_a_gradient_nothing_waits() -> None:
 
 
 def test_a_weight_with_a_hook_takes_its_gradient_at_once() -> None:
-    layer, deferred, seen = nn.Linear(3, 2), DeferredGradients(), []
+    layer, deferred, seen = nn.Linear(3, 2), ready(), []
     layer.weight.register_hook(lambda g: seen.append(g))
     with deferred.active():
         y = layer(torch.randn(4, 3))
@@ -110,7 +119,7 @@ def test_a_weight_with_a_hook_takes_its_gradient_at_once() -> None:
 
 
 def test_without_a_batch_and_under_autocast_a_layer_stays_whole() -> None:
-    layer, deferred = nn.Conv2d(4, 2, 3), DeferredGradients()
+    layer, deferred = nn.Conv2d(4, 2, 3), ready()
     x = torch.randn(4, 9, 9)
     with deferred.active():
         y = layer(x)
@@ -122,7 +131,7 @@ def test_without_a_batch_and_under_autocast_a_layer_stays_whole() -> None:
 
 
 def test_arguments_may_be_named() -> None:
-    weight, deferred = nn.Parameter(torch.randn(2, 4, 3, 3)), DeferredGradients()
+    weight, deferred = nn.Parameter(torch.randn(2, 4, 3, 3)), ready()
     x = torch.randn(3, 4, 9, 9)
     with deferred.active():
         y = nn.functional.conv2d(input=x, weight=weight, padding=1, stride=(2, 1))
@@ -135,7 +144,7 @@ def test_arguments_may_be_named() -> None:
 def test_a_weight_that_is_made_in_the_pass_stays_whole() -> None:
     torch.manual_seed(0)
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
-    deferred = DeferredGradients()
+    deferred = ready()
     with deferred.active():
         y = layer(torch.randn(4, 3))
     y.sum().backward()
@@ -143,8 +152,63 @@ def test_a_weight_that_is_made_in_the_pass_stays_whole() -> None:
     assert all(p.grad is not None for p in layer.parameters())
 
 
-def test_what_is_dropped_is_gone() -> None:
+class Shared(nn.Module):
+    """Uses its weights several times: `how` says what for."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.first(x).tanh()
+        z: torch.Tensor
+        if self.how == "three times":
+            z = self.first(self.second(self.first(y)).tanh()) + self.second(y)
+        elif self.how == "a product":
+            z = self.second(y) @ self.first.weight + self.second.bias
+        elif self.how == "a branch without a gradient":
+            z = self.second(y) + self.first(y).detach()
+        elif self.how == "as its input":
+            z = y + self.second(self.first.weight).mean(0)
+        else:
+            z = checkpoint(self.second, y, use_reentrant=self.how == "reentrant checkpoint")
+        return z
+
+
+@pytest.mark.parametrize(
+    ("how", "waits"),
+    [
+        ("three times", 5),
+        ("a product", 0),
+        ("a branch without a gradient", 2),
+        ("as its input", 1),
+        ("checkpoint", 1),
+        ("reentrant checkpoint", 1),
+    ],
+)
+def test_weights_that_are_used_several_times_or_kept_in_another_way(how: str, waits: int) -> None:
+    """The bits of three passes; what cannot be put together in autograd's order is not put off."""
+    torch.manual_seed(2)
+    plain = Shared(how)
+    other, pieces = copy.deepcopy(plain), list(torch.randn(3, 8, 16))
+    deferred = ready(lambda: other(pieces[0]))
+    expected, found = gradients(plain, pieces, None), gradients(other, pieces, deferred)
+    for mine, theirs in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert deferred.count == 3 * waits
+
+
+def test_the_first_pass_only_looks() -> None:
     layer, deferred = nn.Linear(3, 2), DeferredGradients()
+    for waits in (0, 1):
+        with deferred.active():
+            y = layer(torch.randn(4, 3))
+        y.sum().backward()
+        assert len(deferred) == waits
+
+
+def test_what_is_dropped_is_gone() -> None:
+    layer, deferred = nn.Linear(3, 2), ready()
     with deferred.active():
         y = layer(torch.randn(4, 3))
     y.sum().backward()
