@@ -75,7 +75,7 @@ class _Halving(TorchFunctionMode):
 
     def __init__(self, queue: DeferredGradients) -> None:
         super().__init__()
-        self._queue, self._sums = queue, _Sums()
+        self._queue, self._sums = queue, _PassGradients()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -111,7 +111,7 @@ def _plain(p: torch.Tensor | None) -> bool:
     return isinstance(p, torch.nn.Parameter) and p.requires_grad and not hooked
 
 
-class _Sums:
+class _PassGradients:
     """The gradients of one pass by parameter; each is added to those of other passes when it is whole."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class _Layer(torch.autograd.Function):
         bias: torch.Tensor | None,
         layer: _Convolution | _Product,
         queue: DeferredGradients,
-        sums: _Sums,
+        sums: _PassGradients,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias, ctx.layer, ctx.queue, ctx.sums = bias, layer, queue, sums
