@@ -117,7 +117,7 @@ def block_times(
     assert min(*sizes, repeats) >= 1
     lately, sizes = [False] * len(sizes) + [True] * len(deferred), [*sizes, *deferred]
     device = torch.device(device)
-    kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor]]] = {}
+    kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor], DeferredGradients]] = {}
     looks = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         for index, (block, cost) in enumerate(zip(net, costs, strict=True)):
@@ -128,10 +128,13 @@ def block_times(
                 xs = [torch.randn(size, *cost.in_shape, device=device, dtype=_dtype(block)) for size in sizes]
                 if channels_last:
                     twin, xs = twin.to(memory_format=torch.channels_last), [_channels_last(x) for x in xs]
-                kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs]
+                kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs], DeferredGradients()
         rounds = [
             [
-                {look: _seconds(twin, xs[n], autocast_dtype, deferred=late) for look, (twin, xs) in kinds.items()}
+                {
+                    look: _seconds(block, xs[n], autocast_dtype, queue if late else None)
+                    for look, (block, xs, queue) in kinds.items()
+                }
                 for n, late in enumerate(lately)
             ]
             for _ in range(1 + repeats)
@@ -147,17 +150,16 @@ def block_times(
 
 
 def _seconds(
-    block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None, *, deferred: bool = False
+    block: nn.Module, x: Tensor, autocast_dtype: torch.dtype | None, queue: DeferredGradients | None = None
 ) -> tuple[float, float, float]:
-    """Of both passes, of them without weight gradients that wait, and of the forward one."""
-    queue = DeferredGradients()
+    """Of both passes, of them without weight gradients that wait in the queue, and of the forward one."""
     block.zero_grad()
     x.grad = None
     wait_for(x.device)
     start = time.perf_counter()
     with (
         torch.autocast(x.device.type, autocast_dtype) if autocast_dtype else nullcontext(),
-        queue.active() if deferred else nullcontext(),
+        nullcontext() if queue is None else queue.active(),
     ):
         y = block(x)
     wait_for(x.device)
@@ -166,7 +168,7 @@ def _seconds(
         y.backward(torch.ones_like(y))
     wait_for(x.device)
     first = time.perf_counter() - start
-    if not len(queue):
+    if not queue:  # none, or nothing in it
         return first, first, forward
     queue.finish()
     wait_for(x.device)

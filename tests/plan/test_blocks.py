@@ -14,6 +14,7 @@ from hpcsplit.nets.build import build
 from hpcsplit.nets.shapes import block_names, block_shapes
 from hpcsplit.plan import blocks as module
 from hpcsplit.plan.blocks import BlockTime, block_costs, block_times
+from hpcsplit.stage.deferred import DeferredGradients
 
 
 def times_of(net: nn.Sequential, shape: tuple[int, ...], *args: Any, **more: Any) -> list[list[BlockTime]]:
@@ -96,9 +97,9 @@ def test_all_sizes_are_timed_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch)
     """What disturbs one of them for a while disturbs the other, too."""
     timed: list[tuple[int, bool]] = []
 
-    def seconds(block: nn.Module, x: torch.Tensor, _: object, *, deferred: bool) -> tuple[float, float, float]:
-        timed.append((len(x), deferred))
-        return 2.0 * len(x), (1.5 if deferred else 2.0) * len(x), 1.0 * len(x)
+    def seconds(block: nn.Module, x: torch.Tensor, _: object, queue: object) -> tuple[float, float, float]:
+        timed.append((len(x), queue is not None))
+        return 2.0 * len(x), (2.0 if queue is None else 1.5) * len(x), 1.0 * len(x)
 
     monkeypatch.setattr(module, "_seconds", seconds)
     whole, piece, late = times_of(nn.Sequential(nn.Linear(2, 2)), (2,), (8, 2), deferred=[2], repeats=2)
@@ -117,5 +118,13 @@ def test_what_a_device_is_still_computing_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None) == (2.0, 2.0, 1.0)
     assert now[0] == 3.0
-    assert module._seconds(nn.Linear(2, 2), torch.ones(1, 2), None, deferred=True) == (3.0, 2.0, 1.0)
-    assert now[0] == 7.0
+    queue, layer = DeferredGradients(), nn.Linear(2, 2)
+    assert module._seconds(layer, torch.ones(1, 2), None, queue) == (2.0, 2.0, 1.0)  # it only looks
+    assert module._seconds(layer, torch.ones(1, 2), None, queue) == (3.0, 2.0, 1.0)
+    assert now[0] == 10.0
+
+
+def test_weight_gradients_that_wait_are_timed_apart() -> None:
+    [[plain], [late]] = times_of(nn.Sequential(nn.Linear(64, 64)), (64,), (256,), deferred=[256], repeats=3)
+    assert plain.weights_s == 0.0
+    assert 0.0 < late.weights_s <= late.backward_s
