@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpcsplit.commands.timeline import draw
@@ -87,7 +88,7 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     """What is to be simulated, with the profile of a run's forecast.json, or one that is taken now."""
     device = setting.device()
     setting = check_network(setting, device).setting
-    measured = load_profile(source) if source else profile(setting, device)
+    measured, waits = load_profile(source) if source else (profile(setting, device), True)
     method = setting.method.at(0)
     has = len(measured.blocks), measured.microbatches, measured.own
     wanted = len(setting.blocks), setting.config.schedule.microbatches, method.microbatches
@@ -100,7 +101,7 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
         )
     return Problem(
         method=method,
-        exact=setting.exact,
+        exact=replace(setting.exact, deferred=setting.exact.deferred and waits),
         shapes=setting.shapes,
         profile=measured,
         batch_size=setting.timed_batch,
@@ -109,10 +110,11 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     )
 
 
-def load_profile(path: Path) -> Profile:
-    """The profile in a run's forecast.json."""
+def load_profile(path: Path) -> tuple[Profile, bool]:
+    """The profile in a run's forecast.json, and whether weight gradients waited in its exact epochs."""
     try:
-        return Profile.from_dict(json.loads(path.read_text(encoding="utf-8"))["profile"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Profile.from_dict(found["profile"]), bool(found.get("deferred", True))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} has no profile of a run ({type(error).__name__}); name its forecast.json") from None
 

@@ -50,6 +50,17 @@ def test_even_stages_reach_what_their_number_and_the_bubble_allow(hpcsplit: Comm
     assert {each["parallel_binds"] for each in found} == {"computation"}
 
 
+def test_weight_gradients_wait_where_they_did_in_the_run(hpcsplit: Command, toml: Path, profile: Path) -> None:
+    """Half of a backward pass; two stages and micro-batches: F F . B W B W | . F B F B W W, and without F F . . B B."""
+    values = json.loads(profile.read_text())
+    for piece in values["profile"]["pieces"]:
+        piece["weights_s"] = 0.0005
+    for waits, gain in ((True, 12 / 7), (False, 4 / 3)):
+        profile.write_text(json.dumps(values | {"deferred": waits}))
+        (found,) = rows(hpcsplit, toml, profile, "--ranks", "2")
+        assert found["exact_speed_up"] == pytest.approx(gain)
+
+
 def test_more_ranks_than_blocks_have_a_deeper_network(hpcsplit: Command, toml: Path, profile: Path) -> None:
     few, many = rows(hpcsplit, toml, profile, "--ranks", "6,16")
     assert (few["deeper"], few["blocks"]) == (1, 6)
