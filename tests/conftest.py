@@ -51,5 +51,5 @@ def lean_processes() -> Iterator[None]:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have torch's compiler all the same, which torchvision and DistributedDataParallel look at."""
+    """They have torch's compiler all the same, which FSDP looks into."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -25,7 +25,7 @@ from hpcsplit.plan.simulate.traffic import epoch_bytes
 from hpcsplit.plan.stages import StagePlan, auxiliary_gib, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
-from hpcsplit.schedule.timetable import HALVED, WHOLE, course, in_flight, timetable, waiting
+from hpcsplit.schedule.timetable import HALVED, WHOLE, course, in_flight, timetables, waiting
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
 
 MOST = 16  # ranks in the summary
@@ -112,13 +112,11 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     largest, m = max(s.share for s in stages), config.schedule.microbatches
     halves = [cost / 2 for cost in costs for _ in range(2)]
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
-    order, late = setting.exact.order, setting.exact.defers(count)
-    equal = course(
-        [timetable(order, k, count, m) for k in range(count)], HALVED if late else WHOLE, config.schedule.waiting
-    )
+    order, most, late = setting.exact.order, setting.exact.waiting, setting.exact.defers(count)
+    equal = course(timetables(order, count, m), HALVED if late else WHOLE, most)
     bound = 3 * count * m / equal.length
     edges = [stage.edge_bytes for stage in stages[:-1]]
-    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order, config.schedule.waiting)
+    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order, most)
     values = {
         "ranks": count,
         "cuts": list(cuts),
@@ -141,7 +139,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
             "microbatches": m,
             "speed_up_bound": bound,
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
-            "waiting": [waiting(k, m, config.schedule.waiting) if late else 0 for k in range(count)],
+            "waiting": [waiting(k, m, most) if late else 0 for k in range(count)],
             "drawn": equal.drawn(),
         },
         "parallel_speed_up_bound": 1 / largest,

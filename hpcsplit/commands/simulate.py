@@ -88,7 +88,7 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     """What is to be simulated, with the profile of a run's forecast.json, or one that is taken now."""
     device = setting.device()
     setting = check_network(setting, device).setting
-    measured, waits = load_profile(source) if source else (profile(setting, device), True)
+    measured = load_profile(source) if source else profile(setting, device)
     method = setting.method.at(0)
     has = len(measured.blocks), measured.microbatches, measured.own
     wanted = len(setting.blocks), setting.config.schedule.microbatches, method.microbatches
@@ -101,20 +101,19 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
         )
     return Problem(
         method=method,
-        exact=replace(setting.exact, deferred=setting.exact.deferred and waits),
+        exact=setting.exact,
         shapes=setting.shapes,
-        profile=measured,
+        profile=measured if setting.exact.deferred else replace(measured, late=()),
         batch_size=setting.timed_batch,
         dtype=setting.precision,
         aux_dtype=setting.store_dtype,
     )
 
 
-def load_profile(path: Path) -> tuple[Profile, bool]:
-    """The profile in a run's forecast.json, and whether weight gradients waited in its exact epochs."""
+def load_profile(path: Path) -> Profile:
+    """The profile in a run's forecast.json."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Profile.from_dict(found["profile"]), bool(found.get("deferred", True))
+        return Profile.from_dict(json.loads(path.read_text(encoding="utf-8"))["profile"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} has no profile of a run ({type(error).__name__}); name its forecast.json") from None
 

@@ -187,10 +187,9 @@ def _rehearse(setting: Setting, run_dir: RunDir, world: World, job: Job) -> None
     for job.exact in (setting.exact, whole) if setting.exact.defers(world.count) else (whole,):
         took = world.share(world.run([rehearse_exact(job, enough_steps(seconds))])[0])
         exact_s[job.exact.deferred] = max(took)
-    waits = min(exact_s, key=lambda late: exact_s[late])
-    job.exact = setting.exact if waits else whole
+    job.exact = exact = replace(setting.exact, deferred=min(exact_s, key=lambda late: exact_s[late]))
     if job.rank == 0:
-        expect_together(run_dir, seconds, exact_s, waits=waits)
+        expect_together(run_dir, seconds, exact_s, exact)
 
 
 def _check_launch(config: Config, world: World) -> None:

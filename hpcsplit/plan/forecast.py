@@ -29,7 +29,7 @@ from typing import Any
 
 from hpcsplit.plan.profile import Profile
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.schedule.timetable import Order, Passes, course, timetable
+from hpcsplit.schedule.timetable import Order, Passes, course, timetables
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,6 @@ def forecast(
 def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int, waiting: int) -> float:
     """Seconds of all passes of an exact step."""
     if any(p.weights for p in passes):
-        return course(
-            [timetable(order, k, len(passes), microbatches) for k in range(len(passes))], passes, waiting
-        ).length
+        return course(timetables(order, len(passes), microbatches), passes, waiting).length
     both = [p.forward + p.backward for p in passes]
     return sum(both) + (microbatches - 1) * max(both)

@@ -39,13 +39,14 @@ def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeat
     """
     size, pieces, own = setting.timed_batch, setting.config.schedule.microbatches, setting.method.microbatches
     piece = max(1, size // pieces)
-    sizes, deferred = sorted({size, piece, max(1, size // own)}), [piece] if setting.exact.deferred else []
+    sizes, deferred = sorted({size, piece, max(1, size // own)}), [piece] if cuts and setting.exact.deferred else []
     found = time_blocks(setting, sizes, repeats, device, deferred=deferred)
     times = dict(zip(sizes, found, strict=False))
     of_own = times[max(1, size // own)]
     return Profile(
         blocks=tuple(times[size]),
-        pieces=tuple(found[-1] if deferred else times[piece]),
+        pieces=tuple(times[piece]),
+        late=tuple(found[-1]) if deferred else (),
         cut=tuple(BlockTime(own * t.forward_s, own * t.backward_s) for t in of_own) if own > 1 else (),
         own=own,
         microbatches=pieces,

@@ -159,7 +159,7 @@ def prepare(
 
 
 def expect_together(
-    run_dir: RunDir, seconds: Sequence[float | None], exact_s: Mapping[bool, float], *, waits: bool
+    run_dir: RunDir, seconds: Sequence[float | None], exact_s: Mapping[bool, float], exact: Backprop
 ) -> None:
     """Make the forecast one of stages that compute at once; "profile" stays that of a rank alone.
 
@@ -167,22 +167,32 @@ def expect_together(
         seconds: of each stage's blocks while the others computed theirs (measure.rehearse).
         exact_s: of an exact step without the optimizer's (measure.rehearse_exact), with weight gradients that wait, and
             with none that do.
-        waits: which of them the run will have.
+        exact: the exact steps that the run will have.
     """
     values = run_dir.load_forecast()
     assert values is not None, "prepare has written it"
     alone, cuts = Profile.from_dict(values["profile"]), values["cuts"]
+    if not exact.deferred:
+        alone = replace(alone, late=())
     known = [now for now in seconds if now is not None]
     together = alone
     if len(known) == len(seconds):
         factors = [now / before for now, before in zip(known, alone.blocks_s(cuts), strict=True)]
         together = alone.slowed(cuts, factors)
-    expect = partial(forecast, cuts=cuts, gamma=values["forecast"]["gamma"], edge_bytes=values["edge_bytes"])
+    expect = partial(
+        forecast,
+        cuts=cuts,
+        gamma=values["forecast"]["gamma"],
+        edge_bytes=values["edge_bytes"],
+        order=exact.order,
+        waiting=exact.waiting,
+    )
     update_s = max(update for _, update in together.exact_stages(cuts))
-    together = together.slowed((), (exact_s[waits] / (expect(together).exact_s - update_s),))
+    together = together.slowed((), (exact_s[exact.deferred] / (expect(together).exact_s - update_s),))
     result = expect(together)
     result = replace(result, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
-    found = {"forecast": result.as_dict(), "profile_together": together.as_dict(), "deferred": waits}
+    found = {"forecast": result.as_dict(), "profile_together": together.as_dict(), "deferred": exact.deferred}
+    found["profile"] = alone.as_dict()
     found["exact_s"] = {"deferred" if late else "whole": seconds for late, seconds in exact_s.items()}
     run_dir.save_forecast(values | found)
 

@@ -50,6 +50,7 @@ class Profile:
         packing_s: putting a byte into a message.
         own: the micro-batches that a parallel step has.
         cut: each block's passes with all of these; () where there is one.
+        late: `pieces` in exact steps of several stages whose weight gradients wait; () where they do not.
     """
 
     blocks: tuple[BlockTime, ...]
@@ -62,6 +63,7 @@ class Profile:
     packing_s: float = 0.0
     own: int = 1
     cut: tuple[BlockTime, ...] = ()
+    late: tuple[BlockTime, ...] = ()
 
     @property
     def parallel(self) -> tuple[BlockTime, ...]:
@@ -101,11 +103,16 @@ class Profile:
             for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
         ]
 
+    def exact_pieces(self, stages: int) -> tuple[BlockTime, ...]:
+        """Each block's passes with a micro-batch in an exact step of so many stages."""
+        return self.late if self.late and stages > 1 else self.pieces
+
     def exact_stages(self, cuts: Sequence[int]) -> list[tuple[Passes, float]]:
         """Seconds of each stage in an exact step: the passes of a micro-batch, and the optimizer's step."""
+        pieces = self.exact_pieces(len(cuts) + 1)
         return [
             (
-                Passes(*(sum(times) for times in zip(*(astuple(self.pieces[i]) for i in part), strict=True))),
+                Passes(*(sum(times) for times in zip(*(astuple(pieces[i]) for i in part), strict=True))),
                 self.update_s * sum(self.params[i] for i in part),
             )
             for part in ranges(cuts, len(self.blocks))
@@ -126,6 +133,7 @@ class Profile:
             blocks=slower(self.blocks),
             pieces=slower(self.pieces),
             cut=slower(self.cut) if self.cut else (),
+            late=slower(self.late) if self.late else (),
             cut_costs=tuple(CutCost(**{name: mean * s for name, s in asdict(join).items()}) for join in self.cut_costs),
             update_s=mean * self.update_s,
             data_s=mean * self.data_s,
@@ -142,6 +150,7 @@ class Profile:
             blocks=tuple(self.blocks[i] for i in order),
             pieces=tuple(self.pieces[i] for i in order),
             cut=tuple(self.cut[i] for i in order) if self.cut else (),
+            late=tuple(self.late[i] for i in order) if self.late else (),
             cut_costs=tuple(self.cut_costs[i] for i in behind) if self.cut_costs else (),
             params=tuple(self.params[i] for i in order),
         )

@@ -74,6 +74,11 @@ class Passes(NamedTuple):
 WHOLE, HALVED = Passes(), Passes(weights=1)  # backward passes in twice the time of forward ones
 
 
+def timetables(order: Order, stages: int, microbatches: int) -> list[list[Work]]:
+    """Those of all stages."""
+    return [timetable(order, k, stages, microbatches) for k in range(stages)]
+
+
 @dataclass(frozen=True)
 class Course:
     """How a step goes where messages take no time.

@@ -43,9 +43,8 @@ from hpcsplit.wire.port import (  # noqa: E402
 from hpcsplit.wire.world import World  # noqa: E402
 
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
-_ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between: ever longer, so
-_NAP_S, _LONG_NAP_S = 5e-5, 1e-3  # that it leaves its core to whoever shares it, and by a few per cent of its wait
-_NAP_SHARE = 0.05
+_ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
+_NAP_SHARE, _NAP_S, _LONG_NAP_S = 0.05, 5e-5, 1e-3  # a nap is this part of the wait so far, between these two
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 

@@ -53,12 +53,14 @@ def test_even_stages_reach_what_their_number_and_the_bubble_allow(hpcsplit: Comm
 def test_weight_gradients_wait_where_they_did_in_the_run(hpcsplit: Command, toml: Path, profile: Path) -> None:
     """Half of a backward pass; two stages and micro-batches: F F . B W B W | . F B F B W W, and without F F . . B B."""
     values = json.loads(profile.read_text())
-    for piece in values["profile"]["pieces"]:
-        piece["weights_s"] = 0.0005
-    for waits, gain in ((True, 12 / 7), (False, 4 / 3)):
-        profile.write_text(json.dumps(values | {"deferred": waits}))
+    late = [piece | {"weights_s": 0.0005} for piece in values["profile"]["pieces"]]
+    for waiting, gain in ((late, 12 / 7), ([], 4 / 3)):
+        profile.write_text(json.dumps({"profile": values["profile"] | {"late": waiting}}))
         (found,) = rows(hpcsplit, toml, profile, "--ranks", "2")
         assert found["exact_speed_up"] == pytest.approx(gain)
+    profile.write_text(json.dumps({"profile": values["profile"] | {"late": late}}))
+    (found,) = rows(hpcsplit, toml, profile, "--ranks", "2", "--schedule.deferred", "false")
+    assert found["exact_speed_up"] == pytest.approx(4 / 3)
 
 
 def test_more_ranks_than_blocks_have_a_deeper_network(hpcsplit: Command, toml: Path, profile: Path) -> None:

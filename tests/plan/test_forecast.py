@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.plan.blocks import BlockTime
 from hpcsplit.plan.forecast import forecast, gamma_of, hybrid
 from hpcsplit.plan.prepare import expect_together
@@ -152,7 +153,7 @@ def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path)
         }
     )
     together = 2 * 1.5 * (before.exact_s - 0.3)
-    expect_together(run, [1.5 * 15, 1.5 * 15], {True: together, False: together + 1.0}, waits=True)
+    expect_together(run, [1.5 * 15, 1.5 * 15], {True: together, False: together + 1.0}, Backprop(2, deferred=True))
     found = run.load_forecast()
     assert found
     assert (found["deferred"], found["exact_s"]) == (True, {"deferred": together, "whole": together + 1.0})
@@ -169,5 +170,22 @@ def test_stages_that_could_not_be_timed_at_once_are_as_they_were_alone(tmp_path:
     run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
     values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": PROFILE.as_dict()}
     run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
-    expect_together(run, [1.5 * 15.0, None], {False: before.exact_s - 0.3}, waits=False)
+    expect_together(run, [1.5 * 15.0, None], {False: before.exact_s - 0.3}, Backprop(2))
     assert (run.load_forecast() or {})["forecast"] == pytest.approx(before.as_dict())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_forecast_is_one_of_the_steps_that_the_run_will_have(tmp_path: Path, waits: bool) -> None:
+    """Whether weight gradients wait: parallel steps take as much longer than their parts as exact steps do."""
+    run, late = RunDir(tmp_path), tuple(replace(piece, weights_s=piece.backward_s / 2) for piece in PROFILE.pieces)
+    alone = replace(PROFILE, late=late)
+    gains = {True: forecast(alone, (2,), 0.25, [0]), False: forecast(PROFILE, (2,), 0.25, [0])}
+    assert gains[True].exact_s < gains[False].exact_s
+    values = {"forecast": gains[True].as_dict(), "cuts": [2], "edge_bytes": [0], "profile": alone.as_dict()}
+    run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
+    exact_s = {way: 2 * (gain.exact_s - 0.3) for way, gain in gains.items()}
+    expect_together(run, [None, None], exact_s, Backprop(2, deferred=waits))
+    found = run.load_forecast() or {}
+    assert found["forecast"]["exact_s"] == pytest.approx(2 * gains[waits].exact_s)
+    assert found["forecast"]["parallel_s"] == pytest.approx(2 * gains[waits].parallel_s)
+    assert Profile.from_dict(found["profile"]) == (alone if waits else PROFILE)

@@ -103,15 +103,16 @@ def test_a_method_with_micro_batches_of_its_own_is_timed_with_them(monkeypatch: 
     monkeypatch.setattr(measure, "time_blocks", times)
     pieces: dict[str, Any] = {"method__name": "delayed", "method__microbatches": 3, "schedule__microbatches": 2}
     found, late = (
-        profile(Setting(config(data__batch_size=36, schedule__deferred=waits, **pieces)), CPU, cuts=False)
+        profile(Setting(config(data__batch_size=36, schedule__deferred=waits, **pieces)), CPU)
         for waits in (False, True)
     )
     assert (found.own, found.microbatches) == (3, 2)
     assert found.blocks[0] == BlockTime(36.0, 72.0)
     assert found.pieces[0] == BlockTime(18.0, 36.0)
     assert found.cut[0] == BlockTime(36.0, 72.0)  # three of 12
-    assert (late.blocks, late.cut) == (found.blocks, found.cut)
-    assert late.pieces[0] == BlockTime(18.0, 36.0, 18.0)
+    assert found.late == ()
+    assert (late.blocks, late.pieces, late.cut) == (found.blocks, found.pieces, found.cut)
+    assert late.late[0] == BlockTime(18.0, 36.0, 18.0)
 
 
 @pytest.mark.parametrize(

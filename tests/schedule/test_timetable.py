@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hpcsplit.schedule.timetable import HALVED, ORDERS, Order, Passes, Work, course, in_flight, timetable, waiting
+from hpcsplit.schedule.timetable import HALVED, ORDERS, Order, Passes, Work, course, in_flight, timetables, waiting
 
 SIZES = [(stages, microbatches) for stages in range(1, 9) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
-
-
-def tables(order: Order, stages: int, microbatches: int) -> list[list[Work]]:
-    return [timetable(order, k, stages, microbatches) for k in range(stages)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("stages", "microbatches"), SIZES)
 def test_every_pipeline_ends_in_the_shortest_time(order: Order, stages: int, microbatches: int) -> None:
-    everyone = tables(order, stages, microbatches)
+    everyone = timetables(order, stages, microbatches)
     for works in everyone:
         assert sorted(works) == sorted(Work(kind, m) for kind in ("F", "B") for m in range(microbatches))
         assert [w.microbatch for w in works if w.kind == "B"] == list(range(microbatches))  # the order of the sums
@@ -27,19 +23,19 @@ def test_every_pipeline_ends_in_the_shortest_time(order: Order, stages: int, mic
 
 @pytest.mark.parametrize(("stages", "microbatches"), SIZES)
 def test_activations_in_flight(stages: int, microbatches: int) -> None:
-    early = course(tables("1f1b", stages, microbatches)).in_flight
+    early = course(timetables("1f1b", stages, microbatches)).in_flight
     assert list(early) == [min(stages - k, microbatches) for k in range(stages)]
-    more = course(tables("zb", stages, microbatches)).in_flight
+    more = course(timetables("zb", stages, microbatches)).in_flight
     assert list(more) == [min(2 * (stages - k) - 1, microbatches) for k in range(stages)]
     assert list(more) == [in_flight("zb", k, stages, microbatches) for k in range(stages)]
-    late = course(tables("gpipe", stages, microbatches)).in_flight
+    late = course(timetables("gpipe", stages, microbatches)).in_flight
     assert list(late) == [1 if stages == 1 else microbatches] * stages
     assert list(early) == [in_flight("1f1b", k, stages, microbatches) for k in range(stages)]
     assert list(late) == [in_flight("gpipe", k, stages, microbatches) for k in range(stages)]
 
 
 def test_stages_that_wait_for_each_other_are_named() -> None:
-    first, last = tables("1f1b", 2, 2)
+    first, last = timetables("1f1b", 2, 2)
     first = [Work("B", 0), *[work for work in first if work != Work("B", 0)]]
     with pytest.raises(ValueError, match="wait for each other: stage 0 at B0, stage 1 at F0"):
         course([first, last])
@@ -49,7 +45,7 @@ def test_stages_that_wait_for_each_other_are_named() -> None:
 @pytest.mark.parametrize(("stages", "microbatches"), [(k, m) for k, m in SIZES if m >= k])
 def test_weight_gradients_that_wait_leave_the_bubble_of_zb_h1(order: Order, stages: int, microbatches: int) -> None:
     """(K - 1)(F + B - W), Qi et al., Table 1; and no stage keeps more than the first one of 1F1B, with one waiting."""
-    found = course(tables(order, stages, microbatches), HALVED)
+    found = course(timetables(order, stages, microbatches), HALVED)
     assert found.length == 3 * microbatches + (stages - 1)
     for k, starts in enumerate(found.starts):
         ends = {work.microbatch: start for work, start in starts.items() if work.kind == "W"}
@@ -62,24 +58,24 @@ def test_weight_gradients_that_wait_leave_the_bubble_of_zb_h1(order: Order, stag
 
 def test_what_waits_is_bounded() -> None:
     """With one micro-batch's a stage in the middle must do them before it sends the next gradient on."""
-    few, more = (course(tables("1f1b", 4, 8), HALVED, most).length for most in (1, 0))
+    few, more = (course(timetables("1f1b", 4, 8), HALVED, most).length for most in (1, 0))
     assert (few, more) == (29, 27)
-    assert course(tables("1f1b", 4, 8), HALVED, 8).length == more
+    assert course(timetables("1f1b", 4, 8), HALVED, 8).length == more
 
 
 def test_more_in_flight_fills_what_weight_gradients_leave() -> None:
     """Where they are shorter than the other passes."""
     uneven = Passes(10, 20, 8)
-    early, more = (course(tables(order, 4, 8), uneven).length for order in ("1f1b", "zb"))
+    early, more = (course(timetables(order, 4, 8), uneven).length for order in ("1f1b", "zb"))
     assert more < early
 
 
 def test_the_picture() -> None:
-    assert course(tables("1f1b", 2, 3)).drawn().splitlines() == [
+    assert course(timetables("1f1b", 2, 3)).drawn().splitlines() == [
         "stage 0   F0 F1 .  .  B0 -  F2 B1 -  .  B2 -",
         "stage 1   .  F0 B0 -  F1 B1 -  F2 B2 -  .  .",
     ]
-    assert course(tables("1f1b", 2, 3), HALVED).drawn().splitlines() == [
+    assert course(timetables("1f1b", 2, 3), HALVED).drawn().splitlines() == [
         "stage 0   F0 F1 .  B0 F2 B1 W0 B2 W1 W2",
         "stage 1   .  F0 B0 F1 B1 F2 B2 W0 W1 W2",
     ]

@@ -12,10 +12,22 @@ import pytest
 
 from hpcsplit.nets.catalog import lookup
 from tools.benchmarks import page
-from tools.benchmarks.hybrid import charged_or_not
+from tools.benchmarks.hybrid import charged_or_not, hybrid
 from tools.benchmarks.step import NETWORKS
 from tools.program import marked
-from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, command_line, exact, line, row
+from tools.timing.race import (
+    COPIES,
+    DDP,
+    ONE,
+    PARALLEL,
+    at_once,
+    command_line,
+    delayed,
+    exact,
+    line,
+    row,
+    torch_pipeline,
+)
 from tools.timing.table import interval, write
 from tools.timing.turns import Contender, play
 
@@ -118,6 +130,11 @@ def test_a_pipeline_is_bound_by_its_bubble_and_the_balance() -> None:
     assert exact(4).bound(balance=2.0) == pytest.approx(4 / 5)
     assert PARALLEL.bound(balance=1.8) == pytest.approx(0.9)
     assert DDP.bound(balance=1.8) == 1.0
+
+
+def test_what_batch_norm_sees_is_said() -> None:
+    ways = [ONE, DDP, PARALLEL, exact(1), exact(4), delayed(), hybrid(8), torch_pipeline("ZB-H1", 2)]
+    assert [way.norm for way in ways] == ["B", "B/2", "B", "B", "B/4", "B", "B, B/8", "B/2"]
 
 
 def test_the_networks_of_step_exist() -> None:

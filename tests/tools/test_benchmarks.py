@@ -46,12 +46,19 @@ def raced(values: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_every_way_to_train_takes_part(bench: Any) -> None:
-    rows = raced(bench("step", *BOTH, "--at-once", "9", "--only", "one,two,ddp,zb-h1-4,exact-4,parallel"))
-    assert list(rows) == ["one", "two", "ddp", "zb-h1-4", "exact-4", "parallel"]
+    ways = ["one", "two", "ddp", "zb-h1-4", "zbv-4", "exact-4", "parallel"]
+    rows = raced(bench("step", *BOTH, "--at-once", "9", "--only", ",".join(ways)))
+    assert list(rows) == ways
     assert all(row["over_one_core"] > 0 for row in rows.values())
     assert rows["one"]["over_one_core"] == 1.0
     for name in ("exact-4", "parallel"):
         assert len(rows[name]["exposed_s"]) == len(rows[name]["io_s"]) == 2
+
+
+@pytest.mark.usefixtures("compiler")
+def test_sharded_training_takes_part(bench: Any) -> None:
+    (table,) = bench("step", *BOTH, "--only", "fsdp")
+    assert [row["failure"] for row in table["rows"]] == [""]
 
 
 def test_the_hybrid_is_charged_with_its_refresh(bench: Any) -> None:

@@ -34,6 +34,7 @@ WAYS = (
     DDP,
     FSDP,
     torch_pipeline("ZB-H1", 4),
+    torch_pipeline("ZBV", 4),
     exact(4),
     PARALLEL,
     delayed(),

@@ -43,7 +43,6 @@ class Way:
         microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
         parts: the stages that the network is cut into, whose balance bounds it; 1: none.
         rivals: names of ways before it that its times are compared with.
-        norm: how many samples BatchNorm normalises over, as a fraction of the mini-batch.
         settings: those of this way, over those of the race.
     """
 
@@ -56,7 +55,6 @@ class Way:
     microbatches: int = 0
     parts: int = 1
     rivals: tuple[str, ...] = ()
-    norm: str = "B"
     settings: Sections = field(default_factory=dict)
 
     def contender(self, folder: Path, settings: Sections, cuts: Cuts) -> Contender:
@@ -65,6 +63,15 @@ class Way:
             own["schedule"] = {"microbatches": self.microbatches}
         toml = write_toml(folder / f"{self.name}.toml", merged(settings, own, self.settings))
         return Contender(self.name, [peer(self.peer, self.kind, toml, self.ranks)] * self.starts)
+
+    @property
+    def norm(self) -> str:
+        """How many samples of a mini-batch of B BatchNorm normalises over; in a hybrid in parallel and exact epochs."""
+        if self.kind in ("ddp", "fsdp"):
+            return f"B/{RANKS}"
+        pieces = self.microbatches or self.settings.get("schedule", {}).get("microbatches", 1)
+        exact = f"B/{pieces}" if pieces > 1 else "B"
+        return f"B, {exact}" if self.kind == "hybrid" else exact
 
     def bound(self, balance: float) -> float:
         """What the cut and the pipeline's bubble leave of the limit: of K·M/(K+M-1), and of the balance."""
@@ -78,19 +85,15 @@ ONE = Way("one", "one core, whole network", "torch_alone", "one")
 COPIES = Way("copies", "two independent copies of it at once", "torch_alone", "one", starts=RANKS)
 CONTROLS = (ONE, COPIES)
 TWO_THREADS = Way("two", "one process, two threads", "torch_alone", "two")
-DDP = Way("ddp", "torch DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS, norm="B/2")
-FSDP = Way("fsdp", "torch FSDP2, gloo", "torch_alone", "fsdp", starts=RANKS, norm="B/2")
+DDP = Way("ddp", "torch DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS)
+FSDP = Way("fsdp", "torch FSDP2, gloo", "torch_alone", "fsdp", starts=RANKS)
 
 
 def torch_pipeline(order: str, microbatches: int) -> Way:
     """torch.distributed.pipelining: GPipe, 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
     kind, parts = order.lower(), RANKS * (2 if order == "ZBV" else 1)
-    label, norm = f"torch pipelining, {order}, M = {microbatches}", normed(microbatches)
-    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, parts, norm=norm)
-
-
-def normed(microbatches: int) -> str:
-    return f"B/{microbatches}" if microbatches > 1 else "B"
+    label = f"torch pipelining, {order}, M = {microbatches}"
+    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, parts)
 
 
 def ours(
@@ -102,8 +105,7 @@ def ours(
     rivals: tuple[str, ...] = (),
     **settings: dict[str, Any],
 ) -> Way:
-    norm = normed(microbatches) if kind == "exact" else "B"
-    return Way(name, label, "ours", kind, 1, ranks, microbatches, ranks, rivals, norm, settings)
+    return Way(name, label, "ours", kind, 1, ranks, microbatches, ranks, rivals, settings)
 
 
 def exact(microbatches: int, label: str = "", rivals: tuple[str, ...] = (), **settings: dict[str, Any]) -> Way:

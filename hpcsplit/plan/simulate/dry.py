@@ -130,7 +130,7 @@ class DryStage(Stage):
     ) -> None:
         profile = problem.profile
         pieces = [range(i, i + 1) for i in part] if problem.method.facts.full_batch else [part]
-        blocks = [DryBlock(problem, piece, clock, phase, self) for piece in pieces]
+        blocks = [DryBlock(problem, piece, clock, phase, self, count) for piece in pieces]
         update_s = profile.update_s * sum(profile.params[i] for i in part)
         super().__init__(
             index,
@@ -170,10 +170,12 @@ class DryStage(Stage):
 class DryBlock(nn.Module):
     """Zeros of the right shape, after the right time."""
 
-    def __init__(self, problem: Problem, part: range, clock: Clock, phase: Phase, stage: DryStage) -> None:
+    def __init__(self, problem: Problem, part: range, clock: Clock, phase: Phase, stage: DryStage, stages: int) -> None:
         super().__init__()
         profile, device = problem.profile, problem.device
-        times, of = (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.pieces, 1)
+        times, of = (
+            (profile.parallel, problem.samples(phase)) if phase == "parallel" else (profile.exact_pieces(stages), 1)
+        )
         self.forward_s, self.backward_s, self.weights_s = (
             sum(getattr(times[i], name) for i in part) / of for name in ("forward_s", "backward_s", "weights_s")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
@@ -38,13 +39,14 @@ def problem(
     """A network of blocks that take so long forward and backward; a micro-batch takes its share.  In exact epochs so
     much of a backward pass is weight gradients that wait."""
     blocks = tuple(BlockTime(f, b) for f, b in times)
-    pieces = tuple(BlockTime(f / microbatches, b / microbatches, weights * b / microbatches) for f, b in times)
+    pieces = tuple(BlockTime(f / microbatches, b / microbatches) for f, b in times)
+    late = tuple(replace(piece, weights_s=weights * piece.backward_s) for piece in pieces) if weights else ()
     cut_costs, params = (CutCost(),) + (join,) * (len(times) - 1), (1,) * len(times)
     return Problem(
         method=method or Penalty(),
         exact=Backprop(microbatches, order, deferred=weights > 0),
         shapes=[(3, 6, 6), *([MAP] * (len(times) - 1)), (CLASSES,)],
-        profile=Profile(blocks, pieces, microbatches, cut_costs, params, update_s, data_s, packing_s),
+        profile=Profile(blocks, pieces, microbatches, cut_costs, params, update_s, data_s, packing_s, late=late),
         batch_size=BATCH,
     )
 

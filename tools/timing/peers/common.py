@@ -30,7 +30,9 @@ def told() -> tuple[str, Config, str, int]:
 
 
 class Problem:
-    """The network of a configuration, its optimizer and its mini-batches, on one device."""
+    """The network of a configuration, its optimizer, fused where that may be, and its mini-batches, on one device."""
+
+    fused = True
 
     def __init__(self, config: Config, number: int) -> None:
         self.config = config
@@ -47,7 +49,10 @@ class Problem:
         self.loss = nn.CrossEntropyLoss()
 
     def optimizer(self, part: nn.Module) -> torch.optim.Optimizer:
-        return Setting(self.config).optimizer(list(part.parameters()))
+        optimizer = Setting(self.config).optimizer(list(part.parameters()))
+        for group in optimizer.param_groups:
+            group["fused"] = group.get("fused") and self.fused
+        return optimizer
 
     def autocast(self, **more: bool) -> torch.autocast:
         half = self.config.run.precision == "bfloat16"

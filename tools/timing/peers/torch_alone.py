@@ -56,6 +56,7 @@ def sharded(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     for block in problem.net:
         fully_shard(block, mesh=mesh)
     fully_shard(problem.net, mesh=mesh)
+    problem.fused = False  # torch has no fused step for sharded parameters
     return problem.trainer(problem.net, *half(problem, rank))
 
 
