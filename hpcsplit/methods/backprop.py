@@ -60,9 +60,8 @@ class Backprop(TrainingMethod):
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
-        late = deque[int](
-            maxlen=waiting(stage.index, len(pieces), self.waiting)
-        )  # weight gradients of the newest micro-batches
+        most = waiting(stage.index, len(pieces), self.waiting)
+        late = deque[int](maxlen=most)  # how many weight gradients the newest micro-batches have left
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
             size = piece.stop - piece.start
