@@ -12,9 +12,10 @@ mini-batch, to the mean over the micro-batches.  With `recompute` a stage keeps 
 flight only and passes them forward once more before it goes backward (Chen et al., "Training deep nets with sublinear
 memory cost", 2016), for a third more arithmetic.  With `deferred` a gradient goes to the stage before as soon as it is
 there, and those of the weights, W, follow where a stage would wait (stage/deferred.py), of so many micro-batches at
-most as timetable.py says:
+most as timetable.py says.  A backward pass of the first stage is whole once no forward pass is left, and takes as long
+as two others here:
 
-    stage 0   F0 F1 F2 .. .. B0 F3 B1 W0 B2 W1 B3 W2 W3
+    stage 0   F0 F1 F2 .. .. B0 F3 W0 B1 -- B2 -- B3 --
     stage 1   .. F0 F1 .. B0 F2 B1 F3 B2 W0 B3 W1 W2 W3
     stage 2   .. .. F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
 """
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import torch
 
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
-from hpcsplit.schedule.timetable import Order, Work, slices, timetable, waiting
+from hpcsplit.schedule.timetable import Order, Work, slices, timetable, unawaited, waiting
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
@@ -59,8 +60,9 @@ class Backprop(TrainingMethod):
         pieces = slices(batch.size, self.microbatches)
         flight: dict[int, _InFlight] = {}
         works = timetable(self.order, stage.index, stage.count, len(pieces))
+        whole = unawaited(stage.index, works) if self.defers(stage.count) else range(len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
-        most = waiting(stage.index, len(pieces), self.waiting)
+        most = waiting(stage.index, works, self.waiting)
         late = deque[int](maxlen=most)  # how many weight gradients the newest micro-batches have left
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
@@ -71,7 +73,7 @@ class Backprop(TrainingMethod):
                 else:
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
-                y = self._forward(stage, x) if keep else stage.infer(x)
+                y = self._forward(stage, x, m in whole) if keep else stage.infer(x)
                 flight[m] = _InFlight(x, y if keep else None, stage.passes)
                 if not stage.last:
                     yield Send(NEXT, "x", y.detach(), m)
@@ -79,10 +81,12 @@ class Backprop(TrainingMethod):
             x, y_kept, number = flight.pop(m)
             before = stage.deferred.count
             if stage.last:
-                _descend(stage, self._output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+                _descend(stage, self._output(stage, x, y_kept, number, m in whole), batch.y[piece], batch.size, tally)
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
-                y = self._output(stage, x, y_kept, number)
+                y = self._output(stage, x, y_kept, number, m in whole)
+                if m in whole:
+                    stage.deferred.finish(stage.between_blocks)  # gradients add up in the micro-batches' order
                 if y.requires_grad:  # a first stage may have no weights
                     y.backward(g)
             if not stage.first:
@@ -95,18 +99,18 @@ class Backprop(TrainingMethod):
         stage.update()
         return StepResult(tally)
 
-    def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        if not self.defers(stage.count):
+    def _forward(self, stage: Stage, x: torch.Tensor, whole: bool) -> torch.Tensor:
+        if whole:
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)
 
-    def _output(self, stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) -> torch.Tensor:
+    def _output(self, stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int, whole: bool) -> torch.Tensor:
         """The output that was kept, or the pass with this number once more."""
         if y is not None:
             return y
         with stage.pass_again(number):
-            return self._forward(stage, x)
+            return self._forward(stage, x, whole)
 
 
 class _InFlight(NamedTuple):
