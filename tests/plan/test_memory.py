@@ -72,6 +72,15 @@ def test_deferred_weight_gradients_keep_micro_batches_alive(ranks: int, times: i
     assert memory(ranks, **exact, schedule__waiting=1)[-1]["activations"] == plain * min(times, 2)
 
 
+def test_deferred_weight_gradients_keep_no_more_than_the_mini_batch() -> None:
+    """With as many micro-batches as stages: the last stage keeps both, of which one waits; the first has passed both
+    forward before it goes backward, so none is left to wait."""
+    exact = {"method__name": "backprop", "schedule__ratio": "1:0", "schedule__warmup": 0, "schedule__microbatches": 2}
+    late, plain = (memory(2, **exact, schedule__deferred=on) for on in (True, False))
+    assert late[0]["activations"] == plain[0]["activations"]
+    assert late[1]["activations"] == 2 * plain[1]["activations"]
+
+
 def test_delayed_gradients_keep_more_mini_batches_on_earlier_stages() -> None:
     penalty, delayed = (memory(3, method__name=name) for name in ("penalty", "delayed"))
     assert delayed[2]["activations"] == penalty[2]["activations"]
