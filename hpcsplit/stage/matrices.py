@@ -54,7 +54,6 @@ class Muon(_Matrices):
     """W ← W − η (√max(1, n/m) · orthogonalised(g + μ v) + decay · W),  v ← μ v + g, for a weight of n rows, m columns.
 
     Vectors step along g + μ v itself (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
-
     torch.optim.Muon has the same step for matrices alone, in bfloat16.
     """
 
@@ -101,15 +100,10 @@ class RotatedAdam(_Matrices):
         state["step"] += 1
         done = int(state["step"])
         mean, square = state["exp_avg"].lerp_(g, 1 - b1), state["exp_avg_sq"]
-        if turned:
-            basis = self._basis(g.flatten(1), state, group, done)
-            square.lerp_(_turn(g, basis).square(), 1 - b2)
-            mean = _turn(mean, basis)
-        else:
-            square.lerp_(g.abs().square(), 1 - b2)
-        along = mean / (1 - b1**done) / ((square / (1 - b2**done)).sqrt() + group["eps"])
-        if turned:
-            along = _turn(along, basis.T)
+        basis = self._basis(g.flatten(1), state, group, done) if turned else None
+        square.lerp_(_turn(g, basis).abs().square(), 1 - b2)
+        along = _turn(mean, basis) / (1 - b1**done) / ((square / (1 - b2**done)).sqrt() + group["eps"])
+        along = _turn(along, None if basis is None else basis.T)
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(along, alpha=group["lr"])
 
     def _basis(self, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], done: int) -> torch.Tensor:
@@ -126,8 +120,10 @@ class RotatedAdam(_Matrices):
         return basis
 
 
-def _turn(t: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Qᵀ t, or t Q where the basis belongs to the columns, of a weight-like t (n, …)."""
+def _turn(t: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+    """Qᵀ t, or t Q where the basis belongs to the columns, of a weight-like t (n, …); t itself without a basis."""
+    if basis is None:
+        return t
     rows = t.flatten(1)
     turned = basis.T @ rows if rows.shape[0] <= rows.shape[1] else rows @ basis
     return turned.reshape(t.shape)
