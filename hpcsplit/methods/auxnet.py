@@ -31,7 +31,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -88,7 +88,7 @@ class AuxNet(Passing):
         x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.begun(x_prev))
 
-    def _net(self, stage: Stage, images: torch.Tensor) -> nn.Module:
+    def _net(self, stage: Stage, images: Tensor) -> nn.Module:
         """The network without weights; its first weights go into the carry."""
         boundary = cells(stage.in_shape, self.downsample)
         net = auxiliary_network(tuple(images.shape[1:]), boundary, self.aux_width, len(self.names))
@@ -103,14 +103,14 @@ class AuxNet(Passing):
                     weights[name] = p.detach().to(stage.device, stage.wide, copy=True)
         return net
 
-    def _make(self, stage: Stage, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _make(self, stage: Stage, images: Tensor) -> dict[str, Tensor]:
         """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each."""
         net = self._net(stage, images)
         weights = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in _weights(stage).items()}
         values = functional_call(net, weights, (images.to(stage.wide),))
         return dict(zip(self.names, values.chunk(len(self.names), dim=1), strict=True))
 
-    def _learn(self, stage: Stage, made: dict[str, torch.Tensor], new: Aux) -> None:
+    def _learn(self, stage: Stage, made: dict[str, Tensor], new: Aux) -> None:
         """One step of SGD with momentum towards the corrected variables."""
         loss = torch.stack([F.mse_loss(made[name], new[name].detach()) for name in made]).sum()
         weights, momenta = _weights(stage), stage.carry.stage.below("auxnet/v/")
@@ -133,10 +133,7 @@ def auxiliary_network(image: Shape, boundary: Shape, width: int, outputs: int) -
     with torch.device("meta"):
         if len(boundary) == 1:
             return nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(math.prod(image), width),
-                nn.ReLU(),
-                nn.Linear(width, outputs * boundary[0]),
+                nn.Flatten(), nn.Linear(math.prod(image), width), nn.ReLU(), nn.Linear(width, outputs * boundary[0])
             )
         halvings = max(0, round(math.log2(image[1] / boundary[1])))
         layers: list[nn.Module] = []

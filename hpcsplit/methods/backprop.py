@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.schedule.timetable import Order, Work, slices, timetable, waiting
@@ -95,13 +95,13 @@ class Backprop(TrainingMethod):
         stage.update()
         return StepResult(tally)
 
-    def _forward(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
+    def _forward(self, stage: Stage, x: Tensor) -> Tensor:
         if not self.defers(stage.count):
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)
 
-    def _output(self, stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int) -> torch.Tensor:
+    def _output(self, stage: Stage, x: Tensor, y: Tensor | None, number: int) -> Tensor:
         """The output that was kept, or the pass with this number once more."""
         if y is not None:
             return y
@@ -112,12 +112,12 @@ class Backprop(TrainingMethod):
 class _InFlight(NamedTuple):
     """A micro-batch between its forward and its backward pass: input, output where it is kept, number of the pass."""
 
-    x: torch.Tensor
-    y: torch.Tensor | None
+    x: Tensor
+    y: Tensor | None
     number: int
 
 
-def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:
+def _descend(stage: Stage, logits: Tensor, labels: Tensor, batch_size: int, tally: Tally) -> None:
     """Backward from one micro-batch's share of the mini-batch's mean loss."""
     loss = stage.loss(logits, labels).sum()
     tally.count("phi", loss)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_chec
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcsplit.config.declared import Facts
 from hpcsplit.config.sections import OptimSection
@@ -23,7 +24,7 @@ from hpcsplit.terms.distance import wide_sum
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
-Aux = Mapping[str, torch.Tensor]
+Aux = Mapping[str, Tensor]
 Advice = list[tuple[str, str, str]]  # (option, value, reason) each
 Class = TypeVar("Class", bound=type)
 
@@ -81,7 +82,7 @@ class Variable:
     def _block(self, place: Place) -> int:
         return int({"input": 0, "output": len(place.shapes) - 1}.get(str(self.boundary), self.boundary))
 
-    def start_rows(self, activation: torch.Tensor) -> torch.Tensor:
+    def start_rows(self, activation: Tensor) -> Tensor:
         """The stored form of an activation (B, *boundary shape)."""
         return average(activation.float(), self.factor)
 
@@ -93,8 +94,8 @@ class Batch:
 
     ids: Any
     size: int
-    x: torch.Tensor = torch.empty(0)  # noqa: RUF009
-    y: torch.Tensor = torch.empty(0)  # noqa: RUF009
+    x: Tensor = torch.empty(0)  # noqa: RUF009
+    y: Tensor = torch.empty(0)  # noqa: RUF009
     total: int = 0
 
 
@@ -112,7 +113,7 @@ class Tally:
     gap_sq: Any = 0.0
     aux_sq: Any = 0.0
 
-    def count(self, term: str, values: torch.Tensor) -> None:
+    def count(self, term: str, values: Tensor) -> None:
         """Add the sum of the values of some samples to a term."""
         added = wide_sum(values)
         self.terms[term] = self.terms[term] + added if term in self.terms else added
@@ -120,7 +121,7 @@ class Tally:
     def numbers(self) -> Callable[[], Tally]:
         """Begins to bring what lies on a device to the host; the answer waits for it and has floats alone."""
         values = [self.gap_sq, self.aux_sq, *self.terms.values()]
-        away = {n: value for n, value in enumerate(values) if isinstance(value, torch.Tensor)}
+        away = {n: value for n, value in enumerate(values) if isinstance(value, Tensor)}
         here, arrival = download(torch.stack(list(away.values()))) if away else (torch.empty(0), Copy())
 
         def read() -> Tally:
@@ -185,7 +186,7 @@ class TrainingMethod(ABC):
         """Whether the variables start anew before this parallel epoch although the one before was parallel too."""
         return False
 
-    def first_rows(self, stage: Stage, x: torch.Tensor, g: torch.Tensor) -> Aux:
+    def first_rows(self, stage: Stage, x: Tensor, g: Tensor) -> Aux:
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape) and, where
         `starts_with_adjoint`, the samples' own gradients there, as large (else empty)."""
         return {}
@@ -237,13 +238,13 @@ class TrainingMethod(ABC):
 class Compared(Protocol):
     """With a variable on a stage boundary, stored or made by each step."""
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def local_input(self, stage: Stage, aux: Aux) -> Tensor:
         """What a stage that is not the first is trained on, (B, *in_shape)."""
 
-    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def target(self, stage: Stage, aux: Aux) -> Tensor:
         """The variable that stands for the output of a stage that is not the last, (B, *out_shape)."""
 
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def adjoint(self, stage: Stage, aux: Aux, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
 
@@ -260,7 +261,7 @@ class Makes(Protocol):
 class Uses(Protocol):
     """Without variables."""
 
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def used(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         """What the stage has taken for its output on the last piece of a parallel epoch's last mini-batch and for the
         per-sample gradient there, both (n, *out_shape); then forget them."""
 

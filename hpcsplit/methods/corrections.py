@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 
 
-def direction(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> torch.Tensor | None:
+def direction(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | None:
     """Along which the optimizer goes if gradients stay away, like `weight`: W − η direction is its step.
 
     sgd's momentum buffer, or Adam's m̂ / (√v̂ + ε); None before the first step.
     """
     state = optimizer.state.get(weight, {})
     if "exp_avg" not in state:
-        moving: torch.Tensor | None = state.get("momentum_buffer")
+        moving: Tensor | None = state.get("momentum_buffer")
         return moving
     (b1, b2), done = optimizer.param_groups[0]["betas"], float(state["step"])
     spread = (state["exp_avg_sq"] / (1 - b2**done)).sqrt() + optimizer.param_groups[0]["eps"]
-    along: torch.Tensor = state["exp_avg"] / (1 - b1**done) / spread
+    along: Tensor = state["exp_avg"] / (1 - b1**done) / spread
     return along
 
 

@@ -60,6 +60,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
@@ -236,7 +237,7 @@ class Delayed(TrainingMethod):
             for name in [name for name in stage.carry.stage if name.startswith((_BEFORE, _LAST))]:
                 del stage.carry.stage[name]
 
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def used(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         x, g = (stage.carry.stage.pop(f"used/{name}", None) for name in "xg")
         return None if x is None or g is None else (x, g)
 
@@ -245,7 +246,7 @@ class Delayed(TrainingMethod):
         _, step, number, _ = flight
         return step * self.microbatches + number - 1
 
-    def _forward(self, stage: Stage, x: torch.Tensor, m: int, of: int) -> torch.Tensor:
+    def _forward(self, stage: Stage, x: Tensor, m: int, of: int) -> Tensor:
         """Take micro-batch m of a mini-batch of so many samples into flight; the stage's output."""
         age = len({other[:2] for other in _flights(stage)} - {stage.position})  # updates until its own
         weights, age = self._weights(stage, age)
@@ -262,7 +263,7 @@ class Delayed(TrainingMethod):
             kept.below("w/").update(weights or {})
         return y
 
-    def _weights(self, stage: Stage, age: int) -> tuple[dict[str, torch.Tensor] | None, int]:
+    def _weights(self, stage: Stage, age: int) -> tuple[dict[str, Tensor] | None, int]:
         """The weights of a forward pass `age` updates before its own, a copy, and how many updates old they will be;
         None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
@@ -276,7 +277,7 @@ class Delayed(TrainingMethod):
             weights = self._ahead(stage, age)
         return {name: w.requires_grad_() for name, w in weights.items()}, age + back
 
-    def _ahead(self, stage: Stage, updates: int) -> dict[str, torch.Tensor]:
+    def _ahead(self, stage: Stage, updates: int) -> dict[str, Tensor]:
         """A copy of today's weights, or of those that the optimizer is likely to have made of them after so many."""
         trained = _trained(stage)
         weights = {name: p.detach().clone() for name, p in trained.items()}
@@ -330,9 +331,7 @@ class Delayed(TrainingMethod):
         else:
             stage.carry.stage["age"] = torch.tensor(ages, dtype=torch.float64)
 
-    def _forward_again(
-        self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _forward_again(self, stage: Stage, flight: tuple[int, ...], x: Tensor, before: dict[str, Tensor]) -> Tensor:
         """The output with its graph, as a replay, or because a checkpoint could not keep it."""
         epoch, step, number, _ = flight
         if self.weights != "replay":

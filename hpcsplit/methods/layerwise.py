@@ -12,7 +12,7 @@ takes them block by block, so the memory does not grow with the samples.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.stage.carry import Carry
@@ -27,14 +27,12 @@ def linear_layers(stage: Stage) -> list[nn.Linear]:
     return [next(m for m in block.modules() if isinstance(m, nn.Linear)) for block in stage.blocks]
 
 
-def linear(layer: nn.Linear, p: torch.Tensor) -> torch.Tensor:
+def linear(layer: nn.Linear, p: Tensor) -> Tensor:
     """p Wᵀ + b without a gradient."""
     return F.linear(p, layer.weight.detach(), layer.bias.detach())
 
 
-def input_step(
-    p: torch.Tensor, g: torch.Tensor, layer: nn.Linear, c: float, rest: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def input_step(p: Tensor, g: Tensor, layer: nn.Linear, c: float, rest: float) -> tuple[Tensor, Tensor]:
     """p − g/τ with each row's own τ, and what it adds to r, for the slope g (B, n) of φ and of other terms of p whose
     curvature is `rest`."""
     through = g @ layer.weight.detach().T
@@ -43,7 +41,7 @@ def input_step(
     return p - g / tau, through / tau
 
 
-def weight_step(slope: torch.Tensor, gram: torch.Tensor, c: float) -> torch.Tensor:
+def weight_step(slope: Tensor, gram: Tensor, c: float) -> Tensor:
     """What one quadratic-approximation step adds to W: (1/θ) (c r + m)ᵀ p, for that slope and the gram matrix pᵀ p."""
     theta = step_bound(c * ((slope @ gram) * slope).sum(), slope.square().sum(), FLOOR)
     return slope / theta
@@ -58,7 +56,7 @@ class Sums:
     def __init__(self, kept: Carry) -> None:
         self._kept = kept
 
-    def add(self, p: torch.Tensor, pull: torch.Tensor) -> None:
+    def add(self, p: Tensor, pull: Tensor) -> None:
         parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}
         parts["rows"] = torch.tensor(float(len(p)))
         for key, part in parts.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpcsplit.nets.chance import seed_all
@@ -111,7 +111,7 @@ class Stage:
         if self.blocks.training:
             seed_all(hash((self._seed, *self.position, number, self.passes)) & (2**63 - 1))
 
-    def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def _after_block(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
         self.between_blocks()
         if output.requires_grad:
             output.register_hook(lambda grad: self.between_blocks())
@@ -120,25 +120,25 @@ class Stage:
         """Say where in the run the next passes stand: random layers draw from (seed, epoch, step, block, pass)."""
         self.position, self.passes = (epoch, step), 0
 
-    def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`.  `weights`, by
         name in the whole network, are used in place of the stage's own."""
         self.passes += 1
         x = self.in_own_format(x)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            y: torch.Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
+            y: Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
         return y.to(self.wide if self.last else self.dtype)
 
-    def in_own_format(self, t: torch.Tensor) -> torch.Tensor:
+    def in_own_format(self, t: Tensor) -> Tensor:
         """An activation or gradient in the memory format that the stage computes in."""
         return t.contiguous(memory_format=torch.channels_last) if self.channels_last and t.dim() == 4 else t
 
-    def infer(self, x: torch.Tensor) -> torch.Tensor:
+    def infer(self, x: Tensor) -> Tensor:
         """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
         with torch.no_grad():
             return self.forward(x)
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """φ of each sample, (B,): by default of logits (B, classes) and labels (B,)."""
         return self.task.loss(outputs, targets)
 
@@ -162,7 +162,7 @@ class Stage:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
 
-    def descend(self, loss: torch.Tensor) -> None:
+    def descend(self, loss: Tensor) -> None:
         """One optimizer step of a parallel epoch on the mean over a mini-batch of `loss` (B,)."""
         self.zero_grad()
         if loss.requires_grad:  # a first stage may have no weights
@@ -222,12 +222,12 @@ class Stage:
         """Whether every weight and every buffer is a number."""
         return all(map(_is_finite, self.state().values()))
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Weights, buffers and extra state by their names in the whole network (nets/statedict.py)."""
         return tensors_of(self.blocks)
 
 
-def _is_finite(t: torch.Tensor) -> bool:
+def _is_finite(t: Tensor) -> bool:
     if not (t.is_floating_point() or t.is_complex()):
         return True
     try:

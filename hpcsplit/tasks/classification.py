@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from hpcsplit.tasks.task import Samples, Task
@@ -17,7 +17,7 @@ class Classification(Task):
 
     lipschitz = math.sqrt(2.0)  # the slope softmax − e_y is shorter, and comes close
 
-    def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> torch.Tensor:
+    def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> Tensor:
         return samples.labels(ids)
 
     def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
@@ -26,8 +26,8 @@ class Classification(Task):
         flat = "; end with nn.Flatten()" if math.prod(shape) == classes else ""
         return f"a vector of {classes}, a logit for each class{flat}"
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="none")
 
-    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.argmax(1) == targets

@@ -8,9 +8,10 @@ without searching.  τ = c is the exact line search, the steepest descent of Cau
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def step_bound(curved: torch.Tensor, plain: torch.Tensor, floor: float) -> torch.Tensor:
+def step_bound(curved: Tensor, plain: Tensor, floor: float) -> Tensor:
     """τ = max(floor, curved/plain), curved = gᵀHg and plain = ‖g‖²: (B, 1) for rows, () for a matrix; floor > 0.
 
     Where plain is 0 there is no step to take and τ is the floor.  NaN stays NaN.

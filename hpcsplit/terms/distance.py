@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
+from torch import Tensor
 
 
-def squared_distance(lam: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def squared_distance(lam: Tensor, x: Tensor) -> Tensor:
     """‖λ − x‖² of each sample: two tensors (B, …) give (B,), in float32 or wider."""
     return (lam - x).flatten(1).square().sum(1)
 
@@ -20,6 +20,6 @@ def psi_scale(shape: tuple[int, ...], psi: str) -> float:
     return 1.0 if psi == "sum" else 1.0 / math.prod(shape)
 
 
-def wide_sum(values: torch.Tensor) -> torch.Tensor:
+def wide_sum(values: Tensor) -> Tensor:
     """The sum of all values, without a graph, where they lie: added up in their own type, kept in float64 ()."""
     return values.detach().sum().double()

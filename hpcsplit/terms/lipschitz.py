@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -84,7 +84,7 @@ class _Walk:
     def __init__(self, iterations: int, rel_change: float) -> None:
         self.iterations, self.rel_change = iterations, rel_change
 
-    def through(self, module: nn.Module, x: torch.Tensor) -> tuple[float, Any]:
+    def through(self, module: nn.Module, x: Tensor) -> tuple[float, Any]:
         """The constant of `module` and its output at x (1, *in_shape)."""
         kind = type(module)
         if kind.forward is nn.Sequential.forward:
@@ -106,7 +106,7 @@ class _Walk:
             raise NoEstimate(kind.__name__)
         return self._graph(module, x)
 
-    def _norm(self, layer: nn.Module, x: torch.Tensor) -> float:
+    def _norm(self, layer: nn.Module, x: Tensor) -> float:
         """Largest singular value of the layer without its bias: v ← AᵀA v / ‖AᵀA v‖, always from the same v."""
         weights = {name: p.detach() for name, p in layer.named_parameters()}
         if "bias" in weights:
@@ -123,7 +123,7 @@ class _Walk:
             (v,) = torch.autograd.grad(y, v, y.detach())
         return sigma
 
-    def _graph(self, module: nn.Module, x: torch.Tensor) -> tuple[float, Any]:
+    def _graph(self, module: nn.Module, x: Tensor) -> tuple[float, Any]:
         """A module of several layers: every node's constant with respect to the module's input."""
         owner = type(module).__name__
         try:
@@ -148,7 +148,7 @@ class _Walk:
                 value[node] = (
                     getattr(args[0], node.target)(*args[1:], **kwargs) if method else node.target(*args, **kwargs)
                 )
-            elif node.op == "output" and isinstance(args[0], torch.Tensor):
+            elif node.op == "output" and isinstance(args[0], Tensor):
                 return parts[0], args[0]
             else:
                 break

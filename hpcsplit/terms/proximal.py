@@ -5,25 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 
 class Minimum(NamedTuple):
     """Where a search ended: z (B, C), the steps of its slowest row, and whether every row met the tolerance."""
 
-    z: torch.Tensor
+    z: Tensor
     iterations: int
     converged: bool
 
 
 def cross_entropy_minimiser(
-    a: torch.Tensor,
-    labels: torch.Tensor,
-    nu: float,
-    *,
-    tol: float,
-    max_iterations: int,
-    start: torch.Tensor | None = None,
+    a: Tensor, labels: Tensor, nu: float, *, tol: float, max_iterations: int, start: Tensor | None = None
 ) -> Minimum:
     """argmin over z of CE(z; y) + ν/2 ‖z − a‖², for each row by itself: a and start (B, C), labels (B,); start a.
 

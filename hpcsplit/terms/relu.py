@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 
-def relu_minimiser(a: torch.Tensor, q: torch.Tensor, *, w_a: float = 1.0, w_q: float = 1.0) -> torch.Tensor:
+def relu_minimiser(a: Tensor, q: Tensor, *, w_a: float = 1.0, w_q: float = 1.0) -> Tensor:
     """The z of least w_a (z − a)² + w_q (q − max(z, 0))², element by element; any shape, w_a > 0, w_q ≥ 0.
 
     Below zero it is min(a, 0), above zero max((w_a a + w_q q)/(w_a + w_q), 0).  Their values are compared by their

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpcsplit.config.declared import declared_methods
@@ -31,11 +31,11 @@ SHAPE, BETA, LR = (1, 6, 6), 3.0, 0.1
 WEIGHTS = "stage/auxnet/w/"
 
 
-def step(method: AuxNet, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor) -> list[StepResult]:
+def step(method: AuxNet, stages: Sequence[Stage], images: Tensor, labels: Tensor) -> list[StepResult]:
     return lockstep.run([method.step(s, {}, batch_for(s, images, labels, method)) for s in stages])
 
 
-def own_net(stage: Stage, method: AuxNet) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def own_net(stage: Stage, method: AuxNet) -> tuple[nn.Module, dict[str, Tensor]]:
     net = auxiliary_network(SHAPE, stage.in_shape, method.aux_width, 2 if method.multiplier else 1)
     own = {n.removeprefix(WEIGHTS): w.detach().clone() for n, w in stage.carry.items() if n.startswith(WEIGHTS)}
     return net, own
@@ -89,7 +89,7 @@ def test_momentum_is_that_of_sgd() -> None:
     stages, _ = begun(method, 2)
     images, labels = batch_of(SHAPE, 4)
     net, own = own_net(stages[1], method)
-    plain: dict[str, torch.Tensor] = {name: nn.Parameter(w) for name, w in own.items()}
+    plain: dict[str, Tensor] = {name: nn.Parameter(w) for name, w in own.items()}
     optimizer = torch.optim.SGD(plain.values(), lr=LR, momentum=MOMENTUM)
     target = activations([stages[0].blocks], images)[1]
     for _ in range(4):

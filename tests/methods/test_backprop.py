@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
@@ -54,14 +54,14 @@ def cut(net: nn.Sequential, cuts: Sequence[int]) -> list[nn.Sequential]:
     return [net[a:b] for a, b in pairwise(edges)]
 
 
-def plain_gradients(net: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+def plain_gradients(net: nn.Sequential, images: Tensor, labels: Tensor) -> list[Tensor]:
     twin = copy.deepcopy(net)
     return list(torch.autograd.grad(F.cross_entropy(twin(images), labels), list(twin.parameters())))
 
 
 def staged_gradients(
-    parts: Sequence[nn.Sequential], images: torch.Tensor, labels: torch.Tensor, microbatches: int = 1, **options: bool
-) -> list[torch.Tensor]:
+    parts: Sequence[nn.Sequential], images: Tensor, labels: Tensor, microbatches: int = 1, **options: bool
+) -> list[Tensor]:
     stages = make_stages(parts, images, **options)
     step(Backprop(microbatches), stages, images, labels, {})
     return [gradient_of(p) for s in stages for p in s.parameters]
@@ -189,7 +189,7 @@ class Traced(nn.Module):
         super().__init__()
         self.seen: list[str] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.seen.append(f"F{len(x)}")
         if x.requires_grad:
             x.register_hook(lambda grad: self.seen.append(f"B{len(grad)}"))
@@ -273,9 +273,7 @@ def test_the_neighbour_has_its_gradient_before_a_weight_has_its_own(microbatches
     assert [len(s.deferred) for s in stages] == [0, 0]
 
 
-def _verbs(
-    method: Backprop, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor
-) -> Iterator[Send | Recv]:
+def _verbs(method: Backprop, stages: Sequence[Stage], images: Tensor, labels: Tensor) -> Iterator[Send | Recv]:
     """What the last of two stages says in a step."""
     program, answer = method.step(stages[1], {}, batch_for(stages[1], images, labels)), None
     while True:
@@ -293,7 +291,7 @@ def test_recomputation_keeps_inputs_only() -> None:
     for recompute in (False, True):
         parts = [nn.Sequential(nn.Linear(5, 5), nn.Sigmoid(), nn.Linear(5, 5)) for _ in range(2)]
         stages = make_stages(parts, torch.zeros(6, 5))
-        inside: list[weakref.ref[torch.Tensor]] = []
+        inside: list[weakref.ref[Tensor]] = []
         stages[0].blocks[1].register_forward_hook(
             lambda block, inputs, output, inside=inside: inside.append(weakref.ref(output))
         )
@@ -333,7 +331,7 @@ def test_running_statistics_move_once_a_mini_batch(cuts: tuple[int, ...]) -> Non
 
     norms = {name: m for name, m in whole.named_modules() if isinstance(m, nn.BatchNorm2d)}
     old = {name: tuple(t.clone() for t in statistics_of(m)) for name, m in norms.items()}
-    seen: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in norms}
+    seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in norms}
     whole.train()
     for piece in images.split(4):
         for m in norms.values():

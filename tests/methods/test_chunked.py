@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.chunked import Chunked
@@ -22,9 +22,7 @@ from tests.methods.tiny import step as step_with_rows
 SHAPE, BETA = (1, 6, 6), 3.0
 
 
-def visit(
-    method: Chunked, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor, first: int = 0
-) -> list[StepResult]:
+def visit(method: Chunked, stages: Sequence[Stage], images: Tensor, labels: Tensor, first: int = 0) -> list[StepResult]:
     """One step on the mini-batch whose first sample is number `first`."""
 
     def seen(stage: Stage) -> Batch:
@@ -34,7 +32,7 @@ def visit(
     return lockstep.run([method.step(stage, {}, seen(stage)) for stage in stages])
 
 
-def rows(stage: Stage, first: int = 0) -> dict[str, torch.Tensor]:
+def rows(stage: Stage, first: int = 0) -> dict[str, Tensor]:
     begin = f"stage/chunk/0.{first}/"
     return {name.removeprefix(begin): t for name, t in stage.carry.items() if name.startswith(begin)}
 

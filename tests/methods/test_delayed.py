@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.contract import Talk
@@ -22,7 +22,7 @@ from hpcsplit.wire import lockstep
 from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
-Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor]]
 VARIANTS = ["stash", "replay", "stale", "2bw"]
 
 
@@ -48,9 +48,9 @@ def vectors(count: int = STEPS, width: int = 5) -> Batches:
     ]
 
 
-def gradients_noted(stages: Sequence[Stage]) -> list[list[list[torch.Tensor]]]:
+def gradients_noted(stages: Sequence[Stage]) -> list[list[list[Tensor]]]:
     """For each stage the gradients of every update from now on."""
-    noted: list[list[list[torch.Tensor]]] = [[] for _ in stages]
+    noted: list[list[list[Tensor]]] = [[] for _ in stages]
 
     def noting(stage: Stage, update: Callable[[], None]) -> Callable[[], None]:
         def noted_update() -> None:
@@ -111,15 +111,15 @@ def test_predicted_weights_follow_adam(kind: type[torch.optim.Optimizer]) -> Non
     stage = stages[0]
     stage.optimizer = kind(stage.parameters, lr=0.05, betas=(0.7, 0.8), eps=1e-3)  # type: ignore[call-arg]
     noted, method = gradients_noted(stages), Delayed(predict=True)
-    seen: list[list[torch.Tensor]] = []
+    seen: list[list[Tensor]] = []
     forward = stage.forward
 
-    def noting(x: torch.Tensor, weights: Any = None) -> torch.Tensor:
+    def noting(x: Tensor, weights: Any = None) -> Tensor:
         seen.append([w.detach().clone() for w in weights.values()])
         here.append([p.detach().clone() for p in stage.parameters])
         return forward(x, weights)
 
-    here: list[list[torch.Tensor]] = []
+    here: list[list[Tensor]] = []
     stage.forward = noting  # type: ignore[method-assign]
     run(method, stages, vectors())
     for number in range(STEPS):
@@ -338,7 +338,7 @@ def test_a_layer_that_is_left_out_of_a_piece_keeps_the_others_gradients() -> Non
     class Sometimes(nn.Linear):
         calls = 0
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             return super().forward(x) if self.calls % 2 else x
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
@@ -20,7 +21,7 @@ def silent_network() -> list[torch.nn.Sequential]:
     return parts
 
 
-def lam_before_and_after(method: Penalty) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def lam_before_and_after(method: Penalty) -> tuple[Tensor, Tensor, Tensor]:
     """Λ of the last stage before a step and after it, and the averaged activation that it stands for."""
     parts = silent_network()
     images, labels = batch_of(SHAPE)
@@ -40,7 +41,7 @@ def test_1_the_last_stage_has_the_penalty_term(psi: str, downsample: int) -> Non
     assert not torch.allclose(before, x)
 
 
-def kappa_step(form: str, psi: str) -> torch.Tensor:
+def kappa_step(form: str, psi: str) -> Tensor:
     method = AugmentedLagrangian(beta=100.0, psi=psi, eta_kappa=1.0, eta_kappa_form=form)
     parts = conv_parts(2, SHAPE)
     images, labels = batch_of(SHAPE)

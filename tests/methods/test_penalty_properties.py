@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
@@ -89,9 +90,7 @@ def test_a_feasible_point_without_gradient_stays_put_exactly(
         assert torch.equal(old, new)
 
 
-def exact_point(
-    lr: float,
-) -> tuple[list[Stage], dict[str, list[torch.Tensor]], torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+def exact_point(lr: float) -> tuple[list[Stage], dict[str, list[Tensor]], Tensor, Tensor, list[Tensor]]:
     """λ = x and κ = the exact per-sample gradient at every boundary, with the whole network's weight gradients."""
     parts = conv_parts(4, SHAPE)
     images, labels = batch_of(SHAPE)
@@ -221,7 +220,7 @@ def test_adjoint_is_the_slope_of_the_local_loss_at_the_output(cls: type[Penalty]
     aux = aux_of(stages[0], random_rows(method, stages, len(images)))
     x = activations(parts, images)[1].requires_grad_()
 
-    def pixels(stored: torch.Tensor) -> torch.Tensor:
+    def pixels(stored: Tensor) -> Tensor:
         return torch.kron(stored, torch.ones(1, 1, downsample, downsample, dtype=stored.dtype))[:, :, :7, :6]
 
     square = (pixels(aux["next_lam"]) - x).square()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.gsadmm import GsAdmm
@@ -24,7 +24,7 @@ TOTAL = 50  # training samples
 
 def stepped(
     method: GsAdmm | GsAm, count: int, *, frozen: bool = False, change: Callable[[Parts], Parts] = lambda parts: parts
-) -> tuple[Parts, Parts, dict[str, list[torch.Tensor]], list[dict[str, torch.Tensor]], torch.Tensor, torch.Tensor]:
+) -> tuple[Parts, Parts, dict[str, list[Tensor]], list[dict[str, Tensor]], Tensor, Tensor]:
     """Stages of `count` parts before and after one step, the rows before, the rows after, images and labels."""
     parts = change(conv_parts(count, SHAPE))
     before = copy.deepcopy(parts)
@@ -42,15 +42,15 @@ def stepped(
 
 
 def own_terms(
-    parts: Parts, p: Sequence[torch.Tensor], target: Sequence[torch.Tensor], labels: torch.Tensor, alpha: float
-) -> list[torch.Tensor]:
+    parts: Parts, p: Sequence[Tensor], target: Sequence[Tensor], labels: Tensor, alpha: float
+) -> list[Tensor]:
     """R of the last part and α/2 ‖target − f(p)‖² of the others, for each sample."""
     ends = [part(x) for part, x in zip(parts, p, strict=True)]
     inner = [alpha / 2 * (t - x).flatten(1).square().sum(1) for t, x in zip(target, ends[:-1], strict=True)]
     return [*inner, F.cross_entropy(ends[-1], labels, reduction="none")]
 
 
-def assert_descended(before: Parts, after: Parts, terms: Sequence[torch.Tensor]) -> None:
+def assert_descended(before: Parts, after: Parts, terms: Sequence[Tensor]) -> None:
     """One plain gradient step on the batch mean of each part's own term."""
     for old, now, term in zip(before, after, terms, strict=True):
         weights = list(old.parameters())
@@ -195,8 +195,8 @@ def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: Gs
     for k, sample in enumerate(p):
         step = found[False][k] - sample  # -d/τ₂ with the fixed τ₂
 
-        def terms(x: torch.Tensor, k: int = k) -> torch.Tensor:
-            own: torch.Tensor = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
+        def terms(x: Tensor, k: int = k) -> Tensor:
+            own: Tensor = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
             return own + stiffness / 2 * x.square().sum()
 
         hessian = torch.autograd.functional.hessian(terms, sample).reshape(sample.numel(), -1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hpcsplit.stage.deferred import DeferredGradients
@@ -40,8 +40,8 @@ def ready(look: Callable[[], object] = lambda: None) -> DeferredGradients:
 
 
 def gradients(
-    layer: nn.Module, pieces: list[torch.Tensor], deferred: DeferredGradients | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    layer: nn.Module, pieces: list[Tensor], deferred: DeferredGradients | None
+) -> tuple[list[Tensor], list[Tensor | None]]:
     """At the inputs, and of the weights after all pieces."""
     at_inputs = []
     for piece in pieces:
@@ -159,9 +159,9 @@ class Shared(nn.Module):
         super().__init__()
         self.how, self.first, self.second = how, nn.Linear(16, 16), nn.Linear(16, 16)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.first(x).tanh()
-        z: torch.Tensor
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x).tanh()
+        z: Tensor
         if self.how == "three times":
             z = self.first(self.second(self.first(y)).tanh()) + self.second(y)
         elif self.how == "a product":

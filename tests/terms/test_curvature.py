@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from hpcsplit.terms.curvature import step_bound
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def excess(x: torch.Tensor, hessian: torch.Tensor, b: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+def excess(x: Tensor, hessian: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     """f(x − g/τ) − f(x) + ‖g‖²/(2τ) of each row, f(x) = ½ xᵀHx − bᵀx; the search stops where it is ≤ 0."""
 
-    def f(x: torch.Tensor) -> torch.Tensor:
+    def f(x: Tensor) -> Tensor:
         return ((x @ hessian) * x).sum(1, keepdim=True) / 2 - x @ b
 
     g = x @ hessian - b[:, 0]
@@ -40,14 +41,14 @@ def test_one_bound_for_the_weights_of_a_layer(nu: float) -> None:
     """f(W) = ν/2 ‖z − p Wᵀ‖², the W step of pdADMM: gᵀHg = ν ‖p gᵀ‖²."""
     p, z, weight = random(30, 5, seed=1), random(30, 4, seed=2), random(4, 5, seed=3)
 
-    def f(weight: torch.Tensor) -> torch.Tensor:
+    def f(weight: Tensor) -> Tensor:
         return nu / 2 * (z - p @ weight.T).square().sum()
 
     g = -nu * (z - p @ weight.T).T @ p
     tau = step_bound(nu * (p @ g.T).square().sum(), g.square().sum(), 1e-9)
     assert tau.shape == ()
 
-    def passes(tau: torch.Tensor, rounding: float) -> bool:
+    def passes(tau: Tensor, rounding: float) -> bool:
         return bool(f(weight - g / tau) <= f(weight) - g.square().sum() / (2 * tau) + rounding * f(weight))
 
     assert passes(tau, 1e-12)

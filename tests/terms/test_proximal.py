@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from hpcsplit.terms.proximal import cross_entropy_minimiser
@@ -13,19 +14,19 @@ NUS = [1e-6, 1e-4, 1e-2, 1.0, 100.0]
 
 def problem(
     rows: int = 8, classes: int = 5, size: float = 3.0, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     seeded = torch.Generator().manual_seed(7)
     a = size * torch.randn(rows, classes, dtype=torch.float64, generator=seeded)
     return a.to(dtype), torch.randint(classes, (rows,), generator=seeded)
 
 
-def newton(a: torch.Tensor, label: torch.Tensor, nu: float) -> torch.Tensor:
+def newton(a: Tensor, label: Tensor, nu: float) -> Tensor:
     """The minimiser of one row (C,): Newton steps, halved until the gradient shrinks, as long as it does."""
 
-    def total(z: torch.Tensor) -> torch.Tensor:
+    def total(z: Tensor) -> Tensor:
         return F.cross_entropy(z, label) + nu / 2 * (z - a).square().sum()
 
-    def gradient(z: torch.Tensor) -> torch.Tensor:
+    def gradient(z: Tensor) -> Tensor:
         return torch.autograd.grad(total(z.requires_grad_()), z)[0]
 
     z = a

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from hpcsplit.terms.quantise import KINDS, pack, part_shapes, rounded, unpack
 from tests.fuzz import examples
@@ -17,11 +18,11 @@ BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 FLUSHED = 127 * 2.0**-126  # largest element of the rows that int8 takes for zero
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(5))
 
 
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(BITS[one.dtype]), other.view(BITS[other.dtype]))
 
 

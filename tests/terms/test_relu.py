@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcsplit.terms.relu import relu_minimiser
@@ -15,11 +16,11 @@ GRID = torch.linspace(-8, 8, 4001, dtype=torch.float64)
 WEIGHTS = [(1.0, 1.0), (1.0, 3.0), (5.0, 0.25), (1e-3, 2.0), (2.0, 0.0)]
 
 
-def value(z: torch.Tensor, a: torch.Tensor, q: torch.Tensor, w_a: float = 1.0, w_q: float = 1.0) -> torch.Tensor:
+def value(z: Tensor, a: Tensor, q: Tensor, w_a: float = 1.0, w_q: float = 1.0) -> Tensor:
     return w_a * (z - a) ** 2 + w_q * (q - z.clamp(min=0)) ** 2
 
 
-def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+def pairs() -> tuple[Tensor, Tensor]:
     """Every pair of 61 values from -3 to 3: all signs, zeros, a = q and a = -q; 0 and the integers are met exactly."""
     steps = torch.arange(-30, 31, dtype=torch.float64) / 10
     a, q = torch.meshgrid(steps, steps, indexing="ij")
@@ -78,11 +79,11 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., torch.Tensor],
+        func: Callable[..., Tensor],
         types: Collection[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         found = func(*args, **(kwargs or {}))
         self.nbytes += found.nbytes
         return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from hpcsplit.terms.resample import average, cells, pixels_per_cell, upsample
 
 SHAPES = [(3, 4, 4), (2, 6, 8), (2, 7, 7), (1, 5, 6), (1, 1, 1), (2, 1, 3)]
 
 
-def images(shape: tuple[int, ...], batch: int = 3) -> torch.Tensor:
+def images(shape: tuple[int, ...], batch: int = 3) -> Tensor:
     return torch.randn(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -58,14 +59,14 @@ def test_upsample_of_an_even_size_is_the_kronecker_product_with_ones() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pixels_per_cell_counts_the_pixels_inside_the_image(shape: tuple[int, ...]) -> None:
     m = pixels_per_cell(shape, 2)
-    assert isinstance(m, torch.Tensor)
+    assert isinstance(m, Tensor)
     for row, column in all_cells(shape):
         assert m[row, column] == len(members(shape, row, column))
 
 
 def test_a_seven_by_seven_map_stores_16_of_49_with_4_2_and_1_pixels_each() -> None:
     m = pixels_per_cell((8, 7, 7), 2)
-    assert isinstance(m, torch.Tensor)
+    assert isinstance(m, Tensor)
     assert cells((8, 7, 7), 2) == (8, 4, 4)
     assert m.tolist() == [[4, 4, 4, 2]] * 3 + [[2, 2, 2, 1]]
 
