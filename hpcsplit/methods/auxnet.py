@@ -99,8 +99,7 @@ class AuxNet(Passing):
                 for layer in fresh.modules():
                     if callable(reset := getattr(layer, "reset_parameters", None)):
                         reset()
-                for name, p in fresh.named_parameters():
-                    weights[name] = p.detach().to(stage.device, stage.wide, copy=True)
+            weights.update({n: p.detach().to(stage.device, stage.wide, copy=True) for n, p in fresh.named_parameters()})
         return net
 
     def _make(self, stage: Stage, images: Tensor) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -57,7 +56,7 @@ class Backprop(TrainingMethod):
         stage.zero_grad()
         tally = Tally(batch.size)
         pieces = slices(batch.size, self.microbatches)
-        flight: dict[int, _InFlight] = {}
+        flight: dict[int, tuple[Tensor, Tensor | None, int]] = {}  # input, output where it is kept, number of the pass
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
         most = waiting(stage.index, len(pieces), self.waiting)
@@ -72,14 +71,16 @@ class Backprop(TrainingMethod):
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
                 y = self._forward(stage, x) if keep else stage.infer(x)
-                flight[m] = _InFlight(x, y if keep else None, stage.passes)
+                flight[m] = x, y if keep else None, stage.passes
                 if not stage.last:
                     yield Send(NEXT, "x", y.detach(), m)
                 continue
             x, y_kept, number = flight.pop(m)
             before = stage.deferred.count
             if stage.last:
-                _descend(stage, self._output(stage, x, y_kept, number), batch.y[piece], batch.size, tally)
+                loss = stage.loss(self._output(stage, x, y_kept, number), batch.y[piece]).sum()
+                tally.count("phi", loss)
+                (loss / batch.size).backward()
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
                 y = self._output(stage, x, y_kept, number)
@@ -107,18 +108,3 @@ class Backprop(TrainingMethod):
             return y
         with stage.pass_again(number):
             return self._forward(stage, x)
-
-
-class _InFlight(NamedTuple):
-    """A micro-batch between its forward and its backward pass: input, output where it is kept, number of the pass."""
-
-    x: Tensor
-    y: Tensor | None
-    number: int
-
-
-def _descend(stage: Stage, logits: Tensor, labels: Tensor, batch_size: int, tally: Tally) -> None:
-    """Backward from one micro-batch's share of the mini-batch's mean loss."""
-    loss = stage.loss(logits, labels).sum()
-    tally.count("phi", loss)
-    (loss / batch_size).backward()

@@ -5,7 +5,7 @@ The term of a layer with input p, output z and weights W, b is, over all samples
     φ(p, W, b) = c/2 ‖r‖² + ⟨m, r⟩,     r = z − p Wᵀ − b,
 
 with a coefficient c and a multiplier m (0 for most layers).  It is quadratic in p and in W, so that the limit of the
-papers' backtracking is known without trials (terms/curvature.py).  W and b need sums over all samples only; `Sums`
+papers' backtracking is known without trials (terms/steps.py).  W and b need sums over all samples only; `Sums`
 takes them block by block, so the memory does not grow with the samples.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
-from hpcsplit.terms.curvature import step_bound
+from hpcsplit.terms.steps import step_bound
 
 FLOOR = 1e-12  # of every τ and θ
 

@@ -45,7 +45,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ EXPENSIVE = 0.05  # of a step, spent on variables
 @dataclass(frozen=True)
 class Penalty(TrainingMethod):
     """Quadratic penalty on the mismatch at every stage boundary (DS-SPH-P); κ ≡ 0."""
+
+    BEGINS: ClassVar[dict[str, Any]] = {"lam": "forward"}  # the variables, and what they are at a switch
 
     beta: float = option(10.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
     beta_growth: float = option(1.0, "factor of β from one parallel epoch to the next", low=1.0)
@@ -103,8 +105,8 @@ class Penalty(TrainingMethod):
     )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
-        begins: Literal["own", "forward"] = "own" if self.starts_with_adjoint else "forward"
-        return (Variable("lam", "input", begins, copy_to=PREV, factor=self.downsample),)
+        own: dict[str, Any] = dict.fromkeys(self.BEGINS, "own") if self.starts_with_adjoint else self.BEGINS
+        return tuple(Variable(name, "input", begins, PREV, self.downsample) for name, begins in own.items())
 
     @property
     def starts_with_adjoint(self) -> bool:  # type: ignore[override]
@@ -115,9 +117,7 @@ class Penalty(TrainingMethod):
             return {}
         x, slope = (average(t.to(stage.wide), self.downsample) for t in (x, g))
         _, m = self.curvature(stage.in_shape, stage.device, stage.wide)
-        multiplier = "kappa" in {v.name for v in self.variables(stage.place)}
-        kappa = torch.zeros_like(x) if multiplier else None
-        return self.correct(stage, x, kappa, slope * m, x)
+        return self.correct(stage, x, torch.zeros_like(x) if "kappa" in self.BEGINS else None, slope * m, x)
 
     def at(self, parallel_epoch: int) -> Penalty:
         limit = max(self.beta, self.beta_max)
@@ -206,6 +206,8 @@ class Penalty(TrainingMethod):
 class AugmentedLagrangian(Penalty):
     """Augmented Lagrangian (DS-SPH-AL): the penalty with a multiplier κ for every λ."""
 
+    BEGINS = Penalty.BEGINS | {"kappa": "zero"}
+
     beta: float = option(1.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
     downsample: int = option(2, "2 keeps one value for 2 x 2 pixels of a feature map; 1 keeps all", low=1, high=2)
     eta_kappa: float = option(
@@ -216,10 +218,6 @@ class AugmentedLagrangian(Penalty):
         "towards stationarity in λ (19), or against the violation: 2β as in (19), or 1/(2β) as (30) is printed",
         choices=("stationary", "curvature", "printed"),
     )
-
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        begins: Literal["own", "zero"] = "own" if self.starts_with_adjoint else "zero"
-        return (*super().variables(place), Variable("kappa", "input", begins, copy_to=PREV, factor=self.downsample))
 
     def correct(self, stage: Stage, lam: Tensor, kappa: Tensor | None, g: Tensor, x_prev: Tensor) -> dict[str, Tensor]:
         """Λ^new of (29) and, where there is a multiplier, Κ^new."""
@@ -257,10 +255,8 @@ class Passing(AugmentedLagrangian):
     def passed_on(self, stage: Stage, size: int, own: Aux) -> Generator[Send | Recv, Any, Aux]:
         """The stage's own variables of `size` samples and, from the next one, that stage's, without graphs."""
         aux = {name: value.detach() for name, value in own.items()}
-        for name in self.names:
-            if not stage.first:
-                yield Send(PREV, name, aux[name])
-        for name in self.names:
-            if not stage.last:
-                aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
+        for name in () if stage.first else self.names:
+            yield Send(PREV, name, aux[name])
+        for name in () if stage.last else self.names:
+            aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
         return aux

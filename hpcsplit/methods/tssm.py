@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hpcsplit.methods.contract import Aux, Batch, Tally, TrainingMethod
 from hpcsplit.stage.stage import Stage
-from hpcsplit.terms.curvature import step_bound
 from hpcsplit.terms.distance import squared_distance, wide_sum
+from hpcsplit.terms.steps import step_bound
 
 
 class Splitting(TrainingMethod):

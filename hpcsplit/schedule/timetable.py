@@ -81,14 +81,8 @@ def timetables(order: Order, stages: int, microbatches: int) -> list[list[Work]]
 
 @dataclass(frozen=True)
 class Course:
-    """How a step goes where messages take no time.
-
-    Attributes:
-        starts: for each stage, when each of its works starts.
-        length: when the last one ends.
-        in_flight: for each stage, of how many micro-batches it keeps activations at most.
-        passes: of each stage.
-    """
+    """How a step goes where messages take no time: for each stage when its works start, when the last work of all ends,
+    and for each stage of how many micro-batches it keeps activations at most, and its passes."""
 
     starts: tuple[dict[Work, float], ...]
     length: float
@@ -110,20 +104,14 @@ class Course:
 
 
 def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes = WHOLE, most: int = 0) -> Course:
-    """Follow the timetables of all stages, whose passes take so long: each its own, or all the same.
-
-    Args:
-        most: that of `waiting`.
-
-    Raises:
-        ValueError: they wait for each other for ever.
-    """
+    """Follow the timetables of all stages, whose passes take so long: each its own, or all the same; `most` is that of
+    `waiting`.  Raises ValueError where they wait for each other for ever."""
     each = [passes] * len(tables) if isinstance(passes, Passes) else passes
     ends: dict[tuple[int, Work], float] = {}
     starts: tuple[dict[Work, float], ...] = tuple({} for _ in tables)
     late: list[deque[Work]] = [deque() for _ in tables]
     clock = [0.0] * len(tables)
-    alive, peak = ([0] * len(tables) for _ in range(2))
+    alive, peak = [0] * len(tables), [0] * len(tables)
 
     def do(k: int, work: Work, earliest: float = 0.0) -> None:
         starts[k][work] = max(clock[k], earliest)

@@ -17,8 +17,7 @@ from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.deferred import DeferredGradients
-from hpcsplit.tasks.classification import Classification
-from hpcsplit.tasks.task import Task
+from hpcsplit.tasks.task import Classification, Task
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import PREV, Recv, Side
 

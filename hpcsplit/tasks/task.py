@@ -1,12 +1,14 @@
-"""The interface of a task."""
+"""The interface of a task, and the plain one: a class for each image."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Samples(Protocol):
@@ -48,3 +50,24 @@ class Task(ABC):
     def pictures(self, outputs: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """The outputs as images (B, *shape), normalised as the inputs are; None where they are no images."""
         return None
+
+
+class Classification(Task):
+    """Logits (B, classes) against labels int64 (B,), by cross-entropy."""
+
+    lipschitz = math.sqrt(2.0)  # the slope softmax − e_y is shorter, and comes close
+
+    def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> Tensor:
+        return samples.labels(ids)
+
+    def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
+        if shape == (classes,):
+            return ""
+        flat = "; end with nn.Flatten()" if math.prod(shape) == classes else ""
+        return f"a vector of {classes}, a logit for each class{flat}"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(1) == targets

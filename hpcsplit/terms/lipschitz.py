@@ -57,25 +57,15 @@ def lipschitz(
 ) -> float:
     """Estimate H of a module in evaluation mode; its state stays as it was, and no random number is drawn.
 
-    Args:
-        in_shape: of one sample, without the batch dimension.
-        iterations, rel_change: power iteration ends after so many steps, or when a step raises the norm by less than
-            this fraction of it.
-    Raises:
-        NoEstimate: for a layer without a rule, and for a forward that torch.fx cannot trace.
+    `in_shape` is that of one sample.  Power iteration ends after `iterations` steps, or when a step raises the norm by
+    less than `rel_change` of it.  Raises NoEstimate for a layer without a rule, and for a forward that torch.fx cannot
+    trace.
     """
     assert not module.training, "the constant is that of evaluation mode"
     tensors = (t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
     like = next(tensors, torch.empty(0))
     with torch.no_grad():
         return _Walk(iterations, rel_change).through(module, like.new_zeros(1, *in_shape))[0]
-
-
-class _Children(fx.Tracer):
-    """Traces a module's own forward and leaves every child as one call."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
 
 
 class _Walk:
@@ -125,9 +115,10 @@ class _Walk:
 
     def _graph(self, module: nn.Module, x: Tensor) -> tuple[float, Any]:
         """A module of several layers: every node's constant with respect to the module's input."""
-        owner = type(module).__name__
+        owner, tracer = type(module).__name__, fx.Tracer()
+        tracer.is_leaf_module = lambda m, module_qualified_name: True  # type: ignore[method-assign]  # every child is one call
         try:
-            graph = _Children().trace(module)
+            graph = tracer.trace(module)
         except Exception as error:  # user code runs here, on stand-ins for tensors
             raise NoEstimate(owner) from error
         constant: dict[fx.Node, float] = {}
@@ -144,10 +135,8 @@ class _Walk:
                 constant[node] = own * parts[0]
             elif node.op in ("call_function", "call_method"):
                 constant[node] = _of_call(node.target, args, kwargs, parts, owner)
-                method = node.op == "call_method"
-                value[node] = (
-                    getattr(args[0], node.target)(*args[1:], **kwargs) if method else node.target(*args, **kwargs)
-                )
+                call = node.target if callable(node.target) else getattr(type(args[0]), node.target)
+                value[node] = call(*args, **kwargs)
             elif node.op == "output" and isinstance(args[0], Tensor):
                 return parts[0], args[0]
             else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcsplit.terms.curvature import step_bound
+from hpcsplit.terms.steps import step_bound
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hpcsplit.terms.proximal import cross_entropy_minimiser
+from hpcsplit.terms.steps import cross_entropy_minimiser
 
 NUS = [1e-6, 1e-4, 1e-2, 1.0, 100.0]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcsplit.terms.relu import relu_minimiser
+from hpcsplit.terms.steps import relu_minimiser
 
 GRID = torch.linspace(-8, 8, 4001, dtype=torch.float64)
 WEIGHTS = [(1.0, 1.0), (1.0, 3.0), (5.0, 0.25), (1e-3, 2.0), (2.0, 0.0)]

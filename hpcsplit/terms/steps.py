@@ -1,12 +1,39 @@
-"""z of the last layer: the proximal point of the cross-entropy by FISTA (Beck & Teboulle 2009; pdADMM's z_L step)."""
+"""The steps of the ADMM methods that are more than a formula: a bound of backtracking, and two minimisers for z."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def step_bound(curved: Tensor, plain: Tensor, floor: float) -> Tensor:
+    """τ = max(floor, curved/plain), curved = gᵀHg and plain = ‖g‖²: (B, 1) for rows, () for a matrix; floor > 0.
+
+    The step of one quadratic approximation f(x) − ‖g‖²/τ + τ/2 ‖g/τ‖² of a quadratic f with Hessian H (pdADMM's W and p
+    steps).  Backtracking raises τ from its floor until f(x − g/τ) ≤ f(x) − ‖g‖²/(2τ).  The two sides differ by
+    ‖g‖² (c − τ)/(2τ²), c = gᵀHg / ‖g‖², so the test holds for τ ≥ c and for no other: the limit of the search is known
+    without searching.  τ = c is the exact line search, the steepest descent of Cauchy.  Where plain is 0 there is no
+    step to take and τ is the floor.  NaN stays NaN.
+    """
+    return torch.where(plain == 0, 0.0, curved / plain).clamp(min=floor)
+
+
+def relu_minimiser(a: Tensor, q: Tensor, *, w_a: float = 1.0, w_q: float = 1.0) -> Tensor:
+    """z of a hidden layer (pdADMM, dlADMM), the z of least w_a (z − a)² + w_q (q − max(z, 0))², element by element; any
+    shape, w_a > 0, w_q ≥ 0.
+
+    Below zero it is min(a, 0), above zero max((w_a a + w_q q)/(w_a + w_q), 0).  Their values are compared by their
+    roots: the lower half wins if a + t q < 0, t = √(1 + w_q/w_a) − 1, exact where squares overflow or cancel.  Equal
+    values go to the upper half, where the unit is active.  NaN stays NaN.
+    """
+    ratio, total = w_q / w_a, w_a + w_q
+    t = ratio / (math.sqrt(1 + ratio) + 1)
+    above = (w_a / total * a + w_q / total * q).clamp(min=0)
+    return torch.where(a + t * q < 0, a.clamp(max=0), above)
 
 
 class Minimum(NamedTuple):
@@ -20,7 +47,8 @@ class Minimum(NamedTuple):
 def cross_entropy_minimiser(
     a: Tensor, labels: Tensor, nu: float, *, tol: float, max_iterations: int, start: Tensor | None = None
 ) -> Minimum:
-    """argmin over z of CE(z; y) + ν/2 ‖z − a‖², for each row by itself: a and start (B, C), labels (B,); start a.
+    """z of the last layer: argmin over z of CE(z; y) + ν/2 ‖z − a‖² by FISTA (Beck & Teboulle 2009; pdADMM's z_L step),
+    for each row by itself: a and start (B, C), labels (B,); start a.
 
     The step 1/(1/2 + ν), 1/2 above the curvature of CE, is FISTA's step 2 on CE followed by the proximal point of the
     square.  Momentum for strong convexity ν (Nesterov 2004, 2.2.20), begun anew in a row where it points uphill
