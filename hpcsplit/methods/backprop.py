@@ -27,10 +27,10 @@ from itertools import zip_longest
 
 from torch import Tensor
 
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, method
 from hpcsplit.schedule.timetable import Order, Work, slices, timetable, waiting
 from hpcsplit.stage.batchnorm import FreshStatistics
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
 
 
@@ -49,9 +49,6 @@ class Backprop(TrainingMethod):
         """Whether weight gradients wait; a stage alone has nobody to wait for."""
         return self.deferred and stages > 1
 
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        return ()
-
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()
         tally = Tally(batch.size)
@@ -65,9 +62,8 @@ class Backprop(TrainingMethod):
             m, piece = work.microbatch, pieces[work.microbatch]
             size = piece.stop - piece.start
             if work.kind == "F":
-                if stage.first:
-                    x = batch.x[piece]
-                else:
+                x = batch.x[piece]
+                if not stage.first:
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
                 y = self._forward(stage, x) if keep else stage.infer(x)

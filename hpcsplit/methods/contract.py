@@ -167,9 +167,9 @@ class TrainingMethod(ABC):
     beta: float | None = None
     starts_with_adjoint = False
 
-    @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
         """The per-sample variables; those at stage boundaries are the same on every stage that has the boundary."""
+        return ()
 
     @abstractmethod
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:

@@ -64,22 +64,11 @@ from torch import Tensor
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods.contract import (
-    Advice,
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Talk,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Advice, Aux, Batch, Step, StepResult, Talk, Tally, TrainingMethod, method
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.carry import Carry
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
 
 _FLIGHTS, _STEPS, _BEFORE, _LAST = "flights", "delayed_steps", "before/", "last/"
@@ -150,9 +139,6 @@ class Delayed(TrainingMethod):
         cures={"memory": "raise"},
     )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
-
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        return ()
 
     def delay(self, stage: int, stages: int) -> float:
         return self._uniform(stages) if self.weights == "2bw" else self.flights(stage, stages)

@@ -5,8 +5,8 @@ The term of a layer with input p, output z and weights W, b is, over all samples
     φ(p, W, b) = c/2 ‖r‖² + ⟨m, r⟩,     r = z − p Wᵀ − b,
 
 with a coefficient c and a multiplier m (0 for most layers).  It is quadratic in p and in W, so that the limit of the
-papers' backtracking is known without trials (terms/steps.py).  W and b need sums over all samples only; `Sums`
-takes them block by block, so the memory does not grow with the samples.
+papers' backtracking is known without trials (terms/steps.py).  W and b need sums over all samples only, taken block
+by block, so the memory does not grow with the samples.
 """
 
 from __future__ import annotations
@@ -47,26 +47,19 @@ def weight_step(slope: Tensor, gram: Tensor, c: float) -> Tensor:
     return slope / theta
 
 
-class Sums:
-    """What the steps of W and b of a layer need, summed over blocks of samples, in what its block keeps.
+def sum_up(kept: Carry, p: Tensor, pull: Tensor) -> None:
+    """Add a block of samples to what the steps of W and b need, in what the layer's block keeps; `pull` (B, outputs) is
+    c r + m = −∂φ/∂(p Wᵀ + b)."""
+    parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}
+    for key, part in {**parts, "rows": torch.tensor(float(len(p)))}.items():
+        kept[key] = kept[key] + part if key in kept else part
 
-    c r + m enters as `pull` (B, outputs): −∂φ/∂(p Wᵀ + b).
-    """
 
-    def __init__(self, kept: Carry) -> None:
-        self._kept = kept
-
-    def add(self, p: Tensor, pull: Tensor) -> None:
-        parts = {"slope": pull.T @ p, "gram": p.T @ p, "pull": pull.sum(0), "input": p.sum(0)}
-        parts["rows"] = torch.tensor(float(len(p)))
-        for key, part in parts.items():
-            self._kept[key] = self._kept[key] + part if key in self._kept else part
-
-    def descend(self, layer: nn.Linear, c: float) -> float:
-        """One quadratic-approximation step of W, then the minimiser b; forgets the sums, returns the squared step."""
-        slope, gram, pull, inputs, rows = map(self._kept.pop, ("slope", "gram", "pull", "input", "rows"))
-        step_w = weight_step(slope, gram, c)
-        step_b = (pull / c - step_w @ inputs) / rows
-        layer.weight.data += step_w
-        layer.bias.data += step_b
-        return float(step_w.square().sum() + step_b.square().sum())
+def descend(kept: Carry, layer: nn.Linear, c: float) -> float:
+    """One quadratic-approximation step of W, then the minimiser b; forgets the sums, returns the squared step."""
+    slope, gram, pull, inputs, rows = map(kept.pop, ("slope", "gram", "pull", "input", "rows"))
+    step_w = weight_step(slope, gram, c)
+    step_b = (pull / c - step_w @ inputs) / rows
+    layer.weight.data += step_w
+    layer.bias.data += step_b
+    return float(step_w.square().sum() + step_b.square().sum())

@@ -38,7 +38,7 @@ from torch import nn
 
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
-from hpcsplit.methods.layerwise import Sums, input_step, linear, linear_layers
+from hpcsplit.methods.layerwise import descend, input_step, linear, linear_layers, sum_up
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.terms.quantise import pack, part_shapes, rounded, unpack
 from hpcsplit.terms.steps import cross_entropy_minimiser, relu_minimiser
@@ -130,7 +130,7 @@ class PdAdmm(TrainingMethod):
         step_sq, kept_by_layer = 0.0, map(stage.carry.block, stage.block_numbers)
         for kept, layer, taking_part in zip(kept_by_layer, linear_layers(stage), self.in_training(stage), strict=True):
             if taking_part and (stage.last or not stage.frozen):
-                step_sq += Sums(kept).descend(layer, self.nu)
+                step_sq += descend(kept, layer, self.nu)
             else:
                 kept.clear()
         return {"weights_step_sq": step_sq}
@@ -264,7 +264,7 @@ class Block:
 
     def sum_up(self, j: int) -> None:
         """What the layer's W and b need at the end of the iteration."""
-        Sums(self.stage.carry.block(self.stage.block_numbers[j])).add(self.p[j], self.method.nu * self.r[j])
+        sum_up(self.stage.carry.block(self.stage.block_numbers[j]), self.p[j], self.method.nu * self.r[j])
 
     def measure(self) -> None:
         """This stage's part of L_ρ, and ‖p − q‖²."""
