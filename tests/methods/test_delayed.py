@@ -20,9 +20,11 @@ from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
+from tests.methods.tiny import weights as weights_of
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
 Batches = Sequence[tuple[Tensor, Tensor]]
+SHARP: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-14}
 VARIANTS = ["stash", "replay", "stale", "2bw"]
 
 
@@ -80,8 +82,7 @@ def test_with_zero_learning_rate_the_gradient_is_the_exact_one(
     for step, (images, labels) in enumerate(batches):
         exact = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
         delayed = [g for by_stage in noted for g in by_stage[step]]
-        for mine, theirs in zip(delayed, exact, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(delayed, exact, **SHARP)
     assert [len(by_stage) for by_stage in noted] == [len(batches)] * count
 
 
@@ -100,8 +101,7 @@ def test_of_one_update_ago_all_stages_take_the_exact_gradient(count: int, timeta
             p.data.copy_(old)
         slopes = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
         versions.append([w - LR * g for w, g in zip(versions[-1], slopes, strict=True)])
-    for mine, theirs in zip([p for s in stages for p in s.parameters], versions[-1], strict=True):
-        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weights_of(stages), versions[-1], **SHARP)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
@@ -272,27 +272,18 @@ def test_the_weights_are_those_of_the_recursion(
     stages = make_stages(parts, batches[0][0], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     run(Delayed(weights=weights, timetable=timetable, **options), stages, batches)
     expected = transcribed(parts, batches, delays, weights, **options)
-    for mine, theirs in zip([p for s in stages for p in s.parameters], expected, strict=True):
-        np.testing.assert_allclose(mine.detach().numpy(), theirs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(weights_of(stages), [*map(torch.from_numpy, expected)], rtol=1e-10, atol=1e-12)
 
 
 def test_the_variants_differ() -> None:
     ends = []
-    variants: list[dict[str, Any]] = [
-        *({"weights": weights} for weights in VARIANTS),
-        {"timetable": "step"},
-        {"predict": True},
-        {"compensation": 3.0},
-        {"lr_anneal": 6},
-        {"spike": True},
-        {"feedback": 1.0},
-        {"microbatches": 2},
-    ]
-    for options in variants:
+    others = Delayed(timetable="step"), Delayed(predict=True), Delayed(compensation=3.0), Delayed(lr_anneal=6)
+    more = Delayed(spike=True), Delayed(feedback=1.0), Delayed(microbatches=2)
+    for method in (*(Delayed(weights=weights) for weights in VARIANTS), *others, *more):
         batches = vectors()
         stages = make_stages(linear_parts(3), batches[0][0], lr=LR, momentum=MOMENTUM)
-        run(Delayed(**options), stages, batches)
-        ends.append(torch.cat([p.detach().flatten() for p in stages[0].parameters]))
+        run(method, stages, batches)
+        ends.append(torch.cat([p.flatten() for p in weights_of(stages[:1])]))
     for i, a in enumerate(ends):
         assert all(float((a - b).abs().max()) > 1e-6 for b in ends[:i])
 
@@ -368,9 +359,7 @@ def test_a_replay_draws_the_same_random_numbers() -> None:
         run(Delayed(weights=weights), stages, vectors())
         found.append(noted[0])
     assert any(float(g.abs().max()) for by_step in found[0] for g in by_step)
-    for other in found[1:]:
-        for mine, theirs in zip(found[0], other, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found[1:], found[:1] * 3, **SHARP)
 
 
 @pytest.mark.parametrize(("timetable", "factor"), [("1f1b", 1), ("step", 2)])
@@ -403,7 +392,7 @@ def test_epochs_that_run_through_are_one_long_epoch(count: int, pieces: int) -> 
         stages = make_stages(linear_parts(count), batches[0][0])
         for number, few in enumerate(epochs):
             run(method, stages, few, goes_on=number + 1 < len(epochs), number=number)
-        ends.append([p.detach() for s in stages for p in s.parameters])
+        ends.append(weights_of(stages))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
 
 

@@ -56,9 +56,7 @@ def take_step(
     images, labels = batch_of(shape)
     stages = make_stages(parts, images, lr=LR)
     rows = random_rows(method, stages, len(images))
-    reference = Lagrangian(
-        copy.deepcopy(parts), boundaries(parts, images), images, labels, beta=BETA, psi=psi, factor=factor
-    )
+    reference = Lagrangian(copy.deepcopy(parts), boundaries(parts, images), images, labels, BETA, psi, factor)
     return Case(reference, rows, stages, step(method, stages, images, labels, rows))
 
 
@@ -102,8 +100,7 @@ def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case) -> 
     optimizer = torch.optim.SGD([p for part in twins for p in part.parameters()], lr=LR, momentum=0.9)
     case.reference(case.rows["lam"], case.kappa).mean().backward()
     optimizer.step()
-    for found, expected in zip(weights(case.stages), [p for t in twins for p in t.parameters()], strict=True):
-        torch.testing.assert_close(found, expected.detach(), **SHARP)
+    torch.testing.assert_close(weights(case.stages), [p.detach() for t in twins for p in t.parameters()], **SHARP)
 
 
 def test_the_stages_before_the_first_boundary_have_no_variables(case: Case) -> None:
@@ -112,17 +109,12 @@ def test_the_stages_before_the_first_boundary_have_no_variables(case: Case) -> N
 
 def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case) -> None:
     reported = sum(value for result in case.results for value in result.tally.terms.values())
-    lam_times_kappa = sum(
-        float(
-            (
-                case.reference.on_pixels(case.kappa[k], case.reference.shapes[k])
-                * case.reference.on_pixels(case.rows["lam"][k], case.reference.shapes[k])
-            ).sum()
-        )
-        for k in (case.inner if case.kappa else ())
-    )
+    ref, lam_times_kappa = case.reference, 0.0
+    for k in case.inner if case.kappa else ():
+        kappa, lam = (ref.on_pixels(rows[k], ref.shapes[k]) for rows in (case.kappa, case.rows["lam"]))
+        lam_times_kappa += float((kappa * lam).sum())
     with torch.no_grad():
-        assert reported - lam_times_kappa == pytest.approx(float(case.reference(case.rows["lam"], case.kappa).sum()))
+        assert reported - lam_times_kappa == pytest.approx(float(ref(case.rows["lam"], case.kappa).sum()))
 
 
 def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case) -> None:

@@ -55,8 +55,8 @@ def assert_descended(before: Parts, after: Parts, terms: Sequence[Tensor]) -> No
     for old, now, term in zip(before, after, terms, strict=True):
         weights = list(old.parameters())
         slopes = torch.autograd.grad(term.mean(), weights, retain_graph=True)
-        for w, slope, moved in zip(weights, slopes, now.parameters(), strict=True):
-            torch.testing.assert_close(moved, w - LR * slope, rtol=1e-10, atol=1e-12)
+        expected = [w - LR * slope for w, slope in zip(weights, slopes, strict=True)]
+        torch.testing.assert_close([*now.parameters()], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("scaling", ["sample", "paper"])
