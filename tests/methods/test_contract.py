@@ -83,46 +83,22 @@ def test_one_stage_is_the_plain_optimizer_bit_for_bit(name: str) -> None:
         assert torch.equal(mine, plain)
 
 
-def test_a_step_only_sends_and_receives(declared: DeclaredMethod, method: TrainingMethod) -> None:
+def test_a_step_only_talks_and_returns_rows_for_its_own_variables_only(
+    declared: DeclaredMethod, method: TrainingMethod
+) -> None:
+    """Every message has a row for each sample: the plan's traffic rests on it."""
     images, labels = batch_of(SHAPE)
     stages = make_stages(parts_for(declared, SHAPE), images)
     rows = random_rows(method, stages, len(images))
     lead_in(method, stages, images, labels)
     heard: list[Verb] = []
-    results = lockstep.run(
-        [
-            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard)
-            for s in stages
-        ]
-    )
+    programs = [one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)) for s in stages]
+    results = lockstep.run([listen(program, heard) for program in programs])
     assert bool(heard) == (len(stages) > 1)
     assert all(isinstance(verb, Send | Recv) for verb in heard)
-    assert all(isinstance(result, StepResult) for result in results)
-
-
-def test_every_message_has_a_row_for_each_sample(declared: DeclaredMethod, method: TrainingMethod) -> None:
-    """The plan's traffic rests on it."""
-    images, labels = batch_of(SHAPE)
-    stages = make_stages(parts_for(declared, SHAPE), images)
-    rows = random_rows(method, stages, len(images))
-    lead_in(method, stages, images, labels)
-    heard: list[Verb] = []
-    lockstep.run(
-        [
-            listen(one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)), heard)
-            for s in stages
-        ]
-    )
     assert {len(verb.tensor) for verb in heard if isinstance(verb, Send)} <= {len(images)}
-
-
-def test_a_step_returns_rows_for_its_own_variables_only(declared: DeclaredMethod, method: TrainingMethod) -> None:
-    images, labels = batch_of(SHAPE)
-    stages = make_stages(parts_for(declared, SHAPE), images)
-    rows = random_rows(method, stages, len(images))
-    lead_in(method, stages, images, labels)
-    programs = [one_step(method, s, aux_of(s, rows, method), batch_for(s, images, labels, method)) for s in stages]
-    for stage, result in zip(stages, lockstep.run(programs), strict=True):
+    for stage, result in zip(stages, results, strict=True):
+        assert isinstance(result, StepResult)
         own = {v.name: v.row_shape(stage.place) for v in own_variables(method, stage.place)}
         assert {name: tuple(t.shape[1:]) for name, t in result.aux.items()} == own
         assert not any(t.requires_grad for t in result.aux.values())
