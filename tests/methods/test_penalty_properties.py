@@ -18,18 +18,7 @@ from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Meter, Program, Traffic
-from tests.methods.tiny import (
-    activations,
-    aux_of,
-    batch_for,
-    batch_of,
-    boundaries,
-    conv_parts,
-    make_stages,
-    random_rows,
-    step,
-    weights,
-)
+from tests.methods import tiny
 
 SHAPE = (1, 6, 6)
 STATIONARY = partial(AugmentedLagrangian, downsample=1)
@@ -40,18 +29,18 @@ CLASSICAL = partial(STATIONARY, eta_kappa_form="curvature")
 
 
 def test_al_with_zero_multipliers_is_the_penalty_method_bit_for_bit() -> None:
-    parts = [part.float() for part in conv_parts(3, SHAPE)]
-    images, labels = batch_of(SHAPE, dtype=torch.float32)
+    parts = [part.float() for part in tiny.conv_parts(3, SHAPE)]
+    images, labels = tiny.batch_of(SHAPE, dtype=torch.float32)
     found = []
     for method in (Penalty(beta=1.0), CLASSICAL(eta_kappa=0.0)):
-        stages = make_stages(parts, images)
-        rows = random_rows(method, stages, len(images))
+        stages = tiny.make_stages(parts, images)
+        rows = tiny.random_rows(method, stages, len(images))
         for kappa in rows.get("kappa", []):
             kappa.zero_()
         for _ in range(3):
-            results = step(method, stages, images, labels, rows)
+            results = tiny.step(method, stages, images, labels, rows)
             rows["lam"] = [torch.empty(0), *(r.aux["lam"] for r in results[1:])]
-        found.append([*rows["lam"], *weights(stages)])
+        found.append([*rows["lam"], *tiny.weights(stages)])
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
@@ -68,30 +57,30 @@ def test_a_feasible_point_without_gradient_stays_put_exactly(
 
     Images are constant and convolutions 1 x 1, so that the activations are constant in every cell.
     """
-    parts = conv_parts(3, (1, 5, 5), kernel=1, classes=2)
+    parts = tiny.conv_parts(3, (1, 5, 5), kernel=1, classes=2)
     for p in parts[-1][-1].parameters():
         torch.nn.init.zeros_(p)
     images = torch.full((4, 1, 5, 5), 0.37, dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1])
     method = cls(psi=psi, downsample=factor)
-    stages = make_stages(parts, images)
-    rows = random_rows(method, stages, 4)
-    for k, x in enumerate(activations(parts, images)[1:-1], start=1):
+    stages = tiny.make_stages(parts, images)
+    rows = tiny.random_rows(method, stages, 4)
+    for k, x in enumerate(tiny.activations(parts, images)[1:-1], start=1):
         rows["lam"][k] = x[:, :, ::factor, ::factor].clone()
         if "kappa" in rows:
             rows["kappa"][k].zero_()
-    before = weights(stages)
-    results = step(method, stages, images, labels, rows)
+    before = tiny.weights(stages)
+    results = tiny.step(method, stages, images, labels, rows)
     for k in (1, 2):
         torch.testing.assert_close(results[k].aux, {name: rows[name][k] for name in rows}, rtol=0, atol=0)
-    torch.testing.assert_close(before, weights(stages), rtol=0, atol=0)
+    torch.testing.assert_close(before, tiny.weights(stages), rtol=0, atol=0)
 
 
 def exact_point(lr: float) -> tuple[list[Stage], dict[str, list[Tensor]], Tensor, Tensor, list[Tensor]]:
     """λ = x and κ = the exact per-sample gradient at every boundary, with the whole network's weight gradients."""
-    parts = conv_parts(4, SHAPE)
-    images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images, lr=lr)
+    parts = tiny.conv_parts(4, SHAPE)
+    images, labels = tiny.batch_of(SHAPE)
+    stages = tiny.make_stages(parts, images, lr=lr)
     x = [images]
     for part in parts:
         x.append(part(x[-1]))
@@ -107,14 +96,14 @@ def exact_point(lr: float) -> tuple[list[Stage], dict[str, list[Tensor]], Tensor
 @pytest.mark.parametrize("cls", [STATIONARY, CLASSICAL])
 def test_lam_and_kappa_stay_put_where_lam_is_x_and_kappa_is_the_exact_gradient(cls: Callable[..., Penalty]) -> None:
     stages, rows, images, labels, _ = exact_point(lr=0.1)
-    results = step(cls(eta_kappa=1.0), stages, images, labels, rows)
+    results = tiny.step(cls(eta_kappa=1.0), stages, images, labels, rows)
     for k in range(1, 4):
         torch.testing.assert_close(results[k].aux, {name: rows[name][k] for name in rows}, rtol=1e-10, atol=1e-12)
 
 
 def test_there_every_stage_has_the_weight_gradient_of_exact_back_propagation() -> None:
     stages, rows, images, labels, exact = exact_point(lr=0.1)
-    step(STATIONARY(), stages, images, labels, rows)
+    tiny.step(STATIONARY(), stages, images, labels, rows)
     torch.testing.assert_close([p.grad for s in stages for p in s.parameters], exact, rtol=1e-10, atol=1e-12)
 
 
@@ -125,12 +114,12 @@ def test_there_every_stage_has_the_weight_gradient_of_exact_back_propagation() -
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_the_variables_of_a_sample_do_not_depend_on_the_rest_of_the_batch(size: int, downsample: int) -> None:
     method = AugmentedLagrangian(downsample=downsample)
-    parts = conv_parts(3, SHAPE)
-    images, labels = batch_of(SHAPE, size=8)
-    rows = random_rows(method, make_stages(parts, images), 8)
-    whole = step(method, make_stages(parts, images), images, labels, rows)
+    parts = tiny.conv_parts(3, SHAPE)
+    images, labels = tiny.batch_of(SHAPE, size=8)
+    rows = tiny.random_rows(method, tiny.make_stages(parts, images), 8)
+    whole = tiny.step(method, tiny.make_stages(parts, images), images, labels, rows)
     some = {name: [t[:size] for t in by_stage] for name, by_stage in rows.items()}
-    part = step(method, make_stages(parts, images), images[:size], labels[:size], some)
+    part = tiny.step(method, tiny.make_stages(parts, images), images[:size], labels[:size], some)
     for k in (1, 2):
         first = {name: t[:size] for name, t in whole[k].aux.items()}
         torch.testing.assert_close(part[k].aux, first, rtol=1e-10, atol=1e-12)
@@ -138,12 +127,12 @@ def test_the_variables_of_a_sample_do_not_depend_on_the_rest_of_the_batch(size: 
 
 def test_the_label_moves_lam_by_its_own_gradient_not_by_a_batch_th_of_it() -> None:
     method = Penalty(beta=1.0, psi="sum", eta_lambda=1.0)
-    parts = conv_parts(2, SHAPE)
-    images, labels = batch_of(SHAPE, size=6)
-    stages = make_stages(parts, images)
-    rows = random_rows(method, stages, 6)
-    x = activations(parts, images)[1]
-    moved_by_label = step(method, stages, images, labels, rows)[1].aux["lam"] - x
+    parts = tiny.conv_parts(2, SHAPE)
+    images, labels = tiny.batch_of(SHAPE, size=6)
+    stages = tiny.make_stages(parts, images)
+    rows = tiny.random_rows(method, stages, 6)
+    x = tiny.activations(parts, images)[1]
+    moved_by_label = tiny.step(method, stages, images, labels, rows)[1].aux["lam"] - x
     lam = rows["lam"][1][2:3].requires_grad_()
     (alone,) = torch.autograd.grad(F.cross_entropy(parts[1](lam), labels[2:3]), lam)
     torch.testing.assert_close(moved_by_label[2:3], -alone / 2)
@@ -154,24 +143,24 @@ def test_the_label_moves_lam_by_its_own_gradient_not_by_a_batch_th_of_it() -> No
 
 @pytest.mark.parametrize("cls", [Penalty, AugmentedLagrangian])
 def test_frozen_leaves_all_weights_but_the_last_stages_bit_for_bit(cls: type[Penalty]) -> None:
-    parts = conv_parts(3, SHAPE)
-    images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images, frozen=True)
-    before = [weights([s]) for s in stages]
-    step(cls(), stages, images, labels, random_rows(cls(), stages, len(images)))
-    after = [weights([s]) for s in stages]
+    parts = tiny.conv_parts(3, SHAPE)
+    images, labels = tiny.batch_of(SHAPE)
+    stages = tiny.make_stages(parts, images, frozen=True)
+    before = [tiny.weights([s]) for s in stages]
+    tiny.step(cls(), stages, images, labels, tiny.random_rows(cls(), stages, len(images)))
+    after = [tiny.weights([s]) for s in stages]
     torch.testing.assert_close(before[:2], after[:2], rtol=0, atol=0)
     assert not all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
 
 
 def test_frozen_changes_neither_the_variables_nor_the_last_stage() -> None:
-    parts = conv_parts(3, SHAPE)
-    images, labels = batch_of(SHAPE)
+    parts = tiny.conv_parts(3, SHAPE)
+    images, labels = tiny.batch_of(SHAPE)
     found = []
     for frozen in (False, True):
-        stages = make_stages(parts, images, frozen=frozen)
-        results = step(Penalty(), stages, images, labels, random_rows(Penalty(), stages, len(images)))
-        found.append([*weights(stages[2:]), results[1].aux["lam"], results[2].aux["lam"]])
+        stages = tiny.make_stages(parts, images, frozen=frozen)
+        results = tiny.step(Penalty(), stages, images, labels, tiny.random_rows(Penalty(), stages, len(images)))
+        found.append([*tiny.weights(stages[2:]), results[1].aux["lam"], results[2].aux["lam"]])
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
@@ -207,11 +196,11 @@ def test_the_other_coefficients_stay_when_beta_grows() -> None:
 @pytest.mark.parametrize("cls", [Penalty, AugmentedLagrangian])
 def test_adjoint_is_the_slope_of_the_local_loss_at_the_output(cls: type[Penalty], downsample: int, psi: str) -> None:
     method = cls(beta=3.0, psi=psi, downsample=downsample)
-    parts = conv_parts(2, (1, 7, 6))
-    images, _ = batch_of((1, 7, 6))
-    stages = make_stages(parts, images)
-    aux = aux_of(stages[0], random_rows(method, stages, len(images)))
-    x = activations(parts, images)[1].requires_grad_()
+    parts = tiny.conv_parts(2, (1, 7, 6))
+    images, _ = tiny.batch_of((1, 7, 6))
+    stages = tiny.make_stages(parts, images)
+    aux = tiny.aux_of(stages[0], tiny.random_rows(method, stages, len(images)))
+    x = tiny.activations(parts, images)[1].requires_grad_()
 
     def pixels(stored: Tensor) -> Tensor:
         return torch.kron(stored, torch.ones(1, 1, downsample, downsample, dtype=stored.dtype))[:, :, :7, :6]
@@ -233,10 +222,10 @@ def test_adjoint_is_the_slope_of_the_local_loss_at_the_output(cls: type[Penalty]
 def traffic(cls: type[Penalty], downsample: int) -> list[Traffic]:
     """What every stage has sent in one step, the engine's copies of the rows included."""
     method = cls(downsample=downsample)
-    parts = [part.float() for part in conv_parts(3, (1, 8, 8))]
-    images, labels = batch_of((1, 8, 8), dtype=torch.float32)
-    stages = make_stages(parts, images)
-    rows = random_rows(method, stages, len(images))
+    parts = [part.float() for part in tiny.conv_parts(3, (1, 8, 8))]
+    images, labels = tiny.batch_of((1, 8, 8), dtype=torch.float32)
+    stages = tiny.make_stages(parts, images)
+    rows = tiny.random_rows(method, stages, len(images))
 
     def program(stage: Stage) -> Program:
         own = own_variables(method, stage.place)
@@ -244,7 +233,7 @@ def traffic(cls: type[Penalty], downsample: int) -> list[Traffic]:
         mine = {v.name: rows[v.name][stage.index].clone() for v in own}
         yield from send_copies(job, mine, 0)
         copies = yield from receive_copies(job, len(images), 0)
-        yield from method.step(stage, mine | copies, batch_for(stage, images, labels))
+        yield from method.step(stage, mine | copies, tiny.batch_for(stage, images, labels))
         return (yield Meter())
 
     return lockstep.run([program(stage) for stage in stages])
@@ -271,11 +260,11 @@ def test_downsampling_sends_a_quarter_of_the_bytes_both_ways(cls: type[Penalty])
 
 
 def test_a_first_stage_may_have_no_weights() -> None:
-    parts = [torch.nn.Sequential(torch.nn.AvgPool2d(2)).double(), *conv_parts(2, (1, 3, 3))]
-    images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images)
-    assert boundaries(parts, images)[1] == (1, 3, 3)
-    results = step(Penalty(), stages, images, labels, random_rows(Penalty(), stages, len(images)))
+    parts = [torch.nn.Sequential(torch.nn.AvgPool2d(2)).double(), *tiny.conv_parts(2, (1, 3, 3))]
+    images, labels = tiny.batch_of(SHAPE)
+    stages = tiny.make_stages(parts, images)
+    assert tiny.boundaries(parts, images)[1] == (1, 3, 3)
+    results = tiny.step(Penalty(), stages, images, labels, tiny.random_rows(Penalty(), stages, len(images)))
     assert results[1].aux["lam"].isfinite().all()
 
 
