@@ -19,6 +19,7 @@ from tests.methods.tiny import batch_for, listen
 RHO, NU = 0.7, 0.3
 EXACT: dict[str, Any] = {"tolerance": 1e-12, "fista_steps": 5000}
 METHOD = PdAdmm(rho=RHO, nu=NU, **EXACT)
+Visit = tuple[layered.Point, layered.Point]  # before an iteration and behind it
 
 
 def lagrangian(v: layered.Point) -> Tensor:
@@ -152,14 +153,14 @@ def test_blocks_of_samples_change_rounding_only() -> None:
 
 
 @pytest.fixture
-def visited() -> tuple[layered.Point, layered.Point]:
+def visited() -> Visit:
     """Any point, and the point one iteration later."""
     network = layered.Network(METHOD, 2, blocks=2).randomise()
     before = network.point()
     return before, network.iterate().point()
 
 
-def test_backtracking_would_stop_at_the_steps_of_p(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_backtracking_would_stop_at_the_steps_of_p(visited: Visit) -> None:
     before, end = visited
     v = after(before, "zqu")
     for j in range(1, 4):
@@ -171,16 +172,11 @@ def test_backtracking_would_stop_at_the_steps_of_p(visited: tuple[layered.Point,
             layered.assert_longest_step(f, v.p[j][row], end.p[j][row])
 
 
-def test_backtracking_would_stop_at_the_step_of_w(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_backtracking_would_stop_at_the_step_of_w_and_b_ends_where_its_slope_is_zero(visited: Visit) -> None:
     before, end = visited
     v = after(before, "zqup")
     for j in range(4):
         layered.assert_longest_step(of(v, "w", j), v.w[j], end.w[j])
-
-
-def test_b_ends_where_its_slope_is_zero(visited: tuple[layered.Point, layered.Point]) -> None:
-    _, end = visited
-    for j in range(4):
         assert layered.slope(of(end, "b", j), end.b[j]).abs().max() < 1e-12
 
 
@@ -191,7 +187,7 @@ def test_b_is_the_minimiser_for_the_rounded_p(exchange: str) -> None:
         assert layered.slope(of(v, "b", j), v.b[j]).abs().max() < 1e-12
 
 
-def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: Visit) -> None:
     before, end = visited
     grid = torch.linspace(-8, 8, 3201, dtype=torch.float64)
     for j in range(3):
@@ -201,7 +197,7 @@ def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: tuple[layered.Poi
         assert (f(end.z[j]) <= torch.minimum(least, near) + 1e-14).all()
 
 
-def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: Visit) -> None:
     before, end = visited
     v = before.copy()
     v.z = end.z
@@ -211,13 +207,13 @@ def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: tuple[lay
         assert layered.slope(of(v, "q", j), v.q[j]).abs().max() < 1e-12
 
 
-def test_u_goes_up_by_rho_times_the_gap(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_u_goes_up_by_rho_times_the_gap(visited: Visit) -> None:
     before, end = visited
     for j in range(3):
         torch.testing.assert_close(end.u[j], before.u[j] + RHO * (before.p[j + 1] - end.q[j]), rtol=1e-12, atol=1e-13)
 
 
-def test_the_last_search_ends_at_the_tolerance(visited: tuple[layered.Point, layered.Point]) -> None:
+def test_the_last_search_ends_at_the_tolerance(visited: Visit) -> None:
     """A loose one leaves a slope of about so much, and no less than a tenth of it."""
     network = layered.Network(PdAdmm(rho=RHO, nu=NU, tolerance=1e-2)).randomise()
     v = network.point()

@@ -144,22 +144,16 @@ def test_the_label_moves_lam_by_its_own_gradient_not_by_a_batch_th_of_it() -> No
 @pytest.mark.parametrize("cls", [Penalty, AugmentedLagrangian])
 def test_frozen_leaves_all_weights_but_the_last_stages_bit_for_bit(cls: type[Penalty]) -> None:
     parts = tiny.conv_parts(3, SHAPE)
-    images, labels = tiny.batch_of(SHAPE)
-    stages = tiny.make_stages(parts, images, frozen=True)
-    before = [tiny.weights([s]) for s in stages]
-    tiny.step(cls(), stages, images, labels, tiny.random_rows(cls(), stages, len(images)))
-    after = [tiny.weights([s]) for s in stages]
+    before = [[p.detach() for p in part.parameters()] for part in parts]
+    after = [tiny.weights([s]) for s in tiny.first_step(cls(), parts, SHAPE, frozen=True)[0]]
     torch.testing.assert_close(before[:2], after[:2], rtol=0, atol=0)
     assert not all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
 
 
 def test_frozen_changes_neither_the_variables_nor_the_last_stage() -> None:
-    parts = tiny.conv_parts(3, SHAPE)
-    images, labels = tiny.batch_of(SHAPE)
     found = []
     for frozen in (False, True):
-        stages = tiny.make_stages(parts, images, frozen=frozen)
-        results = tiny.step(Penalty(), stages, images, labels, tiny.random_rows(Penalty(), stages, len(images)))
+        stages, _, results = tiny.first_step(Penalty(), tiny.conv_parts(3, SHAPE), SHAPE, frozen=frozen)
         found.append([*tiny.weights(stages[2:]), results[1].aux["lam"], results[2].aux["lam"]])
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
@@ -168,17 +162,11 @@ def test_frozen_changes_neither_the_variables_nor_the_last_stage() -> None:
 
 
 def test_beta_grows_by_its_factor_for_each_parallel_epoch_up_to_its_limit() -> None:
+    """Even where the power is beyond a float; without growth it stays, even above its limit."""
     method = Penalty(beta=2.0, beta_growth=3.0, beta_max=50.0)
     assert [method.at(epoch).beta for epoch in range(5)] == [2.0, 6.0, 18.0, 50.0, 50.0]
-
-
-def test_without_growth_beta_stays_even_above_its_limit() -> None:
-    method = Penalty(beta=2e7)
-    assert method.at(0) == method.at(99) == method
-
-
-def test_beta_reaches_its_limit_even_where_the_power_is_beyond_a_float() -> None:
     assert Penalty(beta_growth=1e3).at(500).beta == 1e6
+    assert Penalty(beta=2e7).at(0) == Penalty(beta=2e7).at(99) == Penalty(beta=2e7)
 
 
 def test_the_other_coefficients_stay_when_beta_grows() -> None:
@@ -261,10 +249,8 @@ def test_downsampling_sends_a_quarter_of_the_bytes_both_ways(cls: type[Penalty])
 
 def test_a_first_stage_may_have_no_weights() -> None:
     parts = [torch.nn.Sequential(torch.nn.AvgPool2d(2)).double(), *tiny.conv_parts(2, (1, 3, 3))]
-    images, labels = tiny.batch_of(SHAPE)
-    stages = tiny.make_stages(parts, images)
-    assert tiny.boundaries(parts, images)[1] == (1, 3, 3)
-    results = tiny.step(Penalty(), stages, images, labels, tiny.random_rows(Penalty(), stages, len(images)))
+    stages, _, results = tiny.first_step(Penalty(), parts, SHAPE)
+    assert stages[1].in_shape == (1, 3, 3)
     assert results[1].aux["lam"].isfinite().all()
 
 

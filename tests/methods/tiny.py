@@ -132,6 +132,23 @@ def step(
     return lockstep.run([method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages])
 
 
+def first_step(
+    method: TrainingMethod,
+    parts: Sequence[nn.Sequential],
+    shape: tuple[int, ...],
+    *,
+    kappa: float = math.nan,
+    **options: Any,
+) -> tuple[list[Stage], dict[str, list[Tensor]], list[StepResult]]:
+    """One step of new stages on random rows, with all multipliers `kappa` where that is a number."""
+    images, labels = batch_of(shape)
+    stages = make_stages(parts, images, **options)
+    rows = random_rows(method, stages, len(images))
+    for t in rows.get("kappa", ()) if math.isfinite(kappa) else ():
+        t.fill_(kappa)
+    return stages, rows, step(method, stages, images, labels, rows)
+
+
 def listen(program: Any, heard: list[Any]) -> Any:
     """Hand on everything that a stage program yields, and note it."""
     answer = None
