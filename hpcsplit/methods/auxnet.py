@@ -88,8 +88,8 @@ class AuxNet(Passing):
         x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.begun(x_prev))
 
-    def _net(self, stage: Stage, images: Tensor) -> nn.Module:
-        """The network without weights; its first weights go into the carry."""
+    def _make(self, stage: Stage, images: Tensor) -> dict[str, Tensor]:
+        """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each; its first weights go into the carry."""
         boundary = cells(stage.in_shape, self.downsample)
         net = auxiliary_network(tuple(images.shape[1:]), boundary, self.aux_width, len(self.names))
         if not (weights := _weights(stage)):
@@ -100,13 +100,8 @@ class AuxNet(Passing):
                     if callable(reset := getattr(layer, "reset_parameters", None)):
                         reset()
             weights.update({n: p.detach().to(stage.device, stage.wide, copy=True) for n, p in fresh.named_parameters()})
-        return net
-
-    def _make(self, stage: Stage, images: Tensor) -> dict[str, Tensor]:
-        """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each."""
-        net = self._net(stage, images)
-        weights = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in _weights(stage).items()}
-        values = functional_call(net, weights, (images.to(stage.wide),))
+        ready = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in weights.items()}
+        values = functional_call(net, ready, (images.to(stage.wide),))
         return dict(zip(self.names, values.chunk(len(self.names), dim=1), strict=True))
 
     def _learn(self, stage: Stage, made: dict[str, Tensor], new: Aux) -> None:
@@ -125,10 +120,8 @@ def _weights(stage: Stage) -> Carry:
 
 @cache
 def auxiliary_network(image: Shape, boundary: Shape, width: int, outputs: int) -> nn.Sequential:
-    """A_k from images (B, *image) to `outputs` times as many channels as the boundary has; weights on "meta".
-
-    Its BatchNorm layers keep no statistics: it runs in training only.
-    """
+    """A_k from images (B, *image) to `outputs` times as many channels as the boundary has; weights on "meta".  Its
+    BatchNorm layers keep no statistics: it runs in training only."""
     with torch.device("meta"):
         if len(boundary) == 1:
             return nn.Sequential(

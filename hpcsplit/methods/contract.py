@@ -142,7 +142,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step hands back: new rows of the variables that it changed, and its tally."""
+    """What a step hands back: its tally, and new rows of the variables that it changed."""
 
     tally: Tally
     aux: Aux = field(default_factory=dict)
@@ -173,10 +173,8 @@ class TrainingMethod(ABC):
 
     @abstractmethod
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`.
-
-        Every message has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step.
-        """
+        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`.  Every message
+        has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step."""
 
     def at(self, parallel_epoch: int) -> Self:
         """The method as it stands in the given parallel epoch (0, 1, …): coefficients may follow a schedule."""

@@ -371,10 +371,8 @@ def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:
 
 
 def direction(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | None:
-    """Along which the optimizer goes if gradients stay away, like `weight`: W − η direction is its step.
-
-    sgd's momentum buffer, or Adam's m̂ / (√v̂ + ε); None before the first step.
-    """
+    """Along which the optimizer goes if gradients stay away, like `weight`: W − η direction is its step.  sgd's
+    momentum buffer, or Adam's m̂ / (√v̂ + ε); None before the first step."""
     state = optimizer.state.get(weight, {})
     if "exp_avg" not in state:
         moving: Tensor | None = state.get("momentum_buffer")

@@ -40,15 +40,13 @@ def share_of(scaling: str, batch: Batch) -> float:
     return 1.0 if scaling == "sample" else 1.0 / batch.total
 
 
-def train_weights(stage: Stage, p: Tensor, target: Tensor | None, alpha: float, batch: Batch, tally: Tally) -> Tensor:
-    """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3); f(p) with the weights before it."""
-    x = stage.forward(p)
-    loss = own_term(stage, x, target, alpha, batch)
+def train_weights(stage: Stage, p: Tensor, target: Tensor | None, alpha: float, batch: Batch, tally: Tally) -> None:
+    """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3)."""
+    loss = own_term(stage, stage.forward(p), target, alpha, batch)
     stage.descend(loss)
     tally.count("phi" if target is None else "omega", loss)
     if target is not None:
         tally.gap_sq, tally.aux_sq = 2.0 / alpha * wide_sum(loss), wide_sum(target.square())
-    return x.detach()
 
 
 def own_term(stage: Stage, x: Tensor, target: Tensor | None, alpha: float, batch: Batch) -> Tensor:

@@ -31,10 +31,8 @@ class Besides:
         return {name: buffer for name, buffer in now.items() if self._buffers.get(name) != _digest(buffer)}
 
     def attributes(self) -> list[str]:
-        """The attributes that have changed since: counters, tensors that are no buffers, random generators.
-
-        Those that were not there before, tensors with a gradient and modules with an extra state are left out.
-        """
+        """The attributes that have changed since: counters, tensors that are no buffers, random generators.  Those
+        that were not there before, tensors with a gradient and modules with an extra state are left out."""
         now = _attributes(self._blocks)
         return [name for name, digest in self._attributes.items() if now.get(name, digest) != digest]
 

@@ -16,10 +16,8 @@ _STEPS = 5
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (n, m): singular values 0.7 to 1.2.
-
-    Five steps of a Newton-Schulz iteration (Jordan et al., "Muon", 2024), which are products of matrices alone.
-    """
+    """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (n, m): singular values 0.7 to 1.2.  Five
+    steps of a Newton-Schulz iteration (Jordan et al., "Muon", 2024), which are products of matrices alone."""
     wide = matrix.shape[0] <= matrix.shape[1]
     x: Tensor = matrix if wide else matrix.T
     x = x / (x.norm() + 1e-7)

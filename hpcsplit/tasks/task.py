@@ -20,10 +20,8 @@ class Samples(Protocol):
 
 
 class Task(ABC):
-    """What the last stage's output is compared with, and how.
-
-    `lipschitz` is a constant of the loss of one sample as a function of its output; None where there is none.
-    """
+    """What the last stage's output is compared with, and how.  `lipschitz` is a constant of the loss of one sample
+    as a function of its output; None where there is none."""
 
     lipschitz: float | None = None
 

@@ -13,10 +13,8 @@ def squared_distance(lam: Tensor, x: Tensor) -> Tensor:
 
 
 def psi_scale(shape: tuple[int, ...], psi: str) -> float:
-    """What ψ multiplies the squared distance by: 1 for "sum", 1/n for "mean" over the n elements of one sample.
-
-    β with the mean is worth β/n with the sum.
-    """
+    """What ψ multiplies the squared distance by: 1 for "sum", 1/n for "mean" over the n elements of one sample.  β
+    with the mean is worth β/n with the sum."""
     return 1.0 if psi == "sum" else 1.0 / math.prod(shape)
 
 

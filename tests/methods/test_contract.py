@@ -127,14 +127,11 @@ def test_the_rows_of_a_start_are_those_of_the_variables_that_start_on_their_own(
         assert not any(t.requires_grad for t in rows.values())
 
 
-def test_a_variable_lives_on_the_stages_that_have_its_boundary() -> None:
+def test_a_variable_lives_on_the_stages_that_have_its_boundary_in_its_shape() -> None:
     stages = tiny.make_stages(tiny.conv_parts(3, SHAPE), tiny.batch_of(SHAPE)[0])
     assert [Variable("a", "input", "zero").on(s.place) for s in stages] == [False, True, True]
     assert [Variable("a", "output", "zero").on(s.place) for s in stages] == [True, True, False]
     assert [Variable("a", 1, "zero").on(s.place) for s in stages] == [True, True, True]
-
-
-def test_the_row_of_a_variable_has_the_shape_of_its_boundary() -> None:
     place = Place(first=False, last=False, shapes=((2, 7, 7), (3,), (5,)), first_block=1)
     assert Variable("a", "input", "zero").row_shape(place) == (2, 7, 7)
     assert Variable("a", "output", "zero").row_shape(place) == (5,)

@@ -103,7 +103,7 @@ def test_an_epoch_is_the_transcription(tmp_path: Path, stages: int) -> None:
         q = [(ALPHA * x + RHO * t + v) / (ALPHA + RHO) for x, t, v in zip(f, p, u, strict=True)]
         u = [v + RHO * (t - x) for v, t, x in zip(u, p, q, strict=True)]
 
-    epochs(jobs, 2)
+    assert [tally.samples for tally in epochs(jobs, 2)] == [90] * stages  # each once
     torch.testing.assert_close([rows_of(jobs, name) for name in "pqu"], [p, q, u], rtol=1e-4, atol=1e-5)
     wanted = [w.detach() for net in nets for w in net.parameters()]
     torch.testing.assert_close([w.double() for w in weights_of(jobs)], wanted, rtol=1e-4, atol=1e-5)
@@ -146,7 +146,3 @@ def test_the_first_sweep_neither_talks_nor_moves_a_row(tmp_path: Path) -> None:
         [result] = lockstep.run([listen(first(job.stage, aux, job.batch(ids)), heard)])
         assert not result.aux
     assert heard == []
-
-
-def test_an_epoch_counts_every_sample_once(tmp_path: Path) -> None:
-    assert [tally.samples for tally in epochs(refreshed(tmp_path, 3, "set"), 1)] == [90, 90, 90]

@@ -29,13 +29,9 @@ def stepped(
     parts = change(conv_parts(count, SHAPE))
     before = copy.deepcopy(parts)
     images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images, lr=LR, momentum=0.0)
-    for stage in stages:
-        stage.frozen = frozen
+    stages = make_stages(parts, images, lr=LR, momentum=0.0, frozen=frozen)
     rows = random_rows(method, stages, len(images))
-    batches = [copy.copy(batch_for(s, images, labels)) for s in stages]
-    for batch in batches:
-        object.__setattr__(batch, "total", TOTAL)
+    batches = [dataclasses.replace(batch_for(s, images, labels), total=TOTAL) for s in stages]
     programs = [method.step(s, aux_of(s, rows), b) for s, b in zip(stages, batches, strict=True)]
     new = [result.aux for result in lockstep.run(programs)]
     return before, [nn.Sequential(*s.blocks) for s in stages], rows, new, images, labels
@@ -225,9 +221,7 @@ def test_with_the_papers_scaling_the_label_hardly_moves_p() -> None:
         stages = make_stages(conv_parts(2, SHAPE), images, lr=0.0, momentum=0.0)
         x = stages[0].infer(images)
         starts = ({"q": x, "u": torch.zeros_like(x)}, {"p": x, "prev_q": x, "prev_u": torch.zeros_like(x)})
-        batches = [batch_for(s, images, labels) for s in stages]
-        for batch in batches:
-            object.__setattr__(batch, "total", TOTAL)
+        batches = [dataclasses.replace(batch_for(s, images, labels), total=TOTAL) for s in stages]
         new = lockstep.run([m.step(s, a, b) for s, a, b in zip(stages, starts, batches, strict=True)])
         moves[scaling] = (new[1].aux["p"] - x).norm()
     assert moves["sample"] / moves["paper"] == pytest.approx(TOTAL, rel=1e-9)

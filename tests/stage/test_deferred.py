@@ -39,6 +39,13 @@ def ready(look: Callable[[], object] = lambda: None) -> DeferredGradients:
     return deferred
 
 
+def passed(layer: nn.Module, deferred: DeferredGradients, x: Tensor) -> None:
+    """Forward and backward."""
+    with deferred.active():
+        y = layer(x)
+    y.sum().backward()
+
+
 def gradients(
     layer: nn.Module, pieces: list[Tensor], deferred: DeferredGradients | None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -79,9 +86,7 @@ def test_the_same_bits_as_the_plain_backward_pass(name: str, channels_last: bool
 def test_nothing_but_weight_gradients_waits(name: str) -> None:
     layer, deferred = LAYERS[name](), ready()
     x = torch.randn(3, 4, 9, 9, requires_grad=True)
-    with deferred.active():
-        y = layer(x)
-    y.sum().backward()
+    passed(layer, deferred, x)
     assert x.grad is not None
     halved = [m for m in layer.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
     assert len(deferred) == (0 if name in WHOLE else len(halved))
@@ -107,9 +112,7 @@ def test_outside_and_without_a_gradient_nothing_waits() -> None:
 def test_a_weight_with_a_hook_takes_its_gradient_at_once() -> None:
     layer, deferred, seen = nn.Linear(3, 2), ready(), []
     layer.weight.register_hook(lambda g: seen.append(g))
-    with deferred.active():
-        y = layer(torch.randn(4, 3))
-    y.sum().backward()
+    passed(layer, deferred, torch.randn(4, 3))
     assert len(deferred) == 0
     assert len(seen) == 1
 
@@ -141,9 +144,7 @@ def test_a_weight_that_is_made_in_the_pass_stays_whole() -> None:
     torch.manual_seed(0)
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     deferred = ready()
-    with deferred.active():
-        y = layer(torch.randn(4, 3))
-    y.sum().backward()
+    passed(layer, deferred, torch.randn(4, 3))
     assert len(deferred) == 0
     assert all(p.grad is not None for p in layer.parameters())
 
@@ -196,17 +197,13 @@ def test_weights_that_are_used_several_times_or_kept_in_another_way(how: str, wa
 def test_the_first_pass_only_looks() -> None:
     layer, deferred = nn.Linear(3, 2), DeferredGradients()
     for waits in (0, 1):
-        with deferred.active():
-            y = layer(torch.randn(4, 3))
-        y.sum().backward()
+        passed(layer, deferred, torch.randn(4, 3))
         assert len(deferred) == waits
 
 
 def test_what_is_dropped_is_gone() -> None:
     layer, deferred = nn.Linear(3, 2), ready()
-    with deferred.active():
-        y = layer(torch.randn(4, 3))
-    y.sum().backward()
+    passed(layer, deferred, torch.randn(4, 3))
     deferred.drop()
     assert not deferred.one()
     assert layer.weight.grad is None
