@@ -236,7 +236,7 @@ class Delayed(TrainingMethod):
         age = len({other[:2] for other in _flights(stage)} - {stage.position})  # updates until its own
         weights, age = self._weights(stage, age)
         flight = (*stage.position, stage.passes + 1, of)
-        with torch.set_grad_enabled(self.weights != "replay"):
+        with torch.no_grad() if self.weights == "replay" else nullcontext():
             y = stage.forward(x, None if self.weights == "stale" else weights)
         stage.carry.stage[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
         kept = _kept(stage, flight)
@@ -339,9 +339,10 @@ class Delayed(TrainingMethod):
                 _before(stage, back).update(younger)
         lr, rate = stage.lr, self._rate(stage, delay)
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
-        keeps = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-        # The graphs in flight have saved the weights: "stale" goes backward with the new ones.
-        with keeps(tuple(stage.parameters)) if self.weights == "stale" else nullcontext():
+        keep: Any = nullcontext
+        if self.weights == "stale":  # the graphs in flight have saved the weights, and go backward with the new ones
+            keep = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+        with keep(tuple(stage.parameters)):
             if self.spike and corrects:
                 spiked(stage, rate, delay)
             elif self.feedback and corrects:
