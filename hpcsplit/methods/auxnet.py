@@ -31,7 +31,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -88,8 +88,8 @@ class AuxNet(Passing):
         x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.begun(x_prev))
 
-    def _net(self, stage: Stage, images: torch.Tensor) -> nn.Module:
-        """The network without weights; its first weights go into the carry."""
+    def _make(self, stage: Stage, images: Tensor) -> dict[str, Tensor]:
+        """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each; its first weights go into the carry."""
         boundary = cells(stage.in_shape, self.downsample)
         net = auxiliary_network(tuple(images.shape[1:]), boundary, self.aux_width, len(self.names))
         if not (weights := _weights(stage)):
@@ -99,18 +99,12 @@ class AuxNet(Passing):
                 for layer in fresh.modules():
                     if callable(reset := getattr(layer, "reset_parameters", None)):
                         reset()
-                for name, p in fresh.named_parameters():
-                    weights[name] = p.detach().to(stage.device, stage.wide, copy=True)
-        return net
-
-    def _make(self, stage: Stage, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A_k(x^0): λ, and κ with `multiplier`, (B, *stored shape) each."""
-        net = self._net(stage, images)
-        weights = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in _weights(stage).items()}
-        values = functional_call(net, weights, (images.to(stage.wide),))
+            weights.update({n: p.detach().to(stage.device, stage.wide, copy=True) for n, p in fresh.named_parameters()})
+        ready = {name: w.requires_grad_(torch.is_grad_enabled()) for name, w in weights.items()}
+        values = functional_call(net, ready, (images.to(stage.wide),))
         return dict(zip(self.names, values.chunk(len(self.names), dim=1), strict=True))
 
-    def _learn(self, stage: Stage, made: dict[str, torch.Tensor], new: Aux) -> None:
+    def _learn(self, stage: Stage, made: dict[str, Tensor], new: Aux) -> None:
         """One step of SGD with momentum towards the corrected variables."""
         loss = torch.stack([F.mse_loss(made[name], new[name].detach()) for name in made]).sum()
         weights, momenta = _weights(stage), stage.carry.stage.below("auxnet/v/")
@@ -126,17 +120,12 @@ def _weights(stage: Stage) -> Carry:
 
 @cache
 def auxiliary_network(image: Shape, boundary: Shape, width: int, outputs: int) -> nn.Sequential:
-    """A_k from images (B, *image) to `outputs` times as many channels as the boundary has; weights on "meta".
-
-    Its BatchNorm layers keep no statistics: it runs in training only.
-    """
+    """A_k from images (B, *image) to `outputs` times as many channels as the boundary has; weights on "meta".  Its
+    BatchNorm layers keep no statistics: it runs in training only."""
     with torch.device("meta"):
         if len(boundary) == 1:
             return nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(math.prod(image), width),
-                nn.ReLU(),
-                nn.Linear(width, outputs * boundary[0]),
+                nn.Flatten(), nn.Linear(math.prod(image), width), nn.ReLU(), nn.Linear(width, outputs * boundary[0])
             )
         halvings = max(0, round(math.log2(image[1] / boundary[1])))
         layers: list[nn.Module] = []

@@ -25,14 +25,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
+from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, method
 from hpcsplit.schedule.timetable import Order, Work, slices, timetable, unawaited, waiting
 from hpcsplit.stage.batchnorm import FreshStatistics
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
 
 
@@ -51,14 +50,11 @@ class Backprop(TrainingMethod):
         """Whether weight gradients wait; a stage alone has nobody to wait for."""
         return self.deferred and stages > 1
 
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        return ()
-
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         stage.zero_grad()
         tally = Tally(batch.size)
         pieces = slices(batch.size, self.microbatches)
-        flight: dict[int, _InFlight] = {}
+        flight: dict[int, tuple[Tensor, Tensor | None, int]] = {}  # input, output where it is kept, number of the pass
         works = timetable(self.order, stage.index, stage.count, len(pieces))
         whole = unawaited(stage.index, works) if self.defers(stage.count) else range(len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
@@ -68,20 +64,21 @@ class Backprop(TrainingMethod):
             m, piece = work.microbatch, pieces[work.microbatch]
             size = piece.stop - piece.start
             if work.kind == "F":
-                if stage.first:
-                    x = batch.x[piece]
-                else:
+                x = batch.x[piece]
+                if not stage.first:
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
                 y = self._forward(stage, x, m in whole) if keep else stage.infer(x)
-                flight[m] = _InFlight(x, y if keep else None, stage.passes)
+                flight[m] = x, y if keep else None, stage.passes
                 if not stage.last:
                     yield Send(NEXT, "x", y.detach(), m)
                 continue
             x, y_kept, number = flight.pop(m)
             before = stage.deferred.count
             if stage.last:
-                _descend(stage, self._output(stage, x, y_kept, number, m in whole), batch.y[piece], batch.size, tally)
+                loss = stage.loss(self._output(stage, x, y_kept, number, m in whole), batch.y[piece]).sum()
+                tally.count("phi", loss)
+                (loss / batch.size).backward()
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
                 y = self._output(stage, x, y_kept, number, m in whole)
@@ -99,30 +96,15 @@ class Backprop(TrainingMethod):
         stage.update()
         return StepResult(tally)
 
-    def _forward(self, stage: Stage, x: torch.Tensor, whole: bool) -> torch.Tensor:
+    def _forward(self, stage: Stage, x: Tensor, whole: bool) -> Tensor:
         if whole:
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)
 
-    def _output(self, stage: Stage, x: torch.Tensor, y: torch.Tensor | None, number: int, whole: bool) -> torch.Tensor:
+    def _output(self, stage: Stage, x: Tensor, y: Tensor | None, number: int, whole: bool) -> Tensor:
         """The output that was kept, or the pass with this number once more."""
         if y is not None:
             return y
         with stage.pass_again(number):
             return self._forward(stage, x, whole)
-
-
-class _InFlight(NamedTuple):
-    """A micro-batch between its forward and its backward pass: input, output where it is kept, number of the pass."""
-
-    x: torch.Tensor
-    y: torch.Tensor | None
-    number: int
-
-
-def _descend(stage: Stage, logits: torch.Tensor, labels: torch.Tensor, batch_size: int, tally: Tally) -> None:
-    """Backward from one micro-batch's share of the mini-batch's mean loss."""
-    loss = stage.loss(logits, labels).sum()
-    tally.count("phi", loss)
-    (loss / batch_size).backward()

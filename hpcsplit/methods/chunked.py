@@ -72,12 +72,10 @@ class Chunked(Passing):
         """Start the variables of a mini-batch; those of a chunk that has been visited are of no more use."""
         if "visited" in _chunk(stage):
             _chunk(stage).clear()
-        mine = _mine(stage, batch)
-        x = batch.x
+        mine, x = _mine(stage, batch), batch.x
         if not stage.first:
             x = yield stage.receive(PREV, "forward", batch.size)
-            lam = average(x.to(stage.wide), self.downsample)
-            mine.update(_contiguous(self.begun(lam)))
+            mine.update(_contiguous(self.begun(average(x.to(stage.wide), self.downsample))))
         if not stage.last:
             with stage.statistics_kept():
                 y = stage.infer(x)

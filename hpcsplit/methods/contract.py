@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_chec
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcsplit.config.declared import Facts
 from hpcsplit.config.sections import OptimSection
@@ -23,7 +24,7 @@ from hpcsplit.terms.distance import wide_sum
 from hpcsplit.terms.resample import average, cells
 from hpcsplit.wire.port import Recv, Send, Side
 
-Aux = Mapping[str, torch.Tensor]
+Aux = Mapping[str, Tensor]
 Advice = list[tuple[str, str, str]]  # (option, value, reason) each
 Class = TypeVar("Class", bound=type)
 
@@ -31,9 +32,8 @@ Class = TypeVar("Class", bound=type)
 def method(name: str, **facts: Any) -> Callable[[Class], Class]:
     """Mark a class as the training method `name`, of which these `Facts` (config/declared.py) hold.
 
-    Raises:
-        TypeError: the class does not say what a stage was trained with in parallel epochs, so the probe finds no label
-            signal (engine/probe.py), and schedule.ratio = "auto" nothing to judge it by.
+    Raises TypeError where the class does not say what a stage was trained with in parallel epochs: the probe would find
+    no label signal (engine/probe.py), and schedule.ratio = "auto" nothing to judge it by.
     """
 
     def mark(cls: Class) -> Class:
@@ -82,7 +82,7 @@ class Variable:
     def _block(self, place: Place) -> int:
         return int({"input": 0, "output": len(place.shapes) - 1}.get(str(self.boundary), self.boundary))
 
-    def start_rows(self, activation: torch.Tensor) -> torch.Tensor:
+    def start_rows(self, activation: Tensor) -> Tensor:
         """The stored form of an activation (B, *boundary shape)."""
         return average(activation.float(), self.factor)
 
@@ -90,15 +90,12 @@ class Variable:
 @dataclass(frozen=True)
 class Batch:
     """A mini-batch as one stage sees it: images `x` on the first stage (on all, where the method asks for that), the
-    task's targets `y` (labels) on the last; empty elsewhere.
-
-    `total` is the number of training samples that it was taken from.
-    """
+    task's targets `y` (labels) on the last; empty elsewhere.  It was taken from `total` training samples."""
 
     ids: Any
     size: int
-    x: torch.Tensor = torch.empty(0)  # noqa: RUF009
-    y: torch.Tensor = torch.empty(0)  # noqa: RUF009
+    x: Tensor = torch.empty(0)  # noqa: RUF009
+    y: Tensor = torch.empty(0)  # noqa: RUF009
     total: int = 0
 
 
@@ -116,23 +113,22 @@ class Tally:
     gap_sq: Any = 0.0
     aux_sq: Any = 0.0
 
-    def count(self, term: str, values: torch.Tensor) -> None:
+    def count(self, term: str, values: Tensor) -> None:
         """Add the sum of the values of some samples to a term."""
         added = wide_sum(values)
         self.terms[term] = self.terms[term] + added if term in self.terms else added
 
     def numbers(self) -> Callable[[], Tally]:
         """Begins to bring what lies on a device to the host; the answer waits for it and has floats alone."""
-        values = {("term", name): value for name, value in self.terms.items()}
-        values |= {("gap_sq", ""): self.gap_sq, ("aux_sq", ""): self.aux_sq}
-        away = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        values = [self.gap_sq, self.aux_sq, *self.terms.values()]
+        away = {n: value for n, value in enumerate(values) if isinstance(value, Tensor)}
         here, arrival = download(torch.stack(list(away.values()))) if away else (torch.empty(0), Copy())
 
         def read() -> Tally:
             arrival.synchronize()
-            result = values | dict(zip(away, here.tolist(), strict=True))
-            terms = {name: result["term", name] for name in self.terms}
-            return Tally(self.samples, terms, result["gap_sq", ""], result["aux_sq", ""])
+            result = dict(enumerate(values)) | dict(zip(away, here.tolist(), strict=True))
+            gap_sq, aux_sq, *terms = result.values()
+            return Tally(self.samples, dict(zip(self.terms, terms, strict=True)), gap_sq, aux_sq)
 
         return read
 
@@ -146,7 +142,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step hands back: new rows of the variables that it changed, and its tally."""
+    """What a step hands back: its tally, and new rows of the variables that it changed."""
 
     tally: Tally
     aux: Aux = field(default_factory=dict)
@@ -157,7 +153,7 @@ Talk = Generator[Send | Recv, Any, None]
 
 
 class TrainingMethod(ABC):
-    """The interface that the engine drives; what only some methods have to say is in the protocols below.
+    """The interface that the engine drives; how a method says what it has used is in the protocols below.
 
     Attributes:
         facts: what the decorator says of the class.
@@ -171,16 +167,14 @@ class TrainingMethod(ABC):
     beta: float | None = None
     starts_with_adjoint = False
 
-    @abstractmethod
     def variables(self, place: Place) -> tuple[Variable, ...]:
         """The per-sample variables; those at stage boundaries are the same on every stage that has the boundary."""
+        return ()
 
     @abstractmethod
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
-        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`.
-
-        Every message has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step.
-        """
+        """One mini-batch on one stage.  Writes nothing but the stage's own weights and its `carry`.  Every message
+        has a row for each sample of the mini-batch; `plan` counts what is sent by replaying this step."""
 
     def at(self, parallel_epoch: int) -> Self:
         """The method as it stands in the given parallel epoch (0, 1, …): coefficients may follow a schedule."""
@@ -190,23 +184,65 @@ class TrainingMethod(ABC):
         """Whether the variables start anew before this parallel epoch although the one before was parallel too."""
         return False
 
-    def first_rows(self, stage: Stage, x: torch.Tensor, g: torch.Tensor) -> Aux:
+    def first_rows(self, stage: Stage, x: Tensor, g: Tensor) -> Aux:
         """First rows of the variables whose start is "own", from the stage's exact input (B, *in_shape) and, where
         `starts_with_adjoint`, the samples' own gradients there, as large (else empty)."""
         return {}
+
+    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The visits of a parallel epoch, from its mini-batches of sample ids."""
+        return batches
+
+    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+        """The passes over the mini-batches that make a parallel epoch; only the last one returns new rows."""
+        return (self.step,)
+
+    def prepare(self, stage: Stage) -> None:  # noqa: B027
+        """Change the initial weights of a stage, before a run begins."""
+
+    def close(self, stage: Stage) -> Mapping[str, float]:
+        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
+        return {}
+
+    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
+        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
+        over the samples, summed over the stages)."""
+        return None
+
+    def delay(self, stage: int, stages: int) -> float:
+        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`."""
+        return 0.0
+
+    def flights(self, stage: int, stages: int) -> float:
+        """How many mini-batches are in flight there between two steps."""
+        return 0.0
+
+    def settle(self, stage: Stage) -> Talk:
+        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
+        yield from ()
+
+    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
+        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
+        message on its way."""
+        yield from ()
+
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
+        """What `plan` recommends of the method's options, from what it prints (commands/plan.py), the size of the
+        variables' rows in words ("" where none are kept), and whether they fit into the memory that is left."""
+        return []
 
 
 @runtime_checkable
 class Compared(Protocol):
     """With a variable on a stage boundary, stored or made by each step."""
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def local_input(self, stage: Stage, aux: Aux) -> Tensor:
         """What a stage that is not the first is trained on, (B, *in_shape)."""
 
-    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def target(self, stage: Stage, aux: Aux) -> Tensor:
         """The variable that stands for the output of a stage that is not the last, (B, *out_shape)."""
 
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def adjoint(self, stage: Stage, aux: Aux, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the method puts in place of ∂φ/∂x at the output x of a stage that is not the last, per sample, and the
         penalty part of it alone; both (B, *out_shape)."""
 
@@ -223,72 +259,9 @@ class Makes(Protocol):
 class Uses(Protocol):
     """Without variables."""
 
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def used(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         """What the stage has taken for its output on the last piece of a parallel epoch's last mini-batch and for the
         per-sample gradient there, both (n, *out_shape); then forget them."""
-
-
-@runtime_checkable
-class InFlight(Protocol):
-    """With mini-batches in flight between two steps."""
-
-    def delay(self, stage: int, stages: int) -> float:
-        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`."""
-
-    def flights(self, stage: int, stages: int) -> float:
-        """How many mini-batches are in flight there between two steps."""
-
-    def settle(self, stage: Stage) -> Talk:
-        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
-
-    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
-        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
-        message on its way."""
-
-
-@runtime_checkable
-class Iterates(Protocol):
-    """With epochs that are iterations over all samples."""
-
-    def prepare(self, stage: Stage) -> None:
-        """Change the initial weights of a stage, before a run begins."""
-
-    def close(self, stage: Stage) -> Mapping[str, float]:
-        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
-
-    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
-        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
-        over the samples, summed over the stages)."""
-
-
-@runtime_checkable
-class Sweeps(Protocol):
-    """With several passes over the mini-batches in an epoch."""
-
-    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
-        """The passes that make an epoch; only the last one returns new rows."""
-
-
-@runtime_checkable
-class Revisits(Protocol):
-    """With an order of its own."""
-
-    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The visits of a parallel epoch, from its mini-batches of sample ids."""
-
-
-@runtime_checkable
-class Advises(Protocol):
-    """With options that `plan` can recommend."""
-
-    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
-        """(option, value, reason) for each.
-
-        Args:
-            plan: as commands/plan.py prints it.
-            rows: the size of the variables' rows, in words; "" where none are kept.
-            cached: they fit into the memory that is left.
-        """
 
 
 def _has_label_signal(cls: type[TrainingMethod]) -> bool:
@@ -297,26 +270,6 @@ def _has_label_signal(cls: type[TrainingMethod]) -> bool:
     if cls().variables(between):
         return issubclass(cls, Compared)
     return issubclass(cls, Uses) or (issubclass(cls, Compared) and issubclass(cls, Makes))
-
-
-def delay(method: TrainingMethod, stage: int, stages: int) -> float:
-    """How many updates old a gradient is on stage number `stage`."""
-    return method.delay(stage, stages) if isinstance(method, InFlight) else 0.0
-
-
-def flights(method: TrainingMethod, stage: int, stages: int) -> float:
-    """How many mini-batches are in flight on stage number `stage` between two steps."""
-    return method.flights(stage, stages) if isinstance(method, InFlight) else 0.0
-
-
-def sweeps(method: TrainingMethod) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
-    """The passes over all mini-batches that make an epoch."""
-    return method.sweeps() if isinstance(method, Sweeps) else (method.step,)
-
-
-def visits(method: TrainingMethod, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """The visits of a parallel epoch, from its mini-batches of sample ids."""
-    return method.visiting_order(batches) if isinstance(method, Revisits) else batches
 
 
 def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:

@@ -26,7 +26,7 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
                 too: all take the same, exact gradient; D is one update with as many micro-batches M as d
                 (PipeDream-2BW, Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", 2021)
 
-Corrections, each off by default (corrections.py):
+Corrections, each off by default:
 
     predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018), or
                    Adam's step (PipeOptim, Guan et al. 2023); with lr_anneal η is the rate that it allows now
@@ -55,31 +55,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
-from hpcsplit.methods import corrections
-from hpcsplit.methods.contract import (
-    Advice,
-    Aux,
-    Batch,
-    Step,
-    StepResult,
-    Talk,
-    Tally,
-    TrainingMethod,
-    Variable,
-    method,
-)
+from hpcsplit.methods.contract import Advice, Aux, Batch, Step, StepResult, Talk, Tally, TrainingMethod, method
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.carry import Carry
-from hpcsplit.stage.stage import Place, Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
 
 _FLIGHTS, _STEPS, _BEFORE, _LAST = "flights", "delayed_steps", "before/", "last/"
@@ -150,9 +139,6 @@ class Delayed(TrainingMethod):
         cures={"memory": "raise"},
     )
     epoch_end: str = option("drain", "finish what is in flight, or let it run on", choices=("drain", "run"))
-
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        return ()
 
     def delay(self, stage: int, stages: int) -> float:
         return self._uniform(stages) if self.weights == "2bw" else self.flights(stage, stages)
@@ -236,7 +222,7 @@ class Delayed(TrainingMethod):
             for name in [name for name in stage.carry.stage if name.startswith((_BEFORE, _LAST))]:
                 del stage.carry.stage[name]
 
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def used(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         x, g = (stage.carry.stage.pop(f"used/{name}", None) for name in "xg")
         return None if x is None or g is None else (x, g)
 
@@ -245,15 +231,12 @@ class Delayed(TrainingMethod):
         _, step, number, _ = flight
         return step * self.microbatches + number - 1
 
-    def _forward(self, stage: Stage, x: torch.Tensor, m: int, of: int) -> torch.Tensor:
+    def _forward(self, stage: Stage, x: Tensor, m: int, of: int) -> Tensor:
         """Take micro-batch m of a mini-batch of so many samples into flight; the stage's output."""
         age = len({other[:2] for other in _flights(stage)} - {stage.position})  # updates until its own
         weights, age = self._weights(stage, age)
         flight = (*stage.position, stage.passes + 1, of)
-        if self.weights == "replay":
-            with torch.no_grad():
-                y = stage.forward(x, weights)
-        else:
+        with torch.no_grad() if self.weights == "replay" else nullcontext():
             y = stage.forward(x, None if self.weights == "stale" else weights)
         stage.carry.stage[_FLIGHTS] = torch.tensor([*_flights(stage), flight])
         kept = _kept(stage, flight)
@@ -262,7 +245,7 @@ class Delayed(TrainingMethod):
             kept.below("w/").update(weights or {})
         return y
 
-    def _weights(self, stage: Stage, age: int) -> tuple[dict[str, torch.Tensor] | None, int]:
+    def _weights(self, stage: Stage, age: int) -> tuple[dict[str, Tensor] | None, int]:
         """The weights of a forward pass `age` updates before its own, a copy, and how many updates old they will be;
         None where the stage's own ones do."""
         if self.weights == "replay" and not self.predict:
@@ -276,15 +259,14 @@ class Delayed(TrainingMethod):
             weights = self._ahead(stage, age)
         return {name: w.requires_grad_() for name, w in weights.items()}, age + back
 
-    def _ahead(self, stage: Stage, updates: int) -> dict[str, torch.Tensor]:
+    def _ahead(self, stage: Stage, updates: int) -> dict[str, Tensor]:
         """A copy of today's weights, or of those that the optimizer is likely to have made of them after so many."""
         trained = _trained(stage)
         weights = {name: p.detach().clone() for name, p in trained.items()}
         if self.predict and stage.optimizer:
             rate = self._rate(stage, self.delay(stage.index, stage.count))
             for name, p in trained.items():
-                along = corrections.direction(stage.optimizer, p)
-                if along is not None:
+                if (along := direction(stage.optimizer, p)) is not None:
                     weights[name].sub_(along, alpha=updates * rate)
         return weights
 
@@ -330,9 +312,7 @@ class Delayed(TrainingMethod):
         else:
             stage.carry.stage["age"] = torch.tensor(ages, dtype=torch.float64)
 
-    def _forward_again(
-        self, stage: Stage, flight: tuple[int, ...], x: torch.Tensor, before: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _forward_again(self, stage: Stage, flight: tuple[int, ...], x: Tensor, before: dict[str, Tensor]) -> Tensor:
         """The output with its graph, as a replay, or because a checkpoint could not keep it."""
         epoch, step, number, _ = flight
         if self.weights != "replay":
@@ -359,21 +339,18 @@ class Delayed(TrainingMethod):
                 _before(stage, back).update(younger)
         lr, rate = stage.lr, self._rate(stage, delay)
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
-        with self._graphs_kept(stage):
+        keep: Any = nullcontext
+        if self.weights == "stale":  # the graphs in flight have saved the weights, and go backward with the new ones
+            keep = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+        with keep(tuple(stage.parameters)):
             if self.spike and corrects:
-                corrections.spiked(stage, rate, delay)
+                spiked(stage, rate, delay)
             elif self.feedback and corrects:
-                corrections.fed_back(stage, rate, self.feedback * delay, stage.carry.stage.below(_LAST))
+                fed_back(stage, rate, self.feedback * delay, stage.carry.stage.below(_LAST))
             else:
                 stage.set_lr(rate)
                 stage.update()
         stage.set_lr(lr)
-
-    def _graphs_kept(self, stage: Stage) -> AbstractContextManager[None]:
-        """An update inside leaves graphs valid that have saved the weights: "stale" goes backward with the new ones."""
-        if self.weights != "stale":
-            return nullcontext()
-        return torch.autograd._unsafe_preserve_version_counter(tuple(stage.parameters))  # type: ignore[attr-defined]
 
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:
@@ -392,3 +369,42 @@ def _before(stage: Stage, updates: int) -> Carry:
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in stage.blocks.named_parameters() if p.requires_grad}
+
+
+def direction(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | None:
+    """Along which the optimizer goes if gradients stay away, like `weight`: W − η direction is its step.  sgd's
+    momentum buffer, or Adam's m̂ / (√v̂ + ε); None before the first step."""
+    state = optimizer.state.get(weight, {})
+    if "exp_avg" not in state:
+        moving: Tensor | None = state.get("momentum_buffer")
+        return moving
+    (b1, b2), done = optimizer.param_groups[0]["betas"], float(state["step"])
+    spread = (state["exp_avg_sq"] / (1 - b2**done)).sqrt() + optimizer.param_groups[0]["eps"]
+    along: Tensor = state["exp_avg"] / (1 - b1**done) / spread
+    return along
+
+
+def spiked(stage: Stage, rate: float, delay: float) -> None:
+    """The optimizer's step as long as momentum m still has it after the delay, and the rest along the gradient."""
+    assert stage.optimizer
+    group = stage.optimizer.param_groups[0]
+    rest = group["momentum"] ** delay
+    before = {p: p.detach().clone() for p in stage.parameters if p.grad is not None}
+    stage.set_lr(rate * rest)
+    stage.update()
+    for p, w in before.items():
+        assert p.grad is not None
+        p.data.sub_(p.grad.add(w, alpha=group["weight_decay"]), alpha=rate * (1 - rest) / (1 - group["momentum"]))
+
+
+def fed_back(stage: Stage, rate: float, share: float, last: Carry) -> None:
+    """The optimizer's step u, and `share` times what it has more than the one before, which `last` keeps by name."""
+    before = {name: p.detach().clone() for name, p in stage.blocks.named_parameters() if p.grad is not None}
+    stage.set_lr(rate)
+    stage.update()
+    for name, p in stage.blocks.named_parameters():
+        if name in before:
+            step = p.detach() - before[name]
+            if name in last:
+                p.data.add_(step - last[name], alpha=share)
+            last[name] = step

@@ -29,8 +29,7 @@ from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.methods.layerwise import input_step, linear, linear_layers, weight_step
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.terms.proximal import cross_entropy_minimiser
-from hpcsplit.terms.relu import relu_minimiser
+from hpcsplit.terms.steps import cross_entropy_minimiser, relu_minimiser
 
 Rows = torch.Tensor
 
@@ -61,8 +60,8 @@ class DlAdmm(TrainingMethod):
     def step(self, stage: Stage, aux: Aux, batch: Batch) -> Step:
         yield from ()  # one stage has nobody to talk to
         point = Point(self, stage, aux, batch)
-        end = len(point.layers) - 1
-        for j in range(end, -1, -1):
+        end = point.end
+        for j in reversed(range(end + 1)):
             if j < end:
                 point.move_a(j)
             point.move_z(j)
@@ -116,11 +115,9 @@ class Point:
         if j < self.end:
             self.z[j] = relu_minimiser(a, self.a[j])
             return
-        m = self.method
-        around = a - self.u / m.rho
-        best = cross_entropy_minimiser(
-            around, self.y, m.rho, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j]
-        )
+        m, z = self.method, self.z[j]
+        a = a - self.u / m.rho
+        best = cross_entropy_minimiser(a, self.y, m.rho, tol=m.tolerance, max_iterations=m.fista_steps, start=z)
         self.z[j] = best.z
 
     def move_a(self, j: int) -> None:

@@ -38,11 +38,10 @@ from torch import nn
 
 from hpcsplit.config.option import option
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
-from hpcsplit.methods.layerwise import Sums, input_step, linear, linear_layers
+from hpcsplit.methods.layerwise import descend, input_step, linear, linear_layers, sum_up
 from hpcsplit.stage.stage import Place, Stage
-from hpcsplit.terms.proximal import cross_entropy_minimiser
 from hpcsplit.terms.quantise import pack, part_shapes, rounded, unpack
-from hpcsplit.terms.relu import relu_minimiser
+from hpcsplit.terms.steps import cross_entropy_minimiser, relu_minimiser
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Side
 
 Rows = torch.Tensor
@@ -83,8 +82,6 @@ class PdAdmm(TrainingMethod):
                 own += [Variable(f"q{n}", j + 1, "own"), Variable(f"u{n}", j + 1, "zero")]
         return tuple(own)
 
-    # ------------------------------------------------------------------------------------------------ growing
-
     def at(self, parallel_epoch: int) -> PdAdmm:
         return dataclasses.replace(self, phase=min(parallel_epoch // self.grow_every, max(len(self.grow) - 1, 0)))
 
@@ -100,8 +97,6 @@ class PdAdmm(TrainingMethod):
     def in_training(self, stage: Stage) -> list[bool]:
         """Which layers of the stage take part in this phase."""
         return [not self.grow or n < self.grow[self.phase] or n == stage.net_blocks - 1 for n in stage.block_numbers]
-
-    # ------------------------------------------------------------------------------------------------ an iteration
 
     def first_rows(self, stage: Stage, x: Rows, g: Rows) -> Aux:
         stage.carry.pop("objective", None)  # of other variables
@@ -132,13 +127,10 @@ class PdAdmm(TrainingMethod):
         return StepResult(Tally(batch.size, block.terms), block.rows(aux))
 
     def close(self, stage: Stage) -> Mapping[str, float]:
-        step_sq = 0.0
-        for n, layer, taking_part in zip(
-            stage.block_numbers, linear_layers(stage), self.in_training(stage), strict=True
-        ):
-            kept = stage.carry.block(n)
+        step_sq, kept_by_layer = 0.0, map(stage.carry.block, stage.block_numbers)
+        for kept, layer, taking_part in zip(kept_by_layer, linear_layers(stage), self.in_training(stage), strict=True):
             if taking_part and (stage.last or not stage.frozen):
-                step_sq += Sums(kept).descend(layer, self.nu)
+                step_sq += descend(kept, layer, self.nu)
             else:
                 kept.clear()
         return {"weights_step_sq": step_sq}
@@ -154,8 +146,6 @@ class PdAdmm(TrainingMethod):
             f"raise method.rho = {self.rho:g} or lower method.nu = {self.nu:g} (method.patience = {self.patience})"
         )
 
-    # ------------------------------------------------------------------------------------------------ messages
-
     def kept(self, rows: Rows) -> Rows:
         """A new p or q: what a message of it can hold."""
         return rows if self.exchange == "float32" else rounded(rows, self.exchange)
@@ -166,13 +156,13 @@ class PdAdmm(TrainingMethod):
             yield Send(side, f"{name}{n}", part)
 
     def take(self, side: Side, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Generator[Recv, Any, Rows]:
-        exact = self.exchange == "float32"
+        if self.exchange == "float32":
+            rows: Rows = yield Recv(side, f"{name}0", shape, dtype)
+            return rows
         parts = []
-        for n, (part, kind) in enumerate(((shape, dtype),) if exact else part_shapes(shape, self.exchange)):
+        for n, (part, kind) in enumerate(part_shapes(shape, self.exchange)):
             parts.append((yield Recv(side, f"{name}{n}", part, kind)))
-        return parts[0] if exact else unpack(tuple(parts), self.exchange, dtype)
-
-    # ------------------------------------------------------------------------------------------------ signals
+        return unpack(tuple(parts), self.exchange, dtype)
 
     def local_input(self, stage: Stage, aux: Aux) -> Rows:
         return aux[f"p{stage.block_numbers[0]}"]
@@ -213,8 +203,6 @@ class Block:
         values = {f"{name}{first + j}": value for name, family in families for j, value in family.items()}
         return {name: values[name] for name in aux}
 
-    # ------------------------------------------------------------------------------------------------ messages
-
     def exchange_p(self) -> Generator[Send | Recv, Any, None]:
         """p of the next layer for every layer."""
         stage, count = self.stage, len(self.layers)
@@ -250,25 +238,20 @@ class Block:
             yield from self.method.give(NEXT, "q", self.q[end])
             yield Send(NEXT, "u", self.u[end])
 
-    # ------------------------------------------------------------------------------------------------ steps
-
     def move_z(self, j: int) -> None:
-        a, m = linear(self.layers[j], self.p[j]), self.method
+        a, m, y = linear(self.layers[j], self.p[j]), self.method, self.batch.y
         if j == self.head:
-            result = cross_entropy_minimiser(
-                a, self.batch.y, m.nu, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j]
-            )
-            new = result.z
+            best = cross_entropy_minimiser(a, y, m.nu, tol=m.tolerance, max_iterations=m.fista_steps, start=self.z[j])
+            new = best.z
         else:
             new = relu_minimiser(a, self.q[j])
-        self._count_step(new, self.z[j])
-        self.z[j], self.r[j] = new, new - a
+        self._move(self.z, j, new)
+        self.r[j] = new - a
 
     def move_q_and_u(self, j: int) -> None:
         rho, nu = self.method.rho, self.method.nu
         new = self.method.kept((rho * self.p[j + 1] + self.u[j] + nu * self.z[j].relu()) / (rho + nu))
-        self._count_step(new, self.q[j])
-        self.q[j] = new
+        self._move(self.q, j, new)
         self.u[j] = self.u[j] + rho * (self.p[j + 1] - new)
 
     def move_p(self, j: int) -> None:
@@ -276,13 +259,12 @@ class Block:
         slope = self.u[j - 1] + rho * (self.p[j] - self.q[j - 1]) - nu * self.r[j] @ layer.weight.detach()
         moved, more = input_step(self.p[j], slope, layer, nu, rho)
         new = self.method.kept(moved)
-        self._count_step(new, self.p[j])
-        self.p[j] = new
+        self._move(self.p, j, new)
         self.r[j] = self.r[j] + more if new is moved else self.z[j] - linear(layer, new)
 
     def sum_up(self, j: int) -> None:
         """What the layer's W and b need at the end of the iteration."""
-        Sums(self.stage.carry.block(self.stage.block_numbers[j])).add(self.p[j], self.method.nu * self.r[j])
+        sum_up(self.stage.carry.block(self.stage.block_numbers[j]), self.p[j], self.method.nu * self.r[j])
 
     def measure(self) -> None:
         """This stage's part of L_ρ, and ‖p − q‖²."""
@@ -298,6 +280,7 @@ class Block:
         self.terms["objective"] = sum(map(float, parts))
         self.terms["residual_sq"] = sum(float(gap.square().sum()) for gap in gaps.values())
 
-    def _count_step(self, new: Rows, old: Rows) -> None:
-        """The squared step of one variable, for k · (squared step) → 0."""
-        self.terms["step_sq"] += float((new - old).square().sum())
+    def _move(self, values: dict[int, Rows], j: int, new: Rows) -> None:
+        """A new value; its squared step is counted, for k · (squared step) → 0."""
+        self.terms["step_sq"] += float((new - values[j]).square().sum())
+        values[j] = new

@@ -45,9 +45,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
@@ -64,6 +65,8 @@ EXPENSIVE = 0.05  # of a step, spent on variables
 @dataclass(frozen=True)
 class Penalty(TrainingMethod):
     """Quadratic penalty on the mismatch at every stage boundary (DS-SPH-P); κ ≡ 0."""
+
+    BEGINS: ClassVar[dict[str, Any]] = {"lam": "forward"}  # the variables, and what they are at a switch
 
     beta: float = option(10.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
     beta_growth: float = option(1.0, "factor of β from one parallel epoch to the next", low=1.0)
@@ -102,21 +105,19 @@ class Penalty(TrainingMethod):
     )
 
     def variables(self, place: Place) -> tuple[Variable, ...]:
-        begins: Literal["own", "forward"] = "own" if self.starts_with_adjoint else "forward"
-        return (Variable("lam", "input", begins, copy_to=PREV, factor=self.downsample),)
+        own: dict[str, Any] = dict.fromkeys(self.BEGINS, "own") if self.starts_with_adjoint else self.BEGINS
+        return tuple(Variable(name, "input", begins, PREV, self.downsample) for name, begins in own.items())
 
     @property
     def starts_with_adjoint(self) -> bool:  # type: ignore[override]
         return self.start == "adjoint"
 
-    def first_rows(self, stage: Stage, x: torch.Tensor, g: torch.Tensor) -> Aux:
+    def first_rows(self, stage: Stage, x: Tensor, g: Tensor) -> Aux:
         if not self.starts_with_adjoint or stage.first:
             return {}
         x, slope = (average(t.to(stage.wide), self.downsample) for t in (x, g))
         _, m = self.curvature(stage.in_shape, stage.device, stage.wide)
-        multiplier = "kappa" in {v.name for v in self.variables(stage.place)}
-        kappa = torch.zeros_like(x) if multiplier else None
-        return self.correct(stage, x, kappa, slope * m, x)
+        return self.correct(stage, x, torch.zeros_like(x) if "kappa" in self.BEGINS else None, slope * m, x)
 
     def at(self, parallel_epoch: int) -> Penalty:
         limit = max(self.beta, self.beta_max)
@@ -141,7 +142,7 @@ class Penalty(TrainingMethod):
 
     def curvature(
         self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    ) -> tuple[Tensor | float, Tensor | float]:
         """c and m of a boundary of `shape`."""
         m = pixels_per_cell(shape, self.downsample, device, dtype)
         return 2.0 * self.beta * psi_scale(shape, self.psi) * m, m
@@ -177,27 +178,25 @@ class Penalty(TrainingMethod):
         x_prev = yield stage.receive(PREV, "x", batch.size, wide=True, factor=self.downsample)
         return StepResult(tally, self.correct(stage, lam, aux.get("kappa"), slope * batch.size, x_prev))
 
-    def correct(
-        self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def correct(self, stage: Stage, lam: Tensor, kappa: Tensor | None, g: Tensor, x_prev: Tensor) -> dict[str, Tensor]:
         """Λ^new of (29); `x_prev` is avg x^{k-1}.  All tensors (B, *stored shape)."""
         c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         pull = g if kappa is None else g - m * kappa
         return {"lam": lam - self.eta_lambda * ((lam - x_prev) + pull / c)}
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def local_input(self, stage: Stage, aux: Aux) -> Tensor:
         return upsample(aux["lam"], stage.in_shape, self.downsample)
 
-    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def target(self, stage: Stage, aux: Aux) -> Tensor:
         return self._pixels(stage, aux["next_lam"])
 
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def adjoint(self, stage: Stage, aux: Aux, x: Tensor) -> tuple[Tensor, Tensor]:
         penalty = 2.0 * self.beta * psi_scale(stage.out_shape, self.psi) * (x - self.target(stage, aux))
         if "next_kappa" not in aux:
             return penalty, penalty
         return penalty + self._pixels(stage, aux["next_kappa"]), penalty
 
-    def _pixels(self, stage: Stage, rows: torch.Tensor) -> torch.Tensor:
+    def _pixels(self, stage: Stage, rows: Tensor) -> Tensor:
         """Rows of a variable at the stage's output, (B, *out_shape)."""
         return upsample(rows, stage.out_shape, self.downsample)
 
@@ -207,13 +206,12 @@ class Penalty(TrainingMethod):
 class AugmentedLagrangian(Penalty):
     """Augmented Lagrangian (DS-SPH-AL): the penalty with a multiplier κ for every λ."""
 
+    BEGINS = Penalty.BEGINS | {"kappa": "zero"}
+
     beta: float = option(1.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
     downsample: int = option(2, "2 keeps one value for 2 x 2 pixels of a feature map; 1 keeps all", low=1, high=2)
     eta_kappa: float = option(
-        1.0,
-        "step of κ; 1 goes all the way to stationarity, or is the step 2β",
-        low=0.0,
-        cures={"divergence": "lower"},
+        1.0, "step of κ; 1 goes all the way to stationarity, or is the step 2β", low=0.0, cures={"divergence": "lower"}
     )
     eta_kappa_form: str = option(
         "stationary",
@@ -221,22 +219,13 @@ class AugmentedLagrangian(Penalty):
         choices=("stationary", "curvature", "printed"),
     )
 
-    def variables(self, place: Place) -> tuple[Variable, ...]:
-        begins: Literal["own", "zero"] = "own" if self.starts_with_adjoint else "zero"
-        return (*super().variables(place), Variable("kappa", "input", begins, copy_to=PREV, factor=self.downsample))
-
-    def correct(
-        self, stage: Stage, lam: torch.Tensor, kappa: torch.Tensor | None, g: torch.Tensor, x_prev: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def correct(self, stage: Stage, lam: Tensor, kappa: Tensor | None, g: Tensor, x_prev: Tensor) -> dict[str, Tensor]:
         """Λ^new of (29) and, where there is a multiplier, Κ^new."""
         if kappa is None:
             return super().correct(stage, lam, None, g, x_prev)
         c, m = self.curvature(stage.in_shape, stage.device, stage.wide)
         if self.eta_kappa_form == "stationary":
-            return {
-                "lam": lam - self.eta_lambda * (lam - x_prev),
-                "kappa": kappa + self.eta_kappa * (g / m - kappa),
-            }
+            return {"lam": lam - self.eta_lambda * (lam - x_prev), "kappa": kappa + self.eta_kappa * (g / m - kappa)}
         new = super().correct(stage, lam, kappa, g, x_prev)
         per_pixel = c / m if self.eta_kappa_form == "curvature" else 1.0 / (2.0 * self.beta)
         return new | {"kappa": kappa - self.eta_kappa * per_pixel * (new["lam"] - x_prev)}
@@ -259,17 +248,15 @@ class Passing(AugmentedLagrangian):
     def names(self) -> tuple[str, ...]:
         return ("lam", "kappa") if self.multiplier else ("lam",)
 
-    def begun(self, lam: torch.Tensor) -> Aux:
+    def begun(self, lam: Tensor) -> Aux:
         """The variables of this λ, with κ = 0."""
         return dict(zip(self.names, (lam, torch.zeros_like(lam)), strict=False))
 
     def passed_on(self, stage: Stage, size: int, own: Aux) -> Generator[Send | Recv, Any, Aux]:
         """The stage's own variables of `size` samples and, from the next one, that stage's, without graphs."""
         aux = {name: value.detach() for name, value in own.items()}
-        for name in self.names:
-            if not stage.first:
-                yield Send(PREV, name, aux[name])
-        for name in self.names:
-            if not stage.last:
-                aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
+        for name in () if stage.first else self.names:
+            yield Send(PREV, name, aux[name])
+        for name in () if stage.last else self.names:
+            aux[f"next_{name}"] = yield stage.receive(NEXT, name, size, wide=True, factor=self.downsample)
         return aux

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+from torch import Tensor
 
 from hpcsplit.methods.contract import Aux, Batch, Tally, TrainingMethod
 from hpcsplit.stage.stage import Stage
-from hpcsplit.terms.curvature import step_bound
 from hpcsplit.terms.distance import squared_distance, wide_sum
+from hpcsplit.terms.steps import step_bound
 
 
 class Splitting(TrainingMethod):
@@ -23,13 +24,13 @@ class Splitting(TrainingMethod):
     alpha: float
 
     @abstractmethod
-    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def target(self, stage: Stage, aux: Aux) -> Tensor:
         """The variable that stands for the output of a stage that is not the last."""
 
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def local_input(self, stage: Stage, aux: Aux) -> Tensor:
         return aux["p"]
 
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def adjoint(self, stage: Stage, aux: Aux, x: Tensor) -> tuple[Tensor, Tensor]:
         pull = self.alpha * (x - self.target(stage, aux))
         return pull, pull
 
@@ -39,27 +40,21 @@ def share_of(scaling: str, batch: Batch) -> float:
     return 1.0 if scaling == "sample" else 1.0 / batch.total
 
 
-def train_weights(
-    stage: Stage, p: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch, tally: Tally
-) -> torch.Tensor:
-    """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3); f(p) with the weights before it."""
-    x = stage.forward(p)
-    loss = own_term(stage, x, target, alpha, batch)
+def train_weights(stage: Stage, p: Tensor, target: Tensor | None, alpha: float, batch: Batch, tally: Tally) -> None:
+    """One optimizer step on the batch mean of the own term (TSSM eqs. 2, 3)."""
+    loss = own_term(stage, stage.forward(p), target, alpha, batch)
     stage.descend(loss)
     tally.count("phi" if target is None else "omega", loss)
     if target is not None:
         tally.gap_sq, tally.aux_sq = 2.0 / alpha * wide_sum(loss), wide_sum(target.square())
-    return x.detach()
 
 
-def own_term(stage: Stage, x: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch) -> torch.Tensor:
+def own_term(stage: Stage, x: Tensor, target: Tensor | None, alpha: float, batch: Batch) -> Tensor:
     """R of the last stage, α/2 ‖target − x‖² of the others; (B,)."""
     return stage.loss(x, batch.y) if target is None else alpha / 2 * squared_distance(target, x.to(stage.wide))
 
 
-def slope(
-    stage: Stage, p: torch.Tensor, target: torch.Tensor | None, alpha: float, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
+def slope(stage: Stage, p: Tensor, target: Tensor | None, alpha: float, batch: Batch) -> tuple[Tensor, Tensor]:
     """∂/∂p of each sample's own term, and f(p), with the weights as they are now."""
     p = p.detach().requires_grad_()
     with stage.statistics_kept():
@@ -68,9 +63,7 @@ def slope(
     return g, x.detach().to(stage.wide)
 
 
-def tau_along(
-    stage: Stage, p: torch.Tensor, f: torch.Tensor, d: torch.Tensor, floor: float, stiffness: float, pull: float
-) -> torch.Tensor:
+def tau_along(stage: Stage, p: Tensor, f: Tensor, d: Tensor, floor: float, stiffness: float, pull: float) -> Tensor:
     """τ₂ of each sample: the curvature of stiffness/2 ‖p‖² + pull/2 ‖f(p)‖² along d, `floor` where it is less.
 
     With less than that the step p − d/τ₂ may raise its terms.  f(p) is known; the curvature of the second term is
@@ -82,7 +75,7 @@ def tau_along(
     return step_bound(curved, plain, floor).view(-1, *[1] * (p.dim() - 1))
 
 
-def forward_again(stage: Stage, p: torch.Tensor) -> torch.Tensor:
+def forward_again(stage: Stage, p: Tensor) -> Tensor:
     """f(p) in `wide` without a gradient and without a trace in BatchNorm statistics."""
     with stage.statistics_kept():
         return stage.infer(p).to(stage.wide)

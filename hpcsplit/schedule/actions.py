@@ -13,10 +13,8 @@ Phase = Literal["serial", "parallel"]
 
 @dataclass(frozen=True)
 class Refresh:
-    """Forward all training samples and let the auxiliary variables start anew from the activations.
-
-    `missing` says: only those that the checkpoint did not have.
-    """
+    """Forward all training samples and let the auxiliary variables start anew from the activations; `missing` says:
+    only those that the checkpoint did not have."""
 
     epoch: int
     recomputed: bool = False
@@ -30,13 +28,8 @@ class Refresh:
 
 @dataclass(frozen=True)
 class Train:
-    """One epoch over all training samples, or the rest of one after `first_step` steps.
-
-    Attributes:
-        parallel_epochs: parallel epochs before this one.
-        goes_on: the next epoch is parallel, too, if this one is.
-        last: there is no next epoch.
-    """
+    """One epoch over all training samples, or the rest of one after `first_step` steps.  There were `parallel_epochs`
+    before it; `goes_on` says that the next one is parallel, too, if this one is, `last` that there is none."""
 
     epoch: int
     phase: Phase
@@ -62,11 +55,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Save:
-    """Write a checkpoint after an epoch, or within it after `step` steps.
-
-    Attributes:
-        phases: initials of the phases that are decided, where that happens during the run.
-    """
+    """Write a checkpoint after an epoch, or within it after `step` steps; `phases` are the initials of those that are
+    decided, where that happens during the run."""
 
     epoch: int
     need_aux: bool
@@ -103,6 +93,5 @@ def to_json(action: Action) -> dict[str, Any]:
 
 
 def from_json(message: dict[str, Any]) -> Action:
-    fields = dict(message)
-    action: Action = _KINDS[fields.pop("do")](**fields)
+    action: Action = _KINDS[message["do"]](**{name: value for name, value in message.items() if name != "do"})
     return action

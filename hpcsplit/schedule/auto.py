@@ -41,28 +41,18 @@ DRIFTED = 2.0
 
 @dataclass(frozen=True)
 class Seen:
-    """A finished epoch as the rules look at it.
-
-    Attributes:
-        seconds: of training, and of the refresh before it.
-        score: of the samples held out; more is better.
-        work: mean label signal of the stages but the last, from 0 to 1; None where none has measured any.
-        violation: at the worst boundary, 0 without one.
-    """
+    """A finished epoch as the rules look at it."""
 
     phase: Phase
-    seconds: float
-    score: float
-    work: float | None = 1.0
-    violation: float = 0.0
+    seconds: float  # of training, and of the refresh before it
+    score: float  # of the samples held out; more is better
+    work: float | None = 1.0  # mean label signal of the stages but the last, from 0 to 1; None where none has any
+    violation: float = 0.0  # at the worst boundary, 0 without one
 
 
 def choose(decided: Sequence[Phase], seen: Sequence[Seen], epochs: int, warmup: int) -> tuple[Phase, str]:
-    """The kind of epoch len(decided) of `epochs`, and why it is another than that of the one before, or "".
-
-    Args:
-        seen: finished epochs, from the first one on; the last one decided may be under way.
-    """
+    """The kind of epoch len(decided) of `epochs`, and why it is another than that of the one before, or "".  `seen` are
+    the finished epochs, from the first one on; the last one decided may be under way."""
     epoch = len(decided)
     if epoch < max(FIRST, warmup):
         return "serial", ""
@@ -98,7 +88,7 @@ def tail(epochs: int) -> int:
 
 def _does_not_pay(phase: Sequence[Seen], before: Sequence[Seen]) -> str:
     """Why these finished parallel epochs do not pay, or ""."""
-    latest = phase[-FINISHED:]
+    latest, start = phase[-FINISHED:], before[-1].score
     known = [each.work for each in (*before, *phase) if each.phase == "parallel" and each.work is not None]
     work = statistics.mean(known[-FINISHED:] or [1.0])
     exact_s = statistics.median(each.seconds for each in before if each.phase == "serial")
@@ -111,7 +101,7 @@ def _does_not_pay(phase: Sequence[Seen], before: Sequence[Seen]) -> str:
     first, last = phase[0].violation, latest[-1].violation
     if last > DRIFTED * first > 0:
         return f"the violation has grown from {first:.3g} to {last:.3g}"
-    best, start = max(each.score for each in latest), before[-1].score
+    best = max(each.score for each in latest)
     if best <= start:
         return f"the score on the samples held out was {start:.4g} before the parallel ones and is {best:.4g}"
     return ""

@@ -27,20 +27,14 @@ def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> 
     if serial == 0:
         return tuple(exact * warmup + split * (epochs - warmup))
     cycles = epochs // (serial + parallel)
-    p_left = cycles * parallel
-    s_left = epochs - p_left - warmup
     if order == "parallel-first":
-        return tuple(exact * warmup + split * p_left + exact * s_left)
-    missing = min(max(serial - warmup, 0), s_left)
-    plan = exact * (warmup + missing)
-    s_left -= missing
-    while p_left:
-        plan += split * parallel
-        p_left -= parallel
-        count = min(serial, s_left) if p_left else s_left
-        plan += exact * count
-        s_left -= count
-    return tuple(plan + exact * s_left)  # some are left where the epochs fill no cycle at all
+        return tuple(exact * warmup + split * (cycles * parallel) + exact * (epochs - cycles * parallel - warmup))
+    plan = (exact * serial + split * parallel) * cycles
+    plan += exact * (epochs - len(plan))
+    while "parallel" in plan[:warmup]:  # a longer warm-up takes exact epochs from the end
+        del plan[max(epoch for epoch, phase in enumerate(plan) if phase == "serial")]
+        plan.insert(0, "serial")
+    return tuple(plan)
 
 
 def initials(plan: Sequence[Phase]) -> str:
@@ -62,11 +56,9 @@ class SavePolicy:
     aux: str  # copy | keep | recompute
 
     def due(self, epoch: int, minutes_since_last: float, aux_referred: bool) -> bool:
-        if self.aux == "keep" and aux_referred:
-            return True  # what comes next overwrites the generation that an older checkpoint refers to
-        if self.every_epochs and (epoch + 1) % self.every_epochs == 0:
-            return True
-        return self.clock_due(60 * minutes_since_last)
+        overwritten = self.aux == "keep" and aux_referred  # the generation that an older checkpoint refers to
+        counted = bool(self.every_epochs) and (epoch + 1) % self.every_epochs == 0
+        return overwritten or counted or self.clock_due(60 * minutes_since_last)
 
     def clock_due(self, seconds_since_last: float) -> bool:
         """Whether the clock alone asks for a checkpoint."""
@@ -101,7 +93,6 @@ def actions(
         stop_reason: asked after every epoch; a text ends the run after a checkpoint.
         restarts: whether the auxiliary variables start anew before this parallel epoch in any case.
     """
-
     kinds = list(plan)
     epochs = epochs or len(kinds)
 
@@ -122,10 +113,8 @@ def actions(
         split = keeps(epoch)
         step = first_step if epoch == first_epoch else 0
         switch = anew(epoch) and not step
-        if switch:
-            recomputed = False
         if switch or (split and (missing_aux or not have_aux)):
-            recomputed = recomputed or not switch
+            recomputed = not switch
             yield Refresh(epoch, recomputed, missing_aux and have_aux and not switch)
             have_aux, missing_aux = True, False
         marked = recomputed and split

@@ -120,20 +120,14 @@ class Course:
 
 
 def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes = WHOLE, most: int = 0) -> Course:
-    """Follow the timetables of all stages, whose passes take so long: each its own, or all the same.
-
-    Args:
-        most: that of `waiting`.
-
-    Raises:
-        ValueError: they wait for each other for ever.
-    """
+    """Follow the timetables of all stages, whose passes take so long: each its own, or all the same; `most` is that of
+    `waiting`.  Raises ValueError where they wait for each other for ever."""
     each = [passes] * len(tables) if isinstance(passes, Passes) else passes
     ends: dict[tuple[int, Work], float] = {}
     starts: tuple[dict[Work, float], ...] = tuple({} for _ in tables)
     late: list[deque[Work]] = [deque() for _ in tables]
     clock = [0.0] * len(tables)
-    alive, peak = ([0] * len(tables) for _ in range(2))
+    alive, peak = [0] * len(tables), [0] * len(tables)
     whole = [unawaited(k, table) for k, table in enumerate(tables)]
 
     def do(k: int, work: Work, earliest: float = 0.0) -> None:

@@ -20,9 +20,8 @@ class FreshStatistics:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        norms = [
-            m for m in stage.blocks.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
-        ]
+        kept = [m for m in stage.blocks.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = [m for m in kept if m.training]
         self._before = [(norm, norm.momentum, dict(norm.named_buffers())) for norm in norms]
         self._passes = dict.fromkeys(norms, 0)
         self._hooks = [norm.register_forward_pre_hook(self._count) for norm in norms]

@@ -23,31 +23,28 @@ class Besides:
     def __init__(self, blocks: nn.Module) -> None:
         self._blocks = blocks
         self._buffers = {name: _digest(buffer) for name, buffer in passing_buffers(blocks).items()}
-        self._attributes = dict(_attributes(blocks))
+        self._attributes = _attributes(blocks)
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """The buffers with persistent=False that have changed since, by their names in the whole network."""
-        result = passing_buffers(self._blocks)
-        return {name: buffer for name, buffer in result.items() if self._buffers.get(name) != _digest(buffer)}
+        now = passing_buffers(self._blocks)
+        return {name: buffer for name, buffer in now.items() if self._buffers.get(name) != _digest(buffer)}
 
     def attributes(self) -> list[str]:
-        """The attributes that have changed since: counters, tensors that are no buffers, random generators.
-
-        Those that were not there before, tensors with a gradient and modules with an extra state are left out.
-        """
-        now = dict(_attributes(self._blocks))
+        """The attributes that have changed since: counters, tensors that are no buffers, random generators.  Those
+        that were not there before, tensors with a gradient and modules with an extra state are left out."""
+        now = _attributes(self._blocks)
         return [name for name, digest in self._attributes.items() if now.get(name, digest) != digest]
 
 
-def _attributes(blocks: nn.Module) -> list[tuple[str, str]]:
-    result = []
-    for prefix, module in blocks.named_modules():
-        if has_extra_state(module):
-            continue
-        for name, value in vars(module).items():
-            if name not in _OF_TORCH and (digest := _digest(value)):
-                result.append((f"{prefix}.{name}".removeprefix("."), digest))
-    return result
+def _attributes(blocks: nn.Module) -> dict[str, str]:
+    return {
+        f"{prefix}.{name}".removeprefix("."): digest
+        for prefix, module in blocks.named_modules()
+        if not has_extra_state(module)
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH and (digest := _digest(value))
+    }
 
 
 def _digest(value: Any) -> str:

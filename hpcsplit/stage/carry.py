@@ -11,22 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 
-import torch
+from torch import Tensor
 
 _STAGE = "stage/"
 
 
-class Carry(MutableMapping[str, torch.Tensor]):
+class Carry(MutableMapping[str, Tensor]):
     """Tensors by name; those whose names begin with `prefix`, as a view, by the rest of their names."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor] | None = None, prefix: str = "") -> None:
-        self._tensors: dict[str, torch.Tensor] = {} if tensors is None else tensors
+    def __init__(self, tensors: dict[str, Tensor] | None = None, prefix: str = "") -> None:
+        self._tensors: dict[str, Tensor] = {} if tensors is None else tensors
         self._prefix = prefix
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._prefix + name]
 
-    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._tensors[self._prefix + name] = tensor
 
     def __delitem__(self, name: str) -> None:

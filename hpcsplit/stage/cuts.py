@@ -27,7 +27,7 @@ def balanced_cuts(costs: Sequence[float], stages: int, cut_costs: Sequence[float
     n = len(costs)
     join = [*cut_costs, 0] if cut_costs else [0] * (n + 1)
     assert stages >= 1
-    assert all(math.isfinite(cost) and cost >= 0 for cost in costs)
+    assert all(0 <= cost < math.inf for cost in costs)
     _check_blocks(n, stages)
     total = list(accumulate(costs, initial=0))
     # best[j]: of the first j blocks, in 1, 2 ... k stages
@@ -104,10 +104,8 @@ def charged(costs: Sequence[float], cuts: Sequence[int], cut_costs: Sequence[flo
 
 
 def recut(costs: Sequence[float], cuts: Sequence[int], seconds: Sequence[float]) -> tuple[tuple[int, ...], float]:
-    """Other cuts, from what each stage has taken: the blocks of a stage share its `seconds` as they share its cost.
-
-    Returns the cuts and how many times as long the slowest stage takes now as it would with them.
-    """
+    """Other cuts, from what each stage has taken: the blocks of a stage share its `seconds` as they share its cost; and
+    how many times as long the slowest stage takes now as it would with them."""
     shares, parts = stage_shares(costs, cuts), ranges(cuts, len(costs))
     known = [
         cost * (second / share if share else 0.0)
@@ -119,10 +117,8 @@ def recut(costs: Sequence[float], cuts: Sequence[int], seconds: Sequence[float])
 
 
 def ranges(cuts: Sequence[int], n_blocks: int) -> tuple[range, ...]:
-    """The block numbers of each stage, for increasing `cuts` of a network of `n_blocks` blocks.
-
-    Raises ConfigError for a cut behind the last block.
-    """
+    """The block numbers of each stage, for increasing `cuts` of a network of `n_blocks` blocks.  Raises ConfigError for
+    a cut behind the last block."""
     if cuts and max(cuts) >= n_blocks:
         raise ConfigError(
             f"split.cuts = {list(cuts)}: the network has {n_blocks} blocks, numbered 0 to {n_blocks - 1}, "

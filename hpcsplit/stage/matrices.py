@@ -6,22 +6,20 @@ basis to rotate nor a polar factor, and takes the plain step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # takes singular values from 0.01 to 1 into 0.7 … 1.2 in five steps
 _STEPS = 5
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (n, m): singular values 0.7 to 1.2.
-
-    Five steps of a Newton-Schulz iteration (Jordan et al., "Muon", 2024), which are products of matrices alone.
-    """
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (n, m): singular values 0.7 to 1.2.  Five
+    steps of a Newton-Schulz iteration (Jordan et al., "Muon", 2024), which are products of matrices alone."""
     wide = matrix.shape[0] <= matrix.shape[1]
-    x: torch.Tensor = matrix if wide else matrix.T
+    x: Tensor = matrix if wide else matrix.T
     x = x / (x.norm() + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
@@ -34,19 +32,13 @@ class _Matrices(torch.optim.Optimizer):
     """One step of each weight that has a gradient."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Step all weights; `closure` computes the loss anew first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._one(p, p.grad, self.state[p], group)
-        return loss
 
-    def _one(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _one(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
@@ -54,14 +46,13 @@ class Muon(_Matrices):
     """W ← W − η (√max(1, n/m) · orthogonalised(g + μ v) + decay · W),  v ← μ v + g, for a weight of n rows, m columns.
 
     Vectors step along g + μ v itself (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
-
     torch.optim.Muon has the same step for matrices alone, in bfloat16.
     """
 
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _one(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _one(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         v = state.setdefault("momentum_buffer", torch.zeros_like(p))
         v.mul_(group["momentum"]).add_(g)
         along = g + group["momentum"] * v
@@ -92,7 +83,7 @@ class RotatedAdam(_Matrices):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "every": every})
 
-    def _one(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _one(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         b1, b2 = group["betas"]
         turned = p.dim() > 1 and p.is_floating_point()
         if not state:
@@ -101,18 +92,13 @@ class RotatedAdam(_Matrices):
         state["step"] += 1
         done = int(state["step"])
         mean, square = state["exp_avg"].lerp_(g, 1 - b1), state["exp_avg_sq"]
-        if turned:
-            basis = self._basis(g.flatten(1), state, group, done)
-            square.lerp_(_turn(g, basis).square(), 1 - b2)
-            mean = _turn(mean, basis)
-        else:
-            square.lerp_(g.abs().square(), 1 - b2)
-        along = mean / (1 - b1**done) / ((square / (1 - b2**done)).sqrt() + group["eps"])
-        if turned:
-            along = _turn(along, basis.T)
+        basis = self._basis(g.flatten(1), state, group, done) if turned else None
+        square.lerp_(_turn(g, basis).abs().square(), 1 - b2)
+        along = _turn(mean, basis) / (1 - b1**done) / ((square / (1 - b2**done)).sqrt() + group["eps"])
+        along = _turn(along, None if basis is None else basis.T)
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(along, alpha=group["lr"])
 
-    def _basis(self, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], done: int) -> torch.Tensor:
+    def _basis(self, g: Tensor, state: dict[str, Any], group: dict[str, Any], done: int) -> Tensor:
         """Q (k, k) with k the smaller side of the matrix g (n, m)."""
         gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g
         if "gram" not in state:
@@ -122,12 +108,14 @@ class RotatedAdam(_Matrices):
             state["gram"] = state["gram"].to(g.device).lerp_(gram, 1 - group["betas"][1])
             if done % group["every"] == 0:
                 state["basis"] = torch.linalg.qr(state["gram"] @ state["basis"].to(g.device)).Q
-        basis: torch.Tensor = state["basis"].to(g.device)
+        basis: Tensor = state["basis"].to(g.device)
         return basis
 
 
-def _turn(t: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Qᵀ t, or t Q where the basis belongs to the columns, of a weight-like t (n, …)."""
+def _turn(t: Tensor, basis: Tensor | None) -> Tensor:
+    """Qᵀ t, or t Q where the basis belongs to the columns, of a weight-like t (n, …); t itself without a basis."""
+    if basis is None:
+        return t
     rows = t.flatten(1)
     turned = basis.T @ rows if rows.shape[0] <= rows.shape[1] else rows @ basis
     return turned.reshape(t.shape)

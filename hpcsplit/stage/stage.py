@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpcsplit.nets.chance import seed_all
@@ -17,8 +17,7 @@ from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.deferred import DeferredGradients
-from hpcsplit.tasks.classification import Classification
-from hpcsplit.tasks.task import Task
+from hpcsplit.tasks.task import Classification, Task
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import PREV, Recv, Side
 
@@ -41,7 +40,7 @@ class Stage:
 
     Attributes:
         place: with the shapes of one sample at all its blocks; `in_shape` and `out_shape` are the two ends.
-        net_blocks: blocks of the whole network; the stage has those from `place.first_block` on.
+        block_numbers: the stage's blocks, as they are counted in the whole network, which has `net_blocks`.
         dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
@@ -50,6 +49,7 @@ class Stage:
         task: what the last stage's output is compared with.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
         position: epoch and step, where in the run the next passes stand.
+        passes: the number of the latest forward pass since `at`.
         repeats: a pass of before is made once more (`pass_again`).
         deferred: weight gradients that wait until there is time for them.
         besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
@@ -78,7 +78,9 @@ class Stage:
         self.index, self.count = index, count
         self.device = torch.device(device)
         self.place = Place(index == 0, index == count - 1, tuple(map(tuple, shapes)), first_block)
+        self.first, self.last = self.place.first, self.place.last
         self.in_shape, self.out_shape = self.place.shapes[0], self.place.shapes[-1]
+        self.block_numbers = range(first_block, first_block + len(blocks))
         self.net_blocks = net_blocks or len(blocks)
         self.channels_last = channels_last and len(self.in_shape) == 3
         self.blocks = blocks.to(self.device)
@@ -88,16 +90,13 @@ class Stage:
         self.deferred = DeferredGradients()
         self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
-        self.clip = clip
-        self.dtype = dtype
-        self.wide = torch.promote_types(dtype, torch.float32)
-        self.frozen = frozen
+        self.clip, self.frozen = clip, frozen
+        self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.task = task or Classification()
         self.carry = Carry()
         self.between_blocks = between_blocks
-        self.position = (0, 0)
-        self.repeats = False
-        self._seed, self._passes = seed, 0
+        self.position, self.passes, self.repeats = (0, 0), 0, False
+        self._seed = seed
         for number, block in enumerate(self.blocks, first_block):
             if may_draw(block):
                 block.register_forward_pre_hook(lambda block, inputs, number=number: self._seed_block(number))
@@ -105,70 +104,46 @@ class Stage:
             if torch_compile:  # what is around it stays as it is: hooks, names, random numbers
                 block.forward = torch.compile(block.forward)
 
-    @property
-    def first(self) -> bool:
-        return self.place.first
-
-    @property
-    def last(self) -> bool:
-        return self.place.last
-
-    @property
-    def passes(self) -> int:
-        """The number of the latest forward pass since `at`."""
-        return self._passes
-
-    @property
-    def block_numbers(self) -> range:
-        """The stage's blocks, as they are counted in the whole network."""
-        return range(self.place.first_block, self.place.first_block + len(self.blocks))
-
     def _seed_block(self, number: int) -> None:
         """Random layers draw the same numbers wherever the network is cut, and whenever this pass is run: torch's, and
         those of `random` and `numpy.random`."""
         if self.blocks.training:
-            seed_all(hash((self._seed, *self.position, number, self._passes)) & (2**63 - 1))
+            seed_all(hash((self._seed, *self.position, number, self.passes)) & (2**63 - 1))
 
-    def _after_block(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def _after_block(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
         self.between_blocks()
         if output.requires_grad:
             output.register_hook(lambda grad: self.between_blocks())
 
     def at(self, epoch: int, step: int) -> None:
         """Say where in the run the next passes stand: random layers draw from (seed, epoch, step, block, pass)."""
-        self.position, self._passes = (epoch, step), 0
+        self.position, self.passes = (epoch, step), 0
 
-    def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`.
-
-        Args:
-            weights: by name in the whole network, to be used in place of the stage's own.
-        """
-        self._passes += 1
+    def forward(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """f_k(x) for x (B, *in_shape); (B, *out_shape) in `dtype`, the last stage's logits in `wide`.  `weights`, by
+        name in the whole network, are used in place of the stage's own."""
+        self.passes += 1
         x = self.in_own_format(x)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            y: torch.Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
+            y: Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
         return y.to(self.wide if self.last else self.dtype)
 
-    def in_own_format(self, t: torch.Tensor) -> torch.Tensor:
+    def in_own_format(self, t: Tensor) -> Tensor:
         """An activation or gradient in the memory format that the stage computes in."""
         return t.contiguous(memory_format=torch.channels_last) if self.channels_last and t.dim() == 4 else t
 
-    def infer(self, x: torch.Tensor) -> torch.Tensor:
+    def infer(self, x: Tensor) -> Tensor:
         """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
         with torch.no_grad():
             return self.forward(x)
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """φ of each sample, (B,): by default of logits (B, classes) and labels (B,)."""
         return self.task.loss(outputs, targets)
 
     def receive(self, side: Side, name: str, size: int, index: int = 0, *, wide: bool = False, factor: int = 1) -> Recv:
-        """Wait for the neighbour's tensor of `size` samples at the boundary to it, in `dtype` or `wide`.
-
-        Args:
-            factor: 2: one value per 2 x 2 pixels.
-        """
+        """Wait for the neighbour's tensor of `size` samples at the boundary to it, in `dtype` or `wide`; with factor 2
+        it has one value per 2 x 2 pixels."""
         shape = cells(self.in_shape if side == PREV else self.out_shape, factor)
         return Recv(side, name, (size, *shape), self.wide if wide else self.dtype, index)
 
@@ -186,7 +161,7 @@ class Stage:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
 
-    def descend(self, loss: torch.Tensor) -> None:
+    def descend(self, loss: Tensor) -> None:
         """One optimizer step of a parallel epoch on the mean over a mini-batch of `loss` (B,)."""
         self.zero_grad()
         if loss.requires_grad:  # a first stage may have no weights
@@ -200,9 +175,8 @@ class Stage:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
     def set_lr(self, lr: float) -> None:
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+        for group in self.optimizer.param_groups if self.optimizer else ():
+            group["lr"] = lr
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
@@ -221,11 +195,7 @@ class Stage:
             for module in self.blocks.modules()
             for name, buffer in module._buffers.items()
         ]
-        extra = [
-            (module, copy.deepcopy(module.get_extra_state()))
-            for module in self.blocks.modules()
-            if has_extra_state(module)
-        ]
+        extra = [(m, copy.deepcopy(m.get_extra_state())) for m in self.blocks.modules() if has_extra_state(m)]
 
         def forget() -> None:
             for buffers, name, buffer, value in saved:
@@ -241,22 +211,22 @@ class Stage:
     def pass_again(self, number: int, position: tuple[int, int] | None = None) -> Iterator[None]:
         """The forward pass inside repeats pass `number` of this or an earlier position: it draws the same numbers and
         changes no buffer."""
-        latest = self.position, self._passes
-        self.position, self._passes, self.repeats = position or self.position, number - 1, True
+        latest = self.position, self.passes
+        self.position, self.passes, self.repeats = position or self.position, number - 1, True
         with self.statistics_kept():
             yield
-        (self.position, self._passes), self.repeats = latest, False
+        (self.position, self.passes), self.repeats = latest, False
 
     def finite(self) -> bool:
         """Whether every weight and every buffer is a number."""
         return all(map(_is_finite, self.state().values()))
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Weights, buffers and extra state by their names in the whole network (nets/statedict.py)."""
         return tensors_of(self.blocks)
 
 
-def _is_finite(t: torch.Tensor) -> bool:
+def _is_finite(t: Tensor) -> bool:
     if not (t.is_floating_point() or t.is_complex()):
         return True
     try:
@@ -265,22 +235,12 @@ def _is_finite(t: torch.Tensor) -> bool:
         return "float8" not in str(t.dtype) or bool(t.bfloat16().isfinite().all())
 
 
-_NEVER_DRAWS = (
-    "conv",
-    "linear",
-    "batchnorm",
-    "normalization",
-    "instancenorm",
-    "pooling",
-    "padding",
-    "flatten",
-    "container",
-)
+_LAYERS = ("conv", "linear", "batchnorm", "normalization", "instancenorm", "pooling", "padding", "flatten", "container")
+_NEVER_DRAW = (*(f"torch.nn.modules.{name}" for name in _LAYERS), "hpcsplit.nets.")
 
 
 def may_draw(block: nn.Module) -> bool:
     """Whether a block may use random numbers; only those known not to are spared the seeding before every pass."""
     if any(getattr(m, "draws", False) for m in block.modules()):
         return True
-    known = (*(f"torch.nn.modules.{name}" for name in _NEVER_DRAWS), "hpcsplit.nets.")
-    return not all(isinstance(m, nn.ReLU) or m.__module__.startswith(known) for m in block.modules())
+    return not all(isinstance(m, nn.ReLU) or m.__module__.startswith(_NEVER_DRAW) for m in block.modules())

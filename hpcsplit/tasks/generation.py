@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from hpcsplit.tasks.task import Samples, Task
 
@@ -24,7 +24,7 @@ from hpcsplit.tasks.task import Samples, Task
 class Generation(Task):
     """Images from their own latent values."""
 
-    def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> torch.Tensor:
+    def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> Tensor:
         return samples.images(ids, **view).flatten(1)
 
     def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
@@ -33,14 +33,14 @@ class Generation(Task):
             return ""
         return f"a vector of {n} + 2 Z: the image, then the means and the log variances of its Z latent values"
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         n = targets.shape[1]
         mean, log_variance = outputs[:, n:].chunk(2, dim=1)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
         return self.score(outputs, targets) + divergence / n
 
-    def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs[:, : targets.shape[1]] - targets).square().mean(1)
 
-    def pictures(self, outputs: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def pictures(self, outputs: Tensor, shape: tuple[int, ...]) -> Tensor:
         return outputs[:, : math.prod(shape)].reshape(-1, *shape)

@@ -12,15 +12,16 @@ zero, are float16 up to 3e-8 and int8 rows with nothing above 1.5e-36.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 Shape = tuple[int, ...]
-Parts = tuple[torch.Tensor, ...]
+Parts = tuple[Tensor, ...]
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16}
 KINDS = (*FLOATS, "int8")
 
 
-def pack(rows: torch.Tensor, kind: str) -> Parts:
+def pack(rows: Tensor, kind: str) -> Parts:
     """What is sent for rows (B, …), float32 or float64: see `part_shapes`; float32 rows as "float32" are not copied."""
     if kind != "int8":
         return (_saturated(rows, FLOATS[kind]),)
@@ -33,13 +34,13 @@ def pack(rows: torch.Tensor, kind: str) -> Parts:
     return codes.to(torch.int8), scale
 
 
-def unpack(parts: Parts, kind: str, dtype: torch.dtype) -> torch.Tensor:
+def unpack(parts: Parts, kind: str, dtype: torch.dtype) -> Tensor:
     """The rows (B, …) in `dtype`, float32 or float64, that `parts` stand for."""
     rows = parts[0].to(dtype)
     return rows * _beside(parts[1].to(dtype), rows) if kind == "int8" else rows
 
 
-def rounded(rows: torch.Tensor, kind: str) -> torch.Tensor:
+def rounded(rows: Tensor, kind: str) -> Tensor:
     """What the receiver of `rows` has, in the dtype of `rows`."""
     return unpack(pack(rows, kind), kind, rows.dtype)
 
@@ -51,7 +52,7 @@ def part_shapes(shape: Shape, kind: str) -> tuple[tuple[Shape, torch.dtype], ...
     return (shape, torch.int8), (shape[:1], torch.bfloat16)
 
 
-def _saturated(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _saturated(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows in `dtype`; finite numbers beyond its range become its largest."""
     if rows.dtype == dtype:
         return rows
@@ -59,6 +60,6 @@ def _saturated(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(rows.isinf(), rows, rows.clamp(-largest, largest)).to(dtype)
 
 
-def _beside(scale: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _beside(scale: Tensor, rows: Tensor) -> Tensor:
     """A scale (B,) shaped to go with rows (B, …)."""
     return scale.view(-1, *[1] * (rows.dim() - 1))

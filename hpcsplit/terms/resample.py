@@ -9,6 +9,7 @@ is kept whole: a cell of its own for each element.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 Shape = tuple[int, ...]
@@ -22,12 +23,12 @@ def cells(shape: Shape, factor: int) -> Shape:
     return channels, -(-height // factor), -(-width // factor)
 
 
-def average(x: torch.Tensor, factor: int) -> torch.Tensor:
+def average(x: Tensor, factor: int) -> Tensor:
     """Mean of x (B, C, H, W) over each cell, (B, C, ⌈H/2⌉, ⌈W/2⌉); x itself for factor 1."""
     return x if factor == 1 or x.dim() != 4 else F.avg_pool2d(x, factor, ceil_mode=True)
 
 
-def upsample(cell_values: torch.Tensor, shape: Shape, factor: int) -> torch.Tensor:
+def upsample(cell_values: Tensor, shape: Shape, factor: int) -> Tensor:
     """US: cell values (B, C, ⌈H/2⌉, ⌈W/2⌉) copied to the pixels of `shape` (C, H, W)."""
     if factor == 1 or len(shape) != 3:
         return cell_values
@@ -37,7 +38,7 @@ def upsample(cell_values: torch.Tensor, shape: Shape, factor: int) -> torch.Tens
 
 def pixels_per_cell(
     shape: Shape, factor: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-) -> torch.Tensor | float:
+) -> Tensor | float:
     """m: pixels in a cell; 1.0 without downsampling, else (⌈H/2⌉, ⌈W/2⌉), 4 inside and 2 or 1 at odd edges."""
     if factor == 1 or len(shape) != 3:
         return 1.0

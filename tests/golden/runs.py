@@ -75,17 +75,17 @@ def outcomes() -> dict[str, list[tuple[str, float | None]]]:
     return found
 
 
-def in_portable_arithmetic() -> dict[str, Any]:
-    """What this file prints in a process of its own."""
-    run = [sys.executable, "-m", "tests.golden.runs"]
+def in_portable_arithmetic(*module: object) -> str:
+    """What this module, with its arguments, prints in a process of its own."""
+    run = [str(word) for word in (sys.executable, "-m", *module)]
     ended = subprocess.run(run, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    read: dict[str, Any] = json.loads(ended.stdout)
-    return read
+    return ended.stdout
 
 
 if __name__ == "__main__":
     if not os.environ.items() >= PORTABLE.items():
-        print(json.dumps(in_portable_arithmetic()).replace('"runs": {', '"runs": {\n ').replace("]], ", "]],\n  "))
+        printed = in_portable_arithmetic("tests.golden.runs").strip()
+        print(printed.replace('"runs": {', '"runs": {\n ').replace("]], ", "]],\n  "))
     else:
         print(json.dumps({"torch": torch.__version__.partition("+")[0], "runs": outcomes()}))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,15 +10,14 @@ import pytest
 
 from hpcsplit import cli
 from hpcsplit.config.declared import declared_methods
-from tests.golden.runs import EXPECTED, METHODS, PORTABLE, in_portable_arithmetic
-from tests.wire.launch import ROOT
+from tests.golden.runs import EXPECTED, METHODS, in_portable_arithmetic
 
 EXPECT = json.loads(EXPECTED.read_text())
 
 
 @pytest.mark.slow
 def test_the_weights_of_every_epoch_are_those_of_before() -> None:
-    found = in_portable_arithmetic()
+    found = json.loads(in_portable_arithmetic("tests.golden.runs"))
     assert found["runs"].keys() == EXPECT["runs"].keys()
     for name, epochs in EXPECT["runs"].items():
         losses = [loss for _, loss in found["runs"][name]]
@@ -46,13 +42,6 @@ def earlier(tmp_path: Path) -> Path:
     return tmp_path / "earlier"
 
 
-def hpcsplit(*words: object) -> str:
-    command = [str(word) for word in (sys.executable, "-m", "hpcsplit", *words)]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
 @pytest.mark.slow
 def test_its_run_is_read_and_continued(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = earlier / "config.toml"
@@ -65,7 +54,7 @@ def test_its_run_is_read_and_continued(earlier: Path, capsys: pytest.CaptureFixt
     assert cli.main(["report", str(earlier), "--out", str(earlier.parent / "page.html")]) == 0
     assert "test accuracy" in (earlier.parent / "page.html").read_text().lower()
 
-    said = hpcsplit("train", own[1], "--run-dir", earlier)
+    said = in_portable_arithmetic("hpcsplit", "train", own[1], "--run-dir", earlier)
     assert "epoch 3/5" in said
     assert "epoch 2/5" not in said
     records = [json.loads(line) for line in (earlier / "records.jsonl").read_text().splitlines()]

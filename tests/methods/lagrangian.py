@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -22,13 +22,13 @@ class Lagrangian:
 
     parts: Sequence[nn.Sequential]
     shapes: Sequence[tuple[int, ...]]  # of one sample, from the images to the logits
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     beta: float
     psi: str
     factor: int
 
-    def __call__(self, lam: Sequence[torch.Tensor], kappa: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, lam: Sequence[Tensor], kappa: Sequence[Tensor]) -> Tensor:
         """(B,); entry 0 of `lam` and `kappa` is not used, no entry of `kappa` means κ = 0."""
         full = [self.images, *(self.on_pixels(lam[k], self.shapes[k]) for k in range(1, len(self.parts)))]
         x = [part(value) for part, value in zip(self.parts, full, strict=True)]
@@ -41,21 +41,21 @@ class Lagrangian:
                 total = total - (self.on_pixels(kappa[k], self.shapes[k]).flatten(1) * gap).sum(1)
         return total
 
-    def on_pixels(self, stored: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def on_pixels(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
         """λ = US(Λ): Kronecker with ones, cut to the size of the image."""
         if self.factor == 1:
             return stored
         ones = torch.ones(1, 1, self.factor, self.factor, dtype=stored.dtype)
         return torch.kron(stored, ones)[:, :, : shape[1], : shape[2]]
 
-    def slope(self, name: str, k: int, lam: Sequence[torch.Tensor], kappa: Sequence[torch.Tensor]) -> torch.Tensor:
+    def slope(self, name: str, k: int, lam: Sequence[Tensor], kappa: Sequence[Tensor]) -> Tensor:
         """∂L/∂Λ_k or ∂L/∂Κ_k of every sample."""
         values = {"lam": list(lam), "kappa": list(kappa)}
         values[name][k] = values[name][k].clone().requires_grad_()
         (slope,) = torch.autograd.grad(self(**values).sum(), values[name][k])
         return slope
 
-    def averaged(self, k: int, lam: Sequence[torch.Tensor]) -> torch.Tensor:
+    def averaged(self, k: int, lam: Sequence[Tensor]) -> Tensor:
         """x^{k-1} of every sample, as Λ_k stores it."""
         before = self.images if k == 1 else self.on_pixels(lam[k - 1], self.shapes[k - 1])
         with torch.no_grad():
@@ -64,7 +64,7 @@ class Lagrangian:
         (total,) = torch.autograd.grad((self.on_pixels(stored, self.shapes[k]) * x).sum(), stored)
         return total / self.pixels(k)
 
-    def pixels(self, k: int) -> torch.Tensor | float:
+    def pixels(self, k: int) -> Tensor | float:
         """m: how many pixels each stored value of boundary k stands for."""
         if self.factor == 1:
             return 1.0
@@ -79,7 +79,7 @@ class Lagrangian:
             return self.shapes[k]
         return channels, *(math.ceil(size / self.factor) for size in sizes)
 
-    def curvature(self, k: int) -> torch.Tensor | float:
+    def curvature(self, k: int) -> Tensor | float:
         """c = 2 β m with the sum, 2 β m / n with the mean."""
         per_pixel = 2 * self.beta / (math.prod(self.shapes[k]) if self.psi == "mean" else 1)
         return per_pixel * self.pixels(k)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.methods.contract import Iterates, TrainingMethod, own_variables
+from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import activations, aux_of, batch_for, batch_of, listen, make_stages, mlp_parts, random_rows
 
@@ -145,8 +145,7 @@ class Network:
         self.method, self.epoch = method, 0
         self.stages = make_stages([part.to(dtype) for part in whole], self.x, **options)
         for stage in self.stages:
-            if isinstance(method, Iterates):
-                method.prepare(stage)
+            method.prepare(stage)
         ends = [round(n * size / blocks) for n in range(blocks + 1)]
         self.blocks = [torch.arange(a, b) for a, b in pairwise(ends)]
         self.rows: list[dict[str, Tensor]] = []
@@ -178,10 +177,8 @@ class Network:
                 self.start()
             method = self.method.at(self.epoch)
             terms = self.visit(method)
-            for stage in self.stages:
-                closed = method.close(stage) if isinstance(method, Iterates) else {}
-                for name, value in closed.items():
-                    terms[name] = terms.get(name, 0.0) + value
+            for name, value in (term for stage in self.stages for term in method.close(stage).items()):
+                terms[name] = terms.get(name, 0.0) + value
             self.terms.append({name: value / len(self.x) for name, value in terms.items()})
             self.epoch += 1
         return self
@@ -232,15 +229,4 @@ class Network:
 
 
 def assert_same_point(found: Point, wanted: Point, *, rtol: float = 1e-8, atol: float = 1e-10) -> None:
-    for field in dataclasses.fields(Point)[:-1]:
-        mine, theirs = getattr(found, field.name), getattr(wanted, field.name)
-        assert len(mine) == len(theirs), field.name
-        for j, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            named = f"{field.name}{j}: {{}}".format
-            torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=named)
-
-
-def assert_identical(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    different = [name for name, t in found.items() if not torch.equal(t, wanted[name])]
-    assert different == []
+    torch.testing.assert_close(vars(found), vars(wanted), rtol=rtol, atol=atol)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.contract import Talk
@@ -20,9 +20,11 @@ from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
+from tests.methods.tiny import weights as weights_of
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
-Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor]]
+SHARP: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-14}
 VARIANTS = ["stash", "replay", "stale", "2bw"]
 
 
@@ -48,9 +50,9 @@ def vectors(count: int = STEPS, width: int = 5) -> Batches:
     ]
 
 
-def gradients_noted(stages: Sequence[Stage]) -> list[list[list[torch.Tensor]]]:
+def gradients_noted(stages: Sequence[Stage]) -> list[list[list[Tensor]]]:
     """For each stage the gradients of every update from now on."""
-    noted: list[list[list[torch.Tensor]]] = [[] for _ in stages]
+    noted: list[list[list[Tensor]]] = [[] for _ in stages]
 
     def noting(stage: Stage, update: Callable[[], None]) -> Callable[[], None]:
         def noted_update() -> None:
@@ -80,8 +82,7 @@ def test_with_zero_learning_rate_the_gradient_is_the_exact_one(
     for step, (images, labels) in enumerate(batches):
         exact = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
         delayed = [g for by_stage in noted for g in by_stage[step]]
-        for mine, theirs in zip(delayed, exact, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(delayed, exact, **SHARP)
     assert [len(by_stage) for by_stage in noted] == [len(batches)] * count
 
 
@@ -100,8 +101,7 @@ def test_of_one_update_ago_all_stages_take_the_exact_gradient(count: int, timeta
             p.data.copy_(old)
         slopes = torch.autograd.grad(F.cross_entropy(whole(images), labels), list(whole.parameters()))
         versions.append([w - LR * g for w, g in zip(versions[-1], slopes, strict=True)])
-    for mine, theirs in zip([p for s in stages for p in s.parameters], versions[-1], strict=True):
-        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weights_of(stages), versions[-1], **SHARP)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
@@ -111,15 +111,15 @@ def test_predicted_weights_follow_adam(kind: type[torch.optim.Optimizer]) -> Non
     stage = stages[0]
     stage.optimizer = kind(stage.parameters, lr=0.05, betas=(0.7, 0.8), eps=1e-3)  # type: ignore[call-arg]
     noted, method = gradients_noted(stages), Delayed(predict=True)
-    seen: list[list[torch.Tensor]] = []
+    seen: list[list[Tensor]] = []
     forward = stage.forward
 
-    def noting(x: torch.Tensor, weights: Any = None) -> torch.Tensor:
+    def noting(x: Tensor, weights: Any = None) -> Tensor:
         seen.append([w.detach().clone() for w in weights.values()])
         here.append([p.detach().clone() for p in stage.parameters])
         return forward(x, weights)
 
-    here: list[list[torch.Tensor]] = []
+    here: list[list[Tensor]] = []
     stage.forward = noting  # type: ignore[method-assign]
     run(method, stages, vectors())
     for number in range(STEPS):
@@ -272,27 +272,18 @@ def test_the_weights_are_those_of_the_recursion(
     stages = make_stages(parts, batches[0][0], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     run(Delayed(weights=weights, timetable=timetable, **options), stages, batches)
     expected = transcribed(parts, batches, delays, weights, **options)
-    for mine, theirs in zip([p for s in stages for p in s.parameters], expected, strict=True):
-        np.testing.assert_allclose(mine.detach().numpy(), theirs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(weights_of(stages), [*map(torch.from_numpy, expected)], rtol=1e-10, atol=1e-12)
 
 
 def test_the_variants_differ() -> None:
     ends = []
-    variants: list[dict[str, Any]] = [
-        *({"weights": weights} for weights in VARIANTS),
-        {"timetable": "step"},
-        {"predict": True},
-        {"compensation": 3.0},
-        {"lr_anneal": 6},
-        {"spike": True},
-        {"feedback": 1.0},
-        {"microbatches": 2},
-    ]
-    for options in variants:
+    others = Delayed(timetable="step"), Delayed(predict=True), Delayed(compensation=3.0), Delayed(lr_anneal=6)
+    more = Delayed(spike=True), Delayed(feedback=1.0), Delayed(microbatches=2)
+    for method in (*(Delayed(weights=weights) for weights in VARIANTS), *others, *more):
         batches = vectors()
         stages = make_stages(linear_parts(3), batches[0][0], lr=LR, momentum=MOMENTUM)
-        run(Delayed(**options), stages, batches)
-        ends.append(torch.cat([p.detach().flatten() for p in stages[0].parameters]))
+        run(method, stages, batches)
+        ends.append(torch.cat([p.flatten() for p in weights_of(stages[:1])]))
     for i, a in enumerate(ends):
         assert all(float((a - b).abs().max()) > 1e-6 for b in ends[:i])
 
@@ -338,7 +329,7 @@ def test_a_layer_that_is_left_out_of_a_piece_keeps_the_others_gradients() -> Non
     class Sometimes(nn.Linear):
         calls = 0
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             return super().forward(x) if self.calls % 2 else x
 
@@ -368,9 +359,7 @@ def test_a_replay_draws_the_same_random_numbers() -> None:
         run(Delayed(weights=weights), stages, vectors())
         found.append(noted[0])
     assert any(float(g.abs().max()) for by_step in found[0] for g in by_step)
-    for other in found[1:]:
-        for mine, theirs in zip(found[0], other, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found[1:], found[:1] * 3, **SHARP)
 
 
 @pytest.mark.parametrize(("timetable", "factor"), [("1f1b", 1), ("step", 2)])
@@ -403,7 +392,7 @@ def test_epochs_that_run_through_are_one_long_epoch(count: int, pieces: int) -> 
         stages = make_stages(linear_parts(count), batches[0][0])
         for number, few in enumerate(epochs):
             run(method, stages, few, goes_on=number + 1 < len(epochs), number=number)
-        ends.append([p.detach() for s in stages for p in s.parameters])
+        ends.append(weights_of(stages))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
 
 

@@ -13,29 +13,18 @@ from torch import Tensor
 from hpcsplit.methods.pdadmm import PdAdmm
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Recv, Send
-from tests.methods.layered import (
-    SIZE,
-    Network,
-    Point,
-    assert_identical,
-    assert_longest_step,
-    assert_same_point,
-    descended,
-    halves,
-    newton,
-    risk,
-    slope,
-)
+from tests.methods import layered
 from tests.methods.tiny import batch_for, listen
 
 RHO, NU = 0.7, 0.3
 EXACT: dict[str, Any] = {"tolerance": 1e-12, "fista_steps": 5000}
 METHOD = PdAdmm(rho=RHO, nu=NU, **EXACT)
+Visit = tuple[layered.Point, layered.Point]  # before an iteration and behind it
 
 
-def lagrangian(v: Point) -> Tensor:
+def lagrangian(v: layered.Point) -> Tensor:
     """L_ρ."""
-    total = risk(v)
+    total = layered.risk(v)
     for j in range(len(v.z)):
         total = total + NU / 2 * v.residual(j).square().sum()
     for j, (q, u) in enumerate(zip(v.q, v.u, strict=True)):
@@ -45,41 +34,41 @@ def lagrangian(v: Point) -> Tensor:
     return total
 
 
-def of(v: Point, name: str, j: int) -> Callable[[Tensor], Tensor]:
+def of(v: layered.Point, name: str, j: int) -> Callable[[Tensor], Tensor]:
     """L_ρ as a function of one variable."""
     return lambda t: lagrangian(v.put(name, j, t))
 
 
-def part_of_z(v: Point, j: int) -> Callable[[Tensor], Tensor]:
+def part_of_z(v: layered.Point, j: int) -> Callable[[Tensor], Tensor]:
     """What L_ρ has of each element of a hidden z."""
     a = v.p[j] @ v.w[j].T + v.b[j]
     return lambda z: NU / 2 * ((z - a) ** 2 + (v.q[j] - z.clamp(min=0)) ** 2)
 
 
-def moved(v: Point, name: str) -> Point:
+def moved(v: layered.Point, name: str) -> layered.Point:
     """One step of one variable in all layers at once."""
     new = v.copy()
     last = len(v.z) - 1
     for j in range(last + 1):
         match name:
             case "p" if j > 0:
-                new.p[j] = descended(of(v, "p", j), v.p[j], rows=True)
+                new.p[j] = layered.descended(of(v, "p", j), v.p[j], rows=True)
             case "w":
-                new.w[j] = descended(of(v, "w", j), v.w[j], rows=False)
+                new.w[j] = layered.descended(of(v, "w", j), v.w[j], rows=False)
             case "b":
-                new.b[j] = newton(of(v, "b", j), v.b[j])
+                new.b[j] = layered.newton(of(v, "b", j), v.b[j])
             case "z" if j < last:
-                new.z[j] = halves(part_of_z(v, j), v.z[j])
+                new.z[j] = layered.halves(part_of_z(v, j), v.z[j])
             case "z":
-                new.z[j] = newton(of(v, "z", j), v.z[j])
+                new.z[j] = layered.newton(of(v, "z", j), v.z[j])
             case "q" if j < last:
-                new.q[j] = newton(of(v, "q", j), v.q[j])
+                new.q[j] = layered.newton(of(v, "q", j), v.q[j])
             case "u" if j < last:
                 new.u[j] = v.u[j] + RHO * (v.p[j + 1] - v.q[j])
     return new
 
 
-def after(v: Point, order: str) -> Point:
+def after(v: layered.Point, order: str) -> layered.Point:
     for name in order:
         v = moved(v, name)
     return v
@@ -91,25 +80,25 @@ def after(v: Point, order: str) -> Point:
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 def test_an_iteration_is_the_transcription_from_any_point(stages: int, blocks: int) -> None:
-    network = Network(METHOD, stages, blocks=blocks).randomise()
+    network = layered.Network(METHOD, stages, blocks=blocks).randomise()
     before = network.point()
-    assert_same_point(network.iterate().point(), after(before, "zqupwb"))
+    layered.assert_same_point(network.iterate().point(), after(before, "zqupwb"))
 
 
 @pytest.mark.parametrize("stages", [1, 3])
 def test_from_the_start_it_is_the_printed_order(stages: int) -> None:
-    network = Network(METHOD, stages, blocks=2).start()
+    network = layered.Network(METHOD, stages, blocks=2).start()
     printed = network.point()
-    assert_same_point(after(printed, "pwb"), printed, rtol=0, atol=1e-14)
+    layered.assert_same_point(after(printed, "pwb"), printed, rtol=0, atol=1e-14)
     for _ in range(5):
         printed = after(printed, "pwbzqu")
         network.iterate()
         assert network.terms[-1]["objective"] * len(network.x) == pytest.approx(float(lagrangian(printed)), rel=1e-9)
-    assert_same_point(network.point(), after(printed, "pwb"))
+    layered.assert_same_point(network.point(), after(printed, "pwb"))
 
 
 def test_terms_are_those_of_the_transcription() -> None:
-    network = Network(METHOD, 3, blocks=2).randomise()
+    network = layered.Network(METHOD, 3, blocks=2).randomise()
     before = network.point()
     halfway, end = after(before, "zqu"), after(before, "zqupwb")
     network.iterate()
@@ -120,29 +109,31 @@ def test_terms_are_those_of_the_transcription() -> None:
         return sum(float((a - b).square().sum()) for a, b in pairs)
 
     wanted = {
-        "phi": float(risk(halfway)),
+        "phi": float(layered.risk(halfway)),
         "objective": float(lagrangian(halfway)),
         "residual_sq": sum(float(gap.square().sum()) for gap in gaps),
         "step_sq": step_sq("p", "z", "q"),
         "weights_step_sq": step_sq("w", "b"),
     }
-    assert network.terms == [{name: pytest.approx(value / SIZE, rel=1e-8) for name, value in wanted.items()}]
+    assert network.terms == [{name: pytest.approx(value / layered.SIZE, rel=1e-8) for name, value in wanted.items()}]
 
 
+@pytest.mark.parametrize("grow", [(), (1, 2, 3)])
+@pytest.mark.parametrize("iterations", [0, 5])
 @pytest.mark.parametrize("exchange", ["float32", "float16", "int8"])
-def test_the_cuts_change_no_bit(exchange: str) -> None:
-    method = PdAdmm(rho=RHO, nu=NU, exchange=exchange)
+def test_the_cuts_change_no_bit(exchange: str, iterations: int, grow: tuple[int, ...]) -> None:
+    """Neither at the start nor later, of a whole network or of one that grows."""
+    method = PdAdmm(rho=RHO, nu=NU, exchange=exchange, grow=grow, grow_every=2)
     one, *others = (
-        Network(method, stages, blocks=3, dtype=torch.float32).start().iterate(4).everything()
+        layered.Network(method, stages, blocks=3, dtype=torch.float32).start().iterate(iterations).everything()
         for stages in (1, 2, 3, 4)
     )
-    for other in others:
-        assert_identical(other, one)
+    torch.testing.assert_close(others, [one] * 3, rtol=0, atol=0)
 
 
 def test_a_stage_waits_for_nothing_before_it_has_sent_what_it_has() -> None:
     """Otherwise the stages would compute one after the other."""
-    network = Network(METHOD, 3).start()
+    network = layered.Network(METHOD, 3).start()
     heard: list[list[Any]] = [[], [], []]
     both = zip(network.stages, network.rows, strict=True)
     steps = [METHOD.step(stage, rows, batch_for(stage, network.x, network.y)) for stage, rows in both]
@@ -151,33 +142,25 @@ def test_a_stage_waits_for_nothing_before_it_has_sent_what_it_has() -> None:
     assert middle == [(Send, "p0"), (Recv, "p0"), (Send, "q0"), (Send, "u"), (Recv, "q0"), (Recv, "u")]
 
 
-@pytest.mark.parametrize("exchange", ["float32", "float16", "int8"])
-def test_the_start_does_not_depend_on_the_cuts(exchange: str) -> None:
-    method = PdAdmm(exchange=exchange)
-    one, *others = (Network(method, stages, dtype=torch.float32).start().everything() for stages in (1, 2, 3, 4))
-    for other in others:
-        assert_identical(other, one)
-
-
 def test_blocks_of_samples_change_rounding_only() -> None:
-    whole = Network(METHOD, 2).start().iterate(5)
+    whole = layered.Network(METHOD, 2).start().iterate(5)
     for blocks in (2, 5, 12):
-        parts = Network(METHOD, 2, blocks=blocks).start().iterate(5)
-        assert_same_point(parts.point(), whole.point(), rtol=1e-9, atol=1e-11)
+        parts = layered.Network(METHOD, 2, blocks=blocks).start().iterate(5)
+        layered.assert_same_point(parts.point(), whole.point(), rtol=1e-9, atol=1e-11)
 
 
 # ------------------------------------------------------------------------------------------------ each step
 
 
 @pytest.fixture
-def visited() -> tuple[Point, Point]:
+def visited() -> Visit:
     """Any point, and the point one iteration later."""
-    network = Network(METHOD, 2, blocks=2).randomise()
+    network = layered.Network(METHOD, 2, blocks=2).randomise()
     before = network.point()
     return before, network.iterate().point()
 
 
-def test_backtracking_would_stop_at_the_steps_of_p(visited: tuple[Point, Point]) -> None:
+def test_backtracking_would_stop_at_the_steps_of_p(visited: Visit) -> None:
     before, end = visited
     v = after(before, "zqu")
     for j in range(1, 4):
@@ -186,30 +169,25 @@ def test_backtracking_would_stop_at_the_steps_of_p(visited: tuple[Point, Point])
             def f(t: Tensor, j: int = j, row: int = row) -> Tensor:
                 return lagrangian(v.put("p", j, torch.cat([v.p[j][:row], t[None], v.p[j][row + 1 :]])))
 
-            assert_longest_step(f, v.p[j][row], end.p[j][row])
+            layered.assert_longest_step(f, v.p[j][row], end.p[j][row])
 
 
-def test_backtracking_would_stop_at_the_step_of_w(visited: tuple[Point, Point]) -> None:
+def test_backtracking_would_stop_at_the_step_of_w_and_b_ends_where_its_slope_is_zero(visited: Visit) -> None:
     before, end = visited
     v = after(before, "zqup")
     for j in range(4):
-        assert_longest_step(of(v, "w", j), v.w[j], end.w[j])
-
-
-def test_b_ends_where_its_slope_is_zero(visited: tuple[Point, Point]) -> None:
-    _, end = visited
-    for j in range(4):
-        assert slope(of(end, "b", j), end.b[j]).abs().max() < 1e-12
+        layered.assert_longest_step(of(v, "w", j), v.w[j], end.w[j])
+        assert layered.slope(of(end, "b", j), end.b[j]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("exchange", ["float16", "int8"])
 def test_b_is_the_minimiser_for_the_rounded_p(exchange: str) -> None:
-    v = Network(dataclasses.replace(METHOD, exchange=exchange), 2, blocks=2).start().iterate(3).point()
+    v = layered.Network(dataclasses.replace(METHOD, exchange=exchange), 2, blocks=2).start().iterate(3).point()
     for j in range(4):
-        assert slope(of(v, "b", j), v.b[j]).abs().max() < 1e-12
+        assert layered.slope(of(v, "b", j), v.b[j]).abs().max() < 1e-12
 
 
-def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: tuple[Point, Point]) -> None:
+def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: Visit) -> None:
     before, end = visited
     grid = torch.linspace(-8, 8, 3201, dtype=torch.float64)
     for j in range(3):
@@ -219,48 +197,48 @@ def test_no_point_of_a_grid_is_better_than_a_hidden_z(visited: tuple[Point, Poin
         assert (f(end.z[j]) <= torch.minimum(least, near) + 1e-14).all()
 
 
-def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: tuple[Point, Point]) -> None:
+def test_the_last_z_and_every_q_end_where_their_slope_is_zero(visited: Visit) -> None:
     before, end = visited
     v = before.copy()
     v.z = end.z
-    assert slope(of(v, "z", 3), v.z[3]).norm(dim=1).max() < 1e-11
+    assert layered.slope(of(v, "z", 3), v.z[3]).norm(dim=1).max() < 1e-11
     v.q = end.q
     for j in range(3):
-        assert slope(of(v, "q", j), v.q[j]).abs().max() < 1e-12
+        assert layered.slope(of(v, "q", j), v.q[j]).abs().max() < 1e-12
 
 
-def test_u_goes_up_by_rho_times_the_gap(visited: tuple[Point, Point]) -> None:
+def test_u_goes_up_by_rho_times_the_gap(visited: Visit) -> None:
     before, end = visited
     for j in range(3):
         torch.testing.assert_close(end.u[j], before.u[j] + RHO * (before.p[j + 1] - end.q[j]), rtol=1e-12, atol=1e-13)
 
 
-def test_the_last_search_ends_at_the_tolerance(visited: tuple[Point, Point]) -> None:
+def test_the_last_search_ends_at_the_tolerance(visited: Visit) -> None:
     """A loose one leaves a slope of about so much, and no less than a tenth of it."""
-    network = Network(PdAdmm(rho=RHO, nu=NU, tolerance=1e-2)).randomise()
+    network = layered.Network(PdAdmm(rho=RHO, nu=NU, tolerance=1e-2)).randomise()
     v = network.point()
     v.z[3] = network.iterate().point().z[3]
-    assert 1e-3 < slope(of(v, "z", 3), v.z[3]).norm(dim=1).max() <= 1e-2
+    assert 1e-3 < layered.slope(of(v, "z", 3), v.z[3]).norm(dim=1).max() <= 1e-2
 
 
 def test_the_last_search_is_cut_off() -> None:
-    v = Network(PdAdmm(rho=RHO, nu=1e-3, tolerance=1e-9, fista_steps=3)).randomise()
+    v = layered.Network(PdAdmm(rho=RHO, nu=1e-3, tolerance=1e-9, fista_steps=3)).randomise()
     short = v.iterate().point().z[3]
-    longer = Network(PdAdmm(rho=RHO, nu=1e-3, tolerance=1e-9, fista_steps=4)).randomise().iterate().point().z[3]
+    longer = layered.Network(PdAdmm(rho=RHO, nu=1e-3, tolerance=1e-9, fista_steps=4)).randomise().iterate().point().z[3]
     assert not torch.equal(short, longer)
 
 
 def test_a_last_z_at_its_minimum_stays() -> None:
     """The search begins there, however loose its tolerance."""
-    least = Network(METHOD).randomise().iterate().point().z[3]
-    loose = Network(PdAdmm(rho=RHO, nu=NU, tolerance=10.0)).randomise()
+    least = layered.Network(METHOD).randomise().iterate().point().z[3]
+    loose = layered.Network(PdAdmm(rho=RHO, nu=NU, tolerance=10.0)).randomise()
     loose.rows[0]["z3"] = least
     torch.testing.assert_close(loose.iterate().point().z[3], least, rtol=0, atol=1e-12)
 
 
 def test_a_point_where_nothing_pulls_stays() -> None:
     """Every layer fits, p = q = f(z), u = 0, and the labels are certain."""
-    network = Network(METHOD, 2).start()
+    network = layered.Network(METHOD, 2).start()
     head: Any = network.stages[-1].blocks[-1]
     with torch.no_grad():
         head.weight.zero_()

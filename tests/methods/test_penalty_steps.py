@@ -13,18 +13,8 @@ from torch import nn
 from hpcsplit.methods.contract import StepResult
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.stage.stage import Stage
+from tests.methods import tiny
 from tests.methods.lagrangian import Lagrangian
-from tests.methods.tiny import (
-    activations,
-    batch_of,
-    boundaries,
-    conv_parts,
-    linear_parts,
-    make_stages,
-    random_rows,
-    step,
-    weights,
-)
 
 Layout = tuple[list[nn.Sequential], tuple[int, ...], int]  # parts, shape of an image, factor
 SHARP: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
@@ -53,13 +43,11 @@ def take_step(
     cls: type[Penalty], parts: list[nn.Sequential], shape: tuple[int, ...], psi: str, factor: int, **options: Any
 ) -> Case:
     method = cls(beta=BETA, psi=psi, eta_lambda=ETA_LAMBDA, downsample=factor, **options)
-    images, labels = batch_of(shape)
-    stages = make_stages(parts, images, lr=LR)
-    rows = random_rows(method, stages, len(images))
-    reference = Lagrangian(
-        copy.deepcopy(parts), boundaries(parts, images), images, labels, beta=BETA, psi=psi, factor=factor
-    )
-    return Case(reference, rows, stages, step(method, stages, images, labels, rows))
+    images, labels = tiny.batch_of(shape)
+    stages = tiny.make_stages(parts, images, lr=LR)
+    rows = tiny.random_rows(method, stages, len(images))
+    reference = Lagrangian(copy.deepcopy(parts), tiny.boundaries(parts, images), images, labels, BETA, psi, factor)
+    return Case(reference, rows, stages, tiny.step(method, stages, images, labels, rows))
 
 
 @pytest.fixture(params=["mean", "sum"])
@@ -80,7 +68,7 @@ def psi(request: pytest.FixtureRequest) -> str:
 )
 def layout(request: pytest.FixtureRequest) -> Layout:
     count, shape, factor = request.param
-    return conv_parts(count, shape), shape, factor
+    return tiny.conv_parts(count, shape), shape, factor
 
 
 @pytest.fixture(params=[Penalty, AugmentedLagrangian])
@@ -102,8 +90,7 @@ def test_weights_take_the_plain_optimizer_step_on_the_batch_mean(case: Case) -> 
     optimizer = torch.optim.SGD([p for part in twins for p in part.parameters()], lr=LR, momentum=0.9)
     case.reference(case.rows["lam"], case.kappa).mean().backward()
     optimizer.step()
-    for found, expected in zip(weights(case.stages), [p for t in twins for p in t.parameters()], strict=True):
-        torch.testing.assert_close(found, expected.detach(), **SHARP)
+    torch.testing.assert_close(tiny.weights(case.stages), [p.detach() for t in twins for p in t.parameters()], **SHARP)
 
 
 def test_the_stages_before_the_first_boundary_have_no_variables(case: Case) -> None:
@@ -112,17 +99,12 @@ def test_the_stages_before_the_first_boundary_have_no_variables(case: Case) -> N
 
 def test_the_terms_that_the_stages_report_add_up_to_the_lagrangian(case: Case) -> None:
     reported = sum(value for result in case.results for value in result.tally.terms.values())
-    lam_times_kappa = sum(
-        float(
-            (
-                case.reference.on_pixels(case.kappa[k], case.reference.shapes[k])
-                * case.reference.on_pixels(case.rows["lam"][k], case.reference.shapes[k])
-            ).sum()
-        )
-        for k in (case.inner if case.kappa else ())
-    )
+    ref, lam_times_kappa = case.reference, 0.0
+    for k in case.inner if case.kappa else ():
+        kappa, lam = (ref.on_pixels(rows[k], ref.shapes[k]) for rows in (case.kappa, case.rows["lam"]))
+        lam_times_kappa += float((kappa * lam).sum())
     with torch.no_grad():
-        assert reported - lam_times_kappa == pytest.approx(float(case.reference(case.rows["lam"], case.kappa).sum()))
+        assert reported - lam_times_kappa == pytest.approx(float(ref(case.rows["lam"], case.kappa).sum()))
 
 
 def test_the_reported_gap_is_that_of_the_boundary_behind_the_stage(case: Case) -> None:
@@ -173,7 +155,7 @@ def test_kappa_goes_to_where_the_local_loss_is_stationary_and_lam_to_the_activat
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_vectors_are_variables_too(cls: type[Penalty], count: int, psi: str) -> None:
     options = {"eta_kappa_form": "curvature"} if cls is AugmentedLagrangian else {}
-    case = take_step(cls, linear_parts(count), (5,), psi, 1, **options)
+    case = take_step(cls, tiny.linear_parts(count), (5,), psi, 1, **options)
     for k in case.inner:
         slope = case.reference.slope("lam", k, case.rows["lam"], case.kappa)
         expected = case.rows["lam"][k] - ETA_LAMBDA / case.reference.curvature(k) * slope
@@ -184,12 +166,12 @@ def test_the_step_is_the_same_from_averaged_and_from_full_resolution_activations
     """Erratum 6: the exchange of averages is no approximation.  (29) with ∂ψ by autograd on the pixels."""
     shape = (1, 7, 6)
     method = Penalty(beta=BETA, psi="sum", eta_lambda=ETA_LAMBDA, downsample=2)
-    parts = conv_parts(2, shape)
-    images, labels = batch_of(shape)
-    last = make_stages(parts, images)[1]
-    reference = Lagrangian(parts, boundaries(parts, images), images, labels, BETA, "sum", 2)
-    x_full = activations(parts, images)[1]
-    lam = random_rows(method, [last], len(images))["lam"][0].requires_grad_()
+    parts = tiny.conv_parts(2, shape)
+    images, labels = tiny.batch_of(shape)
+    last = tiny.make_stages(parts, images)[1]
+    reference = Lagrangian(parts, tiny.boundaries(parts, images), images, labels, BETA, "sum", 2)
+    x_full = tiny.activations(parts, images)[1]
+    lam = tiny.random_rows(method, [last], len(images))["lam"][0].requires_grad_()
     g = torch.randn(lam.shape, dtype=torch.float64)
 
     (pull,) = torch.autograd.grad(BETA * (reference.on_pixels(lam, (2, 7, 6)) - x_full).square().sum(), lam)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, method
 from hpcsplit.stage.stage import Place, Stage
@@ -28,7 +28,7 @@ class Forgetful(TrainingMethod):
 
 @dataclass(frozen=True)
 class Says(Forgetful):
-    def used(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def used(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         return None
 
 
@@ -40,13 +40,13 @@ class Keeps(Forgetful):
 
 @dataclass(frozen=True)
 class Compares(Keeps):
-    def local_input(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def local_input(self, stage: Stage, aux: Aux) -> Tensor:
         return aux["lam"]
 
-    def target(self, stage: Stage, aux: Aux) -> torch.Tensor:
+    def target(self, stage: Stage, aux: Aux) -> Tensor:
         return aux["next_lam"]
 
-    def adjoint(self, stage: Stage, aux: Aux, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def adjoint(self, stage: Stage, aux: Aux, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 

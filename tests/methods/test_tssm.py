@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.gsadmm import GsAdmm
@@ -24,39 +24,35 @@ TOTAL = 50  # training samples
 
 def stepped(
     method: GsAdmm | GsAm, count: int, *, frozen: bool = False, change: Callable[[Parts], Parts] = lambda parts: parts
-) -> tuple[Parts, Parts, dict[str, list[torch.Tensor]], list[dict[str, torch.Tensor]], torch.Tensor, torch.Tensor]:
+) -> tuple[Parts, Parts, dict[str, list[Tensor]], list[dict[str, Tensor]], Tensor, Tensor]:
     """Stages of `count` parts before and after one step, the rows before, the rows after, images and labels."""
     parts = change(conv_parts(count, SHAPE))
     before = copy.deepcopy(parts)
     images, labels = batch_of(SHAPE)
-    stages = make_stages(parts, images, lr=LR, momentum=0.0)
-    for stage in stages:
-        stage.frozen = frozen
+    stages = make_stages(parts, images, lr=LR, momentum=0.0, frozen=frozen)
     rows = random_rows(method, stages, len(images))
-    batches = [copy.copy(batch_for(s, images, labels)) for s in stages]
-    for batch in batches:
-        object.__setattr__(batch, "total", TOTAL)
+    batches = [dataclasses.replace(batch_for(s, images, labels), total=TOTAL) for s in stages]
     programs = [method.step(s, aux_of(s, rows), b) for s, b in zip(stages, batches, strict=True)]
     new = [result.aux for result in lockstep.run(programs)]
     return before, [nn.Sequential(*s.blocks) for s in stages], rows, new, images, labels
 
 
 def own_terms(
-    parts: Parts, p: Sequence[torch.Tensor], target: Sequence[torch.Tensor], labels: torch.Tensor, alpha: float
-) -> list[torch.Tensor]:
+    parts: Parts, p: Sequence[Tensor], target: Sequence[Tensor], labels: Tensor, alpha: float
+) -> list[Tensor]:
     """R of the last part and α/2 ‖target − f(p)‖² of the others, for each sample."""
     ends = [part(x) for part, x in zip(parts, p, strict=True)]
     inner = [alpha / 2 * (t - x).flatten(1).square().sum(1) for t, x in zip(target, ends[:-1], strict=True)]
     return [*inner, F.cross_entropy(ends[-1], labels, reduction="none")]
 
 
-def assert_descended(before: Parts, after: Parts, terms: Sequence[torch.Tensor]) -> None:
+def assert_descended(before: Parts, after: Parts, terms: Sequence[Tensor]) -> None:
     """One plain gradient step on the batch mean of each part's own term."""
     for old, now, term in zip(before, after, terms, strict=True):
         weights = list(old.parameters())
         slopes = torch.autograd.grad(term.mean(), weights, retain_graph=True)
-        for w, slope, moved in zip(weights, slopes, now.parameters(), strict=True):
-            torch.testing.assert_close(moved, w - LR * slope, rtol=1e-10, atol=1e-12)
+        expected = [w - LR * slope for w, slope in zip(weights, slopes, strict=True)]
+        torch.testing.assert_close([*now.parameters()], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("scaling", ["sample", "paper"])
@@ -195,8 +191,8 @@ def test_backtracking_takes_the_curvature_along_the_step_in_a_middle_stage(m: Gs
     for k, sample in enumerate(p):
         step = found[False][k] - sample  # -d/τ₂ with the fixed τ₂
 
-        def terms(x: torch.Tensor, k: int = k) -> torch.Tensor:
-            own: torch.Tensor = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
+        def terms(x: Tensor, k: int = k) -> Tensor:
+            own: Tensor = m.alpha / 2 * (target[k] - after[1](x[None])[0]).square().sum()
             return own + stiffness / 2 * x.square().sum()
 
         hessian = torch.autograd.functional.hessian(terms, sample).reshape(sample.numel(), -1)
@@ -225,9 +221,7 @@ def test_with_the_papers_scaling_the_label_hardly_moves_p() -> None:
         stages = make_stages(conv_parts(2, SHAPE), images, lr=0.0, momentum=0.0)
         x = stages[0].infer(images)
         starts = ({"q": x, "u": torch.zeros_like(x)}, {"p": x, "prev_q": x, "prev_u": torch.zeros_like(x)})
-        batches = [batch_for(s, images, labels) for s in stages]
-        for batch in batches:
-            object.__setattr__(batch, "total", TOTAL)
+        batches = [dataclasses.replace(batch_for(s, images, labels), total=TOTAL) for s in stages]
         new = lockstep.run([m.step(s, a, b) for s, a, b in zip(stages, starts, batches, strict=True)])
         moves[scaling] = (new[1].aux["p"] - x).norm()
     assert moves["sample"] / moves["paper"] == pytest.approx(TOTAL, rel=1e-9)

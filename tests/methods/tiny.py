@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod, own_variables
@@ -18,7 +18,7 @@ from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import NEXT, PREV
 
 CLASSES = 3
-Rows = Mapping[str, Sequence[torch.Tensor]]  # by variable and stage
+Rows = Mapping[str, Sequence[Tensor]]  # by variable and stage
 
 
 def conv_parts(count: int, shape: tuple[int, ...], *, kernel: int = 3, classes: int = CLASSES) -> list[nn.Sequential]:
@@ -60,9 +60,7 @@ def parts_for(declared: DeclaredMethod, shape: tuple[int, ...]) -> list[nn.Seque
     return mlp_parts(count, shape) if declared.network == "mlp" else conv_parts(count, shape)
 
 
-def batch_of(
-    shape: tuple[int, ...], size: int = 5, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(shape: tuple[int, ...], size: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Images and labels."""
     random = torch.Generator().manual_seed(size)
     images = torch.randn(size, *shape, dtype=dtype, generator=random)
@@ -71,7 +69,7 @@ def batch_of(
 
 def make_stages(
     parts: Sequence[nn.Sequential],
-    images: torch.Tensor,
+    images: Tensor,
     *,
     lr: float = 0.1,
     momentum: float = 0.9,
@@ -98,12 +96,12 @@ def make_stages(
     ]
 
 
-def boundaries(parts: Sequence[nn.Sequential], images: torch.Tensor) -> list[tuple[int, ...]]:
+def boundaries(parts: Sequence[nn.Sequential], images: Tensor) -> list[tuple[int, ...]]:
     """Shapes of one sample from the images to the logits."""
     return [tuple(x.shape[1:]) for x in activations(parts, images)]
 
 
-def activations(parts: Sequence[nn.Sequential], images: torch.Tensor) -> list[torch.Tensor]:
+def activations(parts: Sequence[nn.Sequential], images: Tensor) -> list[Tensor]:
     """The images, then every stage's output in one exact forward pass, with statistics left as they are."""
     values = [images]
     with torch.no_grad():
@@ -112,10 +110,10 @@ def activations(parts: Sequence[nn.Sequential], images: torch.Tensor) -> list[to
     return values
 
 
-def random_rows(method: TrainingMethod, stages: Sequence[Stage], size: int) -> dict[str, list[torch.Tensor]]:
+def random_rows(method: TrainingMethod, stages: Sequence[Stage], size: int) -> dict[str, list[Tensor]]:
     """Arbitrary values of every variable; an empty tensor where a stage has none."""
     random = torch.Generator().manual_seed(7)
-    rows: dict[str, list[torch.Tensor]] = {}
+    rows: dict[str, list[Tensor]] = {}
     own = [{v.name: v for v in own_variables(method, s.place)} for s in stages]
     for name in dict.fromkeys(name for variables in own for name in variables):
         rows[name] = [
@@ -128,10 +126,27 @@ def random_rows(method: TrainingMethod, stages: Sequence[Stage], size: int) -> d
 
 
 def step(
-    method: TrainingMethod, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor, rows: Rows
+    method: TrainingMethod, stages: Sequence[Stage], images: Tensor, labels: Tensor, rows: Rows
 ) -> list[StepResult]:
     """One step of every stage; `rows` of input variables, whose copies go to the stage before."""
     return lockstep.run([method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages])
+
+
+def first_step(
+    method: TrainingMethod,
+    parts: Sequence[nn.Sequential],
+    shape: tuple[int, ...],
+    *,
+    kappa: float = math.nan,
+    **options: Any,
+) -> tuple[list[Stage], dict[str, list[Tensor]], list[StepResult]]:
+    """One step of new stages on random rows, with all multipliers `kappa` where that is a number."""
+    images, labels = batch_of(shape)
+    stages = make_stages(parts, images, **options)
+    rows = random_rows(method, stages, len(images))
+    for t in rows.get("kappa", ()) if math.isfinite(kappa) else ():
+        t.fill_(kappa)
+    return stages, rows, step(method, stages, images, labels, rows)
 
 
 def listen(program: Any, heard: list[Any]) -> Any:
@@ -146,7 +161,7 @@ def listen(program: Any, heard: list[Any]) -> Any:
         answer = yield verb
 
 
-def aux_of(stage: Stage, rows: Rows, method: TrainingMethod | None = None) -> dict[str, torch.Tensor]:
+def aux_of(stage: Stage, rows: Rows, method: TrainingMethod | None = None) -> dict[str, Tensor]:
     """What the engine would hand a stage: copies of its own rows and of its neighbours', where there are any; of those
     only what the method asks for, where it is told."""
     asked = {v.name: v.copy_to for v in method.variables(stage.place)} if method else {}
@@ -163,24 +178,24 @@ def aux_of(stage: Stage, rows: Rows, method: TrainingMethod | None = None) -> di
     return aux
 
 
-def batch_for(stage: Stage, images: torch.Tensor, labels: torch.Tensor, method: TrainingMethod | None = None) -> Batch:
+def batch_for(stage: Stage, images: Tensor, labels: Tensor, method: TrainingMethod | None = None) -> Batch:
     """What the engine would hand a stage; images on every one where this method asks for them."""
     size, sees = len(images), stage.first or (method is not None and method.facts.images)
     return Batch(range(size), size, images if sees else torch.empty(0), labels if stage.last else torch.empty(0))
 
 
-def gradient_of(t: torch.Tensor) -> torch.Tensor:
+def gradient_of(t: Tensor) -> Tensor:
     assert t.grad is not None
     return t.grad
 
 
-def statistics_of(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+def statistics_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The running mean and variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean, norm.running_var
 
 
-def weights(stages: Sequence[Stage]) -> list[torch.Tensor]:
+def weights(stages: Sequence[Stage]) -> list[Tensor]:
     """Every stage's parameters, in layer order, copied."""
     return [p.detach().clone() for s in stages for p in s.parameters]

@@ -53,27 +53,14 @@ def test_keep_saves_nothing_but_the_end_where_no_parallel_epoch_follows_another(
 
 @given(PLANS)
 def test_every_epoch_is_trained_once_in_order_in_its_phase(letters: str) -> None:
+    """And knows how many parallel epochs came before it, and what follows."""
     trained = [a for a in all_actions(letters) if isinstance(a, Train)]
     assert [a.epoch for a in trained] == list(range(len(letters)))
     assert tuple(a.phase for a in trained) == plan_of(letters)
-
-
-@given(PLANS)
-def test_an_epoch_knows_how_many_parallel_epochs_came_before(letters: str) -> None:
-    for a in all_actions(letters):
-        if isinstance(a, Train):
-            assert a.parallel_epochs == letters[: a.epoch].count("P")
-
-
-@given(PLANS)
-def test_a_refresh_comes_right_before_each_switch_to_parallel_and_nowhere_else(letters: str) -> None:
-    found = all_actions(letters)
-    switches = [e for e in range(len(letters)) if letters[e] == "P" and (e == 0 or letters[e - 1] == "S")]
-    assert epochs_of(Refresh, found) == switches
-    for a, b in pairwise(found):
-        if isinstance(a, Refresh):
-            assert isinstance(b, Train)
-            assert b.epoch == a.epoch
+    for a in trained:
+        assert a.parallel_epochs == letters[: a.epoch].count("P")
+        assert a.goes_on == (letters[a.epoch : a.epoch + 2] == "PP")
+        assert a.last == (a.epoch + 1 == len(letters))
 
 
 @given(PLANS)
@@ -90,31 +77,10 @@ def test_every_so_many_epochs_are_saved(letters: str, every: int) -> None:
     assert epochs_of(Save, found) == sorted(due)
 
 
-@given(PLANS, st.integers(0, 3))
-def test_a_checkpoint_needs_the_variables_between_two_parallel_epochs_only(letters: str, every: int) -> None:
-    for a in all_actions(letters, SavePolicy(every, 0.0, "keep")):
-        if isinstance(a, Save):
-            assert a.need_aux == (letters[a.epoch : a.epoch + 2] == "PP")
-
-
 @given(PLANS, st.integers(0, 4))
 def test_keep_saves_after_every_parallel_epoch_that_another_follows(letters: str, every: int) -> None:
     saved = epochs_of(Save, all_actions(letters, SavePolicy(every, 0.0, "keep")))
     assert {e for e in range(len(letters)) if letters[e : e + 2] == "PP"} <= set(saved)
-
-
-@given(PLANS, st.integers(0, 4))
-def test_keep_never_overwrites_the_generation_that_the_newest_checkpoint_refers_to(letters: str, every: int) -> None:
-    """The store refuses to; the last epoch of a phase leaves a checkpoint that refers to none."""
-    order = [np.arange(2)]
-    store = MemoryStore([Field("lam", (1,))], 2, torch.float32)
-    for a in obeyed(letters, SavePolicy(every, 0.0, "keep")):
-        if isinstance(a, Refresh) or (isinstance(a, Train) and a.phase == "parallel"):
-            store.start(order, read=isinstance(a, Train))
-            store.write(0, {"lam": torch.zeros(2, 1)})
-            store.finish(a.epoch)
-        elif isinstance(a, Save):
-            store.protect(store.slot if a.need_aux else None)
 
 
 def test_the_clock_makes_a_checkpoint_due() -> None:
@@ -211,14 +177,6 @@ def test_keep_never_overwrites_what_a_checkpoint_within_an_epoch_refers_to(lette
 
 
 @given(PLANS, st.data())
-def test_with_its_variables_a_resumed_run_does_what_an_unbroken_one_would(letters: str, data: st.DataObject) -> None:
-    first = data.draw(st.integers(0, len(letters)))
-    policy = SavePolicy(1, 0.0, "keep")
-    whole = [a for a in all_actions(letters, policy) if isinstance(a, Stop) or a.epoch >= first]
-    assert all_actions(letters, policy, first_epoch=first, have_aux=True) == whole
-
-
-@given(PLANS, st.data())
 def test_without_them_it_adds_one_refresh_where_it_starts_inside_a_parallel_phase(
     letters: str, data: st.DataObject
 ) -> None:
@@ -272,8 +230,8 @@ def test_variables_start_anew_at_each_switch_and_restart_and_right_before_their_
 ) -> None:
     found = all_actions(letters, restarts=restarts)
     assert epochs_of(Refresh, found) == anew(letters, restarts)
-    assert [b.epoch for a, b in pairwise(found) if isinstance(a, Refresh)] == anew(letters, restarts)
-    assert epochs_of(Train, found) == list(range(len(letters)))
+    followed = [b for a, b in pairwise(found) if isinstance(a, Refresh)]
+    assert [b.epoch for b in followed if isinstance(b, Train)] == anew(letters, restarts)
 
 
 @given(PLANS, RESTARTS, st.integers(0, 3))
@@ -332,14 +290,6 @@ def test_a_run_with_restarts_resumes_as_if_unbroken(
 
 
 # ------------------------------------------------------------------------------------------------ decided on the way
-
-
-@given(PLANS)
-def test_an_epoch_knows_what_follows(letters: str) -> None:
-    for a in all_actions(letters):
-        if isinstance(a, Train):
-            assert a.goes_on == (letters[a.epoch : a.epoch + 2] == "PP")
-            assert a.last == (a.epoch + 1 == len(letters))
 
 
 def undated(found: list[Any]) -> list[Any]:

@@ -55,11 +55,7 @@ def test_what_does_less_work_in_the_same_time_is_tried_ever_less_often() -> None
 
 def test_what_has_measured_nothing_does_the_work_that_was_measured_last() -> None:
     """Only the first parallel epoch measures: all phases are as short as if each one did."""
-
-    def show(epoch: int, phase: str) -> Seen:
-        return learning(work=0.4 if epoch == 2 else None)(epoch, phase)
-
-    phases, reasons = course(30, show)
+    phases, reasons = course(30, lambda epoch, phase: learning(work=0.4 if epoch == 2 else None)(epoch, phase))
     assert phases == "SS" + "PPP" + "SS" + "PPP" + "SSSS" + "PPP" + 13 * "S"
     assert reasons[3] == "parallel ones do the work of 0.40 exact ones (mean label signal) in 0.50 of the time"
 
@@ -80,12 +76,15 @@ def test_a_tie_changes_nothing(work: float, pays: bool) -> None:
 
 
 def test_variables_that_drift_away_end_the_phase() -> None:
-    def show(epoch: int, phase: str) -> Seen:
-        return learning(violation=0.1 if epoch < 5 else 0.3)(epoch, phase)
+    """It may double."""
 
-    phases, reasons = course(12, show)
-    assert phases.startswith("SSPPPPPS")
-    assert "the violation has grown from 0.1 to 0.3" in reasons
+    def drift(late: float) -> tuple[str, list[str]]:
+        return course(12, lambda epoch, phase: learning(violation=0.1 if epoch < 5 else late)(epoch, phase))
+
+    drifting, doubling = drift(0.3), drift(0.2)
+    assert drifting[0].startswith("SSPPPPPS")
+    assert "the violation has grown from 0.1 to 0.3" in drifting[1]
+    assert doubling[0] == "SS" + 8 * "P" + "SS"
 
 
 def test_parallel_epochs_that_gain_nothing_end_the_phase() -> None:
@@ -107,14 +106,6 @@ def test_a_phase_must_gain_on_the_exact_epoch_just_before_it() -> None:
 
     _, reasons = course(16, show)
     assert "the score on the samples held out was 50 before the parallel ones and is 40" in reasons
-
-
-def test_a_violation_may_double() -> None:
-    def show(epoch: int, phase: str) -> Seen:
-        return learning(violation=0.1 if epoch < 5 else 0.2)(epoch, phase)
-
-    phases, _ = course(12, show)
-    assert phases == "SS" + 8 * "P" + "SS"
 
 
 def test_the_warm_up_may_be_longer() -> None:

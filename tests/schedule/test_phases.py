@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,34 +53,19 @@ def test_the_plan_is_that_of_the_written_out_cycles(given_parameters: Parameters
 
 
 @given(parameters())
-def test_every_epoch_has_a_phase(given_parameters: Parameters) -> None:
-    assert len(phases(*given_parameters)) == given_parameters[0]
-
-
-@given(parameters())
-def test_the_warm_up_comes_first(given_parameters: Parameters) -> None:
-    warmup = given_parameters[-1]
-    assert short(phases(*given_parameters)).startswith("S" * warmup)
-
-
-@given(parameters())
 def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_the_order(
     given_parameters: Parameters,
 ) -> None:
+    """The warm-up comes first; no parallel phase is shorter than a cycle's parallel epochs."""
     epochs, serial, parallel, _, warmup = given_parameters
-    count = phases(*given_parameters).count("parallel")
+    plan = short(phases(*given_parameters))
+    assert len(plan) == epochs
+    assert plan.startswith("S" * warmup)
     if serial and parallel:
-        assert count == epochs // (serial + parallel) * parallel
+        assert plan.count("P") == epochs // (serial + parallel) * parallel
+        assert all(len(phase) % parallel == 0 for phase in plan.split("S"))
     else:
-        assert count == (epochs - warmup if parallel else 0)
-
-
-@given(parameters())
-def test_no_parallel_phase_is_shorter_than_a_cycles_parallel_epochs(given_parameters: Parameters) -> None:
-    _, serial, parallel, _, _ = given_parameters
-    for phase, group in groupby(phases(*given_parameters)):
-        if phase == "parallel" and serial:
-            assert len(list(group)) % parallel == 0
+        assert plan.count("P") == (epochs - warmup if parallel else 0)
 
 
 @pytest.mark.parametrize(

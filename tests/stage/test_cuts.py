@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -35,16 +36,7 @@ def test_equals_brute_force_with_the_cost_of_cuts(both: list[tuple[int, int]], d
     costs, cut_costs = [list(each) for each in zip(*both, strict=True)]
     stages = data.draw(st.integers(1, len(costs)))
     found = balanced_cuts(costs, stages, cut_costs)
-
-    def slowest(cuts: tuple[int, ...]) -> float:
-        sums: list[float] = [
-            sum(costs[part.start : part.stop])
-            + (cut_costs[part.start] if part.start else 0)
-            + (cut_costs[part.stop] if part.stop < len(costs) else 0)
-            for part in ranges(cuts, len(costs))
-        ]
-        return max(sums)
-
+    slowest = partial(slowest_of, costs, cut_costs)
     assert slowest(found) == min(map(slowest, combinations(range(1, len(costs)), stages - 1)))
     assert largest(list(charged(costs, found, cut_costs)), found) == slowest(found)
 
@@ -80,8 +72,6 @@ def test_quick_cuts_by_hand() -> None:
     assert quick_cuts([2, 2, 2, 2], 2, [0, 1, 5, 1]) in ((1,), (3,))
     assert quick_cuts([9, 1, 1, 1], 3) == (1, 3)
     assert len(quick_cuts([1 + i % 3 for i in range(20_000)], 1024)) == 1023
-    with pytest.raises(ConfigError, match="5 stages need at least 5 blocks"):
-        quick_cuts([1, 1, 1], 5)
 
 
 def test_a_cheaper_boundary_is_worth_a_worse_balance() -> None:
@@ -128,11 +118,11 @@ def test_many_blocks_and_stages_are_quick() -> None:
     assert len(balanced_cuts([1 + i % 3 for i in range(600)], 64)) == 63
 
 
-def test_more_stages_than_blocks_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="5 stages need at least 5 blocks, but the network has 3; start at most 3 ranks"
-    ):
-        balanced_cuts([1, 1, 1], 5)
+@pytest.mark.parametrize("cutting", [balanced_cuts, quick_cuts])
+def test_more_stages_than_blocks_are_refused(cutting: Callable[..., object]) -> None:
+    said = "5 stages need at least 5 blocks, but the network has 3; start at most 3 ranks"
+    with pytest.raises(ConfigError, match=said):
+        cutting([1, 1, 1], 5)
 
 
 @pytest.mark.parametrize("costs", [[1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])

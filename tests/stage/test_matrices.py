@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcsplit.stage.matrices import Muon, RotatedAdam, orthogonalised
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,7 +27,7 @@ def test_orthogonalised_keeps_the_singular_vectors_and_evens_the_values(shape: t
     torch.testing.assert_close(inside, torch.diag(values), rtol=0, atol=1e-10)
 
 
-def steps(optimizer: torch.optim.Optimizer, p: nn.Parameter, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+def steps(optimizer: torch.optim.Optimizer, p: nn.Parameter, gradients: Sequence[Tensor]) -> Tensor:
     for g in gradients:
         p.grad = g.clone()
         optimizer.step()
@@ -69,13 +69,13 @@ def test_rotated_adam_goes_with_a_rotation_of_its_matrix(shape: tuple[int, ...])
     side = min(gradients[0].flatten(1).shape) if len(shape) > 1 else 1
     turn = torch.linalg.qr(normal(side, side, seed=99)).Q
 
-    def turned(t: torch.Tensor) -> torch.Tensor:
+    def turned(t: Tensor) -> Tensor:
         if len(shape) == 1:
             return t
-        there: torch.Tensor = (turn @ t.flatten(1)).reshape(t.shape) if rows else (t.flatten(1) @ turn).reshape(t.shape)
+        there: Tensor = (turn @ t.flatten(1)).reshape(t.shape) if rows else (t.flatten(1) @ turn).reshape(t.shape)
         return there
 
-    def end(kind: type[torch.optim.Optimizer], *, before: bool) -> torch.Tensor:
+    def end(kind: type[torch.optim.Optimizer], *, before: bool) -> Tensor:
         p = nn.Parameter(torch.zeros(*shape, dtype=torch.float64))
         options: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.9)} | ({"every": 2} if kind is RotatedAdam else {})
         optimizer = kind([p], **options)

@@ -25,26 +25,12 @@ def stage(index: int, first: int, stop: int, **options: Any) -> Stage:
     return Stage(index, 2, blocks, SHAPES[first : stop + 1], optimizer, **options)
 
 
-def test_a_stage_has_the_shapes_at_all_its_blocks() -> None:
-    first, last = stage(0, 0, 2), stage(1, 2, 3)
+def test_a_stage_knows_where_it_stands() -> None:
+    first, last = stage(0, 0, 2), stage(1, 2, 3, first_block=2, net_blocks=3)
     assert first.place.shapes == ((2, 7, 7), (5,), (3,))
-    assert (first.in_shape, first.out_shape) == ((2, 7, 7), (3,))
-    assert (last.in_shape, last.out_shape) == ((3,), (4,))
-
-
-def test_a_stage_is_first_or_last_by_its_number() -> None:
-    assert [(s.first, s.last) for s in (stage(0, 0, 2), stage(1, 2, 3))] == [(True, False), (False, True)]
-
-
-def test_a_stage_knows_its_first_block_in_the_whole_network() -> None:
-    behind = stage(1, 2, 3, first_block=2, net_blocks=3)
-    assert (behind.place.first_block, behind.net_blocks) == (2, 3)
-    alone = stage(0, 0, 2)
-    assert (alone.place.first_block, alone.net_blocks) == (0, 2)
-
-
-def test_what_one_stage_carries_another_does_not() -> None:
-    first, last = stage(0, 0, 2), stage(1, 2, 3)
+    assert (first.in_shape, first.out_shape, last.in_shape, last.out_shape) == ((2, 7, 7), (3,), (3,), (4,))
+    assert [(s.first, s.last) for s in (first, last)] == [(True, False), (False, True)]
+    assert [(s.place.first_block, s.net_blocks) for s in (first, last)] == [(0, 2), (2, 3)]
     first.carry["sum"] = torch.ones(1)
     assert last.carry == {}
 

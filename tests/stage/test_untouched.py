@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
+from typing import Any
 
 import pytest
 import torch
@@ -51,16 +52,16 @@ class Snapshot:
         }
 
 
+def seconds(net: nn.Sequential, **options: Any) -> Sized:
+    return block_times(net, block_costs(net, IMAGE), (4,), repeats=1, **options)[0]
+
+
 QUESTIONS: dict[str, Callable[[nn.Sequential], Sized]] = {
     "shapes": lambda net: block_shapes(net, IMAGE),
     "costs": lambda net: block_costs(net, IMAGE),
-    "seconds": lambda net: block_times(net, block_costs(net, IMAGE), (4,), repeats=1)[0],
-    "seconds, plain layout": lambda net: block_times(
-        net, block_costs(net, IMAGE), (4,), repeats=1, channels_last=False
-    )[0],
-    "seconds, autocast": lambda net: block_times(
-        net, block_costs(net, IMAGE), (4,), repeats=1, autocast_dtype=torch.bfloat16
-    )[0],
+    "seconds": lambda net: seconds(net),
+    "seconds, plain layout": lambda net: seconds(net, channels_last=False),
+    "seconds, autocast": lambda net: seconds(net, autocast_dtype=torch.bfloat16),
 }
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from hpcsplit.config import resolve
 from hpcsplit.errors import ConfigError
 from hpcsplit.tasks.catalog import TASKS
-from hpcsplit.tasks.classification import Classification
 from hpcsplit.tasks.generation import Generation
+from hpcsplit.tasks.task import Classification
 
 
 def test_every_name_has_its_task() -> None:

@@ -153,7 +153,7 @@ class DryStage(Stage):
 
     def forward(self, x: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Whatever the weights are, and without autocast, which knows no "meta"."""
-        self._passes += 1
+        self.passes += 1
         y: torch.Tensor = self.blocks(x)
         return y.to(self.wide if self.last else self.dtype)
 
