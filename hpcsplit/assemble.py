@@ -12,7 +12,7 @@ from torch import nn
 from hpcsplit.data.part import Part
 from hpcsplit.engine.job import Choose, Identity, Job, Observer, seen
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.methods.contract import own_variables
+from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
@@ -74,7 +74,8 @@ def _job(
     config, method, observer = setting.config, setting.method, around.observer if stage.first else Observer()
     schedule, optim, save = config.schedule, config.optim, config.checkpoint
     choose = _choice(setting, observer)
-    method.prepare(stage)
+    if isinstance(method, Iterates):
+        method.prepare(stage)
     data = setting.data if stage.first or stage.last or method.facts.images else None
 
     def samples(part: Part | None) -> Samples:

@@ -11,6 +11,7 @@ from hpcsplit.commands.planned import summary, text
 from hpcsplit.config import Config
 from hpcsplit.config.checks import check_method_stages
 from hpcsplit.errors import HpcsplitError
+from hpcsplit.methods.contract import delay
 from hpcsplit.plan.advice import advice
 from hpcsplit.plan.blocks import BlockCost
 from hpcsplit.plan.feasibility import check_feasible
@@ -132,7 +133,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "dtype": config.store.dtype,
         "batch_size": setting.batch_size,
         "stages": [_stage(setting, *each) for each in zip(stages, needs, sent, strict=True)],
-        "delays": [setting.method.delay(k, count) for k in range(count)],
+        "delays": [delay(setting.method, k, count) for k in range(count)],
         "aux_float32_gib": auxiliary_gib(setting, cuts),
         "pipeline": {
             "order": order,

@@ -11,7 +11,7 @@ from hpcsplit.commands.timeline import draw
 from hpcsplit.config import Config
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError, DataError
-from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.contract import TrainingMethod, flights
 from hpcsplit.plan.measure import profile
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
@@ -55,7 +55,7 @@ def simulate_command(
     for count in ranks or RANKS:
         times = deeper or _times(len(problem.shapes) - 1, count)
         here = problem.deeper(times) if times > 1 else problem
-        lead = here.method.flights(0, count)
+        lead = flights(here.method, 0, count)
         if count * lead * here.method.microbatches > MOST_STEPS:
             notes.append(f"{count} ranks: left out, with {lead:g} mini-batches in flight it would take too long")
             continue

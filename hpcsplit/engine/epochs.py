@@ -22,7 +22,7 @@ from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.device import upload
-from hpcsplit.methods.contract import Step, Tally, Variable
+from hpcsplit.methods.contract import InFlight, Iterates, Step, Tally, Variable, sweeps
 from hpcsplit.schedule.actions import Train
 from hpcsplit.store.store import Store
 from hpcsplit.terms.resample import cells
@@ -38,7 +38,7 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
     job.stage.blocks.train()
     method, parallel = job.method.at(action.parallel_epochs), action.phase == "parallel"
     order = job.epoch_batches(action.epoch, parallel=parallel)
-    passes = method.sweeps() if parallel else (job.exact.step,)
+    passes = sweeps(method) if parallel else (job.exact.step,)
     begun, first = divmod(action.first_step, len(order))
     for number in range(begun, len(passes)):
         if not first:
@@ -47,8 +47,9 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
         if paused := (yield from _sweep(job, action, order, passes[number], total, first, last=last)):
             return number * len(order) + paused
         first = 0
-    if parallel:
+    if parallel and isinstance(method, InFlight):
         yield from method.drain(job.stage, goes_on=action.goes_on)
+    if parallel and isinstance(method, Iterates):
         total.terms |= method.close(job.stage)
     return 0
 
@@ -82,8 +83,9 @@ def _sweep(
         if store and last:
             store.write(step, result.aux)
         if (yield from loop.pauses(step)):
-            if parallel:
+            if parallel and isinstance(job.method, InFlight):
                 yield from job.method.settle(job.stage)
+            if parallel:
                 yield from receive_copies(job, len(order[step + 1]), step + 1)  # on their way; they will be sent again
             if store:
                 store.pause(action.epoch)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hpcsplit.data.order import batches, epoch_order
-from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables
+from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.auto import Seen
@@ -166,7 +166,7 @@ class Job:
         as_they_are = parallel and self.method.facts.full_batch
         order = np.arange(self.train_size) if as_they_are else epoch_order(self.seed, epoch, self.train_size)
         dealt = batches(order, self.batch_size, self.last_batch)
-        return self.method.visiting_order(dealt) if parallel else dealt
+        return visits(self.method, dealt) if parallel else dealt
 
     def measured(self) -> list[np.ndarray]:
         """Mini-batches to measure something on, the same ones after every epoch."""

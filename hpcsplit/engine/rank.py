@@ -24,6 +24,7 @@ from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
 from hpcsplit.host.memory import peak_resident_bytes
+from hpcsplit.methods.contract import Iterates
 from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
@@ -138,8 +139,9 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         recomputed=action.recomputed,
     )
     record = merged(record, reports, sums.tally.samples)
+    judge = job.method.verdict if isinstance(job.method, Iterates) else lambda stage, terms: None
     terms = {name: value for name, value in (record.terms or {}).items() if value is not None}
-    if terms and (sentence := job.method.verdict(job.stage, terms)):
+    if terms and (sentence := judge(job.stage, terms)):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
     if job.rank == 0:
         for each in record.stages:

@@ -32,8 +32,9 @@ Class = TypeVar("Class", bound=type)
 def method(name: str, **facts: Any) -> Callable[[Class], Class]:
     """Mark a class as the training method `name`, of which these `Facts` (config/declared.py) hold.
 
-    Raises TypeError where the class does not say what a stage was trained with in parallel epochs: the probe would find
-    no label signal (engine/probe.py), and schedule.ratio = "auto" nothing to judge it by.
+    Raises:
+        TypeError: the class does not say what a stage was trained with in parallel epochs, so the probe finds no label
+            signal (engine/probe.py), and schedule.ratio = "auto" nothing to judge it by.
     """
 
     def mark(cls: Class) -> Class:
@@ -90,7 +91,10 @@ class Variable:
 @dataclass(frozen=True)
 class Batch:
     """A mini-batch as one stage sees it: images `x` on the first stage (on all, where the method asks for that), the
-    task's targets `y` (labels) on the last; empty elsewhere.  It was taken from `total` training samples."""
+    task's targets `y` (labels) on the last; empty elsewhere.
+
+    `total` is the number of training samples that it was taken from.
+    """
 
     ids: Any
     size: int
@@ -153,7 +157,7 @@ Talk = Generator[Send | Recv, Any, None]
 
 
 class TrainingMethod(ABC):
-    """The interface that the engine drives; how a method says what it has used is in the protocols below.
+    """The interface that the engine drives; what only some methods have to say is in the protocols below.
 
     Attributes:
         facts: what the decorator says of the class.
@@ -189,48 +193,6 @@ class TrainingMethod(ABC):
         `starts_with_adjoint`, the samples' own gradients there, as large (else empty)."""
         return {}
 
-    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The visits of a parallel epoch, from its mini-batches of sample ids."""
-        return batches
-
-    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
-        """The passes over the mini-batches that make a parallel epoch; only the last one returns new rows."""
-        return (self.step,)
-
-    def prepare(self, stage: Stage) -> None:  # noqa: B027
-        """Change the initial weights of a stage, before a run begins."""
-
-    def close(self, stage: Stage) -> Mapping[str, float]:
-        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
-        return {}
-
-    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
-        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
-        over the samples, summed over the stages)."""
-        return None
-
-    def delay(self, stage: int, stages: int) -> float:
-        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`."""
-        return 0.0
-
-    def flights(self, stage: int, stages: int) -> float:
-        """How many mini-batches are in flight there between two steps."""
-        return 0.0
-
-    def settle(self, stage: Stage) -> Talk:
-        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
-        yield from ()
-
-    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
-        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
-        message on its way."""
-        yield from ()
-
-    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
-        """What `plan` recommends of the method's options, from what it prints (commands/plan.py), the size of the
-        variables' rows in words ("" where none are kept), and whether they fit into the memory that is left."""
-        return []
-
 
 @runtime_checkable
 class Compared(Protocol):
@@ -264,12 +226,95 @@ class Uses(Protocol):
         per-sample gradient there, both (n, *out_shape); then forget them."""
 
 
+@runtime_checkable
+class InFlight(Protocol):
+    """With mini-batches in flight between two steps."""
+
+    def delay(self, stage: int, stages: int) -> float:
+        """The mean number of updates between a gradient's forward pass and its own update, on stage number `stage`."""
+
+    def flights(self, stage: int, stages: int) -> float:
+        """How many mini-batches are in flight there between two steps."""
+
+    def settle(self, stage: Stage) -> Talk:
+        """Receive into the stage's `carry` what is on its way to it: the next step may be that of another start."""
+
+    def drain(self, stage: Stage, *, goes_on: bool) -> Talk:
+        """The end of a parallel epoch, after its last mini-batch; `goes_on` says that another one follows.  Leave no
+        message on its way."""
+
+
+@runtime_checkable
+class Iterates(Protocol):
+    """With epochs that are iterations over all samples."""
+
+    def prepare(self, stage: Stage) -> None:
+        """Change the initial weights of a stage, before a run begins."""
+
+    def close(self, stage: Stage) -> Mapping[str, float]:
+        """The end of a parallel epoch on one stage, after its last mini-batch; more terms for the record."""
+
+    def verdict(self, stage: Stage, terms: Mapping[str, float]) -> str | None:
+        """A sentence that ends the run, the same on every stage, after a parallel epoch with these `terms` (the means
+        over the samples, summed over the stages)."""
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """With several passes over the mini-batches in an epoch."""
+
+    def sweeps(self) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+        """The passes that make an epoch; only the last one returns new rows."""
+
+
+@runtime_checkable
+class Revisits(Protocol):
+    """With an order of its own."""
+
+    def visiting_order(self, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The visits of a parallel epoch, from its mini-batches of sample ids."""
+
+
+@runtime_checkable
+class Advises(Protocol):
+    """With options that `plan` can recommend."""
+
+    def advice(self, optim: OptimSection, plan: Mapping[str, Any], rows: str, *, cached: bool) -> Advice:
+        """(option, value, reason) for each.
+
+        Args:
+            plan: as commands/plan.py prints it.
+            rows: the size of the variables' rows, in words; "" where none are kept.
+            cached: they fit into the memory that is left.
+        """
+
+
 def _has_label_signal(cls: type[TrainingMethod]) -> bool:
     """Whether the probe can ask a stage between two others what it was trained with."""
     between = Place(first=False, last=False, shapes=((1, 1, 1), (1, 1, 1)), first_block=1)
     if cls().variables(between):
         return issubclass(cls, Compared)
     return issubclass(cls, Uses) or (issubclass(cls, Compared) and issubclass(cls, Makes))
+
+
+def delay(method: TrainingMethod, stage: int, stages: int) -> float:
+    """How many updates old a gradient is on stage number `stage`."""
+    return method.delay(stage, stages) if isinstance(method, InFlight) else 0.0
+
+
+def flights(method: TrainingMethod, stage: int, stages: int) -> float:
+    """How many mini-batches are in flight on stage number `stage` between two steps."""
+    return method.flights(stage, stages) if isinstance(method, InFlight) else 0.0
+
+
+def sweeps(method: TrainingMethod) -> tuple[Callable[[Stage, Aux, Batch], Step], ...]:
+    """The passes over all mini-batches that make an epoch."""
+    return method.sweeps() if isinstance(method, Sweeps) else (method.step,)
+
+
+def visits(method: TrainingMethod, batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The visits of a parallel epoch, from its mini-batches of sample ids."""
+    return method.visiting_order(batches) if isinstance(method, Revisits) else batches
 
 
 def own_variables(method: TrainingMethod, place: Place) -> list[Variable]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcsplit.config import Config
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.methods.contract import Advice
+from hpcsplit.methods.contract import Advice, Advises
 from hpcsplit.plan.feasibility import memory_limit_bytes
 from hpcsplit.plan.forecast import hybrid
 from hpcsplit.plan.setting import Setting
@@ -61,7 +61,8 @@ def _ratio(p: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _own(config: Config, p: Mapping[str, Any], rows: str = "", *, cached: bool = True) -> Advice:
     """What the method says of its own options."""
-    return Setting(config).method.advice(config.optim, p, rows, cached=cached)
+    method = Setting(config).method
+    return method.advice(config.optim, p, rows, cached=cached) if isinstance(method, Advises) else []
 
 
 def _rows(config: Config, p: Mapping[str, Any]) -> Advice:

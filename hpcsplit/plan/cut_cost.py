@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpcsplit.host.device import upload, wait_for
-from hpcsplit.methods.contract import Batch, Step, Talk, TrainingMethod, own_variables
+from hpcsplit.methods.contract import Batch, InFlight, Step, Talk, TrainingMethod, own_variables, sweeps
 from hpcsplit.plan.profile import CutCost
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Shape, Stage
@@ -82,8 +82,9 @@ def _idle_stage(setting: Setting, method: TrainingMethod, shape: Shape, device: 
         wait_for(device)
         packing += time.perf_counter() - began
         began = time.perf_counter()
-        steps: list[Step | Talk] = [sweep(stage, rows, Batch(ids, size)) for sweep in method.sweeps()]
-        steps.append(method.drain(stage, goes_on=False))
+        steps: list[Step | Talk] = [sweep(stage, rows, Batch(ids, size)) for sweep in sweeps(method)]
+        if isinstance(method, InFlight):
+            steps.append(method.drain(stage, goes_on=False))
         for verbs in steps:
             part, answer = 0, None
             with suppress(StopIteration):

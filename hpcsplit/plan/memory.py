@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcsplit.methods.contract import flights
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
 from hpcsplit.schedule.timetable import in_flight, timetable, waiting
@@ -78,7 +79,7 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     late = waiting(stage.stage, works, schedule.waiting) if setting.exact.defers(ranks) else 0
     late = min(late, schedule.microbatches - pieces)  # gradients take the place of activations that autograd lets go
     exact = -(-size // schedule.microbatches) * ((1 + late) * sample + (pieces - 1) * kept)
-    held = 1 + round(method.flights(stage.stage, ranks) * method.microbatches)  # pieces at once
+    held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once
     at_once = math.ceil(size * (held / method.microbatches)) * sample if setting.parallel else 0
     rows = stage.row_bytes * size
     images = setting.train_size + setting.config.data.validation + setting.test_size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.methods.contract import TrainingMethod, own_variables
+from hpcsplit.methods.contract import Iterates, TrainingMethod, own_variables
 from hpcsplit.wire import lockstep
 from tests.methods.tiny import activations, aux_of, batch_for, batch_of, listen, make_stages, mlp_parts, random_rows
 
@@ -145,7 +145,8 @@ class Network:
         self.method, self.epoch = method, 0
         self.stages = make_stages([part.to(dtype) for part in whole], self.x, **options)
         for stage in self.stages:
-            method.prepare(stage)
+            if isinstance(method, Iterates):
+                method.prepare(stage)
         ends = [round(n * size / blocks) for n in range(blocks + 1)]
         self.blocks = [torch.arange(a, b) for a, b in pairwise(ends)]
         self.rows: list[dict[str, Tensor]] = []
@@ -177,8 +178,10 @@ class Network:
                 self.start()
             method = self.method.at(self.epoch)
             terms = self.visit(method)
-            for name, value in (term for stage in self.stages for term in method.close(stage).items()):
-                terms[name] = terms.get(name, 0.0) + value
+            for stage in self.stages:
+                closed = method.close(stage) if isinstance(method, Iterates) else {}
+                for name, value in closed.items():
+                    terms[name] = terms.get(name, 0.0) + value
             self.terms.append({name: value / len(self.x) for name, value in terms.items()})
             self.epoch += 1
         return self

@@ -13,7 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
-from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, Variable, own_variables
+from hpcsplit.methods.contract import (
+    Aux,
+    Batch,
+    InFlight,
+    Step,
+    StepResult,
+    Tally,
+    TrainingMethod,
+    Variable,
+    own_variables,
+)
+from hpcsplit.methods.contract import visits as visiting
 from hpcsplit.stage.stage import Place, Stage
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import PREV, Recv, Send, Verb
@@ -40,13 +51,14 @@ def build(declared: DeclaredMethod) -> TrainingMethod:
 def one_step(method: TrainingMethod, stage: Stage, aux: Aux, batch: Batch) -> Step:
     """The last step of a parallel epoch of one mini-batch."""
     result = yield from method.step(stage, aux, batch)
-    yield from method.drain(stage, goes_on=False)
+    if isinstance(method, InFlight):
+        yield from method.drain(stage, goes_on=False)
     return result
 
 
 def lead_in(method: TrainingMethod, stages: Sequence[Stage], images: torch.Tensor, labels: torch.Tensor) -> int:
     """The steps before it, of a method that visits a mini-batch more than once; how many of them train."""
-    visits = method.visiting_order([np.arange(len(images))])[1:]
+    visits = visiting(method, [np.arange(len(images))])[1:]
     runs = [
         lockstep.run([method.step(s, {}, tiny.batch_for(s, images, labels, method)) for s in stages]) for _ in visits
     ]

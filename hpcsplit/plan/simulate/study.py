@@ -11,7 +11,7 @@ from typing import Any
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import Tally
+from hpcsplit.methods.contract import Tally, flights
 from hpcsplit.plan.simulate.dry import Problem, Unknown, make_jobs
 from hpcsplit.plan.simulate.machine import WORK, Clock, Machine, Span
 from hpcsplit.plan.simulate.runner import Simulation
@@ -128,7 +128,7 @@ def _program(job: Job, actions: Sequence[Action]) -> Generator[Verb, Any, None]:
 
 def epoch(problem: Problem, cuts: Sequence[int], machine: Machine, action: Action, phase: Phase) -> Epoch:
     """An epoch of this action, from two short ones: behind its first steps each takes as long as the one before."""
-    lead = math.ceil(problem.method.flights(0, len(cuts) + 1)) if phase == "parallel" else 0
+    lead = math.ceil(flights(problem.method, 0, len(cuts) + 1)) if phase == "parallel" else 0
     few, more = (lead + steps for steps in (FLUSHED if phase == "serial" else (FEW, MORE)))
     begun, done = (replay(problem, cuts, machine, [action], phase, steps) for steps in (few, more))
     return Epoch(more, done.length_s, (done.length_s - begun.length_s) / (more - few), done.shares)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.methods.contract import TrainingMethod
+from hpcsplit.methods.contract import TrainingMethod, visits
 from hpcsplit.plan.blocks import BlockTime
 from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.simulate.dry import Problem
@@ -49,4 +49,4 @@ def epoch_bytes(
 
 def _visits(method: TrainingMethod, batch_sizes: Sequence[int]) -> int:
     """Samples that pass in an epoch of such mini-batches, each as often as it is visited."""
-    return sum(map(len, method.visiting_order([np.arange(size) for size in batch_sizes])))
+    return sum(map(len, visits(method, [np.arange(size) for size in batch_sizes])))
