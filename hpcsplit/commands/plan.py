@@ -21,7 +21,7 @@ from hpcsplit.plan.memory import Footprint, footprints
 from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.simulate.traffic import epoch_bytes
+from hpcsplit.plan.simulate.study import epoch_bytes
 from hpcsplit.plan.stages import StagePlan, auxiliary_gib, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir

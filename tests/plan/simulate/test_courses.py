@@ -60,7 +60,7 @@ def test_a_narrow_link_binds_at_its_bandwidth() -> None:
     bandwidth, p = MAP_BYTES / 50, problem(EVEN)  # 50 s for x, and as long for λ the other way at the same time
     machine = Machine(node=1, latency_s=0.0, bandwidth=bandwidth)
     assert step_s(p, (2,), machine) == pytest.approx(50, rel=0.02)
-    found = epoch(p, (2,), machine, PARALLEL, "parallel")
+    found = epoch(p, (2,), machine, PARALLEL)
     assert found.binds == "link"
     halved = problem(EVEN, method=Penalty(downsample=2))
     assert step_s(halved, (2,), machine) == pytest.approx(50 / 4, rel=0.1)
@@ -102,7 +102,7 @@ def test_a_straggler_holds_up_all_others() -> None:
     slow = Machine(node=1, latency_s=0.0, bandwidth=0.0, straggler=4.0)
     p = problem(EVEN, join=CutCost())
     assert step_s(p, (1, 2, 3), slow) == pytest.approx(4 * step_s(p, (1, 2, 3)))
-    found = epoch(p, (1, 2, 3), slow, PARALLEL, "parallel")
+    found = epoch(p, (1, 2, 3), slow, PARALLEL)
     assert found.binds == "other ranks"
 
 
@@ -110,7 +110,7 @@ def test_a_straggler_holds_up_all_others() -> None:
 def test_delayed_gradients_keep_all_stages_busy(pieces: int) -> None:
     p = problem(EVEN, method=Delayed(microbatches=pieces), join=CutCost())
     assert step_s(p, (1, 2, 3)) == pytest.approx(3.0)
-    assert epoch(p, (2,), FREE, EXACT, "serial").step_s == pytest.approx(12.0)
+    assert epoch(p, (2,), FREE, EXACT).step_s == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("order", ["1f1b", "zb"])
