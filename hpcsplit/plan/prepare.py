@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,9 @@ from hpcsplit.nets.shapes import twin
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, profile
-from hpcsplit.plan.memory import footprints
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.stages import plan_stages
+from hpcsplit.plan.stages import footprints, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.stage.cuts import balanced_cuts, charged, ranges
@@ -152,7 +151,7 @@ def prepare(
         measured is not None and times_itself,
         expected.get("deferred", True) if whole else True,
         setting.code,
-        tuple(plan.as_dict() for plan in plans),
+        tuple(asdict(plan) for plan in plans),
         checked.adapted,
         checked.notes,
     )
