@@ -119,7 +119,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     equal = course(timetables(order, count, m), HALVED if late else WHOLE, most)
     bound = 3 * count * m / equal.length
     edges = [stage.edge_bytes for stage in stages[:-1]]
-    expected = measured and forecast(measured, cuts, gamma, edges, order, most)
+    expected = measured and forecast(measured, cuts, gamma, edges, setting.exact)
     values = {
         "ranks": count,
         "cuts": list(cuts),

@@ -27,9 +27,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.plan.profile import Profile
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.schedule.timetable import Order, Passes, course, timetables
+from hpcsplit.schedule.timetable import Passes, course, timetables
+
+IN_ORDER = Backprop()
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,14 @@ def forecast(
     cuts: Sequence[int],
     gamma: float | None,
     edge_bytes: Sequence[int] = (),
-    order: Order = "1f1b",
-    waiting: int = 0,
+    exact: Backprop = IN_ORDER,
 ) -> Forecast:
     """The forecast for the network cut before these blocks.
 
     Args:
         edge_bytes: what a mini-batch's activations at each cut take as a message; an exact step sends them and as many
             bytes of gradients back.
-        order, waiting: of an exact step's micro-batches, as in Backprop.
+        exact: the method of exact steps, whose micro-batches are those of the profile.
     """
     cut_costs = [profile.join(cut) for cut in cuts]
     packing = max((join.packing_s for join in cut_costs), default=0.0)
@@ -137,13 +139,13 @@ def forecast(
         t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
-        exact_s=profile.data_s + _pipelined(passes, order, m, waiting) + max(update for _, update in stages),
+        exact_s=profile.data_s + _pipelined(passes, exact, m) + max(update for _, update in stages),
     )
 
 
-def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int, waiting: int) -> float:
+def _pipelined(passes: Sequence[Passes], exact: Backprop, microbatches: int) -> float:
     """Seconds of all passes of an exact step."""
     if any(p.weights for p in passes):
-        return course(timetables(order, len(passes), microbatches), passes, waiting).length
+        return course(timetables(exact.order, len(passes), microbatches), passes, exact.waiting).length
     both = [p.forward + p.backward for p in passes]
     return sum(both) + (microbatches - 1) * max(both)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpcsplit.config import resolve
-from hpcsplit.plan.cut_cost import time_cuts
+from hpcsplit.plan.measure import time_cuts
 from hpcsplit.plan.setting import Setting
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpcsplit.plan import measure
-from hpcsplit.plan.cut_cost import time_cuts
+from hpcsplit.plan.measure import time_cuts
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.provenance import sharing
 from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits
