@@ -28,7 +28,7 @@ from itertools import pairwise
 from typing import Any
 
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.timetable import Passes, course, timetables
 
@@ -90,9 +90,8 @@ class Forecast:
         return hybrid(self.gamma, self.parallel_speed_up)
 
     def as_dict(self) -> dict[str, Any]:
-        names = ["t_s", "t_p", "rho_k", "rho_h", "parallel_speed_up", "exact_speed_up"]
-        names += ["hybrid_speed_up", "hybrid_speed_up_one_device"]
-        return asdict(self) | {name: getattr(self, name) for name in names}
+        derived = [name for name, value in vars(Forecast).items() if isinstance(value, property)]
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 def hybrid(gamma: float | None, parallel: float, exact: float = 1.0) -> float:
@@ -120,8 +119,7 @@ def forecast(
             bytes of gradients back.
         exact: the method of exact steps, whose micro-batches are those of the profile.
     """
-    cut_costs = [profile.join(cut) for cut in cuts]
-    packing = max((join.packing_s for join in cut_costs), default=0.0)
+    cut_costs = [profile.join(cut) for cut in cuts] or [CutCost()]
     stages, m = profile.exact_stages(cuts), profile.microbatches
     edges = [0, *(edge_bytes or [0] * len(cuts)), 0]
     passes = [
@@ -134,9 +132,9 @@ def forecast(
         t_f=profile.forward_s,
         t_b=profile.backward_s,
         t_d=profile.data_s,
-        t_psi=max((join.psi_s for join in cut_costs), default=0.0),
-        t_lam=max((join.lam_s for join in cut_costs), default=0.0) + packing,
-        t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
+        t_psi=max(join.psi_s for join in cut_costs),
+        t_lam=max(join.lam_s for join in cut_costs) + max(join.packing_s for join in cut_costs),
+        t_kappa=max(join.kappa_s for join in cut_costs),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
         exact_s=profile.data_s + _pipelined(passes, exact, m) + max(update for _, update in stages),

@@ -125,15 +125,15 @@ class Profile:
         of_block = [factor for part, factor in zip(ranges(cuts, len(self.blocks)), factors, strict=True) for _ in part]
 
         def slower(times: Sequence[BlockTime]) -> tuple[BlockTime, ...]:
-            pairs = zip(times, of_block, strict=True)
+            pairs = zip(times, of_block if times else (), strict=True)
             return tuple(BlockTime(*(factor * seconds for seconds in astuple(time))) for time, factor in pairs)
 
         return replace(
             self,
             blocks=slower(self.blocks),
             pieces=slower(self.pieces),
-            cut=slower(self.cut) if self.cut else (),
-            late=slower(self.late) if self.late else (),
+            cut=slower(self.cut),
+            late=slower(self.late),
             cut_costs=tuple(CutCost(**{name: mean * s for name, s in asdict(join).items()}) for join in self.cut_costs),
             update_s=mean * self.update_s,
             data_s=mean * self.data_s,
@@ -145,18 +145,9 @@ class Profile:
         inner = range(1, len(self.blocks) - 1)
         order = [0, *(i for i in inner for _ in range(times)), len(self.blocks) - 1]
         behind = [i + 1 if i == before else i for before, i in zip([-1, *order], order, strict=False)]  # a repeated one
-        return replace(
-            self,
-            blocks=tuple(self.blocks[i] for i in order),
-            pieces=tuple(self.pieces[i] for i in order),
-            cut=tuple(self.cut[i] for i in order) if self.cut else (),
-            late=tuple(self.late[i] for i in order) if self.late else (),
-            cut_costs=tuple(self.cut_costs[i] for i in behind) if self.cut_costs else (),
-            params=tuple(self.params[i] for i in order),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        numbers = dict.fromkeys(("blocks", "pieces", "cut", "late", "params"), order) | {"cut_costs": behind}
+        known: dict[str, Any] = {name: getattr(self, name) for name in numbers if getattr(self, name)}
+        return replace(self, **{name: tuple(old[i] for i in numbers[name]) for name, old in known.items()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

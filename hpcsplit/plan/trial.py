@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 
 from hpcsplit.config import Config
 from hpcsplit.config.option import show
+from hpcsplit.data.order import batches
+from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_raised, other_types, said
 from hpcsplit.nets.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
-from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
 from hpcsplit.plan.setting import Setting
+from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Shape, Stage
 
 
@@ -48,7 +51,13 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
     Raises ConfigError where it cannot be trained, naming the block and the line of the user's source.
     """
     if setting.config.run.torch_compile:
-        _check_compiler(device)
+        try:  # something new, of a size that no cache has
+            torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
+        except Exception as error:
+            raise ConfigError(
+                f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler "
+                "(g++, or name it in CXX; for GPUs triton), or set run.torch_compile = false"
+            ) from error
     if not setting.users_network:
         return Checked(setting, {}, ())
     first = None
@@ -56,7 +65,9 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
         for adapted in _adaptations(setting.config):
             here = setting.adapted(adapted)
             try:
-                _check(here, device)
+                _check_values(here, device)
+                _check_sizes(here, training_sizes(here), training=True)
+                _check_sizes(here, evaluation_sizes(here), training=False)
             except ConfigError as error:
                 first, last = first or error, error
                 continue
@@ -74,11 +85,47 @@ def _adaptations(config: Config) -> list[dict[str, Any]]:
     return [changes for number, changes in enumerate(every) if changes not in every[:number]]
 
 
-def _check(setting: Setting, device: torch.device) -> None:
-    net, shapes = setting.net, setting.shapes
-    _check_values(setting, device)
-    _check_sizes(net, training_sizes(setting), shapes, training=True)
-    _check_sizes(net, evaluation_sizes(setting), shapes, training=False)
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def training_sizes(setting: Setting) -> dict[int, str]:
+    """The mini-batches that a run has in training mode, and where they come from."""
+    config, samples, most = setting.config, setting.epoch_samples, setting.batch_size
+    cures = 'data.last_batch = "join" or ' * (config.data.last_batch == "keep") + "another data.batch_size"
+    whole = set(setting.batch_sizes)
+    result = {most: f"data.batch_size is {most}"}
+    for size in whole - {most}:
+        result[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
+    pieces = {"schedule": config.schedule.microbatches, "method": setting.method.microbatches}
+    for section, number in pieces.items():
+        for size in sorted(whole, reverse=True):
+            for piece in {part.stop - part.start for part in slices(size, number)}:
+                result.setdefault(
+                    piece,
+                    f"of {number} micro-batches of a mini-batch of {size} one has {piece}: lower "
+                    f"{section}.microbatches, or set {cures}",
+                )
+    for ids in batches(np.arange(samples), min(most, FORWARD_ROWS), config.data.last_batch):
+        result.setdefault(
+            len(ids),
+            f"of {samples} samples, {min(most, FORWARD_ROWS)} at a time, that BatchNorm statistics are taken of, "
+            f"{len(ids)} are left: set {cures}",
+        )
+    return result
+
+
+def evaluation_sizes(setting: Setting) -> dict[int, str]:
+    """The mini-batches that only go forward."""
+    kinds = {"training": setting.epoch_samples, "test": setting.test_size}
+    kinds |= {"evaluated training": setting.eval_train_size, "held-out": setting.config.data.validation}
+    most = min(setting.batch_size, FORWARD_ROWS)
+    last = "keep" if setting.config.data.last_batch == "keep" else "join"
+    cure = ': set data.last_batch = "join"' if last == "keep" else ""
+    return {
+        len(ids): f"of {number} {kind} samples, {most} at a time, there are {len(ids)} at the end{cure}"
+        for kind, number in kinds.items()
+        for ids in batches(np.arange(number), most, last)
+    }
 
 
 # ------------------------------------------------------------------------------------------------ with values
@@ -172,20 +219,10 @@ def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor
 
 
 def _loss(stage: Stage, y: Tensor, images: Tensor) -> Tensor:
-    return stage.loss(y, stage.task.targets(_MadeUp(images), np.arange(len(y)))).mean()
-
-
-class _MadeUp:
-    """The images as a data set whose every label is 0."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
-
-    def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor:
-        return self._images
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        return torch.zeros(len(ids), dtype=torch.int64, device=self._images.device)
+    """With the images as a data set whose every label is 0."""
+    labels = torch.zeros(len(y), dtype=torch.int64, device=images.device)
+    made_up: Any = SimpleNamespace(images=lambda ids, **view: images, labels=lambda ids: labels)
+    return stage.loss(y, stage.task.targets(made_up, np.arange(len(y)))).mean()
 
 
 def _line_of_change(stage: Stage, x: Tensor) -> str | None:
@@ -301,9 +338,9 @@ def _check_shared(net: nn.Sequential, copied: nn.Sequential, before: dict[tuple[
 # ------------------------------------------------------------------------------------------------ without values
 
 
-def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], shapes: Sequence[Shape], *, training: bool) -> None:
+def _check_sizes(setting: Setting, sizes: Mapping[int, str], *, training: bool) -> None:
     """Mini-batches of all these sizes forward."""
-    shadow = Shadow(net, training=training)
+    net, shapes, shadow = setting.net, setting.shapes, Shadow(setting.net, training=training)
     for size, what in sizes.items():
         x = meta_sample(net, shapes[0], size)
         for index in range(len(net)):
@@ -328,17 +365,3 @@ def _samples(number: int) -> str:
 
 def _mode(training: bool) -> str:
     return "training mode" if training else "evaluation mode"
-
-
-# ------------------------------------------------------------------------------------------------ around it
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile something new, of a size that no cache has."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
-    except Exception as error:
-        raise ConfigError(
-            f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler (g++, or "
-            "name it in CXX; for GPUs triton), or set run.torch_compile = false"
-        ) from error

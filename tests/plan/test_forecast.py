@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +119,7 @@ def test_a_parallel_step_in_micro_batches_takes_their_time() -> None:
 
 @pytest.mark.parametrize("profile", [PROFILE, replace(PROFILE, cut=PROFILE.blocks[::-1])])
 def test_a_profile_comes_back_from_json(profile: Profile) -> None:
-    assert Profile.from_dict(json.loads(json.dumps(profile.as_dict()))) == profile
+    assert Profile.from_dict(json.loads(json.dumps(asdict(profile)))) == profile
 
 
 def test_a_deeper_network_has_each_inner_block_several_times() -> None:
@@ -149,7 +149,7 @@ def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path)
             "one_rank_samples_per_s": 4.0,
             "cuts": [2],
             "edge_bytes": [0],
-            "profile": PROFILE.as_dict(),
+            "profile": asdict(PROFILE),
         }
     )
     together = 2 * 1.5 * (before.exact_s - 0.3)
@@ -168,7 +168,7 @@ def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path)
 
 def test_stages_that_could_not_be_timed_at_once_are_as_they_were_alone(tmp_path: Path) -> None:
     run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
-    values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": PROFILE.as_dict()}
+    values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": asdict(PROFILE)}
     run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
     expect_together(run, [1.5 * 15.0, None], {False: before.exact_s - 0.3}, Backprop(2))
     assert (run.load_forecast() or {})["forecast"] == pytest.approx(before.as_dict())
@@ -181,7 +181,7 @@ def test_the_forecast_is_one_of_the_steps_that_the_run_will_have(tmp_path: Path,
     alone = replace(PROFILE, late=late)
     gains = {True: forecast(alone, (2,), 0.25, [0]), False: forecast(PROFILE, (2,), 0.25, [0])}
     assert gains[True].exact_s < gains[False].exact_s
-    values = {"forecast": gains[True].as_dict(), "cuts": [2], "edge_bytes": [0], "profile": alone.as_dict()}
+    values = {"forecast": gains[True].as_dict(), "cuts": [2], "edge_bytes": [0], "profile": asdict(alone)}
     run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
     exact_s = {way: 2 * (gain.exact_s - 0.3) for way, gain in gains.items()}
     expect_together(run, [None, None], exact_s, Backprop(2, deferred=waits))
