@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hpcsplit.commands.timeline import draw
@@ -64,7 +64,7 @@ def simulate_command(
             continue
         rows.append(row(here, cuts_of(config, here, count), machine, schedule, steps, times))
     if as_json:
-        found = {"machine": vars(machine), "rows": [each.as_dict() for each in rows], "notes": notes}
+        found = {"machine": vars(machine), "rows": [asdict(each) for each in rows], "notes": notes}
         print(json.dumps(found, indent=1))
     else:
         print("\n".join([*_table(config, machine, rows, problem), *notes]))
@@ -165,8 +165,8 @@ def _table(config: Config, machine: Machine, rows: Sequence[Row], problem: Probl
         deeper = "-" if each.deeper == 1 else f"x {each.deeper}"
         lines.append(
             f"{each.ranks:>5} {each.nodes:>5} {each.blocks:>6} {deeper:>6} {each.parallel.step_s:>10.5f} "
-            f"{each.parallel_speed_up:>7.2f} {each.parallel_speed_up / each.ranks:>6.1%} {each.parallel.binds:>13}  "
-            f"{each.exact.step_s:>10.5f} {each.exact_speed_up:>7.2f} {each.exact.binds:>13} "
+            f"{each.parallel_speed_up:>7.2f} {each.parallel_speed_up / each.ranks:>6.1%} {each.parallel_binds:>13}  "
+            f"{each.exact.step_s:>10.5f} {each.exact_speed_up:>7.2f} {each.exact_binds:>13} "
             f"{each.hybrid_speed_up:>7.2f}"
         )
     if any(each.deeper > 1 for each in rows):

@@ -146,8 +146,9 @@ class Profile:
         order = [0, *(i for i in inner for _ in range(times)), len(self.blocks) - 1]
         behind = [i + 1 if i == before else i for before, i in zip([-1, *order], order, strict=False)]  # a repeated one
         numbers = dict.fromkeys(("blocks", "pieces", "cut", "late", "params"), order) | {"cut_costs": behind}
-        known: dict[str, Any] = {name: getattr(self, name) for name in numbers if getattr(self, name)}
-        return replace(self, **{name: tuple(old[i] for i in numbers[name]) for name, old in known.items()})
+        known = {name: getattr(self, name) for name in numbers if getattr(self, name)}
+        deep: dict[str, Any] = {name: tuple(old[i] for i in numbers[name]) for name, old in known.items()}
+        return replace(self, **deep)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

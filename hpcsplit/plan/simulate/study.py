@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,19 +82,10 @@ class Row:
     exact: Epoch
     refresh: Epoch | None
     hybrid_speed_up: float
-
-    @property
-    def parallel_speed_up(self) -> float:
-        return self.one_rank_s / self.parallel.step_s
-
-    @property
-    def exact_speed_up(self) -> float:
-        return self.one_rank_s / self.exact.step_s
-
-    def as_dict(self) -> dict[str, Any]:
-        gains = {"parallel_speed_up": self.parallel_speed_up, "exact_speed_up": self.exact_speed_up}
-        binds = {"parallel_binds": self.parallel.binds, "exact_binds": self.exact.binds}
-        return asdict(self) | gains | binds
+    parallel_speed_up: float
+    exact_speed_up: float
+    parallel_binds: str
+    exact_binds: str
 
 
 def replay(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refresh | Train, steps: int) -> Replayed:
@@ -162,6 +153,10 @@ def row(
         exact=exact,
         refresh=fresh,
         hybrid_speed_up=len(kinds) * steps * one / whole,
+        parallel_speed_up=one / parallel.step_s,
+        exact_speed_up=one / exact.step_s,
+        parallel_binds=parallel.binds,
+        exact_binds=exact.binds,
     )
 
 
