@@ -62,7 +62,7 @@ def simulate_command(
         if count * lead * here.method.microbatches > MOST_STEPS:
             notes.append(f"{count} ranks: left out, with {lead:g} mini-batches in flight it would take too long")
             continue
-        rows.append(row(here, cuts_of(config, here, count), machine, schedule, steps, times))
+        rows.append(row(here, _cuts(config, here, count), machine, schedule, steps, times))
     if as_json:
         found = {"machine": vars(machine), "rows": [asdict(each) for each in rows], "notes": notes}
         print(json.dumps(found, indent=1))
@@ -72,7 +72,7 @@ def simulate_command(
         drawn = problem.deeper(deeper) if deeper else problem
         most = min(DRAWN_RANKS, len(drawn.profile.blocks))
         shown = max((each.ranks for each in rows if each.ranks <= most), default=most)
-        draw(rows, _timelines(drawn, cuts_of(config, drawn, shown), machine), out, _title(config, machine))
+        draw(rows, _timelines(drawn, _cuts(config, drawn, shown), machine), out, _title(config, machine))
         if not as_json:
             print(f"picture: {out}")
     return 0
@@ -121,13 +121,12 @@ def _schedule(setting: Setting, method: TrainingMethod) -> list[Action]:
     return done
 
 
-def cuts_of(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
+def _cuts(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
     """Where the network is cut: as `plan` does, or nearly so where there are many blocks."""
-    measured = problem.profile
     if not isinstance(config.split.cuts, str) and len(config.split.cuts) + 1 == ranks:
         return config.split.cuts
-    costs = [block.seconds for block in measured.parallel]
-    cut_costs = [join.seconds / 2 for join in measured.cut_costs]
+    costs = [block.seconds for block in problem.profile.parallel]
+    cut_costs = [join.seconds / 2 for join in problem.profile.cut_costs]
     return (balanced_cuts if len(costs) <= EXACT_CUTS else quick_cuts)(costs, ranks, cut_costs)
 
 

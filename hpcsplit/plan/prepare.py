@@ -62,13 +62,11 @@ def choose_cuts(
     """
     asked, blocks = setting.config.split.cuts, setting.blocks
     cut_costs: tuple[float, ...] = ()
-    if asked == "params":
-        costs = tuple(float(block.params) for block in blocks)
-    elif asked == "time" and measured:
+    if asked == "time" and measured:
         costs = tuple(block.seconds for block in measured.parallel)
         cut_costs = tuple(join.seconds / 2 for join in measured.cut_costs)
     else:
-        costs = tuple(float(block.flops) for block in blocks)
+        costs = tuple(float(block.params if asked == "params" else block.flops) for block in blocks)
     cuts = balanced_cuts(costs, stages, cut_costs) if isinstance(asked, str) else asked
     if len(cuts) + 1 != stages:
         raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
@@ -79,8 +77,7 @@ def choose_cuts(
 def prepare(
     setting: Setting, run_dir: RunDir, stages: int, device: torch.device, here: int = 0, sharing: int = 0
 ) -> Prepared:
-    """Everything that rank 0 finds out alone: the data are there, where to cut, how fast one core is and how fast the
-    run should be.
+    """Everything that rank 0 finds out alone.
 
     Cuts chosen at the first start of a run directory stay, so that its checkpoints fit.
 

@@ -10,9 +10,10 @@ The program's own networks are known to be good.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,29 +142,22 @@ def _check_values(setting: Setting, device: torch.device) -> None:
     before = _shared_buffers(copied)
     for training, there in ((True, training_sizes(setting)), (False, evaluation_sizes(setting))):
         copied.train(training)
-        for size, what in _few(there):
-            with _explained(size, what):
-                _in_stages(net, stages, _images(size, shapes[0], device), training=training)
+        _with_few(there, shapes[0], device, partial(_in_stages, net, stages, training=training))
     _check_shared(net, copied, before)
     whole = _stage(setting, copied, 0, (), device)
     copied.train()
-    for size, what in _few(training_sizes(setting)):
-        with _explained(size, what):
-            _as_one(net, whole, watch, _images(size, shapes[0], device))
+    _with_few(training_sizes(setting), shapes[0], device, partial(_as_one, net, whole, watch))
 
 
-def _few(sizes: Mapping[int, str]) -> list[tuple[int, str]]:
-    """At most `FEW` samples, and a single one last, where the run has that."""
-    return sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True)
-
-
-@contextmanager
-def _explained(size: int, what: str) -> Iterator[None]:
-    """Say where mini-batches of this size come from, where others are taken."""
-    try:
-        yield
-    except ConfigError as error:
-        raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
+def _with_few(sizes: Mapping[int, str], shape: Shape, device: torch.device, act: Callable[[Tensor], None]) -> None:
+    """Act on at most `FEW` images, and on a single one last, where the run has that; say where those come from that
+    are not taken where others are.  Pixels are uniform, normalised."""
+    for size, what in sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True):
+        pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
+        try:
+            act(((pixels - 0.5) / 0.25).to(device))
+        except ConfigError as error:
+            raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
 
 
 def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int, ...], device: torch.device) -> Stage:
@@ -174,12 +168,6 @@ def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int,
         raise ConfigError(f"{label} cannot be trained with this configuration ({said(error)})") from error
     stage.set_lr(0.0)
     return stage
-
-
-def _images(size: int, shape: Shape, device: torch.device) -> Tensor:
-    """Uniform pixels, normalised."""
-    pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
-    return ((pixels - 0.5) / 0.25).to(device)
 
 
 def _in_stages(net: nn.Sequential, stages: Sequence[Stage], images: Tensor, *, training: bool) -> None:
@@ -282,13 +270,14 @@ class _Watch:
         self._net, self._copied, self._shapes, self._setting = setting.net, copied, setting.shapes, setting
         self.index, self.x = 0, torch.empty(0)
         for index, block in enumerate(copied):
-            block.register_forward_pre_hook(lambda block, inputs, index=index: self._enter(index, inputs[0]))
-            block.register_forward_hook(lambda block, inputs, y, index=index: self._leave(index, inputs[0], y))
+            block.register_forward_pre_hook(partial(self._enter, index))
+            block.register_forward_hook(partial(self._leave, index))
 
-    def _enter(self, index: int, x: Tensor) -> None:
-        self.index, self.x = index, x
+    def _enter(self, index: int, block: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.index, self.x = index, inputs[0]
 
-    def _leave(self, index: int, x: Tensor, y: object) -> None:
+    def _leave(self, index: int, block: nn.Module, inputs: tuple[Tensor], y: object) -> None:
+        x = inputs[0]
         if wrong := self._wrong(index, x, y):
             label, mode = block_label(self._net, index), _mode(self._copied.training)
             raise ConfigError(f"{label} returns {wrong.format(mode=f'for {_samples(len(x))} in {mode}')}")
