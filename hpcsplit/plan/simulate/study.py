@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
-from hpcsplit.engine.job import Job
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Tally, TrainingMethod, flights, visits
 from hpcsplit.plan.blocks import BlockTime
@@ -23,7 +21,7 @@ from hpcsplit.plan.simulate.machine import Clock, Machine, Span
 from hpcsplit.plan.simulate.runner import Simulation
 from hpcsplit.schedule.actions import Action, Refresh, Train
 from hpcsplit.stage.stage import Shape
-from hpcsplit.wire.port import Traffic, Verb
+from hpcsplit.wire.port import Traffic
 
 FEW, MORE = 4, 8  # steps of the two epochs that an epoch of many steps is extrapolated from
 FLUSHED = 1, 2  # the same, where the pipeline runs empty behind each step
@@ -94,7 +92,10 @@ def replay(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refr
     clocks = [Clock(rank, machine.straggler if rank == ranks // 2 else 1.0) for rank in range(ranks)]
     jobs = make_jobs(problem, cuts, clocks, machine, phase, steps)
     simulation = Simulation(
-        [_program(job, action) for job in jobs],
+        [
+            refresh(job, action, None) if isinstance(action, Refresh) else train_epoch(job, action, Tally())
+            for job in jobs
+        ],
         clocks,
         machine,
         bytes_of_one=problem.samples_of_one(phase),
@@ -108,13 +109,6 @@ def replay(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refr
     whole, kinds = max(ranks * length, 1e-300), sorted({kind for clock in clocks for kind in clock.spent})
     shares = {kind: sum(clock.spent[kind] for clock in clocks) / whole for kind in kinds}
     return Replayed(length, shares, simulation.traffic, [span for clock in clocks for span in clock.spans])
-
-
-def _program(job: Job, action: Refresh | Train) -> Generator[Verb, Any, None]:
-    if isinstance(action, Refresh):
-        yield from refresh(job, action, None)
-    else:
-        yield from train_epoch(job, action, Tally())
 
 
 def epoch(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refresh | Train) -> Epoch:
