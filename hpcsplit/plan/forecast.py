@@ -126,6 +126,11 @@ def forecast(
         Passes(p.forward + profile.packing_s * after / m, p.backward + profile.packing_s * before / m, p.weights)
         for (p, _), (before, after) in zip(stages, pairwise(edges), strict=True)
     ]
+    if any(p.weights for p in passes):
+        passes_s = course(timetables(exact.order, len(passes), m), passes, exact.waiting).length
+    else:
+        both = [p.forward + p.backward for p in passes]
+        passes_s = sum(both) + (m - 1) * max(both)
     return Forecast(
         ranks=len(cuts) + 1,
         microbatches=m,
@@ -137,13 +142,5 @@ def forecast(
         t_kappa=max(join.kappa_s for join in cut_costs),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
-        exact_s=profile.data_s + _pipelined(passes, exact, m) + max(update for _, update in stages),
+        exact_s=profile.data_s + passes_s + max(update for _, update in stages),
     )
-
-
-def _pipelined(passes: Sequence[Passes], exact: Backprop, microbatches: int) -> float:
-    """Seconds of all passes of an exact step."""
-    if any(p.weights for p in passes):
-        return course(timetables(exact.order, len(passes), microbatches), passes, exact.waiting).length
-    both = [p.forward + p.backward for p in passes]
-    return sum(both) + (microbatches - 1) * max(both)

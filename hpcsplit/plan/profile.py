@@ -86,8 +86,8 @@ class Profile:
         return self.forward_s + self.backward_s + self.data_s
 
     def join(self, cut: int) -> CutCost:
-        """What a cut before this block costs."""
-        return self.cut_costs[cut] if self.cut_costs else CutCost()
+        """What a cut before this block costs; the two ends of the network are none."""
+        return self.cut_costs[cut] if 0 < cut < len(self.cut_costs) else CutCost()
 
     def blocks_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of each stage's blocks, forward and backward."""
@@ -95,13 +95,13 @@ class Profile:
 
     def parallel_stage_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of a parallel step on each stage, if it never waited."""
-        inner = [self.join(cut) for cut in cuts]
-        after = [join.psi_s + join.packing_s / 2 for join in inner] + [0.0]
-        before = [self.data_s] + [join.lam_s + join.kappa_s + join.packing_s / 2 for join in inner]
-        return [
-            sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part) + b + a
-            for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
-        ]
+        stages = []
+        for part in ranges(cuts, len(self.blocks)):
+            blocks_s = sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part)
+            before, behind = self.join(part.start), self.join(part.stop)
+            before_s = before.lam_s + before.kappa_s + before.packing_s / 2 if part.start else self.data_s
+            stages.append(blocks_s + before_s + (behind.psi_s + behind.packing_s / 2))
+        return stages
 
     def exact_pieces(self, stages: int) -> tuple[BlockTime, ...]:
         """Each block's passes with a micro-batch in an exact step of so many stages."""

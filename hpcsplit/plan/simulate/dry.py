@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.methods.contract import TrainingMethod, own_variables
-from hpcsplit.plan.profile import CutCost, Profile
+from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.simulate.machine import Clock, Link, Machine
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
@@ -128,8 +128,7 @@ class DryStage(Stage):
             first_block=part.start,
             net_blocks=len(profile.blocks),
         )
-        before = CutCost() if self.first else profile.join(part.start)
-        behind = CutCost() if self.last else profile.join(part.stop)
+        before, behind = profile.join(part.start), profile.join(part.stop)
         self._clock, self._charged = clock, False
         self._cuts_s = before.lam_s + before.kappa_s + behind.psi_s if phase == "parallel" else 0.0
 
