@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpcsplit.commands.planned import summary, text
@@ -13,16 +13,14 @@ from hpcsplit.config.checks import check_method_stages
 from hpcsplit.errors import HpcsplitError
 from hpcsplit.methods.contract import delay
 from hpcsplit.plan.advice import advice
-from hpcsplit.plan.blocks import BlockCost
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of, hybrid
 from hpcsplit.plan.measure import profile
-from hpcsplit.plan.memory import Footprint, footprints
 from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.simulate.traffic import epoch_bytes
-from hpcsplit.plan.stages import StagePlan, auxiliary_gib, plan_stages
+from hpcsplit.plan.simulate.study import epoch_bytes
+from hpcsplit.plan.stages import auxiliary_gib, footprints, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.timetable import HALVED, WHOLE, course, in_flight, timetables, waiting
@@ -70,12 +68,12 @@ def plan_command(
     plans = [values for values, _ in planned]
     advised = advice(config, plans)
     if as_json:
-        advised_values = [{"item": item, "choice": choice, "reason": reason} for item, choice, reason in advised]
-        print(json.dumps([p | {"recommended": advised_values} for p in plans], indent=1))
+        recommended = [dict(zip(("item", "choice", "reason"), each, strict=True)) for each in advised]
+        print(json.dumps([p | {"recommended": recommended} for p in plans], indent=1))
         return 0
     lines = [text(each, draw) for each in plans] if wanted else ["\n".join(summary(plans))]
+    notes = ["\n".join(subject.notes)] if subject.notes else []
     advised_lines = [f"  {item}: {choice}; {reason}" for item, choice, reason in advised]
-    notes = ["\n".join(plans[0]["notes"])] if plans[0]["notes"] else []
     print("\n\n".join([*lines, *notes, "\n".join(["recommended", *advised_lines])]), flush=True)
     for _, refusal in planned if wanted else []:
         if refusal:
@@ -93,7 +91,11 @@ def look_at(
         check_method_stages(setting.declared, count)
         choose_cuts(setting, count)
     measured = profile(setting, setting.device()) if measure else None
-    return Subject(setting, run_dir, node, measured, checked.notes)
+    by_value, notes = ", ".join(block.name for block in setting.blocks if block.by_value), checked.notes
+    if by_value:
+        why = f"values decide what these blocks compute: {by_value}"
+        notes += (f"note: {why}. Multiply-adds and memory are those of random images",)
+    return Subject(setting, run_dir, node, measured, notes)
 
 
 def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | None]:
@@ -112,12 +114,13 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     largest, m = max(s.share for s in stages), config.schedule.microbatches
     halves = [cost / 2 for cost in costs for _ in range(2)]
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
+    gamma, copied = gamma_of(phases), setting.aux_policy == "copy"
     order, most, late = setting.exact.order, setting.exact.waiting, setting.exact.defers(count)
     tables = timetables(order, count, m)
     equal = course(tables, HALVED if late else WHOLE, most)
     bound = 3 * count * m / equal.length
     edges = [stage.edge_bytes for stage in stages[:-1]]
-    expected = measured and forecast(measured, cuts, gamma_of(phases), edges, order, most)
+    expected = measured and forecast(measured, cuts, gamma, edges, setting.exact)
     values = {
         "ranks": count,
         "cuts": list(cuts),
@@ -132,7 +135,12 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         "method": config.method.name,
         "dtype": config.store.dtype,
         "batch_size": setting.batch_size,
-        "stages": [_stage(setting, *each) for each in zip(stages, needs, sent, strict=True)],
+        "stages": [
+            asdict(stage)
+            | {"to_prev_bytes": to_prev, "to_next_bytes": to_next, "memory": need}
+            | {"checkpoint_aux_bytes": stage.store_bytes if copied else 0}
+            for stage, need, (to_prev, to_next) in zip(stages, needs, sent, strict=True)
+        ],
         "delays": [delay(setting.method, k, count) for k in range(count)],
         "aux_float32_gib": auxiliary_gib(setting, cuts),
         "pipeline": {
@@ -145,27 +153,9 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
         },
         "parallel_speed_up_bound": 1 / largest,
         "parallel_speed_up_bound_inside_blocks": 1 / finer,
-        "hybrid_speed_up_bound": hybrid(gamma_of(phases), 1 / largest, bound),
+        "hybrid_speed_up_bound": hybrid(gamma, 1 / largest, bound),
         "forecast": expected.as_dict() if expected else None,
-        "notes": [*subject.notes, *_uncounted(setting.blocks)],
+        "notes": subject.notes,
         "refused": str(refusal or ""),
     }
     return values, refusal
-
-
-def _uncounted(blocks: Sequence[BlockCost]) -> list[str]:
-    """What the numbers of a plan leave open."""
-    names = ", ".join(block.name for block in blocks if block.by_value)
-    note = (
-        f"note: values decide what these blocks compute: {names}. Multiply-adds and memory are those of random images"
-    )
-    return [note] if names else []
-
-
-def _stage(setting: Setting, stage: StagePlan, need: Footprint, sent: tuple[int, int]) -> dict[str, Any]:
-    return stage.as_dict() | {
-        "to_prev_bytes": sent[0],
-        "to_next_bytes": sent[1],
-        "memory": need.as_dict(),
-        "checkpoint_aux_bytes": stage.store_bytes if setting.aux_policy == "copy" else 0,
-    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcsplit.plan.advice import speed_ups
+
 Plan = Mapping[str, Any]
 
 
@@ -19,26 +21,17 @@ def summary(plans: Sequence[Plan]) -> list[str]:
         f"{'parallel':>8} {'exact':>6} {'hybrid':>6}  cuts",
     ]
     for p in plans:
-        f, stages = p["forecast"], p["stages"]
-        gains = (
-            (f["parallel_speed_up"], f["exact_speed_up"], f["hybrid_speed_up"])
-            if f
-            else (p["parallel_speed_up_bound"], p["pipeline"]["speed_up_bound"], p["hybrid_speed_up_bound"])
-        )
+        stages, (parallel, exact, hybrid) = p["stages"], speed_ups(p)
         lines.append(
             f"{p['ranks']:>5} {max(s['share'] for s in stages):>13.1%} "
             f"{size(max(s['memory']['peak'] for s in stages)):>10} "
             f"{size(2 * max(s['store_bytes'] for s in stages)):>12} "
             f"{size(max(s['to_next_bytes'] + s['to_prev_bytes'] for s in stages)):>10} "
-            f"{gains[0]:>8.2f} {gains[1]:>6.2f} {gains[2]:>6.2f}  {_cuts(p['cuts'])}"
+            f"{parallel:>8.2f} {exact:>6.2f} {hybrid:>6.2f}  {', '.join(map(str, p['cuts'])) or '-'}"
         )
         if p["refused"]:
             lines.append(f"      refused: {p['refused']}")
     return lines
-
-
-def _cuts(cuts: Sequence[int]) -> str:
-    return ", ".join(map(str, cuts)) or "-"
 
 
 def size(n: float) -> str:
@@ -78,7 +71,7 @@ def text(p: Plan, draw: bool) -> str:
             f"(cuts are between blocks; in the middle of blocks, too, they would allow {finer:.2f} in parallel epochs)"
         )
     if p["forecast"]:
-        lines += predicted(p["forecast"])
+        lines += _predicted(p["forecast"])
     return "\n".join(lines)
 
 
@@ -123,28 +116,19 @@ def _memory(p: Plan) -> list[str]:
     ]
 
 
-def predicted(f: Mapping[str, Any]) -> list[str]:
+def _predicted(f: Mapping[str, Any]) -> list[str]:
     """Every term of formulas (9) and (11), and the forecast with the stages as they are cut."""
-
-    def ms(*names: str) -> str:
-        return ", ".join(f"{name} {1000 * f[key]:.2f}" for name, key in (n.split("=") for n in names))
-
-    k, m = f["ranks"], f["microbatches"]
-    lines = [
-        "measured on this device, ms a mini-batch: "
-        + ms("t_f=t_f", "t_b=t_b", "t_d=t_d", "t_ψ=t_psi", "t_λ=t_lam", "t_κ=t_kappa"),
+    terms = {"t_f": "t_f", "t_b": "t_b", "t_d": "t_d", "t_ψ": "t_psi", "t_λ": "t_lam", "t_κ": "t_kappa"}
+    measured = ", ".join(f"{name} {1000 * f[key]:.2f}" for name, key in terms.items())
+    k, m, formula = f["ranks"], f["microbatches"], "no epoch is parallel"
+    if (gamma := f["gamma"]) is not None:
+        formula = f"ρ_H = (1 + γ)/(1/ρ_K + γ) = {f['rho_h']:.2f}, γ = {gamma:.3g} exact epochs for a parallel one"
+    return [
+        f"measured on this device, ms a mini-batch: {measured}",
         f"  t_s = t_f + t_b + t_d = {1000 * f['t_s']:.2f}, "
         f"t_p = (t_f + t_b)/{k} + t_ψ + t_λ + t_κ = {1000 * f['t_p']:.2f}",
         f"  (9)  ρ_K = t_s / t_p = {f['rho_k']:.2f}",
-    ]
-    if f["gamma"] is None:
-        lines.append("  (11) no epoch is parallel")
-    else:
-        lines.append(
-            f"  (11) ρ_H = (1 + γ)/(1/ρ_K + γ) = {f['rho_h']:.2f}, γ = {f['gamma']:.3g} exact epochs for a parallel one"
-        )
-    return [
-        *lines,
+        f"  (11) {formula}",
         "predicted with the stages as cut (messages on their way, refreshes and evaluations not charged):",
         f"  parallel step {1000 * f['parallel_s']:.1f} ms, {f['parallel_speed_up']:.2f} x one rank; exact step of {m} "
         f"micro-batch{'es' * (m > 1)} over the ranks {1000 * f['exact_s']:.1f} ms, {f['exact_speed_up']:.2f} x",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hpcsplit.commands.timeline import draw
 from hpcsplit.config import Config
-from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError, DataError
 from hpcsplit.methods.contract import TrainingMethod, flights
 from hpcsplit.plan.measure import profile
@@ -19,7 +18,7 @@ from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine, Span
 from hpcsplit.plan.simulate.study import Row, replay, row
 from hpcsplit.plan.trial import check_network
-from hpcsplit.schedule.actions import Action, Phase, Refresh, Stop, Train, Trained
+from hpcsplit.schedule.actions import Action, Refresh, Stop, Train, Trained
 from hpcsplit.schedule.hybrid import SavePolicy, actions
 from hpcsplit.stage.cuts import balanced_cuts, quick_cuts
 from hpcsplit.stage.stage import Place
@@ -48,56 +47,48 @@ def simulate_command(
         deeper: every inner block so many times; 0: once, and more where there are more ranks than blocks.
     """
     setting = Setting(config)
-    _check(setting.declared)
+    if setting.declared.full_batch or setting.declared.stages:
+        raise ConfigError(
+            f'method.name = "{config.method.name}" works layer by layer on all samples; only methods of mini-batches '
+            "and stages can be replayed, such as penalty"
+        )
     problem = problem_of(setting, source)
-    schedule, steps = _schedule(setting, problem.method), len(setting.batch_sizes)
+    schedule, steps, blocks = _schedule(setting, problem.method), len(setting.batch_sizes), len(problem.shapes) - 1
     rows, notes = [], []
     for count in ranks or RANKS:
-        times = deeper or _times(len(problem.shapes) - 1, count)
+        times = deeper or (1 if count <= blocks else -(-BLOCKS_A_RANK * count // (blocks - 2)))
         here = problem.deeper(times) if times > 1 else problem
         lead = flights(here.method, 0, count)
         if count * lead * here.method.microbatches > MOST_STEPS:
             notes.append(f"{count} ranks: left out, with {lead:g} mini-batches in flight it would take too long")
             continue
-        rows.append(row(here, cuts_of(config, here, count), machine, schedule, steps, times))
+        rows.append(row(here, _cuts(config, here, count), machine, schedule, steps, times))
     if as_json:
-        print(
-            json.dumps({"machine": vars(machine), "rows": [each.as_dict() for each in rows], "notes": notes}, indent=1)
-        )
+        found = {"machine": vars(machine), "rows": [asdict(each) for each in rows], "notes": notes}
+        print(json.dumps(found, indent=1))
     else:
         print("\n".join([*_table(config, machine, rows, problem), *notes]))
     if out:
         drawn = problem.deeper(deeper) if deeper else problem
         most = min(DRAWN_RANKS, len(drawn.profile.blocks))
         shown = max((each.ranks for each in rows if each.ranks <= most), default=most)
-        draw(rows, _timelines(drawn, cuts_of(config, drawn, shown), machine), out, _title(config, machine))
+        draw(rows, _timelines(drawn, _cuts(config, drawn, shown), machine), out, _title(config, machine))
         if not as_json:
             print(f"picture: {out}")
     return 0
 
 
-def _check(method: DeclaredMethod) -> None:
-    if method.full_batch or method.stages:
-        raise ConfigError(
-            f'method.name = "{method.name}" works layer by layer on all samples; only methods of mini-batches and '
-            "stages can be replayed, such as penalty"
-        )
-
-
 def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     """What is to be simulated, with the profile of a run's forecast.json, or one that is taken now."""
-    device = setting.device()
-    setting = check_network(setting, device).setting
-    measured = load_profile(source) if source else profile(setting, device)
+    setting = check_network(setting, setting.device()).setting
+    measured = _load_profile(source) if source else profile(setting, setting.device())
     method = setting.method.at(0)
-    has = len(measured.blocks), measured.microbatches, measured.own
-    wanted = len(setting.blocks), setting.config.schedule.microbatches, method.microbatches
-    if has != wanted:
+    blocks, pieces, own = len(setting.blocks), setting.config.schedule.microbatches, method.microbatches
+    if (len(measured.blocks), measured.microbatches, measured.own) != (blocks, pieces, own):
         raise DataError(
-            "{} has the times of {} blocks, with {} micro-batches in exact and {} in parallel steps, this network has "
-            "{} blocks, with {} and {}; take the run's own configuration, or leave --profile out".format(
-                source, *has, *wanted
-            )
+            f"{source} has the times of {len(measured.blocks)} blocks, with {measured.microbatches} micro-batches in "
+            f"exact and {measured.own} in parallel steps, this network has {blocks} blocks, with {pieces} and {own}; "
+            "take the run's own configuration, or leave --profile out"
         )
     return Problem(
         method=method,
@@ -110,7 +101,7 @@ def problem_of(setting: Setting, source: Path | None = None) -> Problem:
     )
 
 
-def load_profile(path: Path) -> Profile:
+def _load_profile(path: Path) -> Profile:
     """The profile in a run's forecast.json."""
     try:
         return Profile.from_dict(json.loads(path.read_text(encoding="utf-8"))["profile"])
@@ -130,33 +121,23 @@ def _schedule(setting: Setting, method: TrainingMethod) -> list[Action]:
     return done
 
 
-def _times(blocks: int, ranks: int) -> int:
-    """How many times as deep the network must be for so many ranks."""
-    return 1 if ranks <= blocks else -(-BLOCKS_A_RANK * ranks // (blocks - 2))
-
-
-def cuts_of(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
+def _cuts(config: Config, problem: Problem, ranks: int) -> tuple[int, ...]:
     """Where the network is cut: as `plan` does, or nearly so where there are many blocks."""
-    measured = problem.profile
     if not isinstance(config.split.cuts, str) and len(config.split.cuts) + 1 == ranks:
         return config.split.cuts
-    costs = [block.seconds for block in measured.parallel]
-    cut_costs = [join.seconds / 2 for join in measured.cut_costs]
-    cut = balanced_cuts if len(costs) <= EXACT_CUTS else quick_cuts
-    return cut(costs, ranks, cut_costs)
+    costs = [block.seconds for block in problem.profile.parallel]
+    cut_costs = [join.seconds / 2 for join in problem.profile.cut_costs]
+    return (balanced_cuts if len(costs) <= EXACT_CUTS else quick_cuts)(costs, ranks, cut_costs)
 
 
 def _timelines(problem: Problem, cuts: Sequence[int], machine: Machine) -> dict[str, list[Span]]:
     """What the ranks do in a few steps of each kind."""
-    kinds: dict[str, tuple[Action, Phase]] = {
-        f"{DRAWN_STEPS} parallel steps": (Train(0, "parallel", 0, goes_on=True), "parallel"),
-        f"{DRAWN_STEPS} exact steps, {problem.microbatches} micro-batches": (Train(0, "serial", 0), "serial"),
-        f"refresh of {DRAWN_STEPS} mini-batches": (Refresh(0), "parallel"),
+    kinds: dict[str, Train | Refresh] = {
+        f"{DRAWN_STEPS} parallel steps": Train(0, "parallel", 0, goes_on=True),
+        f"{DRAWN_STEPS} exact steps, {problem.microbatches} micro-batches": Train(0, "serial", 0),
+        f"refresh of {DRAWN_STEPS} mini-batches": Refresh(0),
     }
-    return {
-        name: replay(problem, cuts, machine, [action], phase, DRAWN_STEPS).spans
-        for name, (action, phase) in kinds.items()
-    }
+    return {name: replay(problem, cuts, machine, action, DRAWN_STEPS).spans for name, action in kinds.items()}
 
 
 def _title(config: Config, machine: Machine) -> str:
@@ -183,8 +164,8 @@ def _table(config: Config, machine: Machine, rows: Sequence[Row], problem: Probl
         deeper = "-" if each.deeper == 1 else f"x {each.deeper}"
         lines.append(
             f"{each.ranks:>5} {each.nodes:>5} {each.blocks:>6} {deeper:>6} {each.parallel.step_s:>10.5f} "
-            f"{each.parallel_speed_up:>7.2f} {each.parallel_speed_up / each.ranks:>6.1%} {each.parallel.binds:>13}  "
-            f"{each.exact.step_s:>10.5f} {each.exact_speed_up:>7.2f} {each.exact.binds:>13} "
+            f"{each.parallel_speed_up:>7.2f} {each.parallel_speed_up / each.ranks:>6.1%} {each.parallel_binds:>13}  "
+            f"{each.exact.step_s:>10.5f} {each.exact_speed_up:>7.2f} {each.exact_binds:>13} "
             f"{each.hybrid_speed_up:>7.2f}"
         )
     if any(each.deeper > 1 for each in rows):

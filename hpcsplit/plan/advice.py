@@ -24,9 +24,9 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
     possible = [p for p in plans if not p["refused"]]
     if not possible:
         return [("ranks", "none", plans[0]["refused"])]
-    best = max((p for p in possible if _speed_up(p) >= EFFICIENT * p["ranks"]), key=lambda p: p["ranks"], default=None)
-    best = best or possible[0]
-    gain, count = _speed_up(best), best["ranks"]
+    efficient = [p for p in possible if speed_ups(p)[0] >= EFFICIENT * p["ranks"]]
+    best = max(efficient or possible[:1], key=lambda p: p["ranks"])
+    gain, count = speed_ups(best)[0], best["ranks"]
     source = "predicted" if best["forecast"] else "by balance alone (--measure times it)"
     among = f"the most of {len(plans)} choices with" if len(plans) > 1 else "with"
     largest = max(stage["share"] for stage in best["stages"])
@@ -42,13 +42,16 @@ def advice(config: Config, plans: Sequence[Mapping[str, Any]]) -> Advice:
     return [*result, _ratio(best), *_rows(config, best)]
 
 
-def _speed_up(p: Mapping[str, Any]) -> float:
-    return float(p["forecast"]["parallel_speed_up"] if p["forecast"] else p["parallel_speed_up_bound"])
+def speed_ups(p: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Of parallel epochs, exact ones and the whole schedule: predicted, or if nothing but balance cost time."""
+    if f := p["forecast"]:
+        return f["parallel_speed_up"], f["exact_speed_up"], f["hybrid_speed_up"]
+    return p["parallel_speed_up_bound"], p["pipeline"]["speed_up_bound"], p["hybrid_speed_up_bound"]
 
 
 def _ratio(p: Mapping[str, Any]) -> tuple[str, str, str]:
-    exact = p["forecast"]["exact_speed_up"] if p["forecast"] else p["pipeline"]["speed_up_bound"]
-    gains = {ratio: hybrid(ratio[0] / ratio[1], _speed_up(p), exact) for ratio in RATIOS}
+    parallel_gain, exact_gain, _ = speed_ups(p)
+    gains = {ratio: hybrid(ratio[0] / ratio[1], parallel_gain, exact_gain) for ratio in RATIOS}
     fastest = max(gains.values())
     serial, parallel = next(ratio for ratio in RATIOS if gains[ratio] >= KEEPS * fastest)
     return (
@@ -72,25 +75,11 @@ def _rows(config: Config, p: Mapping[str, Any]) -> Advice:
         return []
     spare = max(0.0, memory_limit_bytes() - sum(stage["memory"]["peak"] for stage in p["stages"]))
     cached, size = store <= CACHE_SHARE * spare, f"{store / 2**30:.2f} GiB of rows in both generations"
-    result = _own(config, p, size, cached=cached)
-    wide = cached or p["dtype"] != "float32"
-    result.append(
-        (
-            "store.dtype",
-            p["dtype"] if wide else "bfloat16",
-            "fits the memory that is left" if cached else "half the bytes of float32 on the disk",
-        )
-    )
+    dtype = "bfloat16" if p["dtype"] == "float32" and not cached else p["dtype"]
+    fits = "fits the memory that is left" if cached else "half the bytes of float32 on the disk"
     place = "any disk" if cached else 'store.path = "scratch"'
-    need = ""
+    need = f"{size} stay in this machine's memory" if cached else f"{size} need a fast disk of the node"
     if p["forecast"]:
         step_bytes = 2 * p["batch_size"] * store / 2 / p["samples"]
-        need = f"; {step_bytes / p['forecast']['parallel_s'] / 1e9:.2f} GB/s are read and written"
-    result.append(
-        (
-            "the store",
-            place,
-            (f"{size} stay in this machine's memory" if cached else f"{size} need a fast disk of the node") + need,
-        )
-    )
-    return result
+        need += f"; {step_bytes / p['forecast']['parallel_s'] / 1e9:.2f} GB/s are read and written"
+    return [*_own(config, p, size, cached=cached), ("store.dtype", dtype, fits), ("the store", place, need)]

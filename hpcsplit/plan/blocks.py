@@ -12,26 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import Shadow, block_names, meta_sample, trace
-from hpcsplit.nets.shapes import twin as copied
+from hpcsplit.nets.shapes import Pass, Shadow, block_names, meta_sample, trace, twin
 from hpcsplit.stage.deferred import DeferredGradients
 
 
 @dataclass(frozen=True)
-class BlockCost:
-    """A block as the planner sees it; shapes are for one sample, without the batch dimension.
+class BlockCost(Pass):
+    """A block as the planner sees it, with the numbers that it trains.
 
     FLOPs are in the unit of the papers' tables, where one multiply-add counts once.  Normalisation, activation, pooling
-    and bias are not counted, so a block of those alone costs 0.  A block that looks at values as it computes
-    (`by_value`) may have other FLOPs on other samples.
+    and bias are not counted, so a block of those alone costs 0.
     """
 
     name: str
-    params: int  # numbers to train
-    flops: int  # multiply-adds of convolutions and matrix products, forward, one sample
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    by_value: bool = False
+    params: int
 
 
 def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
@@ -39,9 +33,11 @@ def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCos
 
     Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
     """
-    params = [sum(parameter.numel() for parameter in block.parameters()) for block in net]
-    blocks = zip(block_names(net), params, trace(net, input_shape), strict=True)
-    return [BlockCost(name, count, p.flops, p.in_shape, p.out_shape, p.by_value) for name, count, p in blocks]
+    blocks = zip(trace(net, input_shape), block_names(net), net, strict=True)
+    return [
+        BlockCost(**vars(seen), name=name, params=sum(parameter.numel() for parameter in block.parameters()))
+        for seen, name, block in blocks
+    ]
 
 
 def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
@@ -52,16 +48,16 @@ def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
     return [(b - a) // 2 for a, b in zip(few, more, strict=True)]
 
 
-def _kept(shadow: Shadow, x: torch.Tensor) -> list[int]:
+def _kept(shadow: Shadow, x: Tensor) -> list[int]:
     weights = {t.untyped_storage()._cdata for t in (*shadow.blocks.parameters(), *shadow.blocks.buffers())}
-    before: dict[int, torch.Tensor] = {}  # held, so that no storage takes the place of another
+    before: dict[int, Tensor] = {}  # held, so that no storage takes the place of another
 
     @contextmanager
-    def noticed() -> Iterator[dict[int, torch.Tensor]]:
+    def noticed() -> Iterator[dict[int, Tensor]]:
         """What autograd keeps inside and did not before, by its storage."""
-        seen: dict[int, torch.Tensor] = {}
+        seen: dict[int, Tensor] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def keep(tensor: Tensor) -> Tensor:
             key = tensor.untyped_storage()._cdata
             if key not in weights and key not in before and not isinstance(tensor, nn.Parameter):
                 seen.setdefault(key, tensor)
@@ -115,7 +111,7 @@ def block_times(
     they are.
     """
     assert min(*sizes, repeats) >= 1
-    lately, sizes = [False] * len(sizes) + [True] * len(deferred), [*sizes, *deferred]
+    asked = [(size, False) for size in sizes] + [(size, True) for size in deferred]
     device = torch.device(device)
     kinds: dict[tuple[object, ...], tuple[nn.Module, list[Tensor], DeferredGradients]] = {}
     looks = []
@@ -124,28 +120,24 @@ def block_times(
             look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
             looks.append(look)
             if look not in kinds:
-                twin = copied(block, device).train()
-                xs = [torch.randn(size, *cost.in_shape, device=device, dtype=_dtype(block)) for size in sizes]
+                xs = [torch.randn_like(meta_sample(block, cost.in_shape, size), device=device) for size, _ in asked]
+                copy = twin(block, device).train()
                 if channels_last:
-                    twin, xs = twin.to(memory_format=torch.channels_last), [_channels_last(x) for x in xs]
-                kinds[look] = twin, [x.requires_grad_(index > 0) for x in xs], DeferredGradients()
+                    copy = copy.to(memory_format=torch.channels_last)
+                    xs = [x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in xs]
+                kinds[look] = copy, [x.requires_grad_(index > 0) for x in xs], DeferredGradients()
         rounds = [
             [
-                {
-                    look: _seconds(block, xs[n], autocast_dtype, queue if late else None)
-                    for look, (block, xs, queue) in kinds.items()
-                }
-                for n, late in enumerate(lately)
+                [_seconds(block, xs[n], autocast_dtype, queue if late else None) for block, xs, queue in kinds.values()]
+                for n, (_, late) in enumerate(asked)
             ]
             for _ in range(1 + repeats)
         ]
     result = []
-    for n in range(len(sizes)):
-        times = {}
-        for kind in kinds:
-            whole, first, forward = np.quantile([seconds[n][kind] for seconds in rounds[1:]], 0.25, axis=0).tolist()
-            times[kind] = BlockTime(min(forward, whole), max(whole - forward, 0.0), max(whole - first, 0.0))
-        result.append([times[look] for look in looks])
+    for quartiles in np.quantile(rounds[1:], 0.25, axis=0).tolist():
+        times = [BlockTime(min(f, both), max(both - f, 0.0), max(both - first, 0.0)) for both, first, f in quartiles]
+        of_look = dict(zip(kinds, times, strict=True))
+        result.append([of_look[look] for look in looks])
     return result
 
 
@@ -173,12 +165,3 @@ def _seconds(
     queue.finish()
     wait_for(x.device)
     return time.perf_counter() - start, first, forward
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def _dtype(block: nn.Module) -> torch.dtype:
-    floating = (p.dtype for p in block.parameters() if p.is_floating_point())
-    return next(floating, torch.get_default_dtype())

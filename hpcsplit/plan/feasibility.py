@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from hpcsplit.config.option import cures
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.atomic import free_bytes
 from hpcsplit.files.scratch import held_bytes
-from hpcsplit.plan.memory import Footprint
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import StagePlan
 from hpcsplit.run.folder import RunDir
@@ -24,7 +24,7 @@ _GB = 1e9
 def check_feasible(
     setting: Setting,
     stages: Sequence[StagePlan],
-    needs: Sequence[Footprint],
+    needs: Sequence[Mapping[str, int]],
     run_dir: RunDir,
     here: int,
     sharing: int = 0,
@@ -32,6 +32,7 @@ def check_feasible(
     """Refuse what has no room in the memory or on the disk of this node, which has the first `here` stages.
 
     Args:
+        needs: the `footprints` of the stages.
         sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
 
     Raises ConfigError (memory) or StoreError (disk).
@@ -41,12 +42,12 @@ def check_feasible(
         _check_disk(setting, stages[:here], run_dir)
 
 
-def _check_memory(setting: Setting, needs: Sequence[Footprint], sharing: int) -> None:
+def _check_memory(setting: Setting, needs: Sequence[Mapping[str, int]], sharing: int) -> None:
     device, there, limit = setting.device(), "this node has", memory_limit_bytes()
-    needed = sum(need.peak for need in needs)
+    needed = sum(need["peak"] for need in needs)
     if device.type == "cuda":  # each rank its own, or some share one
         sharing = sharing or -(-len(needs) // torch.cuda.device_count())
-        needed = sharing * max(need.weights + need.activations + need.images for need in needs)
+        needed = sharing * max(need["weights"] + need["activations"] + need["images"] for need in needs)
         limit, there = torch.cuda.get_device_properties(device).total_memory, "a GPU here has"
     if needed > limit:
         own = "".join(f" {cure}," for cure in cures(setting.declared.options, "memory"))
@@ -83,10 +84,8 @@ def memory_limit_bytes() -> int:
     """The memory that the ranks of this node may have together: the machine's, or its control group's share."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _group_files():
-        try:
+        with suppress(OSError, ValueError):  # absent, or "max"
             limits.append(int(file.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # absent, or "max"
-            continue
     return min(limits)
 
 

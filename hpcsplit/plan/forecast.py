@@ -27,9 +27,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from hpcsplit.plan.profile import Profile
+from hpcsplit.methods.backprop import Backprop
+from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.schedule.timetable import Order, Passes, course, timetables
+from hpcsplit.schedule.timetable import Passes, course, timetables
+
+IN_ORDER = Backprop()
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,8 @@ class Forecast:
         return hybrid(self.gamma, self.parallel_speed_up)
 
     def as_dict(self) -> dict[str, Any]:
-        names = ["t_s", "t_p", "rho_k", "rho_h", "parallel_speed_up", "exact_speed_up"]
-        names += ["hybrid_speed_up", "hybrid_speed_up_one_device"]
-        return asdict(self) | {name: getattr(self, name) for name in names}
+        derived = [name for name, value in vars(Forecast).items() if isinstance(value, property)]
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 def hybrid(gamma: float | None, parallel: float, exact: float = 1.0) -> float:
@@ -108,42 +110,37 @@ def forecast(
     cuts: Sequence[int],
     gamma: float | None,
     edge_bytes: Sequence[int] = (),
-    order: Order = "1f1b",
-    waiting: int = 0,
+    exact: Backprop = IN_ORDER,
 ) -> Forecast:
     """The forecast for the network cut before these blocks.
 
     Args:
         edge_bytes: what a mini-batch's activations at each cut take as a message; an exact step sends them and as many
             bytes of gradients back.
-        order, waiting: of an exact step's micro-batches, as in Backprop.
+        exact: the method of exact steps, whose micro-batches are those of the profile.
     """
-    cut_costs = [profile.join(cut) for cut in cuts]
-    packing = max((join.packing_s for join in cut_costs), default=0.0)
+    cut_costs = [profile.join(cut) for cut in cuts] or [CutCost()]
     stages, m = profile.exact_stages(cuts), profile.microbatches
     edges = [0, *(edge_bytes or [0] * len(cuts)), 0]
     passes = [
         Passes(p.forward + profile.packing_s * after / m, p.backward + profile.packing_s * before / m, p.weights)
         for (p, _), (before, after) in zip(stages, pairwise(edges), strict=True)
     ]
+    if any(p.weights for p in passes):
+        passes_s = course(timetables(exact.order, len(passes), m), passes, exact.waiting).length
+    else:
+        both = [p.forward + p.backward for p in passes]
+        passes_s = sum(both) + (m - 1) * max(both)
     return Forecast(
         ranks=len(cuts) + 1,
         microbatches=m,
         t_f=profile.forward_s,
         t_b=profile.backward_s,
         t_d=profile.data_s,
-        t_psi=max((join.psi_s for join in cut_costs), default=0.0),
-        t_lam=max((join.lam_s for join in cut_costs), default=0.0) + packing,
-        t_kappa=max((join.kappa_s for join in cut_costs), default=0.0),
+        t_psi=max(join.psi_s for join in cut_costs),
+        t_lam=max(join.lam_s for join in cut_costs) + max(join.packing_s for join in cut_costs),
+        t_kappa=max(join.kappa_s for join in cut_costs),
         gamma=gamma,
         parallel_s=max(profile.parallel_stage_s(cuts)),
-        exact_s=profile.data_s + _pipelined(passes, order, m, waiting) + max(update for _, update in stages),
+        exact_s=profile.data_s + passes_s + max(update for _, update in stages),
     )
-
-
-def _pipelined(passes: Sequence[Passes], order: Order, microbatches: int, waiting: int) -> float:
-    """Seconds of all passes of an exact step."""
-    if any(p.weights for p in passes):
-        return course(timetables(order, len(passes), microbatches), passes, waiting).length
-    both = [p.forward + p.backward for p in passes]
-    return sum(both) + (microbatches - 1) * max(both)

@@ -4,36 +4,26 @@ one core and how fast should the run be."""
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from hpcsplit.config.checks import check_method_stages
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
-from hpcsplit.host.device import wait_for
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.methods.contract import Batch
-from hpcsplit.nets.shapes import twin
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
-from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, profile
-from hpcsplit.plan.memory import footprints
+from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, one_rank_alone, profile
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.stages import plan_stages
+from hpcsplit.plan.stages import footprints, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
 from hpcsplit.stage.cuts import balanced_cuts, charged, ranges
-
-WARM_UP_STEPS, BASELINE_STEPS = 3, 5  # the first ones ask for memory that later ones have
 
 
 @dataclass(frozen=True)
@@ -72,13 +62,11 @@ def choose_cuts(
     """
     asked, blocks = setting.config.split.cuts, setting.blocks
     cut_costs: tuple[float, ...] = ()
-    if asked == "params":
-        costs = tuple(float(block.params) for block in blocks)
-    elif asked == "time" and measured:
+    if asked == "time" and measured:
         costs = tuple(block.seconds for block in measured.parallel)
         cut_costs = tuple(join.seconds / 2 for join in measured.cut_costs)
     else:
-        costs = tuple(float(block.flops) for block in blocks)
+        costs = tuple(float(block.params if asked == "params" else block.flops) for block in blocks)
     cuts = balanced_cuts(costs, stages, cut_costs) if isinstance(asked, str) else asked
     if len(cuts) + 1 != stages:
         raise ConfigError(f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, not {stages}")
@@ -89,8 +77,7 @@ def choose_cuts(
 def prepare(
     setting: Setting, run_dir: RunDir, stages: int, device: torch.device, here: int = 0, sharing: int = 0
 ) -> Prepared:
-    """Everything that rank 0 finds out alone: the data are there, where to cut, how fast one core is and how fast the
-    run should be.
+    """Everything that rank 0 finds out alone.
 
     Cuts chosen at the first start of a run directory stay, so that its checkpoints fit.
 
@@ -114,9 +101,9 @@ def prepare(
     if known and len(known["costs"]) != len(setting.blocks):
         known = None
     by_time, times_itself = config.split.cuts == "time", config.run.baseline and config.run.runner != "lockstep"
-    measured = None
     expected = run_dir.load_forecast() or {}
     whole = expected.get("key") == key and (stages == 1 or "profile_together" in expected)
+    measured = None
     if (by_time and not known) or (times_itself and not whole):
         choose_cuts(setting, stages)  # what cannot be cut is refused before anything is timed
         measured = profile(setting, device, cuts=stages > 1, repeats=ROUNDS if by_time else FEW_ROUNDS)
@@ -135,13 +122,11 @@ def prepare(
             {
                 "key": key,
                 "batch_size": setting.timed_batch,
-                "forecast": forecast(
-                    measured, cuts, gamma_of(setting.phases), edges, setting.exact.order, setting.exact.waiting
-                ).as_dict(),
+                "forecast": forecast(measured, cuts, gamma_of(setting.phases), edges, setting.exact).as_dict(),
                 "one_rank_samples_per_s": baseline,
                 "cuts": list(cuts),
                 "edge_bytes": edges,
-                "profile": measured.as_dict(),
+                "profile": asdict(measured),
             }
         )
     return Prepared(
@@ -152,7 +137,7 @@ def prepare(
         measured is not None and times_itself,
         expected.get("deferred", True) if whole else True,
         setting.code,
-        tuple(plan.as_dict() for plan in plans),
+        tuple(asdict(plan) for plan in plans),
         checked.adapted,
         checked.notes,
     )
@@ -174,52 +159,17 @@ def expect_together(
     alone, cuts = Profile.from_dict(values["profile"]), values["cuts"]
     if not exact.deferred:
         alone = replace(alone, late=())
-    known = [now for now in seconds if now is not None]
-    together = alone
+    together, known = alone, [now for now in seconds if now is not None]
     if len(known) == len(seconds):
         factors = [now / before for now, before in zip(known, alone.blocks_s(cuts), strict=True)]
         together = alone.slowed(cuts, factors)
-    expect = partial(
-        forecast,
-        cuts=cuts,
-        gamma=values["forecast"]["gamma"],
-        edge_bytes=values["edge_bytes"],
-        order=exact.order,
-        waiting=exact.waiting,
-    )
+    shared = {"gamma": values["forecast"]["gamma"], "edge_bytes": values["edge_bytes"], "exact": exact}
     update_s = max(update for _, update in together.exact_stages(cuts))
-    together = together.slowed((), (exact_s[exact.deferred] / (expect(together).exact_s - update_s),))
-    result = expect(together)
+    parts_s = forecast(together, cuts, **shared).exact_s - update_s
+    together = together.slowed((), (exact_s[exact.deferred] / parts_s,))
+    result = forecast(together, cuts, **shared)
     result = replace(result, t_f=alone.forward_s, t_b=alone.backward_s, t_d=alone.data_s)
-    found = {"forecast": result.as_dict(), "profile_together": together.as_dict(), "deferred": exact.deferred}
-    found["profile"] = alone.as_dict()
-    found["exact_s"] = {"deferred" if late else "whole": seconds for late, seconds in exact_s.items()}
+    found = {"forecast": result.as_dict(), "profile_together": asdict(together), "deferred": exact.deferred}
+    found |= {"profile": asdict(alone)}
+    found |= {"exact_s": {"deferred" if late else "whole": seconds for late, seconds in exact_s.items()}}
     run_dir.save_forecast(values | found)
-
-
-def one_rank_alone(setting: Setting, device: torch.device) -> float | None:
-    """Samples/s of exact steps of the whole network on this rank alone: the median of a few after a warm-up.
-
-    None when the whole network does not fit on one device.
-    """
-    try:
-        return _one_rank_alone(setting, device)
-    except torch.OutOfMemoryError:
-        return None
-
-
-def _one_rank_alone(setting: Setting, device: torch.device) -> float:
-    whole = setting.stage(twin(setting.net, device), 0, (), device)
-    source = setting.source(setting.data, setting.data.train, device)
-    step = Backprop(1)
-    size, times = setting.timed_batch, []
-    ids = np.arange(size)
-    for _ in range(WARM_UP_STEPS + BASELINE_STEPS):
-        started = time.perf_counter()
-        view = {"augment": setting.config.data.augment}
-        batch = Batch(ids, size, source.images(ids, **view), whole.task.targets(source, ids, **view))
-        for _verb in step.step(whole, {}, batch):
-            raise AssertionError("one stage has nobody to talk to")
-        wait_for(device)
-        times.append(time.perf_counter() - started)
-    return size / statistics.median(times[WARM_UP_STEPS:])

@@ -86,8 +86,8 @@ class Profile:
         return self.forward_s + self.backward_s + self.data_s
 
     def join(self, cut: int) -> CutCost:
-        """What a cut before this block costs."""
-        return self.cut_costs[cut] if self.cut_costs else CutCost()
+        """What a cut before this block costs; the two ends of the network are none."""
+        return self.cut_costs[cut] if 0 < cut < len(self.cut_costs) else CutCost()
 
     def blocks_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of each stage's blocks, forward and backward."""
@@ -95,13 +95,13 @@ class Profile:
 
     def parallel_stage_s(self, cuts: Sequence[int]) -> list[float]:
         """Seconds of a parallel step on each stage, if it never waited."""
-        inner = [self.join(cut) for cut in cuts]
-        after = [join.psi_s + join.packing_s / 2 for join in inner] + [0.0]
-        before = [self.data_s] + [join.lam_s + join.kappa_s + join.packing_s / 2 for join in inner]
-        return [
-            sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part) + b + a
-            for part, b, a in zip(ranges(cuts, len(self.blocks)), before, after, strict=True)
-        ]
+        stages = []
+        for part in ranges(cuts, len(self.blocks)):
+            blocks_s = sum(self.parallel[i].seconds + self.update_s * self.params[i] for i in part)
+            before, behind = self.join(part.start), self.join(part.stop)
+            before_s = before.lam_s + before.kappa_s + before.packing_s / 2 if part.start else self.data_s
+            stages.append(blocks_s + before_s + (behind.psi_s + behind.packing_s / 2))
+        return stages
 
     def exact_pieces(self, stages: int) -> tuple[BlockTime, ...]:
         """Each block's passes with a micro-batch in an exact step of so many stages."""
@@ -125,15 +125,15 @@ class Profile:
         of_block = [factor for part, factor in zip(ranges(cuts, len(self.blocks)), factors, strict=True) for _ in part]
 
         def slower(times: Sequence[BlockTime]) -> tuple[BlockTime, ...]:
-            pairs = zip(times, of_block, strict=True)
+            pairs = zip(times, of_block if times else (), strict=True)
             return tuple(BlockTime(*(factor * seconds for seconds in astuple(time))) for time, factor in pairs)
 
         return replace(
             self,
             blocks=slower(self.blocks),
             pieces=slower(self.pieces),
-            cut=slower(self.cut) if self.cut else (),
-            late=slower(self.late) if self.late else (),
+            cut=slower(self.cut),
+            late=slower(self.late),
             cut_costs=tuple(CutCost(**{name: mean * s for name, s in asdict(join).items()}) for join in self.cut_costs),
             update_s=mean * self.update_s,
             data_s=mean * self.data_s,
@@ -145,18 +145,10 @@ class Profile:
         inner = range(1, len(self.blocks) - 1)
         order = [0, *(i for i in inner for _ in range(times)), len(self.blocks) - 1]
         behind = [i + 1 if i == before else i for before, i in zip([-1, *order], order, strict=False)]  # a repeated one
-        return replace(
-            self,
-            blocks=tuple(self.blocks[i] for i in order),
-            pieces=tuple(self.pieces[i] for i in order),
-            cut=tuple(self.cut[i] for i in order) if self.cut else (),
-            late=tuple(self.late[i] for i in order) if self.late else (),
-            cut_costs=tuple(self.cut_costs[i] for i in behind) if self.cut_costs else (),
-            params=tuple(self.params[i] for i in order),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        numbers = dict.fromkeys(("blocks", "pieces", "cut", "late", "params"), order) | {"cut_costs": behind}
+        known = {name: getattr(self, name) for name in numbers if getattr(self, name)}
+        deep: dict[str, Any] = {name: tuple(old[i] for i in numbers[name]) for name, old in known.items()}
+        return replace(self, **deep)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

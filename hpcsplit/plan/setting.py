@@ -38,8 +38,6 @@ from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.tasks.catalog import TASKS
 from hpcsplit.tasks.task import Task
 
-_KEPT = ("net", "blocks", "kept", "data", "code")  # by `replaced`
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -56,8 +54,8 @@ class Setting:
 
     def replaced(self, config: Config) -> Setting:
         """Another configuration with the same network and data, which are not looked at again."""
-        other = Setting(config)
-        vars(other).update({name: vars(self)[name] for name in _KEPT if name in vars(self)})
+        other, known = Setting(config), vars(self)
+        vars(other).update({name: known[name] for name in ("net", "blocks", "kept", "data", "code") if name in known})
         return other
 
     # -------------------------------------------------------------------------------------------- data
@@ -133,11 +131,8 @@ class Setting:
     # -------------------------------------------------------------------------------------------- network
 
     def network(self, *, meta: bool = False) -> nn.Sequential:
-        """The whole network anew, with the initial weights of this seed, the same on every rank.
-
-        Args:
-            meta: without values.
-        """
+        """The whole network anew, with the initial weights of this seed, the same on every rank; `meta`: without
+        values."""
         m = self.config.model
         if not meta:
             torch.manual_seed(self.config.run.seed)
@@ -185,12 +180,8 @@ class Setting:
         return {FUNCTION: function_of(self.network, self.input_shape), SOURCE: source_of(factory, self.net)}
 
     def identity(self, cuts: tuple[int, ...], images: str, code: Mapping[str, str]) -> Identity:
-        """What a checkpoint of this run must agree with.
-
-        Args:
-            images: the fingerprint of the data, "" where none were read.
-            code: that of `Setting.code`, on rank 0.
-        """
+        """What a checkpoint of this run must agree with, `images` being the fingerprint of the data ("" where none were
+        read) and `code` that of rank 0."""
         blocks = hashlib.sha256(str(self.net).encode()).hexdigest()[:16]
         prints = {**self.config.fingerprint(), "network": blocks, "images": images}
         accepts = self.config.checkpoint.changed_code == "accept"
@@ -268,10 +259,8 @@ class Setting:
         """The configured optimizer over these parameters."""
         o, known = self.config.optim, OPTIMIZERS[self.config.optim.name]
         options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
-        if known.momentum:
-            options["momentum"] = o.momentum
-        if known.betas:
-            options["betas"] = (o.beta1, o.beta2)
+        options |= {"momentum": o.momentum} if known.momentum else {}
+        options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
         groups: list[dict[str, Any]] = [{"params": list(parameters)}]
         if known.fused:
             kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}

@@ -10,9 +10,11 @@ The program's own networks are known to be good.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,15 @@ from torch import Tensor, nn
 
 from hpcsplit.config import Config
 from hpcsplit.config.option import show
+from hpcsplit.data.order import batches
+from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_raised, other_types, said
 from hpcsplit.nets.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
-from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
 from hpcsplit.plan.setting import Setting
+from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Shape, Stage
 
 
@@ -48,7 +52,13 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
     Raises ConfigError where it cannot be trained, naming the block and the line of the user's source.
     """
     if setting.config.run.torch_compile:
-        _check_compiler(device)
+        try:  # something new, of a size that no cache has
+            torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
+        except Exception as error:
+            raise ConfigError(
+                f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler "
+                "(g++, or name it in CXX; for GPUs triton), or set run.torch_compile = false"
+            ) from error
     if not setting.users_network:
         return Checked(setting, {}, ())
     first = None
@@ -56,7 +66,9 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
         for adapted in _adaptations(setting.config):
             here = setting.adapted(adapted)
             try:
-                _check(here, device)
+                _check_values(here, device)
+                _check_sizes(here, training_sizes(here), training=True)
+                _check_sizes(here, evaluation_sizes(here), training=False)
             except ConfigError as error:
                 first, last = first or error, error
                 continue
@@ -74,11 +86,47 @@ def _adaptations(config: Config) -> list[dict[str, Any]]:
     return [changes for number, changes in enumerate(every) if changes not in every[:number]]
 
 
-def _check(setting: Setting, device: torch.device) -> None:
-    net, shapes = setting.net, setting.shapes
-    _check_values(setting, device)
-    _check_sizes(net, training_sizes(setting), shapes, training=True)
-    _check_sizes(net, evaluation_sizes(setting), shapes, training=False)
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def training_sizes(setting: Setting) -> dict[int, str]:
+    """The mini-batches that a run has in training mode, and where they come from."""
+    config, samples, most = setting.config, setting.epoch_samples, setting.batch_size
+    cures = 'data.last_batch = "join" or ' * (config.data.last_batch == "keep") + "another data.batch_size"
+    whole = set(setting.batch_sizes)
+    result = {most: f"data.batch_size is {most}"}
+    for size in whole - {most}:
+        result[size] = f"the last of the mini-batches of {most} that {samples} samples make has {size}: set {cures}"
+    pieces = {"schedule": config.schedule.microbatches, "method": setting.method.microbatches}
+    for section, number in pieces.items():
+        for size in sorted(whole, reverse=True):
+            for piece in {part.stop - part.start for part in slices(size, number)}:
+                result.setdefault(
+                    piece,
+                    f"of {number} micro-batches of a mini-batch of {size} one has {piece}: lower "
+                    f"{section}.microbatches, or set {cures}",
+                )
+    for ids in batches(np.arange(samples), min(most, FORWARD_ROWS), config.data.last_batch):
+        result.setdefault(
+            len(ids),
+            f"of {samples} samples, {min(most, FORWARD_ROWS)} at a time, that BatchNorm statistics are taken of, "
+            f"{len(ids)} are left: set {cures}",
+        )
+    return result
+
+
+def evaluation_sizes(setting: Setting) -> dict[int, str]:
+    """The mini-batches that only go forward."""
+    kinds = {"training": setting.epoch_samples, "test": setting.test_size}
+    kinds |= {"evaluated training": setting.eval_train_size, "held-out": setting.config.data.validation}
+    most = min(setting.batch_size, FORWARD_ROWS)
+    last = "keep" if setting.config.data.last_batch == "keep" else "join"
+    cure = ': set data.last_batch = "join"' if last == "keep" else ""
+    return {
+        len(ids): f"of {number} {kind} samples, {most} at a time, there are {len(ids)} at the end{cure}"
+        for kind, number in kinds.items()
+        for ids in batches(np.arange(number), most, last)
+    }
 
 
 # ------------------------------------------------------------------------------------------------ with values
@@ -94,29 +142,22 @@ def _check_values(setting: Setting, device: torch.device) -> None:
     before = _shared_buffers(copied)
     for training, there in ((True, training_sizes(setting)), (False, evaluation_sizes(setting))):
         copied.train(training)
-        for size, what in _few(there):
-            with _explained(size, what):
-                _in_stages(net, stages, _images(size, shapes[0], device), training=training)
+        _with_few(there, shapes[0], device, partial(_in_stages, net, stages, training=training))
     _check_shared(net, copied, before)
     whole = _stage(setting, copied, 0, (), device)
     copied.train()
-    for size, what in _few(training_sizes(setting)):
-        with _explained(size, what):
-            _as_one(net, whole, watch, _images(size, shapes[0], device))
+    _with_few(training_sizes(setting), shapes[0], device, partial(_as_one, net, whole, watch))
 
 
-def _few(sizes: Mapping[int, str]) -> list[tuple[int, str]]:
-    """At most `FEW` samples, and a single one last, where the run has that."""
-    return sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True)
-
-
-@contextmanager
-def _explained(size: int, what: str) -> Iterator[None]:
-    """Say where mini-batches of this size come from, where others are taken."""
-    try:
-        yield
-    except ConfigError as error:
-        raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
+def _with_few(sizes: Mapping[int, str], shape: Shape, device: torch.device, act: Callable[[Tensor], None]) -> None:
+    """Act on at most `FEW` images, and on a single one last, where the run has that; say where those come from that
+    are not taken where others are.  Pixels are uniform, normalised."""
+    for size, what in sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True):
+        pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
+        try:
+            act(((pixels - 0.5) / 0.25).to(device))
+        except ConfigError as error:
+            raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
 
 
 def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int, ...], device: torch.device) -> Stage:
@@ -127,12 +168,6 @@ def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int,
         raise ConfigError(f"{label} cannot be trained with this configuration ({said(error)})") from error
     stage.set_lr(0.0)
     return stage
-
-
-def _images(size: int, shape: Shape, device: torch.device) -> Tensor:
-    """Uniform pixels, normalised."""
-    pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
-    return ((pixels - 0.5) / 0.25).to(device)
 
 
 def _in_stages(net: nn.Sequential, stages: Sequence[Stage], images: Tensor, *, training: bool) -> None:
@@ -172,20 +207,10 @@ def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor
 
 
 def _loss(stage: Stage, y: Tensor, images: Tensor) -> Tensor:
-    return stage.loss(y, stage.task.targets(_MadeUp(images), np.arange(len(y)))).mean()
-
-
-class _MadeUp:
-    """The images as a data set whose every label is 0."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
-
-    def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor:
-        return self._images
-
-    def labels(self, ids: np.ndarray) -> Tensor:
-        return torch.zeros(len(ids), dtype=torch.int64, device=self._images.device)
+    """With the images as a data set whose every label is 0."""
+    labels = torch.zeros(len(y), dtype=torch.int64, device=images.device)
+    made_up: Any = SimpleNamespace(images=lambda ids, **view: images, labels=lambda ids: labels)
+    return stage.loss(y, stage.task.targets(made_up, np.arange(len(y)))).mean()
 
 
 def _line_of_change(stage: Stage, x: Tensor) -> str | None:
@@ -245,13 +270,14 @@ class _Watch:
         self._net, self._copied, self._shapes, self._setting = setting.net, copied, setting.shapes, setting
         self.index, self.x = 0, torch.empty(0)
         for index, block in enumerate(copied):
-            block.register_forward_pre_hook(lambda block, inputs, index=index: self._enter(index, inputs[0]))
-            block.register_forward_hook(lambda block, inputs, y, index=index: self._leave(index, inputs[0], y))
+            block.register_forward_pre_hook(partial(self._enter, index))
+            block.register_forward_hook(partial(self._leave, index))
 
-    def _enter(self, index: int, x: Tensor) -> None:
-        self.index, self.x = index, x
+    def _enter(self, index: int, block: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.index, self.x = index, inputs[0]
 
-    def _leave(self, index: int, x: Tensor, y: object) -> None:
+    def _leave(self, index: int, block: nn.Module, inputs: tuple[Tensor], y: object) -> None:
+        x = inputs[0]
         if wrong := self._wrong(index, x, y):
             label, mode = block_label(self._net, index), _mode(self._copied.training)
             raise ConfigError(f"{label} returns {wrong.format(mode=f'for {_samples(len(x))} in {mode}')}")
@@ -301,9 +327,9 @@ def _check_shared(net: nn.Sequential, copied: nn.Sequential, before: dict[tuple[
 # ------------------------------------------------------------------------------------------------ without values
 
 
-def _check_sizes(net: nn.Sequential, sizes: Mapping[int, str], shapes: Sequence[Shape], *, training: bool) -> None:
+def _check_sizes(setting: Setting, sizes: Mapping[int, str], *, training: bool) -> None:
     """Mini-batches of all these sizes forward."""
-    shadow = Shadow(net, training=training)
+    net, shapes, shadow = setting.net, setting.shapes, Shadow(setting.net, training=training)
     for size, what in sizes.items():
         x = meta_sample(net, shapes[0], size)
         for index in range(len(net)):
@@ -328,17 +354,3 @@ def _samples(number: int) -> str:
 
 def _mode(training: bool) -> str:
     return "training mode" if training else "evaluation mode"
-
-
-# ------------------------------------------------------------------------------------------------ around it
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile something new, of a size that no cache has."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
-    except Exception as error:
-        raise ConfigError(
-            f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler (g++, or "
-            "name it in CXX; for GPUs triton), or set run.torch_compile = false"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def profile(tmp_path: Path) -> Path:
     times, pieces = (BlockTime(0.001, 0.002),) * BLOCKS, (BlockTime(0.0005, 0.001),) * BLOCKS
     even = Profile(times, pieces, 2, (CutCost(),) * BLOCKS, (1,) * BLOCKS, 0.0, 0.0)
     path = tmp_path / "forecast.json"
-    path.write_text(json.dumps({"profile": even.as_dict()}))
+    path.write_text(json.dumps({"profile": asdict(even)}))
     return path
 
 

@@ -92,5 +92,6 @@ def test_what_does_not_fit_is_not_timed(make: Make, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(measure, "_rehearsed", full)
-    assert rehearse(make(1)[0].stage, 4) is None
+    stage = make(1)[0].stage
+    monkeypatch.setattr(stage, "forward", full)
+    assert rehearse(stage, 4) is None

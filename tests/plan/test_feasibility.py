@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -52,7 +51,7 @@ def test_the_memory_of_a_gpu_is_for_the_ranks_that_share_it(monkeypatch: pytest.
     monkeypatch.setattr(Setting, "device", lambda self, rank=0: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of those that this rank sees
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
-    need: Any = SimpleNamespace(weights=20, activations=30, images=10, peak=60)
+    need = {"weights": 20, "activations": 30, "images": 10, "peak": 60}
     feasibility._check_memory(Setting(config(1)), [need] * 4, 1)
     for ranks in (2, 0):
         with pytest.raises(ConfigError, match="4 stages would need"):
@@ -61,9 +60,9 @@ def test_the_memory_of_a_gpu_is_for_the_ranks_that_share_it(monkeypatch: pytest.
 
 @pytest.mark.parametrize(("method", "own"), [("delayed", " raise method.microbatches,"), ("penalty", "")])
 def test_a_method_says_which_of_its_options_save_memory(method: str, own: str) -> None:
-    need, setting = SimpleNamespace(peak=1 << 60), Setting(config(1, method__name=method))
+    need, setting = {"peak": 1 << 60}, Setting(config(1, method__name=method))
     with pytest.raises(ConfigError, match=f"in exact epochs,{own} keep the store on disk"):
-        feasibility._check_memory(setting, [need], 0)  # type: ignore[list-item]
+        feasibility._check_memory(setting, [need], 0)
 
 
 @pytest.mark.parametrize(("method", "own"), [("penalty", " raise method.downsample,"), ("gsadmm", "")])

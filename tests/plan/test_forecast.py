@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.plan.blocks import BlockTime
-from hpcsplit.plan.forecast import forecast, gamma_of, hybrid
+from hpcsplit.plan.forecast import Forecast, forecast, gamma_of, hybrid
 from hpcsplit.plan.prepare import expect_together
 from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.run.folder import RunDir
@@ -119,7 +119,7 @@ def test_a_parallel_step_in_micro_batches_takes_their_time() -> None:
 
 @pytest.mark.parametrize("profile", [PROFILE, replace(PROFILE, cut=PROFILE.blocks[::-1])])
 def test_a_profile_comes_back_from_json(profile: Profile) -> None:
-    assert Profile.from_dict(json.loads(json.dumps(profile.as_dict()))) == profile
+    assert Profile.from_dict(json.loads(json.dumps(asdict(profile)))) == profile
 
 
 def test_a_deeper_network_has_each_inner_block_several_times() -> None:
@@ -139,19 +139,16 @@ def test_stages_may_take_longer_each_by_its_own_factor() -> None:
     assert PROFILE.slowed((), (1.0,)) == PROFILE
 
 
+def written(path: Path, profile: Profile) -> tuple[RunDir, Forecast]:
+    """A run directory with the forecast that `prepare` has made of a profile, cut before block 2."""
+    run, found = RunDir(path), forecast(profile, (2,), 0.25, [0])
+    values = {"forecast": found.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": asdict(profile)}
+    run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
+    return run, found
+
+
 def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path) -> None:
-    run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
-    run.save_forecast(
-        {
-            "key": "",
-            "batch_size": 128,
-            "forecast": before.as_dict(),
-            "one_rank_samples_per_s": 4.0,
-            "cuts": [2],
-            "edge_bytes": [0],
-            "profile": PROFILE.as_dict(),
-        }
-    )
+    run, before = written(tmp_path, PROFILE)
     together = 2 * 1.5 * (before.exact_s - 0.3)
     expect_together(run, [1.5 * 15, 1.5 * 15], {True: together, False: together + 1.0}, Backprop(2, deferred=True))
     found = run.load_forecast()
@@ -167,9 +164,7 @@ def test_the_forecast_of_a_run_takes_stages_that_compute_at_once(tmp_path: Path)
 
 
 def test_stages_that_could_not_be_timed_at_once_are_as_they_were_alone(tmp_path: Path) -> None:
-    run, before = RunDir(tmp_path), forecast(PROFILE, (2,), 0.25, [0])
-    values = {"forecast": before.as_dict(), "cuts": [2], "edge_bytes": [0], "profile": PROFILE.as_dict()}
-    run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
+    run, before = written(tmp_path, PROFILE)
     expect_together(run, [1.5 * 15.0, None], {False: before.exact_s - 0.3}, Backprop(2))
     assert (run.load_forecast() or {})["forecast"] == pytest.approx(before.as_dict())
 
@@ -177,12 +172,10 @@ def test_stages_that_could_not_be_timed_at_once_are_as_they_were_alone(tmp_path:
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_forecast_is_one_of_the_steps_that_the_run_will_have(tmp_path: Path, waits: bool) -> None:
     """Whether weight gradients wait: parallel steps take as much longer than their parts as exact steps do."""
-    run, late = RunDir(tmp_path), tuple(replace(piece, weights_s=piece.backward_s / 2) for piece in PROFILE.pieces)
-    alone = replace(PROFILE, late=late)
-    gains = {True: forecast(alone, (2,), 0.25, [0]), False: forecast(PROFILE, (2,), 0.25, [0])}
+    alone = replace(PROFILE, late=tuple(replace(piece, weights_s=piece.backward_s / 2) for piece in PROFILE.pieces))
+    run, waiting = written(tmp_path, alone)
+    gains = {True: waiting, False: forecast(PROFILE, (2,), 0.25, [0])}
     assert gains[True].exact_s < gains[False].exact_s
-    values = {"forecast": gains[True].as_dict(), "cuts": [2], "edge_bytes": [0], "profile": alone.as_dict()}
-    run.save_forecast({"key": "", "batch_size": 128, "one_rank_samples_per_s": 4.0, **values})
     exact_s = {way: 2 * (gain.exact_s - 0.3) for way, gain in gains.items()}
     expect_together(run, [None, None], exact_s, Backprop(2, deferred=waits))
     found = run.load_forecast() or {}

@@ -1,4 +1,5 @@
-"""What a profile times is timed where the run computes, and what a GPU has to hold is counted by who shares it."""
+"""What a profile times is timed where the run computes, and what a GPU has to hold is counted by who shares it; what a
+cut costs is measured for every method that keeps variables at cuts, and grows with the boundary."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from hpcsplit.config import resolve
 from hpcsplit.plan import measure
-from hpcsplit.plan.cut_cost import time_cuts
+from hpcsplit.plan.measure import time_cuts
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.provenance import sharing
 from tests.engine.far import NO_AUTOCAST, NO_CHECK, Waits
@@ -55,3 +57,35 @@ def test_ranks_that_share_a_gpu_are_counted_by_the_gpu_and_not_by_its_name() -> 
     assert sharing([*own, {"host": "b", "device": "cuda:0", "gpu": "H100 0"}]) == 1
     assert sharing([own[0], own[0], own[1]]) == 2
     assert sharing([{"host": "a", "device": "cpu", "gpu": None}] * 3) == 0
+
+
+def seconds(method: dict[str, Any], shapes: list[tuple[int, ...]], **schedule: object) -> tuple[float, ...]:
+    raw = {
+        "data": {"name": "fake", "limit_train": 64, "batch_size": 32},
+        "model": {"name": "resnet8"},
+        "method": method,
+        "schedule": {"epochs": 4, "ratio": "0:1", **schedule},
+    }
+    return tuple(join.seconds for join in time_cuts(Setting(resolve(raw)), shapes, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "penalty"},
+        {"name": "penalty", "downsample": 2},
+        {"name": "al"},
+        {"name": "gsadmm"},
+        {"name": "gsadmm", "update": "set"},
+        {"name": "gsam"},
+    ],
+    ids=str,
+)
+def test_larger_boundaries_cost_more(method: dict[str, Any]) -> None:
+    large, small, again = seconds(method, [(16, 64, 64), (16, 2, 2), (16, 64, 64)])
+    assert large > 2 * small > 0
+    assert large == again
+
+
+def test_exact_epochs_have_no_such_cost() -> None:
+    assert seconds({"name": "penalty"}, [(16, 8, 8)], ratio="1:0") == ()

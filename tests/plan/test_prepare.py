@@ -94,13 +94,11 @@ def test_a_profile_has_every_part() -> None:
 def test_a_method_with_micro_batches_of_its_own_is_timed_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of n samples take n and 2n seconds here; half of these are weight gradients where they wait."""
 
-    def times(
-        setting: Setting, sizes: Any, repeats: int, device: Any, *, deferred: Sequence[int]
-    ) -> list[list[BlockTime]]:
+    def times(net: Any, costs: Any, sizes: Any, *, deferred: Sequence[int], **_: Any) -> list[list[BlockTime]]:
         plain = [BlockTime(float(n), 2.0 * n) for n in sizes]
-        return [[time] * len(setting.blocks) for time in (*plain, *(BlockTime(n, 2.0 * n, n) for n in deferred))]
+        return [[time] * len(costs) for time in (*plain, *(BlockTime(n, 2.0 * n, n) for n in deferred))]
 
-    monkeypatch.setattr(measure, "time_blocks", times)
+    monkeypatch.setattr(measure, "block_times", times)
     pieces: dict[str, Any] = {"method__name": "delayed", "method__microbatches": 3, "schedule__microbatches": 2}
     found, late = (
         profile(Setting(config(data__batch_size=36, schedule__deferred=waits, **pieces)), CPU)
@@ -129,7 +127,13 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds in (100, 100, 100, 4, 2, 8, 2, 16):
         marks += [now, now + seconds]
         now += seconds + 7
-    monkeypatch.setattr(prepare, "time", SimpleNamespace(perf_counter=iter(marks).__next__))
+    clock = SimpleNamespace(perf_counter=iter(marks).__next__)
+
+    def timed(setting: Setting, device: torch.device) -> float | None:
+        with patch.object(measure, "time", clock):
+            return measure.one_rank_alone(setting, device)
+
+    monkeypatch.setattr(prepare, "one_rank_alone", timed)
 
 
 def test_a_first_start_times_itself_and_keeps_what_it_found(tmp_path: Path, ticking: None) -> None:
@@ -183,5 +187,5 @@ def test_without_room_for_the_whole_network_there_is_no_baseline(monkeypatch: py
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(prepare, "_one_rank_alone", full)
-    assert prepare.one_rank_alone(Setting(config(**TIMED)), CPU) is None
+    monkeypatch.setattr(measure, "twin", full)
+    assert measure.one_rank_alone(Setting(config(**TIMED)), CPU) is None

@@ -18,9 +18,8 @@ from hpcsplit.cli import main
 from hpcsplit.config import Config
 from hpcsplit.config.load import resolve
 from hpcsplit.errors import ConfigError
-from hpcsplit.plan.batch_sizes import evaluation_sizes, training_sizes
 from hpcsplit.plan.setting import Setting
-from hpcsplit.plan.trial import Checked, check_network
+from hpcsplit.plan.trial import Checked, check_network, evaluation_sizes, training_sizes
 from tests.engine.small import config as engine_config
 from tests.engine.small import make_jobs
 

@@ -93,7 +93,7 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
     problem, records = problem_of(Setting(config), run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
     for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
-        course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]
+        course = replay(problem, expected["cuts"], HERE, Train(0, phase, 0), steps)  # type: ignore[arg-type]
         seconds = [record.train_s or 0.0 for record in records if record.phase == phase]
         measured = statistics.median(seconds) / steps
         times = expected["forecast"][key], course.length_s / steps, measured
@@ -116,7 +116,7 @@ def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, 
         for phase in PHASES:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
                 real, cuts = in_lockstep(config, ranks, phase, Path(place))
-            course = replay(problem, cuts, HERE, [Train(0, phase, 0)], phase, COUNTED_STEPS)
+            course = replay(problem, cuts, HERE, Train(0, phase, 0), COUNTED_STEPS)
             ours = [(t.messages, t.sent_bytes_prev + t.sent_bytes_next) for t in course.traffic]
             same = "the same" if ours == real else f"simulated {ours}"
             lines.append(f"{ranks} ranks, {phase:<8} messages and bytes of {COUNTED_STEPS} steps: {real}: {same}")

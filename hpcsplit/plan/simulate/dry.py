@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.methods.contract import TrainingMethod, own_variables
-from hpcsplit.plan.profile import CutCost, Profile
-from hpcsplit.plan.simulate.machine import Clock, Disk, Machine
+from hpcsplit.plan.profile import Profile
+from hpcsplit.plan.simulate.machine import Clock, Link, Machine
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.stage.cuts import ranges
@@ -67,9 +67,7 @@ class Problem:
         """The same with every block but the first and the last so many times in a row."""
         inner = (shape for shape in self.shapes[2:-1] for _ in range(times))
         shapes = (*self.shapes[:2], *inner, self.shapes[-1])
-        return Problem(
-            self.method, self.exact, shapes, self.profile.deeper(times), self.batch_size, self.dtype, self.aux_dtype
-        )
+        return replace(self, shapes=shapes, profile=self.profile.deeper(times))
 
 
 def make_jobs(
@@ -77,14 +75,10 @@ def make_jobs(
 ) -> list[Job]:
     """A job for each rank, of `steps` mini-batches an epoch, all of one kind."""
     parts, size = ranges(cuts, len(problem.profile.blocks)), steps * problem.samples(phase)
-    disks = [Disk(machine.disk) for _ in range(-(-len(parts) // machine.node))]
+    disks = [Link(machine.disk) for _ in range(-(-len(parts) // machine.node))]
     jobs = []
     for k, part in enumerate(parts):
-        cut_costs = (
-            problem.profile.join(part.start) if k else CutCost(),
-            problem.profile.join(part.stop) if k + 1 < len(parts) else CutCost(),
-        )
-        stage = DryStage(problem, k, len(parts), part, clocks[k], cut_costs, phase)
+        stage = DryStage(problem, k, len(parts), part, clocks[k], phase)
         own = own_variables(problem.method, stage.place) if phase == "parallel" else []
         fields = [Field(v.name, v.row_shape(stage.place), v.before_block(stage.place)) for v in own]
         images = DryImages(problem, clocks[k], phase)
@@ -118,16 +112,7 @@ def make_jobs(
 class DryStage(Stage):
     """A stage whose blocks are one that takes as long; a full-batch method finds each of them, a layer."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        index: int,
-        count: int,
-        part: range,
-        clock: Clock,
-        cut_costs: tuple[CutCost, CutCost],
-        phase: Phase,
-    ) -> None:
+    def __init__(self, problem: Problem, index: int, count: int, part: range, clock: Clock, phase: Phase) -> None:
         profile = problem.profile
         pieces = [range(i, i + 1) for i in part] if problem.method.facts.full_batch else [part]
         blocks = [DryBlock(problem, piece, clock, phase, self, count) for piece in pieces]
@@ -143,9 +128,9 @@ class DryStage(Stage):
             first_block=part.start,
             net_blocks=len(profile.blocks),
         )
-        self._clock = clock
-        self._cuts_s = cut_costs[0].lam_s + cut_costs[0].kappa_s + cut_costs[1].psi_s if phase == "parallel" else 0.0
-        self._charged = False
+        before, behind = profile.join(part.start), profile.join(part.stop)
+        self._clock, self._charged = clock, False
+        self._cuts_s = before.lam_s + before.kappa_s + behind.psi_s if phase == "parallel" else 0.0
 
     def at(self, epoch: int, step: int) -> None:
         super().at(epoch, step)
@@ -250,7 +235,7 @@ class DryImages:
 class DryStore(MemoryStore):
     """Rows that are zeros; they come from and go to a disk behind the computation, as those of the files do."""
 
-    def __init__(self, problem: Problem, fields: Sequence[Field], rows: int, clock: Clock, disk: Disk) -> None:
+    def __init__(self, problem: Problem, fields: Sequence[Field], rows: int, clock: Clock, disk: Link) -> None:
         Store.__init__(self, fields, rows, problem.aux_dtype)
         self.epoch = 0  # something is stored
         self._clock, self._disk, self._device = clock, disk, problem.device
@@ -267,7 +252,7 @@ class DryStore(MemoryStore):
 
     def _ask(self, visits: Visits, last: int) -> None:
         for step in range(self._next_read, min(last, len(visits.batches) - 1) + 1):
-            self._there[step] = self._disk.served(self._clock.now, len(visits.batches[step]) * self._row_bytes)
+            self._there[step] = self._disk.done(self._clock.now, len(visits.batches[step]) * self._row_bytes)
             self._next_read = step + 1
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
@@ -279,7 +264,7 @@ class DryStore(MemoryStore):
 
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Any) -> None:
         size = len(visits.batches[step]) * self._row_bytes
-        self._under_way.append(self._disk.served(self._clock.now, size))
+        self._under_way.append(self._disk.done(self._clock.now, size))
         while len(self._under_way) > BEHIND:
             self._clock.wait(self._under_way.popleft(), "store")
 

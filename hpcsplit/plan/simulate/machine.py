@@ -28,43 +28,24 @@ class Machine:
     straggler: float = 1.0
 
     def link(self, a: int, b: int) -> Link:
-        inside = a // self.node == b // self.node
-        return Link(
-            self.inside_latency_s if inside else self.latency_s, self.inside_bandwidth if inside else self.bandwidth
-        )
-
-    def slowness(self, rank: int, ranks: int) -> float:
-        """How many times as long as the profile says a rank computes."""
-        return self.straggler if rank == ranks // 2 else 1.0
+        if a // self.node == b // self.node:
+            return Link(self.inside_bandwidth, self.inside_latency_s)
+        return Link(self.bandwidth, self.latency_s)
 
 
 @dataclass
 class Link:
-    """One direction between two neighbours: messages follow each other."""
+    """One direction between two neighbours, or a node's disk: what is asked for follows each other, in that order."""
 
-    latency_s: float
     bandwidth: float
+    latency_s: float = 0.0
     free: float = 0.0
 
-    def arrival(self, sent: float, size_bytes: float) -> float:
-        """When a message that is sent at this moment is there."""
-        self.free = max(self.free, sent) + (size_bytes / self.bandwidth if self.bandwidth else 0.0)
-        return self.free + self.latency_s
-
-
-@dataclass
-class Disk:
-    """Serves the ranks of a node in the order in which they ask."""
-
-    speed: float
-    free: float = 0.0
-
-    def served(self, asked: float, size_bytes: float) -> float:
-        """When what is asked for at this moment has been read or written."""
-        if not self.speed:
-            return asked
-        self.free = max(self.free, asked) + size_bytes / self.speed
-        return self.free
+    def done(self, asked: float, size_bytes: float) -> float:
+        """When what is sent, read or written from this moment on is there."""
+        if self.bandwidth:
+            asked = self.free = max(self.free, asked) + size_bytes / self.bandwidth
+        return asked + self.latency_s
 
 
 class Span(NamedTuple):
@@ -74,9 +55,6 @@ class Span(NamedTuple):
     kind: str  # forward, backward, weights, update, variables, messages, data; link, store, wait
     start: float
     end: float
-
-
-WORK = ("forward", "backward", "weights", "update", "data")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hpcsplit.plan.simulate.machine import Clock, Link, Machine
-from hpcsplit.wire.port import Agree, Program, Recv, Send, Share, Traffic, agree_lag, describe_mismatch
+from hpcsplit.wire.port import Agree, Program, Recv, Send, Traffic, agree_lag, describe_mismatch
 
 
 class _Message(NamedTuple):
@@ -51,10 +51,9 @@ class Simulation:
         programs: Sequence[Program],
         clocks: Sequence[Clock],
         machine: Machine,
-        *,
-        bytes_of_one: float = 1.0,
-        packing_s: float = 0.0,
-        idle: Sequence[Callable[[], bool]] = (),
+        bytes_of_one: float,
+        packing_s: float,
+        idle: Sequence[Callable[[], bool]],
     ) -> None:
         """`bytes_of_one`: of the machine, for a byte of the tensors here; `packing_s`: what putting one into a message
         takes its sender; `idle`: what each rank does while it waits for a message, as World.idle."""
@@ -64,17 +63,16 @@ class Simulation:
         self.links: dict[tuple[int, int], Link] = {}
         self.queues: dict[tuple[int, int, str], deque[_Message]] = defaultdict(deque)
         self.awaited: dict[int, Recv] = {}
-        self.sharing: dict[int, Any] = {}
         self.calls = [0] * len(programs)  # of Agree
         self.agreements: dict[int, _Agreement] = defaultdict(_Agreement)
-        self.ready: list[tuple[float, int]] = []
+        self.ready: list[tuple[float, int]] = []  # a heap
         self.answers: list[Any] = [None] * len(programs)
         self.meeting_s = machine.latency_s * math.ceil(math.log2(max(len(programs), 2)))
 
     def run(self) -> float:
         """Run all programs to their end; the moment of the last one's."""
-        self.ready = [(clock.now, clock.rank) for clock in self.clocks]
-        heapq.heapify(self.ready)
+        for rank in range(len(self.programs)):
+            self._go_on(rank)
         running = len(self.programs)
         while self.ready:
             _, rank = heapq.heappop(self.ready)
@@ -83,27 +81,19 @@ class Simulation:
             except StopIteration:
                 running -= 1
                 continue
-            self.answers[rank] = None
-            self._answer(rank, verb)
+            if isinstance(verb, Send):
+                self._send(rank, verb)
+            elif isinstance(verb, Recv):
+                self.awaited[rank] = verb
+                self._receive(rank)
+            else:
+                assert isinstance(verb, Agree), f"{verb} has no time"
+                self._agree(rank, verb.level)
         assert not running, f"{running} stages wait for ever: {self.awaited}"
         return max(clock.now for clock in self.clocks)
 
-    def _answer(self, rank: int, verb: Any) -> None:
-        if isinstance(verb, Send):
-            self._send(rank, verb)
-            self._go_on(rank)
-        elif isinstance(verb, Recv):
-            self.awaited[rank] = verb
-            self._receive(rank)
-        elif isinstance(verb, Agree):
-            self._agree(rank, verb.level)
-        else:
-            assert isinstance(verb, Share), f"{verb} has no time"
-            self.sharing[rank] = verb.value
-            if len(self.sharing) == len(self.programs):
-                self._meet()
-
-    def _go_on(self, rank: int) -> None:
+    def _go_on(self, rank: int, answer: Any = None) -> None:
+        self.answers[rank] = answer
         heapq.heappush(self.ready, (self.clocks[rank].now, rank))
 
     def _send(self, rank: int, verb: Send) -> None:
@@ -112,10 +102,11 @@ class Simulation:
         clock.work("messages", self.packing_s * size)
         self.traffic[rank].count(verb.side, round(size))
         link = self.links.setdefault((rank, peer), self.machine.link(rank, peer))
-        message = _Message(verb.tensor.detach(), verb.index, clock.now, link.arrival(clock.now, size))
+        message = _Message(verb.tensor.detach(), verb.index, clock.now, link.done(clock.now, size))
         self.queues[rank, peer, verb.name].append(message)
         if peer in self.awaited:
             self._receive(peer)
+        self._go_on(rank)
 
     def _receive(self, rank: int) -> None:
         """Hand over what the rank waits for, if it has been sent."""
@@ -126,44 +117,27 @@ class Simulation:
         message = queue.popleft()
         complaint = describe_mismatch(rank, wanted, wanted.name, message.tensor, message.number)
         assert not complaint, complaint
-        while self.idle and clock.now < message.arrival and self.idle[rank]():
+        while clock.now < message.arrival and self.idle[rank]():
             pass
         clock.wait(message.sent, "wait")
         clock.wait(message.arrival, "link")
-        self.answers[rank] = message.tensor
         del self.awaited[rank]
-        self._go_on(rank)
+        self._go_on(rank, message.tensor)
 
     def _agree(self, rank: int, level: int) -> None:
         """Note the level; go on once all have made the call that this one is answered with."""
+        made, asked = self.agreements[self.calls[rank]], self.calls[rank] - agree_lag(len(self.programs))
         self.calls[rank] += 1
-        made = self.agreements[self.calls[rank] - 1]
         made.calls, made.last_s = made.calls + 1, max(made.last_s, self.clocks[rank].now)
         made.level = max(made.level, level)
-        asked = self.calls[rank] - 1 - agree_lag(len(self.programs))
         if asked < 0:
-            self.answers[rank] = 0
-            self._go_on(rank)
+            self._go_on(rank, 0)
         else:
             self.agreements[asked].waiting.append(rank)
-        for one in (self.agreements[asked], made) if asked >= 0 else (made,):
+        for one in (self.agreements[asked], made):
             if one.calls == len(self.programs):
-                self._agreed(one)
-
-    def _agreed(self, one: _Agreement) -> None:
-        for rank in one.waiting:
-            self.clocks[rank].wait(one.last_s, "wait")
-            self.clocks[rank].wait(one.last_s + self.meeting_s, "link")
-            self.answers[rank] = one.level
-            self._go_on(rank)
-        one.waiting.clear()
-
-    def _meet(self) -> None:
-        last = max(clock.now for clock in self.clocks)
-        values = [self.sharing[rank] for rank in range(len(self.programs))]
-        self.sharing.clear()
-        for rank, clock in enumerate(self.clocks):
-            clock.wait(last, "wait")
-            clock.wait(last + self.meeting_s, "link")
-            self.answers[rank] = list(values)
-            self._go_on(rank)
+                for waiter in one.waiting:
+                    self.clocks[waiter].wait(one.last_s, "wait")
+                    self.clocks[waiter].wait(one.last_s + self.meeting_s, "link")
+                    self._go_on(waiter, one.level)
+                one.waiting.clear()

@@ -1,33 +1,45 @@
-"""What a simulation is asked: how long a step of each kind takes, what it waits for, how a whole schedule scales."""
+"""What a simulation is asked: how long a step takes, what it waits for and sends, how a whole schedule scales."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.forward import refresh
-from hpcsplit.engine.job import Job
-from hpcsplit.methods.contract import Tally, flights
+from hpcsplit.methods.backprop import Backprop
+from hpcsplit.methods.contract import Tally, TrainingMethod, flights, visits
+from hpcsplit.plan.blocks import BlockTime
+from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.simulate.dry import Problem, Unknown, make_jobs
-from hpcsplit.plan.simulate.machine import WORK, Clock, Machine, Span
+from hpcsplit.plan.simulate.machine import Clock, Machine, Span
 from hpcsplit.plan.simulate.runner import Simulation
-from hpcsplit.schedule.actions import Action, Phase, Refresh, Train
-from hpcsplit.wire.port import Traffic, Verb
+from hpcsplit.schedule.actions import Action, Refresh, Train
+from hpcsplit.stage.stage import Shape
+from hpcsplit.wire.port import Traffic
 
 FEW, MORE = 4, 8  # steps of the two epochs that an epoch of many steps is extrapolated from
 FLUSHED = 1, 2  # the same, where the pipeline runs empty behind each step
+BINDS = {  # what a rank's time goes into; the last one is balance, or the pipeline's bubble
+    "computation": ("forward", "backward", "weights", "update", "data"),
+    "variables": ("variables", "messages"),
+    "link": ("link",),
+    "store": ("store",),
+    "other ranks": ("wait",),
+}
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """How actions of one kind went.
+    """How an action went.
 
     Attributes:
-        length_s: until the last rank has done them.
+        length_s: until the last rank has done it.
         shares: of the ranks' time, by what it went into.
     """
 
@@ -51,16 +63,8 @@ class Epoch:
 
     @property
     def binds(self) -> str:
-        """What most of the ranks' time goes into: the network's own arithmetic, the variables, messages, waiting for a
-        link, for the store, or for a rank that is not as far (balance, or the pipeline's bubble)."""
-        groups = {
-            "computation": sum(self.shares.get(kind, 0.0) for kind in WORK),
-            "variables": self.shares.get("variables", 0.0) + self.shares.get("messages", 0.0),
-            "link": self.shares.get("link", 0.0),
-            "store": self.shares.get("store", 0.0),
-            "other ranks": self.shares.get("wait", 0.0),
-        }
-        return max(groups, key=lambda name: groups[name])
+        """What most of the ranks' time goes into."""
+        return max(BINDS, key=lambda name: sum(self.shares.get(kind, 0.0) for kind in BINDS[name]))
 
 
 @dataclass(frozen=True)
@@ -76,30 +80,22 @@ class Row:
     exact: Epoch
     refresh: Epoch | None
     hybrid_speed_up: float
-
-    @property
-    def parallel_speed_up(self) -> float:
-        return self.one_rank_s / self.parallel.step_s
-
-    @property
-    def exact_speed_up(self) -> float:
-        return self.one_rank_s / self.exact.step_s
-
-    def as_dict(self) -> dict[str, Any]:
-        gains = {"parallel_speed_up": self.parallel_speed_up, "exact_speed_up": self.exact_speed_up}
-        binds = {"parallel_binds": self.parallel.binds, "exact_binds": self.exact.binds}
-        return asdict(self) | gains | binds
+    parallel_speed_up: float
+    exact_speed_up: float
+    parallel_binds: str
+    exact_binds: str
 
 
-def replay(
-    problem: Problem, cuts: Sequence[int], machine: Machine, actions: Sequence[Action], phase: Phase, steps: int
-) -> Replayed:
-    """Walk all ranks through these actions, each an epoch of so many steps."""
-    ranks = len(cuts) + 1
-    clocks = [Clock(rank, machine.slowness(rank, ranks)) for rank in range(ranks)]
+def replay(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refresh | Train, steps: int) -> Replayed:
+    """Walk all ranks through this action, an epoch of so many steps."""
+    ranks, phase = len(cuts) + 1, action.phase if isinstance(action, Train) else "parallel"
+    clocks = [Clock(rank, machine.straggler if rank == ranks // 2 else 1.0) for rank in range(ranks)]
     jobs = make_jobs(problem, cuts, clocks, machine, phase, steps)
     simulation = Simulation(
-        [_program(job, actions) for job in jobs],
+        [
+            refresh(job, action, None) if isinstance(action, Refresh) else train_epoch(job, action, Tally())
+            for job in jobs
+        ],
         clocks,
         machine,
         bytes_of_one=problem.samples_of_one(phase),
@@ -108,29 +104,19 @@ def replay(
     )
     with Unknown() if problem.device.type == "meta" else nullcontext():
         length = simulation.run()
-    spent: dict[str, float] = {}
     for clock in clocks:
         clock.wait(length, "wait")
-        for kind, seconds in clock.spent.items():
-            spent[kind] = spent.get(kind, 0.0) + seconds
-    whole = max(ranks * length, 1e-300)
-    shares = {kind: seconds / whole for kind, seconds in sorted(spent.items())}
+    whole, kinds = max(ranks * length, 1e-300), sorted({kind for clock in clocks for kind in clock.spent})
+    shares = {kind: sum(clock.spent[kind] for clock in clocks) / whole for kind in kinds}
     return Replayed(length, shares, simulation.traffic, [span for clock in clocks for span in clock.spans])
 
 
-def _program(job: Job, actions: Sequence[Action]) -> Generator[Verb, Any, None]:
-    for action in actions:
-        if isinstance(action, Refresh):
-            yield from refresh(job, action, None)
-        elif isinstance(action, Train):
-            yield from train_epoch(job, action, Tally())
-
-
-def epoch(problem: Problem, cuts: Sequence[int], machine: Machine, action: Action, phase: Phase) -> Epoch:
+def epoch(problem: Problem, cuts: Sequence[int], machine: Machine, action: Refresh | Train) -> Epoch:
     """An epoch of this action, from two short ones: behind its first steps each takes as long as the one before."""
-    lead = math.ceil(flights(problem.method, 0, len(cuts) + 1)) if phase == "parallel" else 0
-    few, more = (lead + steps for steps in (FLUSHED if phase == "serial" else (FEW, MORE)))
-    begun, done = (replay(problem, cuts, machine, [action], phase, steps) for steps in (few, more))
+    flushed = isinstance(action, Train) and action.phase == "serial"
+    lead = 0 if flushed else math.ceil(flights(problem.method, 0, len(cuts) + 1))
+    few, more = (lead + steps for steps in (FLUSHED if flushed else (FEW, MORE)))
+    begun, done = (replay(problem, cuts, machine, action, steps) for steps in (few, more))
     return Epoch(more, done.length_s, (done.length_s - begun.length_s) / (more - few), done.shares)
 
 
@@ -143,15 +129,13 @@ def row(
         schedule: everything that the hybrid schedule wants done.
         deeper: how many times as deep the network is as the one that was asked for.
     """
-    ranks = len(cuts) + 1
-    parallel = epoch(problem, cuts, machine, Train(0, "parallel", 0, goes_on=True), "parallel")
-    exact = epoch(problem, cuts, machine, Train(0, "serial", 0), "serial")
+    ranks, one = len(cuts) + 1, problem.profile.serial_s
+    parallel = epoch(problem, cuts, machine, Train(0, "parallel", 0, goes_on=True))
+    exact = epoch(problem, cuts, machine, Train(0, "serial", 0))
     refreshes = sum(isinstance(action, Refresh) for action in schedule)
-    fresh = epoch(problem, cuts, machine, Refresh(0), "parallel") if refreshes else None
+    fresh = epoch(problem, cuts, machine, Refresh(0)) if refreshes else None
     kinds = [action.phase for action in schedule if isinstance(action, Train)]
-    serial_epochs, parallel_epochs = kinds.count("serial"), kinds.count("parallel")
-    one = problem.profile.serial_s
-    whole = serial_epochs * exact.length_s(steps) + parallel_epochs * parallel.length_s(steps)
+    whole = kinds.count("serial") * exact.length_s(steps) + kinds.count("parallel") * parallel.length_s(steps)
     whole += refreshes * fresh.length_s(steps) if fresh else 0.0
     return Row(
         ranks=ranks,
@@ -163,4 +147,36 @@ def row(
         exact=exact,
         refresh=fresh,
         hybrid_speed_up=len(kinds) * steps * one / whole,
+        parallel_speed_up=one / parallel.step_s,
+        exact_speed_up=one / exact.step_s,
+        parallel_binds=parallel.binds,
+        exact_binds=exact.binds,
     )
+
+
+def epoch_bytes(
+    method: TrainingMethod,
+    shapes: Sequence[Shape],
+    cuts: Sequence[int],
+    batch_sizes: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    aux_dtype: torch.dtype,
+) -> list[tuple[int, int]]:
+    """(to the stage before, to the next one) in bytes for each stage, in a parallel epoch of such mini-batches.
+
+    An epoch of the fewest samples that make a mini-batch is replayed where nothing takes time, and counts for each
+    sample of the whole one: a message has a row for each, and all are visited alike.  Shapes and types as in Problem.
+    """
+    blocks, few = len(shapes) - 1, method.microbatches
+    free = (BlockTime(0.0, 0.0),) * blocks
+    profile = Profile(free, free, 1, (), (0,) * blocks, 0.0, 0.0)
+    problem = Problem(method, Backprop(), shapes, profile, few, dtype, aux_dtype)
+    traffic = replay(problem, cuts, Machine(), Train(0, "parallel", 0), 1).traffic
+    whole, replayed = _visits(method, batch_sizes), _visits(method, [few])
+    return [(t.sent_bytes_prev * whole // replayed, t.sent_bytes_next * whole // replayed) for t in traffic]
+
+
+def _visits(method: TrainingMethod, batch_sizes: Sequence[int]) -> int:
+    """Samples that pass in an epoch of such mini-batches, each as often as it is visited."""
+    return sum(map(len, visits(method, [np.arange(size) for size in batch_sizes])))

@@ -52,13 +52,13 @@ def problem(
 
 
 def exact_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Replayed:
-    return replay(p, cuts, machine, [EXACT], "serial", steps)
+    return replay(p, cuts, machine, EXACT, steps)
 
 
 def parallel_steps(p: Problem, cuts: Sequence[int], machine: Machine = FREE, steps: int = 3) -> Replayed:
-    return replay(p, cuts, machine, [PARALLEL], "parallel", steps)
+    return replay(p, cuts, machine, PARALLEL, steps)
 
 
 def step_s(p: Problem, cuts: Sequence[int], machine: Machine = FREE) -> float:
     """A parallel step in the middle of a long epoch."""
-    return epoch(p, cuts, machine, PARALLEL, "parallel").step_s
+    return epoch(p, cuts, machine, PARALLEL).step_s

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.methods.penalty import AugmentedLagrangian, Penalty
 from hpcsplit.plan.forecast import forecast
@@ -60,7 +61,7 @@ def test_a_narrow_link_binds_at_its_bandwidth() -> None:
     bandwidth, p = MAP_BYTES / 50, problem(EVEN)  # 50 s for x, and as long for λ the other way at the same time
     machine = Machine(node=1, latency_s=0.0, bandwidth=bandwidth)
     assert step_s(p, (2,), machine) == pytest.approx(50, rel=0.02)
-    found = epoch(p, (2,), machine, PARALLEL, "parallel")
+    found = epoch(p, (2,), machine, PARALLEL)
     assert found.binds == "link"
     halved = problem(EVEN, method=Penalty(downsample=2))
     assert step_s(halved, (2,), machine) == pytest.approx(50 / 4, rel=0.1)
@@ -102,7 +103,7 @@ def test_a_straggler_holds_up_all_others() -> None:
     slow = Machine(node=1, latency_s=0.0, bandwidth=0.0, straggler=4.0)
     p = problem(EVEN, join=CutCost())
     assert step_s(p, (1, 2, 3), slow) == pytest.approx(4 * step_s(p, (1, 2, 3)))
-    found = epoch(p, (1, 2, 3), slow, PARALLEL, "parallel")
+    found = epoch(p, (1, 2, 3), slow, PARALLEL)
     assert found.binds == "other ranks"
 
 
@@ -110,7 +111,7 @@ def test_a_straggler_holds_up_all_others() -> None:
 def test_delayed_gradients_keep_all_stages_busy(pieces: int) -> None:
     p = problem(EVEN, method=Delayed(microbatches=pieces), join=CutCost())
     assert step_s(p, (1, 2, 3)) == pytest.approx(3.0)
-    assert epoch(p, (2,), FREE, EXACT, "serial").step_s == pytest.approx(12.0)
+    assert epoch(p, (2,), FREE, EXACT).step_s == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("order", ["1f1b", "zb"])
@@ -120,7 +121,7 @@ def test_weight_gradients_fill_the_waits_of_exact_epochs(order: Order, microbatc
     p = problem([(8.0, 16.0)] * 4, microbatches=microbatches, weights=0.5, order=order)
     found, unit = exact_steps(p, (1, 2, 3), steps=1).length_s, 8.0 / microbatches
     assert found == pytest.approx(course(timetables(order, 4, microbatches), HALVED).length * unit)
-    assert forecast(p.profile, (1, 2, 3), None, order=order).exact_s == pytest.approx(found)
+    assert forecast(p.profile, (1, 2, 3), None, exact=Backprop(order=order)).exact_s == pytest.approx(found)
     if microbatches >= 4:
         assert found == pytest.approx((3 * microbatches + 3) * unit)
 

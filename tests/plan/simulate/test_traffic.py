@@ -24,8 +24,7 @@ from hpcsplit.plan.profile import CutCost, Profile
 from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.simulate.dry import Problem
 from hpcsplit.plan.simulate.machine import Machine
-from hpcsplit.plan.simulate.study import replay
-from hpcsplit.plan.simulate.traffic import epoch_bytes
+from hpcsplit.plan.simulate.study import epoch_bytes, replay
 from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import Meter, Traffic, Verb
@@ -69,7 +68,7 @@ def simulated(cfg: Any, stages: int, phase: Phase) -> list[tuple[int, int, int]]
         batch_size=BATCH,
         aux_dtype=setting.store_dtype,
     )
-    course = replay(problem, cfg.split.cuts, Machine(), [Train(0, phase, 0)], phase, STEPS)
+    course = replay(problem, cfg.split.cuts, Machine(), Train(0, phase, 0), STEPS)
     return [(t.messages, t.sent_bytes_prev, t.sent_bytes_next) for t in course.traffic]
 
 
