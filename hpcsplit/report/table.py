@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 10_000  # columns: no cell is folded or cut
-
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A line for each row, as Markdown has it; the first column stands on the left, the others on the right."""
@@ -20,6 +18,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         grid.add_column(Text(column), justify="right" if grid.columns else "left", no_wrap=True)
     for row in rows:
         grid.add_row(*map(Text, row))
+    return printed(grid, 10_000)  # columns: no cell is folded or cut
+
+
+def printed(grid: Table, width: int, *, coloured: bool = False) -> str:
+    """What rich makes of it, without empty lines and without spaces at the ends of lines."""
     text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None, force_terminal=False).print(grid)
+    Console(file=text, width=width, force_terminal=coloured, highlight=False, emoji=False).print(grid)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
