@@ -13,10 +13,10 @@ from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.examples import Mistakes, Reconstructions
-from hpcsplit.report.expected import beside
+from hpcsplit.report.lines import table
 from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.table import table
+from hpcsplit.report.summary import beside
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 

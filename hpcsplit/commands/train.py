@@ -32,7 +32,7 @@ from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.report.console import Console
-from hpcsplit.report.expected import beside
+from hpcsplit.report.summary import beside, closing_table
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
@@ -264,7 +264,7 @@ def _start(
         f"on {hosts[p['stage'] % len(hosts)]}"
         for p in prepared.plans
     ]
-    console.header(lines)
+    console.say("\n".join([*lines, ""]))
     cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
     board = Board(run_dir.tensorboard) if config.run.tensorboard else None
     return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts, board)
@@ -311,7 +311,8 @@ def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, st
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE
-    config, table = setting.config, watch.closing(prepared.plans, prepared.baseline_samples_per_s)
+    config = setting.config
+    table = closing_table(watch.past, prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)

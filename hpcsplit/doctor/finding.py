@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcsplit import __version__
-from hpcsplit.report.table import printed
+from hpcsplit.report.lines import printed
 from hpcsplit.report.terminal import terminal_of, terminal_width
 
 

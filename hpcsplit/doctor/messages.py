@@ -116,9 +116,10 @@ def _messages(kind: str, edges: Sequence[Edge], crowded: bool) -> Finding:
     if len(edges) > 1:
         worst = min(edges, key=lambda edge: edge.bandwidth / edge.latency_s)
         found += f" (medians of {len(edges)} pairs); slowest {worst.ranks[0]}-{worst.ranks[1]}: {worst.numbers}"
+    remedy = "give each rank a core of its own" if crowded else f"see {_SEE[kind]}"
     advice = (
         f"ranks {', '.join(slow[:8])}{' …' * (len(slow) > 8)} need more than {LATENCY_SLOW_S * 1e6:.0f} µs or less "
-        f"than {BANDWIDTH_SLOW / 1e9:g} GB/s: {'give each rank a core of its own' if crowded else f'see {_SEE[kind]}'}"
+        f"than {BANDWIDTH_SLOW / 1e9:g} GB/s: {remedy}"
     )
     data = {"small_bytes": SMALL_BYTES, "large_bytes": LARGE_BYTES, "edges": [asdict(edge) for edge in edges]}
     return judged("messages", found, [advice] if slow else [], data)

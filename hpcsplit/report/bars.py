@@ -8,7 +8,18 @@ from typing import Any
 from hpcsplit.report.curves import BAND, epoch_axis, parallel_spans
 from hpcsplit.report.figure import Panel
 from hpcsplit.report.lines import shortened
-from hpcsplit.report.times import CHECKPOINT, EVALUATION, OTHER, PARTS, REFRESH, UNSPLIT, Runs, run_parts, stage_parts
+from hpcsplit.report.times import (
+    CHECKPOINT,
+    EVALUATION,
+    OTHER,
+    PARTS,
+    REFRESH,
+    UNSPLIT,
+    Runs,
+    of_phase,
+    run_parts,
+    stage_parts,
+)
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart
@@ -24,7 +35,7 @@ def phases(runs: Runs) -> list[Panel]:
     def draw(panel: Any) -> list[Any]:
         legend: dict[str, Any] = {}
         for row, records in enumerate(runs.values()):
-            if any(record.phase == "serial" for record in records):
+            if of_phase(records, "serial"):
                 start, end = records[0].epoch + 0.5, records[-1].epoch + 1.5
                 legend["exact"] = _bar(panel, row, start, end - start, EXACT, "exact epochs")
             for start, end in parallel_spans(records):
@@ -48,7 +59,7 @@ def stage_split(runs: Runs) -> list[Panel]:
     """A bar for each stage of a run: its seconds of training, by part; of parallel epochs, where the run has any."""
     panels = []
     for name, records in runs.items():
-        parallel = [record for record in records if record.phase == "parallel"]
+        parallel = of_phase(records, "parallel")
         heading = f"{shortened(name)}: " * (len(runs) > 1) + ("parallel epochs" if parallel else "exact epochs")
         stages: dict[str, list[Any]] = {}
         for stage in (stage for record in parallel or records for stage in record.stages):

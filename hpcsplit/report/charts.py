@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from hpcsplit.report import bars
-from hpcsplit.report.curves import Quantity, curves, of_stages, shade_of
+from hpcsplit.report.curves import Quantity, curves, of_stages, plane, shade_of
 from hpcsplit.report.figure import Chart
 from hpcsplit.report.lines import bn_differs
-from hpcsplit.report.plane import plane
 from hpcsplit.report.times import Runs, balance
 from hpcsplit.run.records import flat
 

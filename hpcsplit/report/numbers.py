@@ -8,7 +8,7 @@ import io
 from hpcsplit.host.printable import cell
 from hpcsplit.report.lines import number
 from hpcsplit.report.summary import median_rate
-from hpcsplit.report.times import Runs, learning_s
+from hpcsplit.report.times import Runs, learning_s, of_phase
 from hpcsplit.run.records import flat, known
 
 COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
@@ -19,7 +19,7 @@ def overview(runs: Runs) -> list[tuple[str, ...]]:
     """A row of COLUMNS for each run."""
     rows: list[tuple[str, ...]] = []
     for name, records in runs.items():
-        parallel = [record for record in records if record.phase == "parallel"]
+        parallel = of_phase(records, "parallel")
         accuracies = [accuracy for accuracy, _ in known(records, "test_accuracy")]
         signals = [s.label_signal for s in (parallel[-1].stages if parallel else ()) if s.label_signal is not None]
         rows.append(
