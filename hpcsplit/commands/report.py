@@ -20,8 +20,6 @@ from hpcsplit.report.summary import beside
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 
-KINDS = ("html", "csv", *picture.FORMATS)
-
 
 def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str = "", *, mistakes: bool = True) -> int:
     """Print one line for each run directory, and write `out`, whose suffix says what; the exit code.
@@ -47,9 +45,8 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     try:
         if out.suffix == ".html":
             what, root = "page", data_root if mistakes else None
-            write_text(
-                out, page({name: _run(name, result[name], records[name], configs[name], root) for name in result})
-            )
+            runs = {name: _run(name, run, records[name], configs[name], root) for name, run in result.items()}
+            write_text(out, page(runs))
         elif out.suffix == ".csv":
             what = "numbers"
             write_text(out, csv_text(records))
@@ -63,8 +60,8 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
 
 
 def _check_out(out: Path) -> None:
-    if out.suffix[1:] not in KINDS:
-        *others, last = (f".{kind}" for kind in KINDS)
+    *others, last = (f".{kind}" for kind in ("html", "csv", *picture.FORMATS))
+    if out.suffix not in (*others, last):
         raise UsageError(f"--out {out} must end in {', '.join(others)} or {last}")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
@@ -105,8 +102,7 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
     tested: dict[tuple[object, ...], str] = {}
     for name, config in configs.items():
         if isinstance(config, Config):
-            data = config.data
-            tested.setdefault((data.name, data.limit_test), name)
+            tested.setdefault((config.data.name, config.data.limit_test), name)
     if len(tested) > 1:
         listed = "; ".join(
             f"{name} on {data}{f' (the first {limit} test samples)' if limit else ''}"
@@ -131,7 +127,7 @@ def _run(
 
 def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:
     """What the newest checkpoint gets wrong, or why nobody knows."""
-    from hpcsplit.commands.examples import examples_of
+    from hpcsplit.commands.evaluate import examples_of
 
     if isinstance(config, Config) and ":" in config.model.name:
         return f'Not known: model.name = "{config.model.name}" is code of the user\'s, which a report does not run.'
