@@ -14,9 +14,8 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.report.lines import table
-from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.summary import beside
+from hpcsplit.report.summary import COLUMNS, EXPLAINED, beside, csv_text, overview
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
 

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcsplit.report import times
 from hpcsplit.report.curves import BAND, epoch_axis, parallel_spans
 from hpcsplit.report.figure import Panel
 from hpcsplit.report.lines import shortened
-from hpcsplit.report.times import (
-    CHECKPOINT,
-    EVALUATION,
-    OTHER,
-    PARTS,
-    REFRESH,
-    UNSPLIT,
-    Runs,
-    of_phase,
-    run_parts,
-    stage_parts,
-)
+from hpcsplit.report.times import Runs, of_phase, run_parts, stage_parts
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart
 _COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#f0e442", "#bbbbbb", "#009e73", "#56b4e9", "#000000")
-COLOURS = dict(zip((*PARTS.values(), OTHER, REFRESH, EVALUATION, CHECKPOINT), _COLOURS, strict=True))
-COLOURS[UNSPLIT] = COLOURS[EVALUATION]
+COLOURS = dict(zip(times.ALL, _COLOURS, strict=True))
+COLOURS[times.UNSPLIT] = COLOURS[times.EVALUATION]
 SMALLEST = 0.002  # a part below this share of a bar cannot be seen
 
 

@@ -105,7 +105,6 @@ SCHEDULE = (
         "Which epochs were exact and which trained all stages at once.",
         "No epoch was finished.",
         bars.phases,
-        shared=False,
     ),
     Chart(
         "Learning rate and β",
@@ -126,7 +125,6 @@ COST = (
         "hide, imbalance is waiting for a slower stage. What is not computing could still be gained.",
         "No epoch has recorded its seconds.",
         bars.time_split,
-        shared=False,
     ),
     Chart(
         "Where each stage's time went",

@@ -19,7 +19,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.examples import Mistakes, Reconstructions, address
 from hpcsplit.report.figure import drawn
-from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
+from hpcsplit.report.summary import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.times import run_parts
 from hpcsplit.run.records import EpochRecord
 

@@ -1,7 +1,9 @@
-"""The table at the end of a run: what was reached, what it cost, what each stage did; and forecasts beside it."""
+"""Runs as tables: the one at the end of a run, forecasts beside runs, a line for each run, and every number as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,10 +11,13 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
+from hpcsplit.host.printable import cell
 from hpcsplit.report.lines import bn_differs, number, table
-from hpcsplit.report.times import of_phase, rest_s
-from hpcsplit.run.records import EpochRecord, StageRecord, known
+from hpcsplit.report.times import Runs, learning_s, of_phase, rest_s
+from hpcsplit.run.records import EpochRecord, StageRecord, flat, known
 
+COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
+EXPLAINED = "train s: training and refresh; label signal: by stage, in the last parallel epoch"
 Expected = tuple[Mapping[str, Any], Sequence[EpochRecord]]  # forecast.json of a run, and its records
 
 
@@ -62,6 +67,45 @@ def median_rate(records: Iterable[EpochRecord]) -> tuple[float | None, int]:
     """The median of the epochs' samples/s, and of how many epochs (those that have one)."""
     rates = [rate for rate, _ in known(records, "samples_per_s")]
     return (statistics.median(rates) if rates else None), len(rates)
+
+
+def overview(runs: Runs) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for each run."""
+    rows: list[tuple[str, ...]] = []
+    for name, records in runs.items():
+        parallel = of_phase(records, "parallel")
+        accuracies = [accuracy for accuracy, _ in known(records, "test_accuracy")]
+        signals = [s.label_signal for s in (parallel[-1].stages if parallel else ()) if s.label_signal is not None]
+        rows.append(
+            (
+                name,
+                str(len(records)),
+                str(len(parallel)),
+                number(accuracies[-1] if accuracies else None, ".2%"),
+                number(max(accuracies, default=None), ".2%"),
+                f"{sum(learning_s(record) or 0.0 for record in records):.1f}",
+                number(median_rate(parallel)[0], ".0f"),
+                ", ".join(f"{signal:.2f}" for signal in signals) or "-",
+            )
+        )
+    return rows
+
+
+def csv_text(runs: Runs) -> str:
+    """A line for each epoch; columns are the names of flat(record), and what was not measured is empty."""
+    rows = [{"run": name, **flat(record)} for name, records in runs.items() for record in records]
+    columns = sorted(dict.fromkeys(key for row in rows for key in row), key=_part)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writerow({column: cell(column) for column in columns})
+    writer.writerows({column: cell(value) for column, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _part(column: str) -> str:
+    """What keeps the columns of a part together, whichever run has brought them: whole epochs first, stages last."""
+    part = column.partition(".")[0] if "." in column else ""
+    return f"{part[5:]:0>9}" if part.startswith("stage") else f" {part}" if part else ""
 
 
 def _accuracy(records: Sequence[EpochRecord]) -> list[str]:

@@ -15,6 +15,7 @@ PARTS = {
     "imbalance_s": "imbalance",
 }
 OTHER, REFRESH, EVALUATION, CHECKPOINT = "other training", "refresh", "evaluation", "checkpoint"
+ALL = (*PARTS.values(), OTHER, REFRESH, EVALUATION, CHECKPOINT)
 UNSPLIT = f"{EVALUATION} and {CHECKPOINT}"  # of records that do not tell them apart
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpcsplit.report.curves import points
-from hpcsplit.report.numbers import COLUMNS, csv_text, overview
+from hpcsplit.report.summary import COLUMNS, csv_text, overview
 from hpcsplit.report.times import balance, run_parts
 from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run

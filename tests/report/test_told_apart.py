@@ -19,9 +19,8 @@ from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.figure import drawn, figure_of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
-from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
-from hpcsplit.report.summary import closing_table
+from hpcsplit.report.summary import COLUMNS, closing_table, overview
 from hpcsplit.report.tensorboard import scalars
 from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
