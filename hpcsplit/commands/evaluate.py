@@ -39,8 +39,7 @@ _SAME = 1e-2  # apart from rounding on another device
 def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, as_json: bool) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
-    Raises:
-        CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
+    CheckpointError where the checkpoint is damaged, or its weights are not those that the run recorded.
     """
     saved = find(run, name, config_path, data_root)
     saved.data()
@@ -122,8 +121,7 @@ def _text(saved: Saved, result: dict[str, Any]) -> str:
 def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
     """Of the newest checkpoint: what is wrong on the test set, or its first images and their reconstructions.
 
-    Raises:
-        HpcsplitError: there is no checkpoint, or no data, or they are not those of the run.
+    HpcsplitError where there is no checkpoint, or no data, or they are not those of the run.
     """
     saved = find(run, "", None, data_root)
     data = saved.data()

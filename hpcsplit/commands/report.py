@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpcsplit.config import Config
@@ -36,8 +37,7 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
     forecasts = {name: forecast for name, run in result.items() if (forecast := run.load_forecast())}
-    several = len(result) > 1
-    if lines := beside({name if several else "": (each, records[name]) for name, each in forecasts.items()}):
+    if lines := beside({name * (len(result) > 1): (each, records[name]) for name, each in forecasts.items()}):
         print("\n".join(["", *lines]))
     if out is None:
         return 0
@@ -116,10 +116,9 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
 def _run(
     name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, data_root: str | None
 ) -> Run:
-    try:
+    summary = ""
+    with suppress(OSError):
         summary = read_text(run_dir.summary).rstrip()
-    except OSError:
-        summary = ""
     wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
     return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
 

@@ -27,18 +27,13 @@ _LISTED = 8  # checkpoints that a refusal names
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint of a run directory.
-
-    Attributes:
-        setting: of what a command makes of the run's own configuration (`own_config`).
-        data_root: where the run had its data, for people.
-    """
+    """A complete checkpoint of a run directory."""
 
     run: RunDir
     folder: Path
     manifest: Manifest
-    setting: Setting
-    data_root: str = ""
+    setting: Setting  # of what a command makes of the run's own configuration (`own_config`)
+    data_root: str  # where the run had its data, for people
 
     @property
     def name(self) -> str:

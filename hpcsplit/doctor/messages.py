@@ -80,11 +80,7 @@ def measure(wire: Wire) -> dict[str, Any] | None:
 
 
 def _times(wire: Wire, first: int, message_bytes: int, repeats: int) -> list[float]:
-    """Seconds from rank `first` to the next one, by MPI alone, as `first` sees them.
-
-    Raises:
-        LaunchError: no answer within a limit.
-    """
+    """Seconds from rank `first` to the next one, by MPI alone, as `first` sees them.  LaunchError: none in time."""
     import torch
 
     from hpcsplit.wire.port import NEXT, PREV

@@ -85,14 +85,9 @@ def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> s
 def progress_line(moment: Moment, total_epochs: int) -> str:
     """The line of an epoch that is still going on."""
     share = 100 * moment.step // max(1, moment.steps)
-    words = [
-        position(moment.epoch, total_epochs, moment.phase),
-        f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps} ({share:3d} %)",
-        loss_text(moment.loss),
-        rate(moment.samples_per_s),
-        f"ETA {clock(moment.eta_s)}",
-    ]
-    return "  ".join(words)
+    step = f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps} ({share:3d} %)"
+    words = [position(moment.epoch, total_epochs, moment.phase), step, loss_text(moment.loss)]
+    return "  ".join([*words, rate(moment.samples_per_s), f"ETA {clock(moment.eta_s)}"])
 
 
 def shortened(text: str, most: int = 48) -> str:

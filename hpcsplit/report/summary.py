@@ -42,10 +42,8 @@ def closing_table(
 def beside(runs: Mapping[str, Expected]) -> list[str]:
     """A table of what was forecast and what was measured, a line for each run and kind of epoch that has both.
 
-    Times are those of a step (s); a speed-up is over an exact step of one rank by itself.
-
-    Args:
-        runs: by the names that stand before the lines.
+    Times are those of a step (s); a speed-up is over an exact step of one rank by itself.  The names of the runs stand
+    before the lines.
     """
     rows = []
     for name, (expected, records) in runs.items():

@@ -29,8 +29,7 @@ def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = No
     own = _device(stream) if stream.isatty() else None
     if not _may_be_relayed(stream):
         return own
-    launcher = _launcher_above(proc, pid or os.getpid())
-    if launcher is None:
+    if not (launcher := _launcher_above(proc, pid or os.getpid())):
         return own
     name, launcher_pid = launcher
     try:
