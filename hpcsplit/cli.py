@@ -8,11 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hpcsplit import __version__
-from hpcsplit.config import Config, load, option_tree
+from hpcsplit.config import load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
 from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
@@ -28,6 +29,7 @@ from hpcsplit.host.stopping import StopRequest
 
 if TYPE_CHECKING:
     from hpcsplit.plan.simulate.machine import Machine
+    from hpcsplit.run.folder import RunDir
 
 _EPILOG = "Any key can be overridden: --section.key VALUE.  `hpcsplit train --help` lists all keys."
 
@@ -130,7 +132,6 @@ def _dispatch(argv: list[str]) -> int:
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
     args, rest = parser.parse_known_args(argv)
-    _check_paths(args)
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
     if args.command in ("report", "evaluate", "export", "doctor"):
@@ -146,81 +147,58 @@ def _dispatch(argv: list[str]) -> int:
         from hpcsplit.run import trust
 
         trust.check_code(config.model.name, args.config, f"if it is yours, add --model.name {config.model.name}")
+    run_path = Path("runs") / f"{config.stem}-{config.run.seed}"
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
-        from hpcsplit.run.folder import RunDir
 
+        ranks, folder = _ranks(args.ranks), _folder(args, args.run_dir or run_path)
         return plan_command(
-            config,
-            _ranks(args.ranks),
-            RunDir(args.run_dir or _default_run_dir(config)),
-            node=args.node,
-            measure=args.measure,
-            as_json=args.json,
-            draw=args.timetable,
+            config, ranks, folder, node=args.node, measure=args.measure, as_json=args.json, draw=args.timetable
         )
     if args.command == "simulate":
         from hpcsplit.commands.simulate import simulate_command
 
+        ranks, machine = _ranks(args.ranks), _machine(args)
         return simulate_command(
-            config,
-            _ranks(args.ranks),
-            _machine(args),
-            source=args.profile,
-            deeper=args.deeper,
-            out=args.out,
-            as_json=args.json,
+            config, ranks, machine, source=args.profile, deeper=args.deeper, out=args.out, as_json=args.json
         )
     terminal.during_a_run()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
-    from hpcsplit.run.folder import RunDir
 
-    run_dir = RunDir(args.run_dir or _default_run_dir(config), args.take_over, args.follow_links)
+    folder = _folder(args, args.run_dir or run_path)
     try:
-        return train_command(config, run_dir, request)
+        return train_command(config, folder, request)
     finally:
         request.started()
-        run_dir.release()
-
-
-def _check_paths(args: argparse.Namespace) -> None:
-    """UsageError for words that cannot be looked at; whether something is there, a command says better."""
-    for value in vars(args).values():
-        for path in value if isinstance(value, list) else [value]:
-            try:
-                if isinstance(path, Path):
-                    path.exists()
-            except PermissionError:
-                continue
-            except OSError as error:
-                name = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}..."
-                raise UsageError(f"{name} cannot be used as a path: {error.args[-1]}; give another one") from None
+        folder.release()
 
 
 def _without_overrides(args: argparse.Namespace) -> int:
     """The commands that look at what is there."""
     if args.command == "report":
         from hpcsplit.commands.report import report_command
-        from hpcsplit.run.folder import RunDir
 
-        runs = [RunDir(path, follow_links=args.follow_links) for path in args.runs]
+        runs = [_folder(args, path) for path in args.runs]
         return report_command(runs, args.out, args.data_root, mistakes=not args.no_mistakes)
     if args.command == "doctor":
         from hpcsplit.commands.doctor import doctor_command
 
         return doctor_command(args.scratch, as_json=args.json)
-    from hpcsplit.run.folder import RunDir
-
-    run = RunDir(args.run, follow_links=args.follow_links)
     if args.command == "export":
         from hpcsplit.commands.export import export_command
 
-        return export_command(run, args.checkpoint, args.config, args.out)
+        return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(run, args.checkpoint, args.config, args.data_root, as_json=args.json)
+    return evaluate_command(_folder(args, args.run), args.checkpoint, args.config, args.data_root, as_json=args.json)
+
+
+def _folder(args: argparse.Namespace, path: Path) -> RunDir:
+    from hpcsplit.run.folder import RunDir
+
+    return RunDir(path, getattr(args, "take_over", False), getattr(args, "follow_links", False))
 
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
@@ -281,21 +259,29 @@ def _simulate(commands: _Commands) -> None:
 
 
 def _path(text: str) -> Path:
-    return expanded(text, "the path", UsageError)
+    """UsageError for one that cannot be looked at; whether something is there, a command says better."""
+    path = expanded(text, "the path", UsageError)
+    try:
+        with suppress(PermissionError):
+            path.exists()
+    except OSError as error:
+        name = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}..."
+        raise UsageError(f"{name} cannot be used as a path: {error.args[-1]}; give another one") from None
+    return path
 
 
 def _number(text: str) -> float:
-    value = math.nan if (read := number_in(text)) is None else read
-    if not 0 <= value < math.inf:
+    value = number_in(text)
+    if value is None or not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} must be a number from 0")
     return value
 
 
 def _two(text: str) -> tuple[float, float]:
-    first, *second = map(_number, text.split(","))
-    if len(second) > 1:
+    numbers = [_number(part) for part in text.split(",")]
+    if len(numbers) > 2:
         raise argparse.ArgumentTypeError(f"{text} must be one number, or two with a comma")
-    return first, second[0] if second else first
+    return numbers[0], numbers[-1]
 
 
 def _whole(text: str) -> int:
@@ -323,23 +309,17 @@ def _machine(args: argparse.Namespace) -> Machine:
     )
 
 
-def _default_run_dir(config: Config) -> Path:
-    return Path("runs") / f"{config.stem}-{config.run.seed}"
-
-
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     """--section.key VALUE and --section.key=VALUE as pairs."""
-    pairs, words = [], list(rest)
-    while words:
-        word = words.pop(0)
+    pairs, words = [], iter(rest)
+    for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or "." not in name:
             raise UsageError(f"{word} is not understood; overrides have the form --section.key VALUE")
-        if not equals:
-            if not words:
-                raise UsageError(f"{word} has no value")
-            value = words.pop(0)
-        pairs.append((name, value))
+        following = value if equals else next(words, None)
+        if following is None:
+            raise UsageError(f"{word} has no value")
+        pairs.append((name, following))
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""The `evaluate` command: a checkpoint's network on held-out data, on this process alone, beside what the run wrote."""
+"""A checkpoint's network on held-out data, on this process alone: the `evaluate` command, and what `report` shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcsplit.assemble import make_jobs
@@ -16,39 +17,41 @@ from hpcsplit.checkpoint.state import load_weights
 from hpcsplit.checkpoint.whole import Whole, digest
 from hpcsplit.commands.saved import Saved, find, warn
 from hpcsplit.config import MethodSection
-from hpcsplit.engine.evaluate import Scores, evaluate
+from hpcsplit.data.dataset import Dataset
+from hpcsplit.engine.evaluate import Scores, evaluate, outcomes, outputs
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
 from hpcsplit.host.printable import printable
 from hpcsplit.plan.prepare import Prepared
+from hpcsplit.report.examples import SHOWN, Mistakes, Reconstructions, Wrong, confusion_matrix, worst
 from hpcsplit.run.folder import RunDir
-from hpcsplit.run.records import EpochRecord, Records
+from hpcsplit.run.records import Records
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.wire import lockstep
 
 NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
 NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, BatchNorm re-estimated"}
-_SAME = 1e-2  # apart from rounding on another device
 NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
+_SAME = 1e-2  # apart from rounding on another device
 
 
 def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, as_json: bool) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
-    Raises:
-        CheckpointError: the checkpoint is damaged, or its weights are not those that the run recorded.
+    CheckpointError where the checkpoint is damaged, or its weights are not those that the run recorded.
     """
     saved = find(run, name, config_path, data_root)
     saved.data()
-    whole = saved.weights()
-    scores = score(saved, whole)
-    record = _record(saved)
+    whole, done, step = saved.weights(), saved.manifest.epochs_done, saved.manifest.step
+    scores: Scores = lockstep.run([evaluate(_alone(saved, whole), _phase(saved), bn=True)])[0]
+    records = [] if step else Records(run.records).load()  # none of them is of a checkpoint within an epoch
+    record = next((each for each in records if each.epoch == done - 1), None)
     result: dict[str, Any] = {
         "run": str(run.path),
         "checkpoint": saved.name,
-        "epochs_done": saved.manifest.epochs_done,
-        "step": saved.manifest.step,
+        "epochs_done": done,
+        "step": step,
         **dataclasses.asdict(scores),
         "train_samples": saved.setting.eval_train_size,
         "test_samples": saved.setting.test_size,
@@ -56,36 +59,22 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
         "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
     }
     print(json.dumps(result, indent=1) if as_json else printable(_text(saved, result)))
-    _compare(result)
+    for key in ("loss", "test_loss") if record else ():
+        here, there = result[key], getattr(record, key)
+        if None not in (here, there) and not math.isclose(here, there, rel_tol=_SAME, abs_tol=_SAME):
+            warn(
+                f"warning: the {NAMES[key]} is {here:.4f} here, the run recorded {there:.4f}: the network's code, what "
+                "it keeps besides its weights, or a library is not that of the run"
+            )
     if record and record.weights_sha256 != result["weights_sha256"]:
         raise CheckpointError(
-            f"checkpoint {saved.folder} does not have the weights that {saved.run.records} has for epoch "
+            f"checkpoint {saved.folder} does not have the weights that {run.records} has for epoch "
             f"{record.epoch + 1}; one of them is of another run"
         )
     return 0
 
 
-def _compare(result: dict[str, Any]) -> None:
-    """Warn where the same weights have another loss than the run recorded."""
-    recorded = result["recorded"] or {}
-    for key in ("loss", "test_loss"):
-        here, there = result[key], recorded.get(key)
-        if here is None or there is None:
-            continue
-        if not math.isclose(here, there, rel_tol=_SAME, abs_tol=_SAME):
-            warn(
-                f"warning: the {NAMES[key]} is {here:.4f} here, the run recorded {there:.4f}: the network's code, what "
-                "it keeps besides its weights, or a library is not that of the run"
-            )
-
-
-def score(saved: Saved, whole: Whole) -> Scores:
-    """Loss and accuracy of the whole network as a run of one stage computes them."""
-    scores: Scores = lockstep.run([evaluate(alone(saved, whole), _phase(saved), bn=True)])[0]
-    return scores
-
-
-def alone(saved: Saved, whole: Whole) -> Job:
+def _alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.setting.config
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -105,15 +94,9 @@ def _phase(saved: Saved) -> Phase:
     return phases[: saved.manifest.epochs_done + bool(saved.manifest.step)][-1]
 
 
-def _record(saved: Saved) -> EpochRecord | None:
-    """What the run wrote down of the checkpoint's last epoch; none within an epoch."""
-    if saved.manifest.step:
-        return None
-    return next((r for r in Records(saved.run.records).load() if r.epoch == saved.manifest.epochs_done - 1), None)
-
-
 def _text(saved: Saved, result: dict[str, Any]) -> str:
-    def shown(key: str, value: float | None) -> str:
+    def shown(key: str, values: dict[str, Any]) -> str:
+        value = values.get(key)
         return "-" if value is None else f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
 
     recorded, config = result["recorded"], saved.setting.config
@@ -122,13 +105,48 @@ def _text(saved: Saved, result: dict[str, Any]) -> str:
         f"{config.model.name} on {config.data.name}: {result['train_samples']} training samples, "
         f"{result['test_samples']} test samples",
         f"{'':<40} {'here':>10} {'recorded':>10}",
+        *(
+            f"{title:<40} {shown(key, result):>10} {shown(key, recorded or {}):>10}"
+            for key, title in NAMES.items()
+            if result[key] is not None or not key.startswith("validation")
+        ),
+        f"weights_sha256 {result['weights_sha256']}",
     ]
-    for key, title in NAMES.items():
-        if key.startswith("validation") and result[key] is None:
-            continue
-        lines.append(f"{title:<40} {shown(key, result[key]):>10} {shown(key, (recorded or {}).get(key)):>10}")
-    lines.append(f"weights_sha256 {result['weights_sha256']}")
     if recorded is None:
-        why = "it lies within an epoch" if saved.manifest.step else f"{saved.run.records} has no line for it"
+        why = "it lies within an epoch" if result["step"] else f"{saved.run.records} has no line for it"
         lines.append(f"nothing recorded to compare with: {why}")
     return "\n".join(lines)
+
+
+def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
+    """Of the newest checkpoint: what is wrong on the test set, or its first images and their reconstructions.
+
+    HpcsplitError where there is no checkpoint, or no data, or they are not those of the run.
+    """
+    saved = find(run, "", None, data_root)
+    data = saved.data()
+    job = _alone(saved, saved.weights())
+    source = f"checkpoint {saved.name}, {saved.position()}"
+    ids, shape = np.arange(min(SHOWN, job.test_size)), tuple(data.test.images.shape[1:])
+    made = lockstep.run([outputs(job, [ids])])[0]
+    pictures = job.stage.task.pictures(made, shape)
+    if pictures is None:
+        return _mistakes(saved, data, job, source)
+    loss = job.stage.task.score(made, job.targets(ids, job.test)).tolist()
+    mean, std = (each.view(1, -1, 1, 1) for each in (data.mean, data.std))
+    pixels = (255 * (pictures * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    both = (x.permute(0, 2, 3, 1).numpy() for x in (data.test.images[: len(ids)], pixels))
+    return Reconstructions(source, list(zip(*both, strict=True)), loss)
+
+
+def _mistakes(saved: Saved, data: Dataset, job: Job, source: str) -> Mistakes:
+    result, spec = lockstep.run([outcomes(job)])[0], saved.setting.spec
+    names = spec.names or tuple(map(str, range(spec.classes)))
+    labels, predicted, chance, loss = (
+        x.tolist() for x in (result.labels, result.predicted, result.chance, result.loss)
+    )
+    shown = [
+        Wrong(k, labels[k], predicted[k], chance[k], loss[k], data.test.images[k].permute(1, 2, 0).numpy())
+        for k in worst(result.labels, result.predicted, result.loss)
+    ]
+    return Mistakes(source, names, confusion_matrix(result.labels, result.predicted, spec.classes), shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpcsplit.config import Config
@@ -13,14 +14,11 @@ from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.examples import Mistakes, Reconstructions
-from hpcsplit.report.expected import beside
-from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
+from hpcsplit.report.lines import table
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.table import table
+from hpcsplit.report.summary import COLUMNS, EXPLAINED, beside, csv_text, overview
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import EpochRecord, Records
-
-KINDS = ("html", "csv", *picture.FORMATS)
 
 
 def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str = "", *, mistakes: bool = True) -> int:
@@ -39,17 +37,15 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     print(table(COLUMNS, overview(records)))
     print(EXPLAINED)
     forecasts = {name: forecast for name, run in result.items() if (forecast := run.load_forecast())}
-    several = len(result) > 1
-    if lines := beside({name if several else "": (each, records[name]) for name, each in forecasts.items()}):
+    if lines := beside({name * (len(result) > 1): (each, records[name]) for name, each in forecasts.items()}):
         print("\n".join(["", *lines]))
     if out is None:
         return 0
     try:
         if out.suffix == ".html":
             what, root = "page", data_root if mistakes else None
-            write_text(
-                out, page({name: _run(name, result[name], records[name], configs[name], root) for name in result})
-            )
+            runs = {name: _run(name, run, records[name], configs[name], root) for name, run in result.items()}
+            write_text(out, page(runs))
         elif out.suffix == ".csv":
             what = "numbers"
             write_text(out, csv_text(records))
@@ -63,8 +59,8 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
 
 
 def _check_out(out: Path) -> None:
-    if out.suffix[1:] not in KINDS:
-        *others, last = (f".{kind}" for kind in KINDS)
+    *others, last = (f".{kind}" for kind in ("html", "csv", *picture.FORMATS))
+    if out.suffix not in (*others, last):
         raise UsageError(f"--out {out} must end in {', '.join(others)} or {last}")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
@@ -105,8 +101,7 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
     tested: dict[tuple[object, ...], str] = {}
     for name, config in configs.items():
         if isinstance(config, Config):
-            data = config.data
-            tested.setdefault((data.name, data.limit_test), name)
+            tested.setdefault((config.data.name, config.data.limit_test), name)
     if len(tested) > 1:
         listed = "; ".join(
             f"{name} on {data}{f' (the first {limit} test samples)' if limit else ''}"
@@ -121,17 +116,16 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
 def _run(
     name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, data_root: str | None
 ) -> Run:
-    try:
+    summary = ""
+    with suppress(OSError):
         summary = read_text(run_dir.summary).rstrip()
-    except OSError:
-        summary = ""
     wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
     return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
 
 
 def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:
     """What the newest checkpoint gets wrong, or why nobody knows."""
-    from hpcsplit.commands.examples import examples_of
+    from hpcsplit.commands.evaluate import examples_of
 
     if isinstance(config, Config) and ":" in config.model.name:
         return f'Not known: model.name = "{config.model.name}" is code of the user\'s, which a report does not run.'

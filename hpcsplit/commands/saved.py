@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,21 +22,18 @@ from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
 
+_LISTED = 8  # checkpoints that a refusal names
+
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint of a run directory.
-
-    Attributes:
-        setting: of what a command makes of the run's own configuration (`own_config`).
-        data_root: where the run had its data, for people.
-    """
+    """A complete checkpoint of a run directory."""
 
     run: RunDir
     folder: Path
     manifest: Manifest
-    setting: Setting
-    data_root: str = ""
+    setting: Setting  # of what a command makes of the run's own configuration (`own_config`)
+    data_root: str  # where the run had its data, for people
 
     @property
     def name(self) -> str:
@@ -100,7 +96,11 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         CheckpointError: there is none, or none of that name, or its manifest is damaged.
         ConfigError: the configuration cannot be read, or names a network of the user's and --config is not given.
     """
-    _alone()
+    size, variable = claimed_size()
+    if size > 1:
+        raise LaunchError(
+            f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
+        )
     chosen = _choose(run, name)
     config = own_config(run, config_path, data_root)
     return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
@@ -139,14 +139,6 @@ def warn(sentence: str) -> None:
     print(printable(f"hpcsplit: {sentence}"), file=sys.stderr, flush=True)
 
 
-def _alone() -> None:
-    size, variable = claimed_size()
-    if size > 1:
-        raise LaunchError(
-            f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
-        )
-
-
 def _choose(run: RunDir, name: str) -> Path:
     try:
         there = ckpt.complete(run.checkpoints)
@@ -156,14 +148,10 @@ def _choose(run: RunDir, name: str) -> Path:
         raise CheckpointError(
             f"{run.path} has no complete checkpoint (looked in {run.checkpoints}); is it the run directory?"
         )
-    if not name:
-        return there[0]
-    for folder in there:
-        if folder.name == name:
-            return folder
-    raise CheckpointError(f"{run.path} has no complete checkpoint {name}; it has {_listing(there)}")
-
-
-def _listing(folders: Sequence[Path], most: int = 8) -> str:
-    names = [f.name for f in folders]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} older ones" if len(names) > most else "")
+    names = [folder.name for folder in there]
+    if name and name not in names:
+        older = f" and {len(names) - _LISTED} older ones" if len(names) > _LISTED else ""
+        raise CheckpointError(
+            f"{run.path} has no complete checkpoint {name}; it has {', '.join(names[:_LISTED])}{older}"
+        )
+    return there[names.index(name) if name else 0]

@@ -10,26 +10,17 @@ from hpcsplit.plan.simulate.machine import Span
 from hpcsplit.plan.simulate.study import Row
 from hpcsplit.report.figure import save
 
-COLOURS = {
-    "forward": "#4c72b0",
-    "backward": "#dd8452",
-    "weights": "#e7ab87",
-    "update": "#8c613c",
-    "variables": "#55a868",
-    "messages": "#937860",
-    "data": "#64b5cd",
-    "link": "#c44e52",
-    "store": "#8172b3",
-    "wait": "#eeeeee",
-}
-NAMES = {
-    "weights": "weight gradients that waited",
-    "update": "weight step",
-    "variables": "variables (ψ, λ, κ)",
-    "messages": "packing messages",
-    "link": "waiting for a link",
-    "store": "waiting for the store",
-    "wait": "waiting for a rank",
+KINDS = {  # of work: its colour and name
+    "forward": ("#4c72b0", "forward"),
+    "backward": ("#dd8452", "backward"),
+    "weights": ("#e7ab87", "weight gradients that waited"),
+    "update": ("#8c613c", "weight step"),
+    "variables": ("#55a868", "variables (ψ, λ, κ)"),
+    "messages": ("#937860", "packing messages"),
+    "data": ("#64b5cd", "data"),
+    "link": ("#c44e52", "waiting for a link"),
+    "store": ("#8172b3", "waiting for the store"),
+    "wait": ("#eeeeee", "waiting for a rank"),
 }
 CURVES = (
     ("parallel epochs", "parallel_speed_up", "o", "#55a868"),
@@ -55,13 +46,13 @@ def draw(rows: Sequence[Row], timelines: Mapping[str, Sequence[Span]], path: Pat
 def _timeline(panel: Any, name: str, spans: Sequence[Span]) -> None:
     from matplotlib.patches import Patch
 
-    ranks = 1 + max(span.rank for span in spans)
-    for kind, colour in COLOURS.items():
+    ranks, shown = 1 + max(span.rank for span in spans), []
+    for kind, (colour, words) in KINDS.items():
         for rank in range(ranks):
             bars = [(1000 * s.start, 1000 * (s.end - s.start)) for s in spans if (s.kind, s.rank) == (kind, rank)]
             panel.broken_barh(bars, (rank - 0.42, 0.84), facecolors=colour)
-    seen = {span.kind for span in spans}
-    shown = [Patch(color=colour, label=NAMES.get(kind, kind)) for kind, colour in COLOURS.items() if kind in seen]
+        if any(span.kind == kind for span in spans):
+            shown.append(Patch(color=colour, label=words))
     panel.legend(handles=shown, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     panel.set(title=f"{name}, {ranks} ranks", xlabel="time (ms)", ylabel="rank", ylim=(ranks - 0.5, -0.5))
     panel.yaxis.get_major_locator().set_params(integer=True)
@@ -72,18 +63,10 @@ def _curves(panel: Any, rows: Sequence[Row]) -> None:
     ranks = [row.ranks for row in rows]
     panel.plot(ranks, ranks, color="0.7", linewidth=1, label="as many times as ranks")
     for label, name, mark, colour in CURVES:
-        for deeper, face in ((False, colour), (True, "white")):
-            chosen = [row for row in rows if (row.deeper > 1) == deeper]
-            if chosen:
-                panel.plot(
-                    [row.ranks for row in chosen],
-                    [getattr(row, name) for row in chosen],
-                    marker=mark,
-                    color=colour,
-                    markerfacecolor=face,
-                    linestyle="--" if deeper else "-",
-                    label=f"{label}, deeper networks" if deeper else label,
-                )
+        for deeper, face, style, more in ((False, colour, "-", ""), (True, "white", "--", ", deeper networks")):
+            if points := [(row.ranks, getattr(row, name)) for row in rows if (row.deeper > 1) == deeper]:
+                look = {"color": colour, "marker": mark, "markerfacecolor": face, "linestyle": style}
+                panel.plot(*zip(*points, strict=True), label=label + more, **look)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log", base=2)
     panel.set_xticks(ranks, [str(rank) for rank in ranks])

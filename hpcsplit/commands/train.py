@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from socket import gethostname
 from typing import Any, NoReturn
@@ -32,7 +32,7 @@ from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.report.console import Console
-from hpcsplit.report.expected import beside
+from hpcsplit.report.summary import beside, closing_table
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
@@ -64,15 +64,13 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
                 leave(code)
             world.close()
             return code
-        except HpcsplitError as error:
-            if not error.agreed:
+        except Exception as error:
+            if not isinstance(error, HpcsplitError) or not error.agreed:
                 return _fail(world, failure, error)
             world.close()
             if world.rank == 0:
                 raise
             return error.exit_code
-        except Exception as error:
-            return _fail(world, failure, error)
         except BaseException as error:
             if world.size > 1:
                 failure.fail(error)
@@ -118,7 +116,7 @@ def _run(
     places = world.share(place(world.host, device))
     prepared = _prepare_together(setting, run_dir, world, device, sharing(places))
     setting = setting.adapted(prepared.adapted)
-    guards.enter_context(_log_to(run_dir, world.rank, watchdog, world.size))
+    guards.enter_context(_log_to(run_dir, world, watchdog))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(
         observer=watch or Observer(),
@@ -196,30 +194,27 @@ def _check_launch(config: Config, world: World) -> None:
     """Refuse a wrong start; every rank finds the same, so one of them says it."""
     try:
         check_world(world.size, world.library)
-        _same_config(world.share(config.to_toml(origins=False)))
+        texts = world.share(config.to_toml(origins=False))
+        if other := [rank for rank, text in enumerate(texts) if text != texts[0]]:
+            raise LaunchError(
+                f"rank {other[0]} has read another configuration than rank 0; give all ranks the same file"
+            )
         source = "run.stages" if config.run.stages else "split.cuts"
         check_stages(world.count, config.run.stages or config.split.stages, source)
     except LaunchError as error:
         raise error.on_all_ranks() from None
 
 
-def _same_config(texts: Sequence[str]) -> None:
-    for rank, text in enumerate(texts):
-        if text != texts[0]:
-            raise LaunchError(f"rank {rank} has read another configuration than rank 0; give all ranks the same file")
-
-
 def _bind(config: Config, world: World) -> None:
     """Give each rank of a node its own cores, unless the launcher has done so, and as many threads."""
     mine = sorted(os.sched_getaffinity(0))
     sharers = [rank for rank, place in enumerate(world.share([world.host, mine])) if place == [world.host, mine]]
-    if len(sharers) > 1:
-        each, nth = len(mine) // len(sharers), sharers.index(world.rank)
-        if each:
-            mine = mine[nth * each : (nth + 1) * each]
-            os.sched_setaffinity(0, mine)
-        else:
-            mine = mine[:1]
+    each, nth = len(mine) // len(sharers), sharers.index(world.rank)
+    if each == 0:
+        mine = mine[:1]
+    elif len(sharers) > 1:
+        mine = mine[nth * each : (nth + 1) * each]
+        os.sched_setaffinity(0, mine)
     torch.set_num_threads(config.run.threads or max(1, len(mine) // len(world.stages)))
 
 
@@ -240,12 +235,16 @@ def _start(
     hosts = [f"{there['host']}:{there['device']}" if world.size > 1 else "this process" for there in places]
     copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
     held_out = f", {config.data.validation} held out" if config.data.validation else ""
+    epochs, parallel = len(phases), phases.count("parallel")
+    course = f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(phases)}"
+    if setting.decides:
+        course = f"{epochs} epochs; exact or parallel is decided on the way, at most {parallel} parallel"
     lines = [
         f"hpcsplit: {config.model.name} on {config.data.name} "
         f"({setting.train_size} training{copies}{held_out}, {setting.test_size} test samples), "
         f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, "
         f"{stages} stage{'s' * (stages > 1)}",
-        _course(setting),
+        course,
         f"run directory {run_dir.path}",
     ]
     if setting.declared.parallel and not setting.parallel:
@@ -256,47 +255,32 @@ def _start(
         )
     lines += prepared.notes
     if prepared.baseline_samples_per_s:
-        speed = f"{prepared.baseline_samples_per_s:.0f} samples/s"
-        lines.append(f"one rank alone ({_equipment(world.device)}), whole network, exact: {speed}")
+        cores, speed = torch.get_num_threads(), f"{prepared.baseline_samples_per_s:.0f} samples/s"
+        equipment = "1 GPU" if world.device.type == "cuda" else f"{cores} core{'s' * (cores > 1)}"
+        lines.append(f"one rank alone ({equipment}), whole network, exact: {speed}")
     lines += [
         f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
         f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
         f"on {hosts[p['stage'] % len(hosts)]}"
         for p in prepared.plans
     ]
-    console.header(lines)
+    console.say("\n".join([*lines, ""]))
     cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
     board = Board(run_dir.tensorboard) if config.run.tensorboard else None
     return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts, board)
 
 
-def _course(setting: Setting) -> str:
-    """Which epochs are of which kind."""
-    epochs, parallel = len(setting.phases), setting.phases.count("parallel")
-    if setting.decides:
-        return f"{epochs} epochs; exact or parallel is decided on the way, at most {parallel} parallel"
-    return f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(setting.phases)}"
-
-
-def _equipment(device: torch.device) -> str:
-    """What a rank computes with, in words."""
-    threads = torch.get_num_threads()
-    return "1 GPU" if device.type == "cuda" else f"{threads} core{'s' * (threads > 1)}"
-
-
-@contextmanager
-def _log_to(run_dir: RunDir, rank: int, watchdog: Watchdog, ranks: int = 1) -> Iterator[None]:
+def _log_to(run_dir: RunDir, world: World, watchdog: Watchdog) -> AbstractContextManager[None]:
     """Each rank's own log file: what it does, with times, and what it did when the start before was cut short."""
-    path = run_dir.wait_for_log(rank)
+    path = run_dir.wait_for_log(world.rank)
     logger = logging.getLogger("hpcsplit")
     logger.setLevel(logging.INFO)
     logger.addHandler(RankLog(path))
     logger.info("process %d on %s", os.getpid(), gethostname())
     if left := heartbeats.read(path):
         logger.info("the start before this one ended unexpectedly; last seen: %s", left)
-    watchdog.post_on(heartbeats.Heartbeats([run_dir.log(each) for each in range(ranks)], rank))
-    with crash_stacks(path):
-        yield
+    watchdog.post_on(heartbeats.Heartbeats([run_dir.log(rank) for rank in range(world.size)], world.rank))
+    return crash_stacks(path)
 
 
 def _close_stores(jobs: Sequence[Job]) -> None:
@@ -311,7 +295,8 @@ def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, st
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE
-    config, table = setting.config, watch.closing(prepared.plans, prepared.baseline_samples_per_s)
+    config = setting.config
+    table = closing_table(watch.past, prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
     watch.say("\n" + table)

@@ -49,14 +49,14 @@ print(json.dumps(facts))
 
 @dataclass(frozen=True)
 class Speed:
-    """Bytes/s of writing (until it is on the disk) and of reading back."""
+    """Of writing (until it is on the disk) and of reading back."""
 
-    write: float
-    read: float
+    write_bytes_s: float
+    read_bytes_s: float
     measured_bytes: int
 
     def __str__(self) -> str:
-        return f"write {_rate(self.write)}, read {_rate(self.read)}"
+        return f"write {_rate(self.write_bytes_s)}, read {_rate(self.read_bytes_s)}"
 
 
 def measure(folder: Path, free_bytes: int) -> Speed | None:
@@ -117,10 +117,9 @@ def present_folder(disks: Disks) -> Finding:
         place = within(_ANSWER_LIMIT_S, lambda: look_at(Path.cwd(), "present folder"))
     except (OSError, TimeoutError) as error:
         return Finding("folder", f"the present folder: {error}", Status.BROKEN, advice)
-    data = _data(place)
     if place.obstacle:
-        return Finding("folder", f"{place.path} {place.obstacle}", Status.BROKEN, advice, data)
-    return _measured("folder", place, disks, data, [])
+        return Finding("folder", f"{place.path} {place.obstacle}", Status.BROKEN, advice, _data(place))
+    return _measured("folder", place, disks, _data(place), [])
 
 
 def scratch(disks: Disks, first: Path | None, host: str = "") -> list[Finding]:
@@ -135,36 +134,28 @@ def scratch(disks: Disks, first: Path | None, host: str = "") -> list[Finding]:
 
 
 def _scratch(topic: str, place: Candidate, disks: Disks, first: Path | None, usable: list[Candidate]) -> Finding:
-    data = {**_data(place), "chosen": bool(usable) and place == usable[0]}
-    asked_for = first is not None and place.path == first
+    data = {**_data(place), "chosen": usable[:1] == [place]}
     if place in usable:
-        problems: list[tuple[Status, str]] = []
+        problems = []
         if place.free_bytes < SMALL_SCRATCH_BYTES:
             problems.append(
-                (
-                    Status.SLOW,
-                    f"less than {SMALL_SCRATCH_BYTES / 1e9:.0f} GB free, what a small ResNet's store takes: see `plan` "
-                    "for yours, and ask the batch system for more local disk",
-                )
+                f"less than {SMALL_SCRATCH_BYTES / 1e9:.0f} GB free, what a small ResNet's store takes: see `plan` "
+                "for yours, and ask the batch system for more local disk"
             )
         if place.mount.shared:
-            problems.append(
-                (Status.SLOW, f"{place.mount.kind} is shared with other nodes: look for a disk of the node's own")
-            )
+            problems.append(f"{place.mount.kind} is shared with other nodes: look for a disk of the node's own")
         return _measured(topic, place, disks, data, problems)
-    status = Status.BROKEN if asked_for or not usable else Status.SLOW
     what = place.obstacle or f"is full ({place.free_bytes / 1e6:.0f} MB free)"
-    advice = "free some, or " if not place.obstacle else ""
+    advice = "" if place.obstacle else "free some, or "
     if place.origin.startswith("$"):
         advice += f"unset {place.origin.removeprefix('$')}, or ask the batch system for the disk that it names"
     else:
         advice += 'give a folder of the node\'s own disk (--scratch, or store.path = "…" for a run)'
+    status = Status.BROKEN if place.path == first or not usable else Status.SLOW
     return Finding(topic, f"{_named(place)} {what}", status, advice, data)
 
 
-def _measured(
-    topic: str, place: Candidate, disks: Disks, data: dict[str, Any], problems: list[tuple[Status, str]]
-) -> Finding:
+def _measured(topic: str, place: Candidate, disks: Disks, data: dict[str, Any], problems: list[str]) -> Finding:
     """The finding for a usable place with its measured speed."""
     found = f"{_named(place)}: {place.mount.kind}, {place.free_bytes / 1e9:.1f} GB free"
     try:
@@ -172,24 +163,20 @@ def _measured(
     except (OSError, TimeoutError) as error:
         advice = f"a file of {PROBE_BYTES >> 20} MB cannot be written ({error}): look at quotas (files and bytes)"
         return Finding(topic, found, Status.BROKEN, advice, data)
-    if speed is None:
-        return judged(topic, f"{found}, speed not measured", problems, data)
-    data["speed"] = {"write_bytes_s": speed.write, "read_bytes_s": speed.read, "measured_bytes": speed.measured_bytes}
-    if min(speed.write, speed.read) < SLOW_DISK:
-        better = 'keep the store off it (store.path = "scratch")' if topic == "folder" else "look for a faster disk"
-        problems = [*problems, (Status.SLOW, f"slower than {_rate(SLOW_DISK)}: {better}, and see who else uses it")]
-    return judged(topic, f"{found}, {speed}", problems, data)
+    if speed:
+        data["speed"] = asdict(speed)
+        if min(speed.write_bytes_s, speed.read_bytes_s) < SLOW_DISK:
+            better = 'keep the store off it (store.path = "scratch")' if topic == "folder" else "look for a faster disk"
+            problems.append(f"slower than {_rate(SLOW_DISK)}: {better}, and see who else uses it")
+    return judged(topic, f"{found}, {speed or 'speed not measured'}", problems, data)
 
 
 def hdf5(folder: Path) -> Finding:
     """The HDF5 library, and whether it can lock files in this folder.  Tried in a process that may crash or hang."""
+    command = [sys.executable, "-c", _HDF5, str(folder)]
     try:
         tried = subprocess.run(
-            [sys.executable, "-c", _HDF5, str(folder)],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_ANSWER_LIMIT_S,
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_ANSWER_LIMIT_S
         )
     except subprocess.TimeoutExpired:
         advice = "a lock or a file hangs: export HDF5_USE_FILE_LOCKING=FALSE and try again, or work in another folder"

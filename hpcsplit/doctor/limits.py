@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from types import TracebackType
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -17,23 +17,20 @@ T = TypeVar("T")
 
 def within(limit_s: float, work: Callable[[], T]) -> T:
     """The result of `work`, or its exception; TimeoutError when it takes longer (it is then left to itself)."""
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future = Future[T]()
 
     def run() -> None:
         try:
-            results.append(work())
+            future.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)
-    if errors:
-        raise errors[0]
-    if not results:
+    if not future.done():
         raise TimeoutError(f"no answer in {limit_s:g} s")
-    return results[0]
+    return future.result()
 
 
 class Guard:
@@ -66,9 +63,7 @@ class Guard:
         with suppress(BrokenPipeError):
             os.write(self._said, f"{limit_s} {part}\n".encode())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._said)
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
@@ -78,16 +73,14 @@ def _watch(heard: int, who: str) -> NoReturn:
     """Wait for the next announcement as long as the last one allows."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     watched, part, limit_s = os.getppid(), "", None
-    while True:
-        if select.select([heard], [], [], limit_s)[0]:
-            said = os.read(heard, 4096).decode()
-            if not said:
-                os._exit(0)
-            limit, part = said.splitlines()[-1].split(" ", 1)
-            limit_s = float(limit)
-            continue
-        text = f"hpcsplit: {who}: {part} has not ended within {limit_s:g} s; this is broken, the doctor stops here\n"
-        with suppress(OSError):  # nobody reads it any more
-            os.write(2, text.encode())
-        os.kill(watched, signal.SIGKILL)
-        os._exit(0)
+    while select.select([heard], [], [], limit_s)[0]:
+        said = os.read(heard, 4096).decode()
+        if not said:
+            os._exit(0)
+        limit, part = said.splitlines()[-1].split(" ", 1)
+        limit_s = float(limit)
+    text = f"hpcsplit: {who}: {part} has not ended within {limit_s:g} s; this is broken, the doctor stops here\n"
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, text.encode())
+    os.kill(watched, signal.SIGKILL)
+    os._exit(0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hpcsplit.doctor.finding import Finding, Status
-from hpcsplit.doctor.place import Surroundings
+from hpcsplit.doctor.finding import Finding, Status, judged
 from hpcsplit.doctor.selftest import device_memory_obstacle
+from hpcsplit.doctor.start import Surroundings, by_host, cores_of
 
 if TYPE_CHECKING:
     from hpcsplit.wire.mpi import Library, Wire
@@ -26,6 +26,10 @@ BANDWIDTH_SLOW = 1e9
 """Bytes/s of 10 Gbit/s Ethernet, rounded down: a mini-batch's 8 MB then take 8 ms, which a step of tens of ms hides.
 Shared memory gives 5 to 20 GB/s."""
 
+_SEE = {  # where messages are slow
+    "on a host": "whether other programs use these cores, and whether MPI uses shared memory (UCX_TLS, OMPI_MCA_btl)",
+    "between hosts": "whether MPI uses the fast network (UCX_NET_DEVICES, FI_PROVIDER, OMPI_MCA_btl_tcp_if_include)",
+}
 _WARM_UP, _REPEATS = 5, 200
 _BUDGET_S = 0.25
 _ANSWER_LIMIT_S = 20.0
@@ -51,13 +55,9 @@ class Edge:
 
 def mpi(library: Library) -> Finding:
     """Which MPI it is, and whether the wire can use it."""
-    return Finding(
-        "MPI",
-        f"{' '.join(library.version.split())} (MPI {library.standard})",
-        Status.GOOD if library.serialized else Status.BROKEN,
-        "" if library.serialized else "it gives no MPI_THREAD_SERIALIZED: use an MPI that was built with threads",
-        asdict(library),
-    )
+    found = f"{' '.join(library.version.split())} (MPI {library.standard})"
+    advice = "it gives no MPI_THREAD_SERIALIZED: use an MPI that was built with threads"
+    return judged("MPI", found, [] if library.serialized else [advice], asdict(library), Status.BROKEN)
 
 
 def measure(wire: Wire) -> dict[str, Any] | None:
@@ -80,11 +80,7 @@ def measure(wire: Wire) -> dict[str, Any] | None:
 
 
 def _times(wire: Wire, first: int, message_bytes: int, repeats: int) -> list[float]:
-    """Seconds from rank `first` to the next one, by MPI alone, as `first` sees them.
-
-    Raises:
-        LaunchError: no answer within a limit.
-    """
+    """Seconds from rank `first` to the next one, by MPI alone, as `first` sees them.  LaunchError: none in time."""
     import torch
 
     from hpcsplit.wire.port import NEXT, PREV
@@ -103,48 +99,26 @@ def neighbours(measured: Sequence[dict[str, Any] | None], places: Sequence[Surro
         for rank, numbers in enumerate(measured)
         if numbers
     ]
-    kinds = {
-        "on a host": [edge for edge in edges if edge.hosts[0] == edge.hosts[1]],
-        "between hosts": [edge for edge in edges if edge.hosts[0] != edge.hosts[1]],
-    }
-    crowded = any(len({core for p in places if p.host == h for core in p.cores}) < n for h, n in _crowds(places))
-    return [_messages(kind, chosen, crowded) for kind, chosen in kinds.items() if chosen]
-
-
-def _crowds(places: Sequence[Surroundings]) -> list[tuple[str, int]]:
-    return [(host, sum(p.host == host for p in places)) for host in {p.host for p in places}]
+    crowded = any(len(cores_of(here)) < len(here) for here in by_host(places).values())
+    near = [edge for edge in edges if edge.hosts[0] == edge.hosts[1]]
+    far = [edge for edge in edges if edge.hosts[0] != edge.hosts[1]]
+    return [_messages(kind, each, crowded) for kind, each in zip(_SEE, (near, far), strict=True) if each]
 
 
 def _messages(kind: str, edges: Sequence[Edge], crowded: bool) -> Finding:
-    slow = [edge for edge in edges if edge.slow]
-    middle = Edge(
-        (0, 0),
-        ("", ""),
-        statistics.median(edge.latency_s for edge in edges),
-        statistics.median(edge.bandwidth for edge in edges),
-    )
-    found = f"{kind}: {middle.numbers}"
+    slow = [f"{edge.ranks[0]}-{edge.ranks[1]}" for edge in edges if edge.slow]
+    latency_s, bandwidth = (statistics.median(getattr(e, name) for e in edges) for name in ("latency_s", "bandwidth"))
+    found = f"{kind}: {replace(edges[0], latency_s=latency_s, bandwidth=bandwidth).numbers}"
     if len(edges) > 1:
         worst = min(edges, key=lambda edge: edge.bandwidth / edge.latency_s)
         found += f" (medians of {len(edges)} pairs); slowest {worst.ranks[0]}-{worst.ranks[1]}: {worst.numbers}"
-    advice = ""
-    if slow:
-        pairs = ", ".join(f"{edge.ranks[0]}-{edge.ranks[1]}" for edge in slow[:8]) + (" …" if len(slow) > 8 else "")
-        advice = (
-            f"ranks {pairs} need more than {LATENCY_SLOW_S * 1e6:.0f} µs or less than {BANDWIDTH_SLOW / 1e9:g} GB/s: "
-        )
-        if crowded:
-            advice += "give each rank a core of its own"
-        elif kind == "on a host":
-            advice += (
-                "see whether other programs use these cores, and whether MPI uses shared memory (UCX_TLS, OMPI_MCA_btl)"
-            )
-        else:
-            advice += (
-                "see whether MPI uses the fast network (UCX_NET_DEVICES, FI_PROVIDER, OMPI_MCA_btl_tcp_if_include)"
-            )
+    remedy = "give each rank a core of its own" if crowded else f"see {_SEE[kind]}"
+    advice = (
+        f"ranks {', '.join(slow[:8])}{' …' * (len(slow) > 8)} need more than {LATENCY_SLOW_S * 1e6:.0f} µs or less "
+        f"than {BANDWIDTH_SLOW / 1e9:g} GB/s: {remedy}"
+    )
     data = {"small_bytes": SMALL_BYTES, "large_bytes": LARGE_BYTES, "edges": [asdict(edge) for edge in edges]}
-    return Finding("messages", found, Status.SLOW if slow else Status.GOOD, advice, data)
+    return judged("messages", found, [advice] if slow else [], data)
 
 
 def device_memory(library: Library, place: Surroundings) -> Finding:
@@ -156,21 +130,20 @@ def device_memory(library: Library, place: Surroundings) -> Finding:
     claims = [kind for kind in library.memory_kinds if kind in ("cuda", "rocm")]
     if os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1":
         claims.append("MPICH_GPU_SUPPORT_ENABLED=1")
-    known = ", ".join(library.memory_kinds) or "not told"
+    claimed, problems = ", ".join(claims), []
     data: dict[str, Any] = {"messages": "staged", "memory_kinds": list(library.memory_kinds), "device_memory": False}
-    found = "staged through host memory"
     if not claims:
-        return Finding("GPU messages", f"{found}; memory that MPI knows: {known}", data=data)
-    if not place.devices:
-        return Finding("GPU messages", f"{found}; MPI speaks of {', '.join(claims)}, but rank 0 sees no GPU", data=data)
-    if obstacle := device_memory_obstacle("cuda"):
+        found = f"memory that MPI knows: {', '.join(library.memory_kinds) or 'not told'}"
+    elif not place.device:
+        found = f"MPI speaks of {claimed}, but rank 0 sees no GPU"
+    elif obstacle := device_memory_obstacle("cuda"):
         data["self_test"] = obstacle
-        advice = (
-            f"MPI speaks of {', '.join(claims)}, but the self-test {obstacle}. Runs are not touched; for other "
+        found = "device memory does not work"
+        problems.append(
+            f"MPI speaks of {claimed}, but the self-test {obstacle}. Runs are not touched; for other "
             "programs load the module that your site gives for GPU-aware MPI, or switch it off"
         )
-        return Finding("GPU messages", f"{found}; device memory does not work", Status.SLOW, advice, data)
-    data["device_memory"] = True
-    return Finding(
-        "GPU messages", f"{found}; device memory would work too ({', '.join(claims)}, self-test passed)", data=data
-    )
+    else:
+        data["device_memory"] = True
+        found = f"device memory would work too ({claimed}, self-test passed)"
+    return judged("GPU messages", f"staged through host memory; {found}", problems, data)

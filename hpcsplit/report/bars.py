@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcsplit.report import times
 from hpcsplit.report.curves import BAND, epoch_axis, parallel_spans
 from hpcsplit.report.figure import Panel
 from hpcsplit.report.lines import shortened
-from hpcsplit.report.times import CHECKPOINT, EVALUATION, OTHER, PARTS, REFRESH, UNSPLIT, Runs, run_parts, stage_parts
+from hpcsplit.report.times import Runs, of_phase, run_parts, stage_parts
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart
 _COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#f0e442", "#bbbbbb", "#009e73", "#56b4e9", "#000000")
-COLOURS = dict(zip((*PARTS.values(), OTHER, REFRESH, EVALUATION, CHECKPOINT), _COLOURS, strict=True))
-COLOURS[UNSPLIT] = COLOURS[EVALUATION]
+COLOURS = dict(zip(times.ALL, _COLOURS, strict=True))
+COLOURS[times.UNSPLIT] = COLOURS[times.EVALUATION]
 SMALLEST = 0.002  # a part below this share of a bar cannot be seen
 
 
@@ -24,7 +25,7 @@ def phases(runs: Runs) -> list[Panel]:
     def draw(panel: Any) -> list[Any]:
         legend: dict[str, Any] = {}
         for row, records in enumerate(runs.values()):
-            if any(record.phase == "serial" for record in records):
+            if of_phase(records, "serial"):
                 start, end = records[0].epoch + 0.5, records[-1].epoch + 1.5
                 legend["exact"] = _bar(panel, row, start, end - start, EXACT, "exact epochs")
             for start, end in parallel_spans(records):
@@ -48,7 +49,7 @@ def stage_split(runs: Runs) -> list[Panel]:
     """A bar for each stage of a run: its seconds of training, by part; of parallel epochs, where the run has any."""
     panels = []
     for name, records in runs.items():
-        parallel = [record for record in records if record.phase == "parallel"]
+        parallel = of_phase(records, "parallel")
         heading = f"{shortened(name)}: " * (len(runs) > 1) + ("parallel epochs" if parallel else "exact epochs")
         stages: dict[str, list[Any]] = {}
         for stage in (stage for record in parallel or records for stage in record.stages):

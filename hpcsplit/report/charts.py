@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from hpcsplit.report import bars
-from hpcsplit.report.curves import Quantity, curves, of_stages, shade_of
+from hpcsplit.report.curves import Quantity, curves, of_stages, plane, shade_of
 from hpcsplit.report.figure import Chart
 from hpcsplit.report.lines import bn_differs
-from hpcsplit.report.plane import plane
 from hpcsplit.report.times import Runs, balance
 from hpcsplit.run.records import flat
 
@@ -106,7 +105,6 @@ SCHEDULE = (
         "Which epochs were exact and which trained all stages at once.",
         "No epoch was finished.",
         bars.phases,
-        shared=False,
     ),
     Chart(
         "Learning rate and β",
@@ -127,7 +125,6 @@ COST = (
         "hide, imbalance is waiting for a slower stage. What is not computing could still be gained.",
         "No epoch has recorded its seconds.",
         bars.time_split,
-        shared=False,
     ),
     Chart(
         "Where each stage's time went",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
@@ -21,8 +21,6 @@ from hpcsplit.run.records import EpochRecord
 
 LIVE_REFRESH_S = 0.25
 WIDE = 96  # columns from which the live row has room for the accuracy
-
-_VERBATIM: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
 class Console:
@@ -40,23 +38,21 @@ class Console:
         interval_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        stream = stream or sys.stdout
-        live = shows_live(stream)
-        self._screen = _Live(total_epochs, stream) if live else _Plain(total_epochs, stream)
-        self._interval_s = LIVE_REFRESH_S if live else interval_s
+        self._stream = stream or sys.stdout
+        self._row = _Row(self._stream) if shows_live(self._stream) else None
+        self._interval_s = LIVE_REFRESH_S if self._row else interval_s
         self._total_epochs = total_epochs
         self._clock = clock
-        self._due = clock() + (0.0 if live else interval_s)
+        self._due = clock() + (0.0 if self._row else interval_s)
         self._first: tuple[float, int] | None = None  # when the first epoch of this process began, and which it was
         self._promise: tuple[float, float] | None = None  # the last eta_s and when it was given
 
     def say(self, text: str) -> None:
         """One text of its own, kept on the screen and in the log."""
-        self._screen.say(text)
-
-    def header(self, lines: Iterable[str]) -> None:
-        """The lines at the top of a run, and an empty one below them."""
-        self._screen.say("\n".join([*lines, ""]))
+        if self._row:
+            self._row.console.print(printable(text), soft_wrap=True)
+        else:
+            print(printable(text), file=self._stream, flush=True)
 
     def progress(
         self, epoch: int, phase: str, step: int, steps: int, loss: float | None, samples_per_s: float | None
@@ -68,19 +64,26 @@ class Console:
         if now < self._due:
             return
         self._due = now + self._interval_s
-        eta_s = self._eta_s(now, epoch + step / max(1, steps))
-        self._screen.progress(Moment(epoch, phase, step, steps, loss, samples_per_s, eta_s))
+        moment = Moment(epoch, phase, step, steps, loss, samples_per_s, self._eta_s(now, epoch + step / max(1, steps)))
+        if self._row:
+            self._row.show(moment, self._total_epochs)
+        else:
+            self.say(progress_line(moment, self._total_epochs))
 
     def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
         """Leave the line of a finished epoch."""
         now = self._clock()
         self._promise = None if eta_s is None else (eta_s, now)
         self._due = max(self._due, now + self._interval_s)
-        self._screen.epoch_done(record, eta_s)
+        if self._row:
+            self._row.fill(record)
+        self.say(epoch_line(record, self._total_epochs, eta_s))
 
     def close(self) -> None:
         """Take the live row away; what is said later is plain text."""
-        self._screen.close()
+        if self._row:
+            self._row.close()
+            self._row = None
 
     def _eta_s(self, now: float, epochs: float) -> float | None:
         """Seconds to the end: what was promised, or before any promise the pace of this process so far."""
@@ -106,34 +109,14 @@ def shows_live(stream: TextIO) -> bool:
     return asked == "live" or (asked == "" and terminal_of(stream) is not None)
 
 
-class _Plain:
-    """A log file: whole lines, written at once."""
+class _Row:
+    """The row at the bottom of a terminal that changes; finished lines scroll away above it."""
 
-    def __init__(self, total_epochs: int, stream: TextIO) -> None:
-        self._total_epochs = total_epochs
-        self._stream = stream
-
-    def say(self, text: str) -> None:
-        print(printable(text), file=self._stream, flush=True)
-
-    def progress(self, moment: Moment) -> None:
-        self.say(progress_line(moment, self._total_epochs))
-
-    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
-        self.say(epoch_line(record, self._total_epochs, eta_s))
-
-    def close(self) -> None:
-        self._stream.flush()
-
-
-class _Live(_Plain):
-    """A terminal: one row at the bottom that changes, finished lines scroll away above it."""
-
-    def __init__(self, total_epochs: int, stream: TextIO) -> None:
-        super().__init__(total_epochs, stream)
+    def __init__(self, stream: TextIO) -> None:
         width = terminal_width(terminal_of(stream) or "")
         # A pipe to a launcher is no terminal for rich, hence force_terminal and the width; NO_COLOR stays in force.
-        self._rich = RichConsole(file=stream, force_terminal=True, width=width, **_VERBATIM)
+        verbatim: Any = {"highlight": False, "markup": False, "emoji": False}
+        self.console = RichConsole(file=stream, force_terminal=True, width=width, **verbatim)
         texts = ["{task.description}", "{task.completed}/{task.total}", "{task.fields[loss]}"]
         texts += ["{task.fields[accuracy]}"] if width >= WIDE else []
         texts += ["{task.fields[speed]}", "ETA {task.fields[eta]}"]
@@ -143,27 +126,21 @@ class _Live(_Plain):
             columns[0],
             bar,
             *columns[1:],
-            console=self._rich,
+            console=self.console,
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,  # a traceback must reach the terminal even if this process is killed just after it
         )
         self._accuracy: float | None = None
-        self._closed = False
 
-    def say(self, text: str) -> None:
-        self._rich.print(printable(text), soft_wrap=True)
-
-    def progress(self, moment: Moment) -> None:
-        if self._closed:
-            return
+    def show(self, moment: Moment, total_epochs: int) -> None:
         if not self._progress.tasks:
             self._progress.add_task("", loss="", accuracy="", speed="", eta="")
         speed = moment.samples_per_s
         self._progress.update(
             self._progress.tasks[0].id,
-            description=position(moment.epoch, self._total_epochs, moment.phase),
+            description=position(moment.epoch, total_epochs, moment.phase),
             completed=moment.step,
             total=moment.steps,
             loss=loss_text(moment.loss),
@@ -175,16 +152,15 @@ class _Live(_Plain):
             self._progress.refresh()
         else:
             self._progress.start()
-            self._rich.show_cursor(True)  # a run that MPI aborts could not bring it back
+            self.console.show_cursor(True)  # a run that MPI aborts could not bring it back
 
-    def epoch_done(self, record: EpochRecord, eta_s: float | None) -> None:
+    def fill(self, record: EpochRecord) -> None:
+        """The epoch is finished."""
         if record.test_accuracy is not None:
             self._accuracy = record.test_accuracy
         for task in self._progress.tasks:
             self._progress.update(task.id, completed=task.total)
-        super().epoch_done(record, eta_s)
 
     def close(self) -> None:
-        if not self._closed and self._progress.tasks:
+        if self._progress.tasks:
             self._progress.stop()
-        self._closed = True

@@ -1,4 +1,4 @@
-"""Curves over the epochs, which count from 1, as on the console.
+"""Curves over the epochs, which count from 1, as on the console; and test accuracy over the time of learning.
 
 One run has a colour for each of its curves in one panel.  Several have a colour for each run, the same in every figure,
 and a panel for each kind of curve.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from hpcsplit.report.figure import Panel
-from hpcsplit.report.times import Runs
+from hpcsplit.report.times import Runs, learning_s, of_phase
 from hpcsplit.run.records import EpochRecord, flat
 
 Value = str | Callable[[EpochRecord], float | None]  # a name of flat(record), or what is worked out
@@ -91,7 +92,7 @@ def of_stages(name: str) -> Callable[[Runs], list[Quantity]]:
 
 def parallel_spans(records: Sequence[EpochRecord]) -> tuple[tuple[float, float], ...]:
     """Where to shade: half an epoch around every unbroken stretch of parallel epochs."""
-    epochs = [record.epoch + 1 for record in records if record.phase == "parallel"]
+    epochs = [record.epoch + 1 for record in of_phase(records, "parallel")]
     starts = [epoch - 0.5 for epoch in epochs if epoch - 1 not in epochs]
     return tuple(zip(starts, (epoch + 0.5 for epoch in epochs if epoch + 1 not in epochs), strict=True))
 
@@ -132,3 +133,34 @@ def _points(records: Sequence[EpochRecord], value: Value, gaps: Sequence[object]
     if all(each in gaps for each in result.values()):
         return {}
     return {epoch: float("nan") if each is None or each in gaps else factor * each for epoch, each in result.items()}
+
+
+def points(records: Sequence[EpochRecord]) -> list[tuple[float, float]]:
+    """Seconds of training and refresh since the start, and test accuracy in %, after each epoch that has both.
+
+    An epoch of unknown length ends the list: nobody knows how late the next ones are.
+    """
+    seconds = [learning_s(record) for record in records]
+    known = seconds.index(None) if None in seconds else len(seconds)
+    times = accumulate(each for each in seconds[:known] if each is not None)
+    reached = [record.test_accuracy for record in records[:known]]
+    return [(time, 100 * value) for time, value in zip(times, reached, strict=True) if value is not None]
+
+
+def plane(runs: Runs) -> list[Panel]:
+    """A line for each run with its end marked; exact ones are dashed, the line that a method must be above."""
+    lines = {name: points(records) for name, records in runs.items()}
+
+    def draw(panel: Any) -> list[Any]:
+        legend = []
+        for place, (name, line) in enumerate(lines.items()):
+            if line:
+                colour, exact = colour_of(place, len(runs)), not of_phase(runs[name], "parallel")
+                label, style = (f"{name} (exact)", "--") if exact else (name, "-")
+                legend += panel.plot(*zip(*line, strict=True), style, color=colour, marker=".", label=label)
+                panel.plot(*line[-1], "o", color=colour, markersize=7)
+        panel.set(xlabel="training and refresh (s)", ylabel="test accuracy (%)", xlim=(0, None))
+        panel.grid(alpha=0.3)
+        return legend
+
+    return [Panel(draw)] if any(lines.values()) else []

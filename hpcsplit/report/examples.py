@@ -33,19 +33,12 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Of one checkpoint on the whole test set.
+    """Of one checkpoint on the whole test set."""
 
-    Attributes:
-        source: the checkpoint, in words.
-        names: of the classes.
-        confusion: int (classes, classes): samples by their own class (row) and the predicted one (column).
-        worst: the wrong samples with the largest loss, largest first.
-    """
-
-    source: str
-    names: Sequence[str]
-    confusion: np.ndarray
-    worst: Sequence[Wrong]
+    source: str  # the checkpoint, in words
+    names: Sequence[str]  # of the classes
+    confusion: np.ndarray  # int (classes, classes): samples by their own class (row) and the predicted one (column)
+    worst: Sequence[Wrong]  # the wrong samples with the largest loss, largest first
 
     def pairs(self) -> list[tuple[str, int, str]]:
         """The classes most often taken for another one, how many samples, and which share of their class."""
@@ -67,7 +60,7 @@ class Mistakes:
             image = panel.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
             panel.set(xlabel="predicted class", ylabel="true class")
             if len(names) <= LEGIBLE:
-                slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+                slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
                 turned = slanted if max(map(len, names)) > 2 else {}
                 panel.set_xticks(range(len(names)), names, **turned, parse_math=False)
                 panel.set_yticks(range(len(names)), names, parse_math=False)
@@ -80,17 +73,11 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Test images beside what a generating network makes of them (DS-SPH, Figure 6).
+    """Test images beside what a generating network makes of them (DS-SPH, Figure 6)."""
 
-    Attributes:
-        source: the checkpoint, in words.
-        pairs: an image and its reconstruction, uint8 (H, W, C).
-        loss: of each pair the mean square error in units of the normalised image.
-    """
-
-    source: str
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-    loss: Sequence[float]
+    source: str  # the checkpoint, in words
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]]  # an image and its reconstruction, uint8 (H, W, C)
+    loss: Sequence[float]  # of each pair the mean square error in units of the normalised image
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

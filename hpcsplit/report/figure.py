@@ -28,34 +28,23 @@ _NOTHING = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: `draw` puts curves or bars there and gives those that stand in a legend, by their labels.
-
-    `rows` is the number of bars of a panel that has bars.
-    """
+    """One pair of axes: `draw` puts curves or bars there and gives those that stand in a legend, by their labels."""
 
     draw: Callable[[Any], Sequence[Any]]
     heading: str = ""
-    rows: int = 0
+    rows: int = 0  # of bars, where it has bars
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
-
-    Attributes:
-        caption: what is shown, and what to look for.
-        absent: the sentence where no run has the quantity.
-        make: what gives those panels of runs that have anything to show, or "module:function" of it.
-        shared: all panels have one scale.
-        pictured: in the picture, too.
-    """
+    """A figure; `make` gives those panels of runs that have anything to show, or is "module:function" of what does."""
 
     heading: str
-    caption: str
-    absent: str
+    caption: str  # what is shown, and what to look for
+    absent: str  # the sentence where no run has the quantity
     make: Callable[[Runs], Sequence[Panel]] | str
-    shared: bool = True
-    pictured: bool = False
+    shared: bool = True  # all panels have one scale
+    pictured: bool = False  # in the picture, too
 
     def panels(self, runs: Runs) -> Sequence[Panel]:
         """Those that have anything to show."""

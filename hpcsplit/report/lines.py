@@ -1,8 +1,15 @@
-"""Numbers and records as the words of one line; an absent number is "-"."""
+"""Numbers and records as the words of a line or the cells of a table; an absent number is "-"."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from hpcsplit.run.records import EpochRecord, flat
 
@@ -78,16 +85,28 @@ def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> s
 def progress_line(moment: Moment, total_epochs: int) -> str:
     """The line of an epoch that is still going on."""
     share = 100 * moment.step // max(1, moment.steps)
-    words = [
-        position(moment.epoch, total_epochs, moment.phase),
-        f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps} ({share:3d} %)",
-        loss_text(moment.loss),
-        rate(moment.samples_per_s),
-        f"ETA {clock(moment.eta_s)}",
-    ]
-    return "  ".join(words)
+    step = f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps} ({share:3d} %)"
+    words = [position(moment.epoch, total_epochs, moment.phase), step, loss_text(moment.loss)]
+    return "  ".join([*words, rate(moment.samples_per_s), f"ETA {clock(moment.eta_s)}"])
 
 
 def shortened(text: str, most: int = 48) -> str:
     """A text of the user's with its middle left out where it is long."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A line for each row, as Markdown has it; the first column stands on the left, the others on the right."""
+    grid = Table(box=box.MARKDOWN)
+    for column in columns:
+        grid.add_column(Text(column), justify="right" if grid.columns else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    return printed(grid, 10_000)  # columns: no cell is folded or cut
+
+
+def printed(grid: Table, width: int, *, coloured: bool = False) -> str:
+    """What rich makes of it, without empty lines and without spaces at the ends of lines."""
+    text = io.StringIO()
+    Console(file=text, width=width, force_terminal=coloured, highlight=False, emoji=False).print(grid)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())

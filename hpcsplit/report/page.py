@@ -19,27 +19,21 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.examples import Mistakes, Reconstructions, address
 from hpcsplit.report.figure import drawn
-from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
+from hpcsplit.report.summary import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.times import run_parts
 from hpcsplit.run.records import EpochRecord
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of a run; a text stands for what is not there, and says why.
-
-    Attributes:
-        starts: of provenance.json, oldest first.
-        summary: the table that the run printed at its end, "" before that.
-        examples: what the network makes of the test set.
-    """
+    """What the page shows of a run; a text stands for what is not there, and says why."""
 
     folder: str
     records: Sequence[EpochRecord]
     config: Config | str
-    starts: Sequence[Mapping[str, Any]]
-    summary: str
-    examples: Mistakes | Reconstructions | str
+    starts: Sequence[Mapping[str, Any]]  # of provenance.json, oldest first
+    summary: str  # the table that the run printed at its end, "" before that
+    examples: Mistakes | Reconstructions | str  # what the network makes of the test set
 
 
 def page(runs: Mapping[str, Run]) -> str:
@@ -87,11 +81,9 @@ def _settings(configs: Mapping[str, Config]) -> dict[str, Sequence[Any]]:
     defaults: dict[str, str] = {}
     for config in configs.values():
         tree = config.as_dict()
-        values.append(
-            {f"{section}.{key}": show(value) for section, keys in tree.items() for key, value in keys.items()}
-        )
-        for section, keys in option_tree(tree["method"]["name"]).items():
-            defaults |= {f"{section}.{key}": show(option.default) for key, option in keys.items()}
+        values.append({f"{part}.{key}": show(value) for part, keys in tree.items() for key, value in keys.items()})
+        for part, options in option_tree(config.method.name).items():
+            defaults |= {f"{part}.{key}": show(option.default) for key, option in options.items()}
     rows = [(key, *(own.get(key, "-") for own in values)) for key in defaults]
     chosen = [row for row in rows if row[0].endswith(".name") or set(row[1:]) != {defaults[row[0]]}]
     return {"columns": ("key", *configs), "all": rows, "chosen": chosen}

@@ -1,7 +1,9 @@
-"""The table at the end of a run: what was reached, what it cost, and what each stage did."""
+"""Runs as tables: the one at the end of a run, forecasts beside runs, a line for each run, and every number as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,18 +11,18 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
-from hpcsplit.report.lines import bn_differs, number
-from hpcsplit.report.table import table
-from hpcsplit.report.times import rest_s
-from hpcsplit.run.records import EpochRecord, StageRecord, known
+from hpcsplit.host.printable import cell
+from hpcsplit.report.lines import bn_differs, number, table
+from hpcsplit.report.times import Runs, learning_s, of_phase, rest_s
+from hpcsplit.run.records import EpochRecord, StageRecord, flat, known
+
+COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
+EXPLAINED = "train s: training and refresh; label signal: by stage, in the last parallel epoch"
+Expected = tuple[Mapping[str, Any], Sequence[EpochRecord]]  # forecast.json of a run, and its records
 
 
 def closing_table(
-    records: Sequence[EpochRecord],
-    *,
-    stages: Sequence[Mapping[str, Any]],
-    baseline_samples_per_s: float | None,
-    stage_count: int,
+    records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]], baseline_samples_per_s: float | None = None
 ) -> str:
     """The closing report of a run as plain text.
 
@@ -30,17 +32,78 @@ def closing_table(
     blocks = [
         _accuracy(records) + _objective(records),
         [_times(records)],
-        _speed_up(records, baseline_samples_per_s, stage_count),
+        _speed_up(records, baseline_samples_per_s, len(stages)),
         _stages(records, stages),
         _theorem(records),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
+def beside(runs: Mapping[str, Expected]) -> list[str]:
+    """A table of what was forecast and what was measured, a line for each run and kind of epoch that has both.
+
+    Times are those of a step (s); a speed-up is over an exact step of one rank by itself.  The names of the runs stand
+    before the lines.
+    """
+    rows = []
+    for name, (expected, records) in runs.items():
+        size, alone = expected["batch_size"], expected["one_rank_samples_per_s"]
+        for phase, kind in (("serial", "exact"), ("parallel", "parallel")):
+            rates = [rate for rate, _ in known(of_phase(records, phase), "samples_per_s") if rate]
+            if rates:
+                predicted, measured = expected["forecast"][f"{kind}_s"], size / statistics.median(rates)
+                row = [f"{name} {kind} epochs".strip(), str(size), f"{predicted:.4f}", f"{measured:.4f}"]
+                row.append(f"{predicted / measured:.2f}")
+                gains = [size / alone / seconds for seconds in (predicted, measured)] if alone else []
+                rows.append(row + [f"{value:.2f}" for value in (*gains, measured / predicted) if gains])
+    columns = ("", "batch", "step s", "measured", "ratio", "speed-up", "measured", "ratio")
+    lines = ["forecast from a profile before the run, beside the run", *table(columns, rows).splitlines()]
+    return lines if rows else []
+
+
 def median_rate(records: Iterable[EpochRecord]) -> tuple[float | None, int]:
     """The median of the epochs' samples/s, and of how many epochs (those that have one)."""
     rates = [rate for rate, _ in known(records, "samples_per_s")]
     return (statistics.median(rates) if rates else None), len(rates)
+
+
+def overview(runs: Runs) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for each run."""
+    rows: list[tuple[str, ...]] = []
+    for name, records in runs.items():
+        parallel = of_phase(records, "parallel")
+        accuracies = [accuracy for accuracy, _ in known(records, "test_accuracy")]
+        signals = [s.label_signal for s in (parallel[-1].stages if parallel else ()) if s.label_signal is not None]
+        rows.append(
+            (
+                name,
+                str(len(records)),
+                str(len(parallel)),
+                number(accuracies[-1] if accuracies else None, ".2%"),
+                number(max(accuracies, default=None), ".2%"),
+                f"{sum(learning_s(record) or 0.0 for record in records):.1f}",
+                number(median_rate(parallel)[0], ".0f"),
+                ", ".join(f"{signal:.2f}" for signal in signals) or "-",
+            )
+        )
+    return rows
+
+
+def csv_text(runs: Runs) -> str:
+    """A line for each epoch; columns are the names of flat(record), and what was not measured is empty."""
+    rows = [{"run": name, **flat(record)} for name, records in runs.items() for record in records]
+    columns = sorted(dict.fromkeys(key for row in rows for key in row), key=_part)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writerow({column: cell(column) for column in columns})
+    writer.writerows({column: cell(value) for column, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _part(column: str) -> str:
+    """What keeps the columns of a part together, whichever run has brought them: whole epochs first, stages last."""
+    part = column.partition(".")[0] if "." in column else ""
+    return f"{part[5:]:0>9}" if part.startswith("stage") else f" {part}" if part else ""
 
 
 def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
@@ -73,19 +136,17 @@ def _objective(records: Sequence[EpochRecord]) -> list[str]:
     having = having[max(starts, default=0) :]
     values = [value for value, _ in known(having, "terms.objective")]
     since = f", since the variables started anew before epoch {having[0].epoch + 1}" if starts else ""
-    falls = sum(after < before for before, after in pairwise(values))
     first = f"{values[0]:.4g} -> " if len(values) > 1 else ""
     lines = [f"objective (augmented Lagrangian a sample): {first}{values[-1]:.4g}{since}"]
     if first:
+        falls = sum(after < before for before, after in pairwise(values))
         lines.append(f"  falling in {falls} of {len(values) - 1} iterations after the first")
-    residuals = [(math.sqrt(square), epoch) for square, epoch in known(having, "terms.residual_sq") if square]
-    if residuals:
-        largest, last = max(residuals), residuals[-1]
-        lines.append(f"  residual: largest {largest[0]:.3g} (epoch {largest[1]}), last {last[0]:.3g}")
-    parts = [(record.terms or {}) for record in having]
+    if residuals := [(math.sqrt(square), epoch) for square, epoch in known(having, "terms.residual_sq") if square]:
+        (largest, epoch), (last, _) = max(residuals), residuals[-1]
+        lines.append(f"  residual: largest {largest:.3g} (epoch {epoch}), last {last:.3g}")
     steps = [
         k * (square + (part.get("weights_step_sq") or 0.0))
-        for k, part in enumerate(parts, start=1)
+        for k, part in enumerate((record.terms or {} for record in having), start=1)
         if (square := part.get("step_sq")) is not None
     ]
     if quarter := len(steps) // 4:
@@ -99,10 +160,10 @@ def _objective(records: Sequence[EpochRecord]) -> list[str]:
 def _times(records: Sequence[EpochRecord]) -> str:
     rows = []
     for phase in ("serial", "parallel"):
-        chosen = [record for record in records if record.phase == phase]
-        seconds, rate = _sum(record.train_s for record in chosen), number(median_rate(chosen)[0], ".0f")
-        rows.append((f"{phase} epochs", str(len(chosen)), seconds, rate))
-    refreshed = str(sum(1 for record in records if record.refresh_s))
+        chosen = of_phase(records, phase)
+        rate = number(median_rate(chosen)[0], ".0f")
+        rows.append((f"{phase} epochs", str(len(chosen)), _sum(record.train_s for record in chosen), rate))
+    refreshed = str(sum(bool(record.refresh_s) for record in records))
     rows += [
         ("refresh", refreshed, _sum(record.refresh_s for record in records), ""),
         ("evaluation and the rest", "", _sum(map(rest_s, records)), ""),
@@ -112,12 +173,11 @@ def _times(records: Sequence[EpochRecord]) -> str:
 
 
 def _speed_up(records: Sequence[EpochRecord], baseline: float | None, stage_count: int) -> list[str]:
-    serial = [record for record in records if record.phase == "serial"]
-    parallel = [record for record in records if record.phase == "parallel"]
+    parallel = of_phase(records, "parallel")
     parallel_rate, parallel_n = median_rate(parallel)
     if parallel_rate is None:
         return []
-    serial_rate, serial_n = median_rate(serial)
+    serial_rate, serial_n = median_rate(of_phase(records, "serial"))
     iterations = bool(known(parallel, "terms.objective"))
     passed = f"    {parallel_rate:.1f} samples/s (n = {parallel_n} epochs)"
     lines, stages = [], f"{stage_count} stage{'s' * (stage_count > 1)}"
@@ -138,20 +198,22 @@ def _speed_up(records: Sequence[EpochRecord], baseline: float | None, stage_coun
     lines.insert(0, heading if lines else f"parallel epochs with {stages}: {rate}")
     if iterations:
         lines.append("  samples passed, not progress: an epoch of this method is one iteration over all samples")
-    unmeasured = len(serial) + len(parallel) - serial_n - parallel_n
-    if unmeasured:
+    if unmeasured := len(records) - serial_n - parallel_n:
         lines.append(f"  {unmeasured} epochs have no samples/s and are not in n")
-    recomputed = sum(record.recomputed for record in records)
-    if recomputed:
+    if recomputed := sum(record.recomputed for record in records):
         lines.append(f"  {recomputed} epochs began with recomputed auxiliary variables; they are in n")
     return lines
 
 
 def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    last = next((record for record in reversed(records) if record.phase == "parallel"), None)
+    last = next(reversed(of_phase(records, "parallel")), None)
     measured = {stage.stage: stage for stage in last.stages} if last else {}
     slowest = max((stage.compute_s or 0.0 for stage in measured.values()), default=0.0)
-    train_s = last.train_s if last else None
+    train_s, heading = None, "stages (no parallel epoch was run)"
+    if last:
+        train_s = last.train_s
+        heading = f"stages in epoch {last.epoch + 1}, the last parallel one"
+        heading += f"; comm, I/O, imbalance: exposed share of its {number(train_s, '.2f')} s of training"
     columns = ["stage", "blocks", "parameters", "cost", "compute s", "balance", "comm", "I/O", "imbalance"]
     rows = []
     for info in stages:
@@ -159,10 +221,7 @@ def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]])
         shares = [_ratio(each, train_s) for each in (stage.exposed_comm_s, stage.exposed_io_s, stage.imbalance_s)]
         rows.append(
             [
-                str(info["stage"]),
-                str(info.get("blocks", "-")),
-                number(info.get("params"), ",d"),
-                number(info.get("share"), ".1%"),
+                *(str(info["stage"]), str(info["blocks"]), f"{info['params']:,d}", f"{info['share']:.1%}"),
                 number(stage.compute_s, ".2f"),
                 number(_ratio(stage.compute_s, slowest), ".2f"),
                 *(number(share, ".1%") for share in shares),
@@ -171,30 +230,24 @@ def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]])
                 number(stage.label_ratio, ".3f" if (stage.label_ratio or 1.0) >= 0.001 else ".1e"),
             ]
         )
-    if last is None:
-        heading = "stages (no parallel epoch was run)"
-    else:
-        heading = f"stages in epoch {last.epoch + 1}, the last parallel one"
-        heading += f"; comm, I/O, imbalance: exposed share of its {number(train_s, '.2f')} s of training"
     return [heading, table([*columns, "violation", "label signal", "label ratio"], rows)]
 
 
 def _theorem(records: Sequence[EpochRecord]) -> list[str]:
-    last = next((record for record in reversed(records) if record.theorem), None)
-    if last is None or last.theorem is None:
+    found = [(record.epoch + 1, record.theorem) for record in records if record.theorem]
+    if not found:
         return []
-    t = last.theorem
+    epoch, t = found[-1]
     residuals, constants = (", ".join(number(value, ".3g") for value in t[key]) for key in ("residuals", "lipschitz"))
     behind = "stage 1" if len(t["residuals"]) == 1 else f"stages 1 to {len(t['residuals'])}"
-    lines = [
-        f"Theorem 1 of TSSM after epoch {last.epoch + 1}, means over one mini-batch",
-        f"  |R_serial - R_split| = {number(t['gap'], '.3g')}, its bound {number(t['bound'], '.3g')}",
+    worst = "" if t["worst"] is None else f"; largest gap / bound of a sample {t['worst']:.3g}"
+    return [
+        f"Theorem 1 of TSSM after epoch {epoch}, means over one mini-batch",
+        f"  |R_serial - R_split| = {number(t['gap'], '.3g')}, its bound {number(t['bound'], '.3g')}{worst}",
         f"  residual at the input of {behind}: {residuals}",
         f"  Lipschitz constant of {behind}, the loss included, estimated: {constants}",
+        *(f"  {sentence}" for sentence in t["missing"]),
     ]
-    if t["worst"] is not None:
-        lines[1] += f"; largest gap / bound of a sample {t['worst']:.3g}"
-    return lines + [f"  {sentence}" for sentence in t["missing"]]
 
 
 def _sum(values: Iterable[float | None]) -> str:

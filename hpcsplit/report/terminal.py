@@ -29,17 +29,14 @@ def terminal_of(stream: TextIO, proc: Path = Path("/proc"), pid: int | None = No
     own = _device(stream) if stream.isatty() else None
     if not _may_be_relayed(stream):
         return own
-    launcher = _launcher_above(proc, pid or os.getpid())
-    if launcher is None:
+    if not (launcher := _launcher_above(proc, pid or os.getpid())):
         return own
     name, launcher_pid = launcher
-    if name in DAEMONS:
-        return None
     try:
         target = os.readlink(proc / str(launcher_pid) / "fd" / "1")
     except OSError:
         return None
-    return target if _TERMINAL.fullmatch(target) else None
+    return target if name not in DAEMONS and _TERMINAL.fullmatch(target) else None
 
 
 def launcher_would_fail(descriptor: int, proc: Path = Path("/proc")) -> int:
@@ -70,15 +67,10 @@ def _has_reader(pipe: Path) -> bool:
 def terminal_width(device: str) -> int:
     """Columns of a terminal, DEFAULT_WIDTH where it does not tell."""
     try:
-        file = os.open(device, os.O_RDONLY | os.O_NOCTTY)
+        with open(device, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NOCTTY)) as file:
+            return os.get_terminal_size(file.fileno()).columns or DEFAULT_WIDTH
     except OSError:
         return DEFAULT_WIDTH
-    try:
-        return os.get_terminal_size(file).columns or DEFAULT_WIDTH
-    except OSError:
-        return DEFAULT_WIDTH
-    finally:
-        os.close(file)
 
 
 def _device(stream: TextIO) -> str:

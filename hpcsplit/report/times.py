@@ -15,7 +15,13 @@ PARTS = {
     "imbalance_s": "imbalance",
 }
 OTHER, REFRESH, EVALUATION, CHECKPOINT = "other training", "refresh", "evaluation", "checkpoint"
-UNSPLIT = "evaluation and checkpoint"  # of records that do not tell them apart
+ALL = (*PARTS.values(), OTHER, REFRESH, EVALUATION, CHECKPOINT)
+UNSPLIT = f"{EVALUATION} and {CHECKPOINT}"  # of records that do not tell them apart
+
+
+def of_phase(records: Sequence[EpochRecord], phase: str) -> list[EpochRecord]:
+    """The epochs of one kind."""
+    return [record for record in records if record.phase == phase]
 
 
 def rest_s(record: EpochRecord) -> float | None:

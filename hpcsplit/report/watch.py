@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpcsplit.engine.job import Observer
 from hpcsplit.report.console import Console
 from hpcsplit.report.picture import draw
-from hpcsplit.report.summary import closing_table
 from hpcsplit.report.tensorboard import Board
 from hpcsplit.run.records import EpochRecord, Phase, Records
 from hpcsplit.stage.cuts import recut
@@ -72,12 +71,6 @@ class Watch(Observer):
         anything = [t for times in known.values() for t in times] or [0.0]
         typical = {p: statistics.median(times or anything) for p, times in known.items()}
         return sum(typical[p] for p in self.phases[epochs_done:])
-
-    def closing(self, stages: Sequence[Mapping[str, Any]], baseline_samples_per_s: float | None) -> str:
-        """The closing table of the whole run, earlier starts included."""
-        return closing_table(
-            self.past, stages=stages, baseline_samples_per_s=baseline_samples_per_s, stage_count=len(stages)
-        )
 
     def draw(self, path: Any, title: str) -> None:
         """The picture of the curves."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.commands.examples import examples_of
+from hpcsplit.commands.evaluate import examples_of
 from hpcsplit.data.dataset import load
 from hpcsplit.nets.build import build
 from hpcsplit.report.examples import Mistakes, Reconstructions

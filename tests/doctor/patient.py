@@ -23,13 +23,13 @@ def main() -> int:
     rank, what, *argv = sys.argv[1:]
     from hpcsplit.cli import main as command
     from hpcsplit.commands import doctor
-    from hpcsplit.doctor import place
+    from hpcsplit.doctor import start
 
     if what == "nompi":
         os.environ["MPI4PY_LIBMPI"] = "/nowhere/libmpi.so"
     elif os.environ.get("PMI_RANK", "0") == rank and what != "nothing":
         doctor._PART_LIMIT_S = 3.0
-        place.look_around = {"raise": fail, "stuck": stuck}[what]  # type: ignore[assignment]
+        start.look_around = {"raise": fail, "stuck": stuck}[what]  # type: ignore[assignment]
     sys.argv[1:] = argv
     return command()
 

@@ -35,8 +35,8 @@ def test_the_speed_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     speed = measure(tmp_path, 10**12)
     assert speed is not None
     assert 0 < speed.measured_bytes <= disks.PROBE_BYTES
-    assert min(speed.write, speed.read) > 1e5
-    assert max(speed.write, speed.read) < 1e12
+    assert min(speed.write_bytes_s, speed.read_bytes_s) > 1e5
+    assert max(speed.write_bytes_s, speed.read_bytes_s) < 1e12
     assert not any(tmp_path.iterdir())
 
 

@@ -11,20 +11,18 @@ import msgspec
 import pytest
 
 from hpcsplit.doctor import start
-from hpcsplit.doctor.finding import Finding, Status
+from hpcsplit.doctor.finding import Finding, Status, as_json, show
 from hpcsplit.doctor.messages import neighbours
-from hpcsplit.doctor.place import Device, Surroundings, look_around, older, required, versions
-from hpcsplit.doctor.table import as_json, show
+from hpcsplit.doctor.start import Device, Surroundings, look_around, older, required, versions
 from hpcsplit.host.launchers import launcher_name
 from hpcsplit.host.printable import spans
 
-PLACE = Surroundings(0, 0, "n1", (0, 1), 8, 0.5, None, 0, 0, versions())
+PLACE = Surroundings(0, 0, "n1", (0, 1), 8, 0.5, None, 0, versions())
 
 
 def on_gpus(*uuids: str) -> list[Surroundings]:
     return [
-        replace(PLACE, rank=r, local_rank=r, cores=(r,), device=Device("H100", uuid), devices=len(uuids))
-        for r, uuid in enumerate(uuids)
+        replace(PLACE, rank=r, local_rank=r, cores=(r,), device=Device("H100", uuid)) for r, uuid in enumerate(uuids)
     ]
 
 

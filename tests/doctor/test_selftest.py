@@ -9,8 +9,8 @@ import torch
 
 from hpcsplit.doctor import messages
 from hpcsplit.doctor.finding import Status
-from hpcsplit.doctor.place import Device, Surroundings
 from hpcsplit.doctor.selftest import PASSED, device_memory_obstacle, swap
+from hpcsplit.doctor.start import Device, Surroundings
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.mpi import Library
 from tests.wire.launch import needs_mpi
@@ -18,7 +18,7 @@ from tests.wire.launch import needs_mpi
 pytestmark = [needs_mpi, pytest.mark.mpi]
 
 AWARE = Library("MPICH Version: 5.0", "5.0", True, ("mpi", "system", "cuda"))
-PLACE = Surroundings(0, 0, "n1", (0, 1), 2, 0.0, Device("H100", "GPU-1"), 1, 0, {})
+PLACE = Surroundings(0, 0, "n1", (0, 1), 2, 0.0, Device("H100", "GPU-1"), 0, {})
 
 
 def test_two_processes_swap_tensors() -> None:
@@ -71,4 +71,4 @@ def test_an_mpi_that_claims_nothing_is_not_tried(monkeypatch: pytest.MonkeyPatch
     assert (
         messages.device_memory(plain, PLACE).found == "staged through host memory; memory that MPI knows: mpi, system"
     )
-    assert messages.device_memory(AWARE, Surroundings(0, 0, "n1", (0,), 1, 0.0, None, 0, 0, {})).status == Status.GOOD
+    assert messages.device_memory(AWARE, Surroundings(0, 0, "n1", (0,), 1, 0.0, None, 0, {})).status == Status.GOOD

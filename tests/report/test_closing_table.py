@@ -60,7 +60,7 @@ def iterations(*objectives: float, restart: int | None = None, **terms: list[flo
 
 
 def table(records: Sequence[EpochRecord], baseline: float | None = None, stages: int = 2) -> str:
-    return closing_table(records, stages=STAGES, baseline_samples_per_s=baseline, stage_count=stages)
+    return closing_table(records, STAGES[:stages], baseline)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -69,7 +69,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_times_and_accuracy() -> None:
-    text = closing_table(RUN, stages=STAGES, baseline_samples_per_s=85.0, stage_count=2)
+    text = closing_table(RUN, STAGES, 85.0)
     assert "last 85.00% (epoch 5), best 90.00% (epoch 2)" in text
     table = rows(text)
     assert table["serial epochs"] == ["1", "20.0", "100"]
@@ -80,7 +80,7 @@ def test_times_and_accuracy() -> None:
 
 
 def test_speed_up_says_what_over_what_and_how_many() -> None:
-    text = closing_table(RUN, stages=STAGES, baseline_samples_per_s=85.0, stage_count=2)
+    text = closing_table(RUN, STAGES, 85.0)
     assert "one rank alone, whole network, exact steps, measured in this run: 2.00 x = 100% of 2" in text
     assert "over the serial epochs as run: 1.70 x" in text
     assert "170.0 samples/s (n = 3 epochs) / 100.0 samples/s (n = 1 epochs)" in text
@@ -88,7 +88,7 @@ def test_speed_up_says_what_over_what_and_how_many() -> None:
 
 
 def test_each_stage_of_the_last_parallel_epoch() -> None:
-    table = rows(closing_table(RUN, stages=STAGES, baseline_samples_per_s=None, stage_count=2))
+    table = rows(closing_table(RUN, STAGES))
     assert table["0"] == ["5", "12,345", "40.0%", "6.00", "0.75", "10.0%", "-", "-", "0.00e+00", "0.500", "2.000"]
     assert table["1"] == ["4", "54,321", "60.0%", "8.00", "1.00", "-", "5.0%", "20.0%", "1.25e-03", "1.000", "-"]
 

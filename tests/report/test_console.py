@@ -21,7 +21,7 @@ from itertools import count
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.report.console import Console
 console = Console(2, clock=count().__next__)  # every step is due
-console.header(["hpcsplit [bold]"])
+console.say("hpcsplit [bold]")
 for epoch in range(2):
     for step in range(4):
         console.progress(epoch, "parallel", step, 4, 0.5, 1234.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcsplit.report.expected import beside
+from hpcsplit.report.summary import beside
 from hpcsplit.run.records import EpochRecord, Phase
 
 EXPECTED: dict[str, Any] = {

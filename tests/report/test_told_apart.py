@@ -19,9 +19,8 @@ from hpcsplit.report import bars
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.figure import drawn, figure_of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
-from hpcsplit.report.numbers import COLUMNS, overview
 from hpcsplit.report.picture import draw
-from hpcsplit.report.summary import closing_table
+from hpcsplit.report.summary import COLUMNS, closing_table, overview
 from hpcsplit.report.tensorboard import scalars
 from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
@@ -29,6 +28,7 @@ from tests.report.test_closing_table import rows
 
 RUN = distinct("sppsp", 3)
 OTHER = distinct("spspp", 2)
+STAGES = [{"stage": k, "blocks": 701 + k, "params": 8011 + k, "share": 0.1 + 0.2 * k} for k in range(3)]
 CHARTS = {chart.heading: chart for charts in SECTIONS.values() for chart in charts}
 
 
@@ -243,8 +243,7 @@ def test_every_panel_of_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_the_columns_of_the_closing_tables_stages() -> None:
-    places = [{"stage": k, "blocks": 701 + k, "params": 8011 + k, "share": 0.1 + 0.2 * k} for k in range(3)]
-    text = closing_table(RUN, stages=places, baseline_samples_per_s=None, stage_count=3)
+    text = closing_table(RUN, STAGES)
     table = rows(text)
     heading, last = table["stage"], RUN[4]
     slowest = max(stage.compute_s or 0.0 for stage in last.stages)
@@ -277,7 +276,7 @@ def total(name: str, phase: str = "") -> float:
 
 
 def test_the_other_numbers_of_the_closing_table() -> None:
-    text = closing_table(RUN, stages=[], baseline_samples_per_s=31.25, stage_count=3)
+    text = closing_table(RUN, STAGES, 31.25)
     table = rows(text)
 
     def median(phase: str) -> float:
@@ -313,7 +312,7 @@ def test_the_other_numbers_of_the_closing_table() -> None:
 def test_the_objective_of_the_closing_table() -> None:
     """Variables start anew before the second epoch, so the first one is not part of it."""
     records = [dataclasses.replace(record, refresh_s=3.0 if record.epoch == 1 else 0.0) for record in RUN]
-    text = closing_table(records, stages=[], baseline_samples_per_s=None, stage_count=3)
+    text = closing_table(records, STAGES)
     objective, residual = part("objective")[1:], [math.sqrt(value) for value in part("residual_sq")[1:]]
     assert (
         f"a sample): {objective[0]:.4g} -> {objective[-1]:.4g}, since the variables started anew before epoch 2\n"
