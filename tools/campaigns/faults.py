@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from tools.campaigns.drawing import Fault, draw
-from tools.campaigns.moments import PLACES
+import msgspec
+
+from tools.campaigns.moments import DISK, KINDS, MOMENTS, STALLS, Fault, draw
 from tools.campaigns.refusing import SCENES, refuse
-from tools.campaigns.striking import DISK, KINDS, STALLS
 from tools.campaigns.trial import CUTS, Reference, Result, attempt, reference
-from tools.program import FAILED, ROOT, Journal, Parser, aligned, continuable, crossed, say
+from tools.program import FAILED, ROOT, Journal, Parser, continuable, crossed, say
 
 FAULTS, SHORT = 204, 8
 SPEAKING = ("exception", "thread exception", *DISK, *STALLS)
@@ -32,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help=f"{SHORT} faults with 2 stages")
     parser.add_argument("--calls", action="store_true", help="instead: each call of the C library that changes a file")
     parser.add_argument("--every", type=int, default=1, help="of these, only every N-th (default: 1)")
-    parser.add_argument(
-        "--scenes", default=",".join(SCENES), help=f"what is done meanwhile (default: {','.join(SCENES)})"
-    )
+    all_scenes = ",".join(SCENES)
+    parser.add_argument("--scenes", default=all_scenes, help=f"what is done meanwhile (default: {all_scenes})")
     args = parser.parse_args(argv)
     if args.calls:
         return _refuse(parser, args)
@@ -47,15 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = args.faults or (SHORT if args.short else FAULTS)
     out = (args.out or ROOT / "runs" / f"faults-{args.seed}{'-short' * args.short}").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    cores = sorted(os.sched_getaffinity(0))
     with continuable(f"table and values: {out}/table.txt, results.json"):
-        references = {k: reference(out, k, cores) for k in stages}
+        references = {k: reference(out, k) for k in stages}
         faults = draw(count, args.seed, stages, {k: known.calls for k, known in references.items()})
-        results = try_all(faults, references, out, cores)
-        lines = table(results)
-        (out / "table.txt").write_text(lines + "\n", encoding="utf-8")
-        (out / "results.json").write_text(json.dumps(summary(results), indent=1) + "\n", encoding="utf-8")
-        print(lines)
+        results = try_all(faults, references, out)
+        values = {
+            "tried": len(results),
+            **{what: sum(getattr(r, what) for r in results) for what in ("struck", "in_time", "equal")},
+            "results": [asdict(r) for r in results],
+        }
+        (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
+        (out / "results.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        print(table(results))
     return 0 if all(result.good for result in results) else FAILED
 
 
@@ -71,53 +72,41 @@ def _refuse(parser: Parser, args: argparse.Namespace) -> int:
         parser.error(f"--calls: {error}")
 
 
-def try_all(faults: Sequence[Fault], references: dict[int, Reference], out: Path, cores: Sequence[int]) -> list[Result]:
+def try_all(faults: Sequence[Fault], references: dict[int, Reference], out: Path) -> list[Result]:
     """The results of all faults, those of earlier starts included."""
     journal = Journal(out / "results.jsonl", lambda value: Fault(**value["fault"]))
     left = [fault for fault in faults if fault not in journal.known]
     say(f"{len(faults)} faults, {len(faults) - len(left)} of them tried already")
 
-    def one(fault: Fault, mine: Sequence[int]) -> None:
+    def one(fault: Fault) -> None:
         place = out / f"fault-{fault.number:04d}"
-        result = attempt(fault, place, out / f"stages-{fault.stages}.toml", references[fault.stages], mine)
+        result = attempt(fault, place, out / f"stages-{fault.stages}.toml", references[fault.stages])
         journal.add(asdict(result))
         if result.good:
             shutil.rmtree(place, ignore_errors=True)
         verdict = "good" if result.good else f"BAD ({'; '.join(result.notes)}), kept in {place}"
         say(f"{fault}: exit {result.code} after {result.seconds:.1f} s, {result.starts} starts, {verdict}")
 
-    for fault in [fault for fault in left if fault.stages > 1]:
-        one(fault, cores)
-    free = [[core] for core in cores]
-    with ThreadPoolExecutor(len(cores)) as pool:  # one rank needs one core
+    for fault in left:
+        if fault.stages > 1:
+            one(fault)
+    cores = sorted(os.sched_getaffinity(0))
 
-        def alone(fault: Fault) -> None:
-            core = free.pop()
-            try:
-                one(fault, core)
-            finally:
-                free.append(core)
+    def settle() -> None:
+        """One rank needs one core: that of the thread which starts it."""
+        os.sched_setaffinity(0, {cores.pop()})
 
-        list(pool.map(alone, [fault for fault in left if fault.stages == 1]))
-    return [Result.from_json(journal.known[fault]) for fault in faults]
-
-
-def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """All results, for a program to read."""
-    return {
-        "tried": len(results),
-        **{what: sum(getattr(r, what) for r in results) for what in ("struck", "in_time", "equal")},
-        "results": [asdict(r) for r in results],
-    }
+    with ThreadPoolExecutor(len(cores), initializer=settle) as pool:
+        list(pool.map(one, [fault for fault in left if fault.stages == 1]))
+    return [msgspec.convert(journal.known[fault], Result) for fault in faults]
 
 
 def table(results: Sequence[Result]) -> str:
     """Kind x moment, each cell tried / ended in time / continued to the same weights; what went wrong; the slowest."""
-    moments = [place for place in PLACES if any(r.fault.moment == place for r in results)]
+    moments = [moment for moment in MOMENTS if any(r.fault.moment == moment for r in results)]
     kinds = [kind for kind in KINDS if any(r.fault.kind == kind for r in results)]
-    of: Callable[[Result], tuple[str, str]] = lambda r: (r.fault.moment, r.fault.kind)  # noqa: E731
-    rows = crossed("tried/in time/equal", results, [*moments, "all"], [*kinds, "all"], of, _cell)
-    lines = aligned(rows, str.ljust)
+    head, rows, columns = "tried/in time/equal", [*moments, "all"], [*kinds, "all"]
+    lines = crossed(head, results, rows, columns, lambda r: (r.fault.moment, r.fault.kind), _cell, str.ljust)
     lines.insert(1, "".join("+" if c == "|" else "-" for c in lines[0]))
     by_stages = {k: [r for r in results if r.fault.stages == k] for k in sorted({r.fault.stages for r in results})}
     lines += ["", "by stages: " + ", ".join(f"{k}: {_cell(some)}" for k, some in by_stages.items())]

@@ -8,15 +8,15 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hpcsplit.errors import DONE, REQUEUE
-from tools.campaigns.drawing import Fault
-from tools.campaigns.runs import Again, Outcome, continued, write_config
-from tools.campaigns.striking import DAMAGES, SIGNALS, STALLS
+from tools.campaigns.moments import DAMAGES, SIGNALS, STALLS, Fault
+from tools.campaigns.runs import Learned, continued, learned, write_config
 from tools.program import Ended, Sections, Start, last_line, text
 
 CUTS: dict[int, list[int]] = {1: [], 2: [2], 3: [2, 3], 4: [1, 2, 3]}
@@ -31,9 +31,9 @@ _REMOVE = re.compile(r"checkpoint (\S+) is damaged: .*Remove that folder and sta
 
 @dataclass(frozen=True)
 class Reference:
-    """A run without faults: what it left, how long it took (s), how often each rank came to each hook."""
+    """A run without faults: what it learned, how long it took (s), how often each rank came to each hook."""
 
-    outcome: Outcome
+    records: Learned
     seconds: float
     calls: dict[int, dict[str, int]]
 
@@ -56,12 +56,8 @@ class Result:
     def good(self) -> bool:
         return self.in_time and self.equal
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Result:
-        return cls(**{**values, "fault": Fault(**values["fault"]), "notes": tuple(values["notes"])})
 
-
-def reference(out: Path, stages: int, cores: Sequence[int]) -> Reference:
+def reference(out: Path, stages: int) -> Reference:
     """The run without faults for this number of stages, made once: two serial and four parallel epochs."""
     place, kept = out / f"reference-{stages}", out / f"reference-{stages}.json"
     if not kept.exists():
@@ -74,31 +70,28 @@ def reference(out: Path, stages: int, cores: Sequence[int]) -> Reference:
         }
         config = write_config(out / f"stages-{stages}.toml", settings)
         began = time.time()
-        ended, said = run(place, config, stages, {"counts": str(place / "counts")}, cores, "start-1")
-        records = Outcome.of(place / "run").records
+        ended, said = run(place, config, stages, {"counts": str(place / "counts")}, 1)
+        records = learned(place / "run")
         if ended.code or [record["epoch"] for record in records] != list(range(EPOCHS)):
             raise SystemExit(f"the run without faults with {stages} stages ended with {ended.code}: {last_line(said)}")
         calls = {rank: json.loads((place / f"counts-{rank}.json").read_text()) for rank in range(stages)}
         values = {"records": records, "seconds": ended.at - began, "calls": calls}
         kept.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    values = json.loads(kept.read_text(encoding="utf-8"))
-    return Reference(Outcome(values["records"]), values["seconds"], {int(r): c for r, c in values["calls"].items()})
+    return msgspec.json.decode(kept.read_bytes(), type=Reference)
 
 
-def run(
-    place: Path, config: Path, stages: int, spec: dict[str, Any], cores: Sequence[int], name: str
-) -> tuple[Ended, str]:
-    """One start of the run in `place`/run, its output in `place`/NAME.out and .err; what it said in the latter."""
+def run(place: Path, config: Path, stages: int, spec: dict[str, Any], number: int) -> tuple[Ended, str]:
+    """Start `number` of the run in `place`/run, with what it prints in `place`; and what it said on standard error."""
     place.mkdir(parents=True, exist_ok=True)
+    name = f"start-{number}"
     told, err = place / f"{name}.json", place / f"{name}.err"
     told.write_text(json.dumps(spec), encoding="utf-8")
     words = ["-m", "tools.campaigns.injected", told, "train", config, "--run-dir", place / "run"]
-    os.sched_setaffinity(0, cores)  # of this thread; the child inherits it
     started = Start(words, stages, f"{place}-{name}", place / f"{name}.out", err, HPCSPLIT_PROGRESS="plain")
     return started.end(HANGS_S), text(err)
 
 
-def attempt(fault: Fault, place: Path, config: Path, known: Reference, cores: Sequence[int]) -> Result:
+def attempt(fault: Fault, place: Path, config: Path, known: Reference) -> Result:
     """Let the fault strike a fresh run, and continue that to its end."""
     marker = place / "struck"
     for earlier in (1, 2, 4):  # checkpoints by the clock are not as many in every run
@@ -106,13 +99,13 @@ def attempt(fault: Fault, place: Path, config: Path, known: Reference, cores: Se
         spec: dict[str, Any] = {"rank": fault.rank, "kind": fault.kind, "marker": str(marker)}
         when = {"at": time.time() + fault.share * known.seconds / earlier}
         spec |= {"hook": fault.hook, "call": max(1, fault.call // earlier)} if fault.hook else when
-        first, said = run(place, config, fault.stages, spec, cores, "start-1")
+        first, said = run(place, config, fault.stages, spec, 1)
         if marker.exists() or first.code != DONE:
             break
-    struck_at = float(marker.read_text(encoding="ascii").split()[0]) if marker.exists() else None
-    seconds = first.at - struck_at if struck_at else 0.0
-    struck, hears = struck_at is not None, [Path(f"{marker}-hears-{rank}").exists() for rank in range(fault.stages)]
-    signalled = struck and fault.kind in SIGNALS and all(hears)
+    struck = marker.exists()
+    seconds = first.at - float(marker.read_text(encoding="ascii").split()[0]) if struck else 0.0
+    all_hear = all(Path(f"{marker}-hears-{rank}").exists() for rank in range(fault.stages))
+    signalled = struck and fault.kind in SIGNALS and all_hear
     allowed_s = STOP_S if signalled else END_S
     if fault.kind in STALLS:  # the other ranks may still be coming up
         began = (place / "run" / "log" / f"rank-{fault.rank:03d}.log").exists()
@@ -129,22 +122,21 @@ def attempt(fault: Fault, place: Path, config: Path, known: Reference, cores: Se
     if fault.kind in DAMAGES and struck:
         damage(fault, place / "run")
 
-    def again(number: int) -> Again:
+    def again(number: int) -> tuple[int, str, str]:
         """Start once more, and do what an error advises."""
-        ended, words = run(place, config, fault.stages, {}, cores, f"start-{number}")
-        if ended.why or ended.left:
-            return Again(ended.code, words, f"stuck {bool(ended.why)}, {ended.left} left")
-        if ended.code and (advice := _REMOVE.search(words)):
+        ended, words = run(place, config, fault.stages, {}, number)
+        trouble = f"stuck {bool(ended.why)}, {ended.left} left" if ended.why or ended.left else ""
+        if not trouble and ended.code and (advice := _REMOVE.search(words)):
             shutil.rmtree(advice[1])
-            return Again(REQUEUE, words)
-        return Again(ended.code, words)
+            return REQUEUE, words, ""
+        return ended.code, words, trouble
 
-    starts, wrong = continued(again, first.code, place / "run", known.outcome, CONTINUATIONS)
+    starts, wrong = continued(again, first.code, place / "run", known.records, CONTINUATIONS)
     names = f"hpcsplit: rank {fault.rank} (stage {fault.rank}) on ", f"from stage {fault.rank} since ", "all ranks to "
     named = any(name in said for name in names)
-    notes = (*(note for note, holds in complaints.items() if holds), *([wrong] if wrong else []))
-    in_time = not any(complaints.values())
-    return Result(fault, struck, first.code, seconds, in_time, named, not wrong, starts, notes)
+    late = tuple(note for note, holds in complaints.items() if holds)
+    notes = (*late, wrong) if wrong else late
+    return Result(fault, struck, first.code, seconds, not late, named, not wrong, starts, notes)
 
 
 def damage(fault: Fault, run_dir: Path) -> None:
