@@ -118,7 +118,7 @@ class Scene:
         """The exit code of the program in a forked child; minus a signal; SIGALRM for one that hangs.
 
         Args:
-            refusal: the number of the call (0: none), errno, whether it is for good, a descriptor that logs them, or -1.
+            refusal: the number of the call (0: none), errno, whether it is for good, a descriptor that logs all, or -1.
         """
 
         def act() -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hpcsplit.errors import DONE
-from tools.campaigns.runs import Outcome
+from tools.campaigns.runs import learned
 from tools.campaigns.soaking import NOTHING, Disturbance, Soaked, Started
 from tools.campaigns.trends import complaints, table, trends
 from tools.program import FAILED, ROOT, Parser
@@ -39,53 +39,40 @@ class Soak:
         return (time.monotonic() - self.began) / 60
 
     def go(self) -> None:
-        """One run that nobody disturbs, then disturbed ones until the time is up."""
-        run, reference = self._fresh(), list[tuple[int, str | None]]()
+        """One run that nobody disturbs, then disturbed ones until the time is up and one of them has been compared."""
+        run: Soaked | None = None
+        reference: list[tuple[int, str]] = []  # epoch, hash of the weights after it
         usual_files = set[str]()  # that torch leaves in a folder for temporary files, once
-        while not self.wrong and not (self.starts and self.starts[-1].complaint):
+        while not self.wrong and not (self.minute >= self.minutes and len(self.finished) > 1):
             runs = len(self.finished)
+            run = run or Soaked(self.out / f"run-{runs:04d}", _AUX[runs % 2], self.epochs)
             disturbance = Disturbance.draw(self.chance, self.finished[0].seconds) if runs else Disturbance()
             found = run.start(f"{os.getpid()}-{len(self.starts)}", disturbance, self.minute)
             usual_files |= set() if runs else set(found.left_temporary)
             found.left_temporary = [name for name in found.left_temporary if name not in usual_files]
             self.starts.append(found)
-            self._say(runs, found)
-            if self._unexpected(found):
+            print(
+                f"{found.minute:6.1f} min  run {runs}, {disturbance}: {found.seconds:.1f} s, exit {found.code}, "
+                f"{len(found.epochs)} epochs{'; ' + found.complaint if found.complaint else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
+            # only what was disturbed may end otherwise than well; a signal may also come before it is heard
+            calm = disturbance.kind == NOTHING or disturbance.after_s > found.seconds
+            if calm and not found.complaint and found.code != DONE:
                 self.wrong.append(f"start {len(self.starts)} ended with {found.code}; see {run.said}")
             if found.code == DONE:
                 self.finished.append(found)
-                weights = Outcome.of(run.run).weights()
+                weights = [(record["epoch"], record["weights_sha256"]) for record in learned(run.run)]
                 reference = reference if runs else weights
-                if weights != reference:
-                    self.wrong.append(
-                        f"run {runs} has other weights than the one that nobody disturbed; see {run.folder}"
-                    )
-                    break
-                shutil.rmtree(run.folder)
-            if self.minute >= self.minutes and len(self.finished) > 1:  # one that was disturbed has been compared
-                break
-            if found.code == DONE:
-                run = self._fresh()
-
-    def _fresh(self) -> Soaked:
-        number = len(self.finished)
-        return Soaked(self.out / f"run-{number:04d}", _AUX[number % 2], self.epochs)
-
-    @staticmethod
-    def _unexpected(found: Started) -> bool:
-        """Only what was disturbed may end with anything but success; a signal may also come before it is heard."""
-        calm = found.disturbance.kind == NOTHING or found.disturbance.after_s > found.seconds
-        return calm and not found.complaint and found.code != DONE
-
-    def _say(self, runs: int, found: Started) -> None:
-        what = found.disturbance
-        when = "" if what.kind == NOTHING else f" at {what.after_s:.1f} s"
-        print(
-            f"{found.minute:6.1f} min  run {runs}, {what.kind}{when}: {found.seconds:.1f} s, exit {found.code}, "
-            f"{len(found.epochs)} epochs{'; ' + found.complaint if found.complaint else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
+                if weights == reference:
+                    shutil.rmtree(run.folder)
+                else:
+                    others = "has other weights than the one that nobody disturbed"
+                    self.wrong.append(f"run {runs} {others}; see {run.folder}")
+                run = None
+            if found.complaint:
+                return
 
     def report(self) -> tuple[str, bool]:
         """The table and the verdict in words, also written to soak.json; whether all is well."""

@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.campaigns.moments import SIGNALS
 from tools.campaigns.runs import write_config
 from tools.campaigns.watching import Sample, files, ranks, sample, shared_files
 from tools.program import Sections, Start
 
 RANKS = 2
 NOTHING = "nothing"
-KINDS = (NOTHING, "KILL", "USR1", "TERM", "USR1 to one rank")
+KINDS = (NOTHING, "KILL", *SIGNALS)
 ENDS_S = 60.0  # after a disturbance; a stop writes a checkpoint first
 STUCK_S = 240.0  # without an epoch
 _LOOK_S = 0.2
@@ -34,8 +35,10 @@ class Disturbance:
     @classmethod
     def draw(cls, chance: random.Random, usual_s: float) -> Disturbance:
         """At a uniform moment of a start that usually takes `usual_s` seconds."""
-        kind = chance.choice(KINDS)
-        return cls(kind, chance.uniform(0.0, usual_s), chance.randrange(RANKS))
+        return cls(chance.choice(KINDS), chance.uniform(0.0, usual_s), chance.randrange(RANKS))
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == NOTHING else f"{self.kind} at {self.after_s:.1f} s"
 
 
 @dataclass
@@ -76,8 +79,8 @@ class Soaked:
         }
         self.toml = write_config(folder / "soak.toml", settings)
 
-    def epochs(self) -> int:
-        """Lines in records.jsonl."""
+    def lines(self) -> int:
+        """In records.jsonl: one an epoch."""
         try:
             return (self.run / "records.jsonl").read_bytes().count(b"\n")
         except OSError:
@@ -85,45 +88,34 @@ class Soaked:
 
     def start(self, mark: str, disturbance: Disturbance, minute: float) -> Started:
         """Train or continue, disturb, wait for the end, and look around."""
-        began = time.monotonic()
+        began, found = time.monotonic(), Started(minute, disturbance, self.aux)
         words = ["-m", "hpcsplit", "train", self.toml, "--run-dir", self.run]
-        watch = _Watch(self, Start(words, RANKS, mark, self.said, TMPDIR=str(self.temporary)), disturbance)
+        watch = _Watch(self, Start(words, RANKS, mark, self.said, TMPDIR=str(self.temporary)), found)
         ended = watch.start.end(look=watch.look, nap_s=_LOOK_S)
-        number, size_bytes = files(self.run) if self.run.exists() else (0, 0)
-        return Started(
-            minute,
-            disturbance,
-            self.aux,
-            time.monotonic() - began,
-            ended.code,
-            watch.epochs,
-            ended.left,
-            sorted(str(path) for path in watch.shared if path.exists()),
-            sorted(path.name for path in self.temporary.iterdir()),
-            number,
-            size_bytes,
-            ended.why,
-        )
+        found.code, found.left_processes, found.complaint = ended.code, ended.left, ended.why
+        found.files, found.size_bytes = files(self.run)
+        found.seconds = time.monotonic() - began
+        found.left_shared = sorted(str(path) for path in watch.shared if path.exists())
+        found.left_temporary = sorted(path.name for path in self.temporary.iterdir())
+        return found
 
 
 class _Watch:
     """Follows the ranks of one start, epoch by epoch, and disturbs them."""
 
-    def __init__(self, run: Soaked, start: Start, disturbance: Disturbance) -> None:
-        self.run, self.start, self.disturbance = run, start, disturbance
-        self.epochs: list[dict[int, Sample]] = []
+    def __init__(self, run: Soaked, start: Start, found: Started) -> None:
+        self.run, self.start, self.found = run, start, found
         self.shared: set[Path] = set()  # the files in /dev/shm that the ranks use
-        self._moved = 0.0  # seconds until the last epoch was finished, and until the disturbance
-        self._struck = 0.0
+        self._moved = self._struck = 0.0  # seconds until the last epoch was finished, and until the disturbance
         self._ranks: dict[int, int] = {}
-        self._lines = run.epochs()
+        self._lines = run.lines()
         self._largest: dict[int, Sample] = {}
 
     def look(self, seconds: float) -> str:
         """Sample the ranks once; why there is no use in waiting any longer, or ""."""
-        what = self.disturbance
+        what = self.found.disturbance
         if not self._struck and what.kind != NOTHING and seconds >= what.after_s:
-            self._strike()
+            self._strike(what)
             self._struck = seconds
         if self._struck and seconds > self._struck + ENDS_S:
             return f"{what.kind} after {self._struck:.1f} s: still there {ENDS_S:.0f} s later"
@@ -134,17 +126,17 @@ class _Watch:
         for rank, process in self._ranks.items():
             if now := sample(process):
                 self._largest[rank] = now.larger(self._largest.get(rank, now))
-        if (lines := self.run.epochs()) != self._lines:
+        if (lines := self.run.lines()) != self._lines:
             if lines > self._lines and len(self._largest) == RANKS:
-                self.epochs.append(self._largest)
+                self.found.epochs.append(self._largest)
             self._lines, self._largest, self._moved = lines, {}, seconds
         self.shared |= shared_files(self._ranks.values())
         return ""
 
-    def _strike(self) -> None:
+    def _strike(self, what: Disturbance) -> None:
         """By way of mpirun, which hands signals on to all ranks, or to one rank if that has come up yet."""
-        kind, whom = self.disturbance.kind, self.start.process.pid
-        if kind in ("KILL", "USR1 to one rank"):
-            whom = ranks(self.start.mark).get(self.disturbance.rank, whom)
+        whom = self.start.process.pid
+        if what.kind in ("KILL", "USR1 to one rank"):
+            whom = ranks(self.start.mark).get(what.rank, whom)
         with suppress(ProcessLookupError):
-            os.kill(whom, signal.Signals["SIG" + kind.split()[0]])
+            os.kill(whom, SIGNALS.get(what.kind, signal.SIGKILL))

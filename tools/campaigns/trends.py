@@ -10,25 +10,26 @@ from itertools import combinations
 from tools.campaigns.soaking import NOTHING, Started
 
 Points = list[tuple[float, float]]  # (minutes since the start of the soak, value)
+Starts = Sequence[Started]
 
 _COMPARED = range(2, 6)  # epochs of a start in which ranks are compared: a whole cycle, one serial and three parallel
 _SETTLED = 20  # epochs after which a process has grown to its size
 _LEAST = 8  # points that make a trend
 _MOST = 400  # points of which all pairs are looked at
-_COLUMNS = {  # of the table, with their widths
-    "starts": 6,
-    "kills": 5,
-    "signals": 7,
-    "runs": 5,
-    "rank MiB": 8,
-    "KiB/epoch": 9,
-    "fds": 4,
-    "threads": 7,
-    "left: procs": 11,
-    "shm": 4,
-    "tmp": 4,
-    "run files": 9,
-    "KiB": 6,
+_COLUMNS: dict[str, Callable[[Starts, Starts], object]] = {  # of the starts in a window and those that finished a run
+    "starts": lambda part, _: len(part),
+    "kills": lambda part, _: sum(s.disturbance.kind == "KILL" for s in part),
+    "signals": lambda part, _: sum(s.disturbance.kind not in ("KILL", NOTHING) for s in part),
+    " runs": lambda _, done: len(done),
+    "rank MiB": lambda part, _: _middle(_compared(part, "anonymous")),
+    "KiB/epoch": lambda part, _: _middle(growths(part)),
+    " fds": lambda part, _: _middle(_compared(part, "descriptors")),
+    "threads": lambda part, _: _middle(_compared(part, "threads")),
+    "left: procs": lambda part, _: sum(s.left_processes for s in part),
+    " shm": lambda part, _: sum(len(s.left_shared) for s in part),
+    " tmp": lambda part, _: sum(len(s.left_temporary) for s in part),
+    "run files": lambda _, done: _middle([(0, s.files) for s in done]),
+    "   KiB": lambda _, done: _middle([(0, s.size_bytes // 1024) for s in done]),
 }
 
 
@@ -67,20 +68,18 @@ def trend(name: str, unit: str, points: Points, tolerance: float, reason: str) -
     return Trend(name, unit, len(points), _median(points), slope(points) * span, tolerance, reason)
 
 
-def trends(starts: Sequence[Started], finished: Sequence[Started]) -> list[Trend]:
+def trends(starts: Starts, finished: Starts) -> list[Trend]:
     """All that may grow.  `finished` are the starts that brought a run to its end."""
-    memory, shared, descriptors, threads = (
-        _compared(starts, name) for name in ("anonymous", "shared", "descriptors", "threads")
-    )
-    number, size = _ended(finished, lambda s: s.files), _ended(finished, lambda s: s.size_bytes / 1024)
+    memory = _compared(starts, "anonymous")
     few, logs = "one comes and goes", "its logs have a line more for every start, and runs differ in those"
-    epoch = "rank 0 keeps records; a batch's activations are more"
+    batch = "rank 0 keeps records; a batch's activations are more"
+    number, size = _ended(finished, lambda s: s.files), _ended(finished, lambda s: s.size_bytes / 1024)
     return [
         trend("memory of a rank", "MiB", memory, 0.03 * _median(memory), "3 %: the allocator's choices differ"),
-        trend("growth in an epoch", "KiB", growths(starts), 64.0, epoch),
-        trend("shared memory of a rank", "MiB", shared, 1.0, "one message's"),
-        trend("descriptors of a rank", "", descriptors, 1.5, few),
-        trend("threads of a rank", "", threads, 1.5, few),
+        trend("growth in an epoch", "KiB", growths(starts), 64.0, batch),
+        trend("shared memory of a rank", "MiB", _compared(starts, "shared"), 1.0, "one message's"),
+        trend("descriptors of a rank", "", _compared(starts, "descriptors"), 1.5, few),
+        trend("threads of a rank", "", _compared(starts, "threads"), 1.5, few),
         trend("files of a run", "", number, 1.5, "a checkpoint has one less without rows"),
         trend("size of a run", "KiB", size, 64.0, logs),
     ]
@@ -90,7 +89,7 @@ def _median(points: Points) -> float:
     return statistics.median(value for _, value in points) if points else 0.0
 
 
-def _compared(starts: Sequence[Started], name: str) -> Points:
+def _compared(starts: Starts, name: str) -> Points:
     """The larger of the ranks at the comparable moment of each start that came so far; memory in MiB."""
     share = 1024 if name in ("anonymous", "shared") else 1
     return [
@@ -100,14 +99,14 @@ def _compared(starts: Sequence[Started], name: str) -> Points:
     ]
 
 
-def _ended(finished: Sequence[Started], value: Callable[[Started], float]) -> Points:
+def _ended(finished: Starts, value: Callable[[Started], float]) -> Points:
     """Values of the ends of runs, brought to one level where checkpoint.aux makes them differ."""
     kinds = {s.aux: statistics.median(value(other) for other in finished if other.aux == s.aux) for s in finished}
     level = min(kinds.values(), default=0.0)
     return [(s.minute, value(s) - kinds[s.aux] + level) for s in finished]
 
 
-def growths(starts: Sequence[Started]) -> Points:
+def growths(starts: Starts) -> Points:
     """KiB by which a rank of each longer start has grown in an epoch, by its slope over the epochs."""
     found = []
     for s in starts:
@@ -118,7 +117,7 @@ def growths(starts: Sequence[Started]) -> Points:
     return found
 
 
-def complaints(starts: Sequence[Started], judged: Sequence[Trend]) -> list[str]:
+def complaints(starts: Starts, judged: Sequence[Trend]) -> list[str]:
     """Everything that is wrong, in sentences; empty for a good soak."""
     found = [s.complaint for s in starts if s.complaint]
     for name, left in (
@@ -139,29 +138,20 @@ def complaints(starts: Sequence[Started], judged: Sequence[Trend]) -> list[str]:
     return found
 
 
-def _shared_left(starts: Sequence[Started]) -> list[int]:
+def _shared_left(starts: Starts) -> list[int]:
     """Files in /dev/shm that each start has left; one in twenty kills may come while MPI makes its own (2 MB)."""
     kills = sum(s.disturbance.kind == "KILL" for s in starts)
     left = [len(s.left_shared) for s in starts]
     return left if sum(left) > max(1, kills / 20) else [0] * len(left)
 
 
-def table(starts: Sequence[Started], finished: Sequence[Started], window: float) -> str:
-    """One line for every `window` minutes."""
-    lines, first = [" ".join([f"{'minutes':>11}", *map(str.rjust, _COLUMNS, _COLUMNS.values())])], 0.0
+def table(starts: Starts, finished: Starts, window: float) -> str:
+    """One line for every `window` minutes; columns are as wide as their heads."""
+    lines, first = [" ".join([f"{'minutes':>11}", *_COLUMNS])], 0.0
     while any(s.minute >= first for s in starts):
         part, done = ([s for s in some if first <= s.minute < first + window] for some in (starts, finished))
-        kinds = [s.disturbance.kind for s in part]
-        cells = [
-            *(len(part), kinds.count("KILL"), sum(kind not in ("KILL", NOTHING) for kind in kinds), len(done)),
-            *(_middle(_compared(part, "anonymous")), _middle(growths(part))),
-            *(_middle(_compared(part, name)) for name in ("descriptors", "threads")),
-            *(sum(s.left_processes for s in part), sum(len(s.left_shared) for s in part)),
-            sum(len(s.left_temporary) for s in part),
-            *(_middle([(0, s.files) for s in done]), _middle([(0, s.size_bytes // 1024) for s in done])),
-        ]
-        line = map(str.rjust, map(str, cells), _COLUMNS.values())
-        lines.append(" ".join([f"{first:5.4g} -{first + window:5.4g}", *line]))
+        cells = [str(value(part, done)).rjust(len(head)) for head, value in _COLUMNS.items()]
+        lines.append(" ".join([f"{first:5.4g} -{first + window:5.4g}", *cells]))
         first += window
     return "\n".join(lines)
 
