@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools.mutation.rooms import modules
 
-_CHANGES = {  # of operators, by the kind of the change: a pattern that finds it, and what takes its place
+_CHANGES: dict[str, dict[type[ast.AST], tuple[str, str]]] = {  # a pattern that finds it, and what takes its place
     "comparison": {
         ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
         ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: (r"is\s+not", "is"),

@@ -1,95 +1,100 @@
-"""A process that has imported what is slow, and forks for each run of pytest: python -m tools.mutation.worker TREE.
-
-It reads one JSON object a line and answers with one: {"record": FILE, "tests": […]} notes who passes where,
-{"path": …, "source": …, "tests": […], "limit_s": …, "each_s": …} runs the tests with the file changed.
-"""
+"""What a process does that has imported what is slow, and forks for each run of pytest in its copy of the tree."""
 
 from __future__ import annotations
 
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h5py  # noqa: F401
-import hypothesis  # noqa: F401
-import numpy  # noqa: F401
 import pytest
-import torch
-import torch._dynamo
-import torchvision  # noqa: F401
 
+from tools.mutation.mutants import Mutant
 from tools.mutation.rooms import ROOMS
-from tools.program import forked, text
+from tools.program import ROOT, forked, say, text
 
 COMMON = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore")
+COPIED = ("hpcsplit", "tests", "tools", "pyproject.toml", "README.md", "jobs", "docs", ".importlinter")
+NO_TESTS = 5  # pytest's exit code
 Lines = set[tuple[str, int]]
 MEMORY = 8 << 30  # bytes that a changed program may ask for
 
 
-def main() -> None:
-    tree = Path(sys.argv[1])
+def enter(root: Path, folder: Path) -> None:
+    """Copy the tree into a place of this process in the folder, and work there from now on."""
+    tree = folder / str(os.getpid()) / "tree"
+    tree.mkdir(parents=True)
+    for source in map(root.joinpath, COPIED):
+        if source.is_dir():
+            shutil.copytree(source, tree / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy2(source, tree)
     os.chdir(tree)
     sys.dont_write_bytecode = True
-    sys.path[:] = [
-        str(tree),
-        *(place for place in sys.path if Path(place or ".").resolve() != Path(__file__).parents[2]),
-    ]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tools", "hpcsplit")]:
-        del sys.modules[name]  # those of the copy count from now on
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        asked = json.loads(line)
-        answer = _recorded(tree, asked) if "record" in asked else _tried(tree, asked)
-        print(json.dumps(answer), file=answers, flush=True)
+    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place or ".").resolve() != ROOT)]
+    for name in ("h5py", "hypothesis", "numpy", "torchvision", "torch._dynamo"):
+        import_module(name)
+    import_module("torch").set_num_threads(1)
 
 
-def _recorded(tree: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def recorded(file: str, noted: Path) -> None:
+    """Note of each test in a file its seconds and the lines it passes through.  SystemExit where one fails."""
+    say(f"who passes where without a change: {file}")
+    draft = noted.with_suffix(".tmp")
+
     def run() -> int:
-        recorder = Recorder(tree)
-        code = pytest.main([*COMMON, "--timeout=0", *asked["tests"]], plugins=[recorder])
+        recorder = Recorder(Path.cwd())
+        code = pytest.main([*COMMON, "--timeout=0", file], plugins=[recorder])
         tests = {
             test: {"seconds": recorder.seconds[test], "lines": sorted(lines)} for test, lines in recorder.of.items()
         }
-        Path(asked["record"]).write_text(json.dumps(tests), encoding="utf-8")
+        draft.write_text(json.dumps(tests), encoding="utf-8")
         return int(code)
 
-    code, said, _ = _forked(tree, run, 3600.0)
-    return {"code": code, "said": said[-2000:]}
+    code, said, _ = _forked(run, 3600.0)
+    if code not in (0, NO_TESTS):
+        raise SystemExit(f"tools/mutate: {file} fails without a change:\n{said[-2000:]}")
+    draft.rename(noted)
 
 
-def _tried(tree: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    path = tree / asked["path"]
+def tried(mutant: Mutant, tests: dict[str, float]) -> dict[str, Any]:
+    """What becomes of a mutant under these tests, each with its seconds without a change."""
+    if not tests:
+        return {"noticed": False, "late": False, "by": [], "seconds": 0.0, "tried": 0}
+    path = Path(mutant.path)
     good = path.read_bytes()
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         compiled.unlink()
-    path.write_text(asked["source"], encoding="utf-8")
+    path.write_bytes(mutant.apply(good))
+    words = [*COMMON, f"--timeout={15 + 5 * max(tests.values()):.0f}", *tests]
     try:
-        words = [*COMMON, f"--timeout={asked['each_s']:.0f}", *asked["tests"]]
-        code, said, seconds = _forked(tree, lambda: int(pytest.main(words)), asked["limit_s"])
+        code, said, seconds = _forked(lambda: int(pytest.main(words)), 60 + 4 * sum(tests.values()))
     finally:
         path.write_bytes(good)
-    noticed = [line.split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    by = [line.split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     late = code is None or "Timeout (>" in said or "Failed: Timeout" in said
-    return {"code": code, "late": late, "by": noticed[:1], "seconds": round(seconds, 1)}
+    return {"noticed": code != 0, "late": late, "by": by[:1], "seconds": round(seconds, 1), "tried": len(tests)}
 
 
-def _forked(tree: Path, run: Callable[[], int], limit_s: float) -> tuple[int | None, str, float]:
+def _forked(run: Callable[[], int], limit_s: float) -> tuple[int | None, str, float]:
     """The exit code (None: it took too long), the output and the seconds of what a child does."""
 
     def limited() -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tools", "hpcsplit")]:
+            del sys.modules[name]  # those of the copy count from now on
         return run()
 
-    began, said = time.monotonic(), tree.parent / f"said-{os.getpid()}"
+    began, said = time.monotonic(), Path.cwd().with_name("said")
     code = forked(limited, said, limit_s)
     return code, text(said) if said.exists() else "", time.monotonic() - began
 
@@ -136,7 +141,3 @@ class Recorder:
     def _passed(self, frame: FrameType, event: str, arg: object) -> Any:
         self._now.add((frame.f_code.co_filename[self.cut :], frame.f_lineno))
         return self._passed
-
-
-if __name__ == "__main__":
-    main()
