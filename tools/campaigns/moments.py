@@ -47,10 +47,8 @@ class Hook:
     @property
     def key(self) -> str:
         """A name for it, such as "before hpcsplit.files.checkpoints:begin"."""
-        parts = ["after" if self.after else "before", self.place]
-        parts += ["within", self.within] if self.within else []
-        parts += ["of", self.file] if self.file else []
-        return " ".join(parts)
+        words = ["after" if self.after else "before", self.place]
+        return " ".join(words + ["within", self.within] * bool(self.within) + ["of", self.file] * bool(self.file))
 
 
 def _both(place: str, within: str = "") -> tuple[Hook, Hook]:
@@ -58,22 +56,25 @@ def _both(place: str, within: str = "") -> tuple[Hook, Hook]:
     return Hook(place, within=within), Hook(place, after=True, within=within)
 
 
-IMPORT = Hook("sys:stdlib", early=True)  # before anything is imported; struck by the wrapper itself
+def _written(place: str, file: str = "") -> tuple[Hook, Hook]:
+    """Around a function that writes a file."""
+    return Hook(place, file=file, disk=True), Hook(place, after=True, file=file, torn=True)
 
+
+IMPORT = Hook("sys:stdlib", early=True)  # before anything is imported; struck by the wrapper itself
+ANY_TIME = "any time"  # uniform in wall time
+BETWEEN = ("checkpoint between the runs", "store between the runs")  # a file of it is changed, after a record
+
+_APPEND = _both("hpcsplit.run.records:Records.append")
 _REFRESH = "hpcsplit.engine.rank:refresh"
 _EVALUATE = "hpcsplit.engine.rank:evaluate"
 _SAVE = "hpcsplit.engine.rank:save"
 _TRAIN = "hpcsplit.engine.rank:train_epoch"
 _WIRE = "hpcsplit.wire.mpi:Wire."
-_ROWS = "hpcsplit.store.rowfile:RowFile."
 _STORE = "hpcsplit.store.store:Store."
 _FOLDER = "hpcsplit.files.checkpoints:"
 _STAGE = "hpcsplit.stage.stage:Stage."
 
-_APPEND = _both("hpcsplit.run.records:Records.append")
-
-ANY_TIME = "any time"  # uniform in wall time
-BETWEEN = ("checkpoint between the runs", "store between the runs")  # a file of it is changed, after a record
 MOMENTS: dict[str, tuple[Hook, ...]] = {
     "start-up": (
         IMPORT,
@@ -83,7 +84,11 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook("hpcsplit.store.hdf5:create_rows", disk=True),
         Hook("hpcsplit.engine.rank:resume"),
     ),
-    "store read": (Hook(_ROWS + "gather", disk=True), Hook(_STORE + "read"), Hook(_STORE + "start", within=_TRAIN)),
+    "store read": (
+        Hook("hpcsplit.store.rowfile:RowFile.gather", disk=True),
+        Hook(_STORE + "read"),
+        Hook(_STORE + "start", within=_TRAIN),
+    ),
     "compute": (*_both(_STAGE + "forward", _TRAIN), *_both(_STAGE + "update")),
     "message": (
         *_both(_WIRE + "_send"),
@@ -93,8 +98,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
     ),
     "store write": (Hook("os:pwrite", disk=True), Hook(_STORE + "write", after=True), *_both(_STORE + "finish")),
     "stage file": (
-        Hook("hpcsplit.engine.persist:write_tensors", file="stage-", disk=True),
-        Hook("hpcsplit.engine.persist:write_tensors", file="stage-", after=True, torn=True),
+        *_written("hpcsplit.engine.persist:write_tensors", "stage-"),
         Hook("hpcsplit.files.hdf5:write_new", file="stage-", disk=True),
     ),
     "aux copy": (
@@ -102,14 +106,8 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
         Hook("hpcsplit.files.atomic:_kernel_copy", disk=True),
         Hook("hpcsplit.store.hdf5:HdfStore.save", after=True),
     ),
-    "manifest": (
-        Hook("hpcsplit.checkpoint.manifest:write_tensors", file="manifest", disk=True),
-        Hook("hpcsplit.checkpoint.manifest:write_tensors", file="manifest", after=True, torn=True),
-    ),
-    "sums": (
-        Hook(_FOLDER + "write_text", disk=True),
-        Hook(_FOLDER + "write_text", after=True, torn=True),
-    ),
+    "manifest": _written("hpcsplit.checkpoint.manifest:write_tensors", "manifest"),
+    "sums": _written(_FOLDER + "write_text"),
     "rename": (
         Hook(_FOLDER + "replace", disk=True),
         Hook(_FOLDER + "replace", after=True),
@@ -128,9 +126,7 @@ MOMENTS: dict[str, tuple[Hook, ...]] = {
     ),
     "phase switch": (
         Hook(_REFRESH),
-        Hook(_STAGE + "forward", within=_REFRESH),
-        Hook(_STORE + "write", within=_REFRESH),
-        Hook(_STORE + "finish", within=_REFRESH),
+        *(Hook(place, within=_REFRESH) for place in (_STAGE + "forward", _STORE + "write", _STORE + "finish")),
     ),
     "record": (
         *_APPEND,

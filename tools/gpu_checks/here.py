@@ -27,9 +27,6 @@ from tools.gpu_checks.setting import Finding, Setting, configuration, cores
 from tools.timing.engine import jobs_of
 from tools.timing.peers.common import Problem
 
-_MB = 1 << 20
-LOOPS = ("eager", "benchmark", "graph")
-
 
 def environment(setting: Setting) -> Iterator[Finding]:
     """Versions and hardware, and the switches of torch that change numbers or speed."""
@@ -57,10 +54,9 @@ def environment(setting: Setting) -> Iterator[Finding]:
 
 def costs(setting: Setting) -> Iterator[Finding]:
     """Microseconds of what everything else is made of."""
-    device, size = setting.device, 4 * _MB
+    device, size = setting.device, 4 << 20
     x, one, ids = torch.zeros(64, device=device), torch.ones(1, device=device), np.arange(128)
-    pageable = torch.empty(size, dtype=torch.uint8)
-    pinned = torch.empty(size, dtype=torch.uint8, pin_memory=setting.cuda)
+    pageable, pinned = (torch.empty(size, dtype=torch.uint8, pin_memory=pin) for pin in (False, setting.cuda))
     there = torch.empty(size, dtype=torch.uint8, device=device)
     acts: dict[str, tuple[Callable[[], Any], int]] = {
         "launch": (lambda: x.add_(1), 500),
@@ -88,7 +84,7 @@ def optimizers(setting: Setting) -> Iterator[Finding]:
 def loops(setting: Setting) -> Iterator[Finding]:
     """A training loop of torch alone: as it comes, with cuDNN's choice of kernels, as a captured graph."""
     for network, precision in setting.networks:
-        for way in LOOPS:
+        for way in ("eager", "benchmark", "graph"):
             what = {"network": network, "precision": precision, "way": way}
             if way == "graph" and not setting.cuda:
                 yield {"ok": None, **what, "why": "graphs are captured on a GPU only"}
@@ -101,7 +97,7 @@ def _loop(setting: Setting, network: str, precision: str, way: str) -> Finding:
     config = configuration(setting, network, 1, steps=1, run={"precision": precision})
     torch.backends.cudnn.benchmark = way != "eager"
     problem = Problem(config, device.index or 0)
-    more = {} if way != "graph" else {"cache_enabled": False}
+    more = {"cache_enabled": False} if way == "graph" else {}
     step = problem.trainer(problem.net, problem.images, problem.labels, **more)
     began = time.perf_counter()
     step()

@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def messages(setting: Setting) -> Iterator[Finding]:
     sender overwrites it at once; seconds of a large one, there and back."""
     wire = _wire(setting)
     rank, device = wire.rank, setting.device
+    side = PREV if rank else NEXT
 
     def made(number: int) -> torch.Tensor:
         shape, dtype = _SHAPES[number % len(_SHAPES)], _TYPES[number % len(_TYPES)]
@@ -53,7 +55,6 @@ def messages(setting: Setting) -> Iterator[Finding]:
         wrong = 0
         for number in range(10 if setting.tiny else 100):
             expected = made(number)
-            side = NEXT if rank == 0 else PREV
             if rank:
                 got = yield Recv(side, "x", tuple(expected.shape), expected.dtype, number)
             leaving = expected.clone()
@@ -66,7 +67,7 @@ def messages(setting: Setting) -> Iterator[Finding]:
             wrong += not torch.equal(got, expected)
         return wrong
 
-    large, side = torch.randn(_SHAPES[0], device=device), PREV if rank else NEXT
+    large = torch.randn(_SHAPES[0], device=device)
     wrong = wire.share(wire.run([exchange()])[0])
     trips = one_way_times(side, large, 5 if setting.tiny else 30, measures=rank == 0)
     (times,) = wire.run([trips])
@@ -79,13 +80,12 @@ def alone(setting: Setting) -> Iterator[Finding]:
     """Exact steps of one rank: to be compared with the loops of torch alone."""
     for network, precision in setting.networks:
         torch.backends.cudnn.benchmark = True
-        steps, turns = _sizes(setting)
+        steps, turns = setting.sizes
         config = configuration(setting, network, 1, steps=steps, run={"precision": precision})
         job = whole(setting, config)
         epoch(job, "serial", 0)
-        seconds = setting.seconds(lambda job=job: epoch(job, "serial", 1), times=turns)  # type: ignore[misc]
-        what = {"network": network, "precision": precision, "way": "exact, 1 rank"}
-        yield {"ok": True, **what, "ms": round(1e3 * seconds / steps, 3)}
+        ms = 1e3 * setting.seconds(partial(epoch, job, "serial", 1), times=turns) / steps
+        yield {"ok": True, "network": network, "precision": precision, "way": "exact, 1 rank", "ms": round(ms, 3)}
 
 
 def together(setting: Setting) -> Iterator[Finding]:
@@ -96,8 +96,7 @@ def together(setting: Setting) -> Iterator[Finding]:
     os.sched_setaffinity(0, set(mine[wire.rank * half : (wire.rank + 1) * half] or mine))
     for number, (network, precision) in enumerate(setting.networks):
         for way in WAYS if number == 0 else list(WAYS)[:3]:
-            enough = min(wire.share(setting.left_s)) > 12
-            if not enough:
+            if min(wire.share(setting.left_s)) <= 12:
                 break
             found = _together(setting, wire, network, precision, way)
             if wire.rank == 0:
@@ -108,7 +107,7 @@ def together(setting: Setting) -> Iterator[Finding]:
 def _together(setting: Setting, wire: Any, network: str, precision: str, way: str) -> Finding:
     phase, sections = WAYS[way]
     torch.backends.cudnn.benchmark = True
-    steps, turns = _sizes(setting)
+    steps, turns = setting.sizes
     config = configuration(setting, network, 2, steps=steps, run={"precision": precision}, **sections)
     place = wire.share(tempfile.mkdtemp() if wire.rank == 0 else None)[0]
     (job,) = jobs_of(wire, config, RunDir(Path(place) / "run"), setting.device)
@@ -126,11 +125,6 @@ def _together(setting: Setting, wire: Any, network: str, precision: str, way: st
     names = {"ms": "seconds", "cpu_ms": "cpu_s", "exposed_ms": "exposed_s", "imbalance_ms": "imbalance_s"}
     times = {name: [round(1e3 * costs[key], 3) for costs in ranks] for name, key in names.items()}
     return {"ok": True, "network": network, "precision": precision, "way": f"{way}, 2 ranks", **times}
-
-
-def _sizes(setting: Setting) -> tuple[int, int]:
-    """Steps of an epoch, epochs."""
-    return (3, 2) if setting.tiny else (25, 5)
 
 
 def _wire(setting: Setting) -> Any:

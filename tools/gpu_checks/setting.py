@@ -53,6 +53,11 @@ class Setting:
         return [("resnet8", "float32")] if self.tiny else large
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Steps of an epoch, epochs."""
+        return (3, 2) if self.tiny else (25, 5)
+
+    @property
     def left_s(self) -> float:
         return self.until - time.time()
 

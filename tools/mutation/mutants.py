@@ -30,6 +30,7 @@ _CHANGES: dict[str, dict[type[ast.AST], tuple[str, str]]] = {  # a pattern that 
     "boolean": {ast.And: ("and", "or"), ast.Or: ("or", "and")},
 }  # fmt: skip
 _OPERATORS = {operator: (kind, *change) for kind, changes in _CHANGES.items() for operator, change in changes.items()}
+_Edit = tuple[str, int, int, str, ast.stmt]  # kind; the bytes from here to there become this; in which statement
 _NEVER_SWAPPED = ("isinstance", "issubclass", "getattr", "setattr", "hasattr")  # nothing but a TypeError
 
 
@@ -57,15 +58,6 @@ class Mutant:
         return f"{self.id} {self.path}:{self.line} {self.kind}\n    - {self.before}\n    + {self.after}"
 
 
-@dataclass(frozen=True)
-class _Edit:
-    kind: str
-    start: int
-    end: int
-    text: str
-    statement: ast.stmt
-
-
 def drawn(root: Path, room: str, seed: int, count: int | None) -> list[Mutant]:
     """So many mutants of a room, the same for the same seed; a change of one file moves no other file's mutants."""
     sources = {path: (root / path).read_bytes() for path in modules(root, room)}
@@ -87,22 +79,17 @@ def mutants(room: str, path: str, source: bytes) -> list[Mutant]:
     tree, seen, found = ast.parse(source), Counter[str](), []
     bodies = [part for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for part in node.body]
     inside = {node for part in bodies for node in ast.walk(part)}
-    for edit in _Finder(source, tree).edits():
-        text, statement = edit.text.encode(), edit.statement
-        before = _lines(source, edit.start, edit.end)
-        after = _lines(source[: edit.start] + text + source[edit.end :], edit.start, edit.start + len(text))
+    for kind, start, stop, text, statement in _Finder(source, tree).edits():
+        before = _lines(source, start, stop)
+        after = _lines(source[:start] + text.encode() + source[stop:], start, start + len(text.encode()))
         seen[change := f"{before} {after}"] += 1
-        first, last = (source.count(b"\n", 0, place) + 1 for place in (edit.start, edit.end))
+        first, last = (source.count(b"\n", 0, place) + 1 for place in (start, stop))
         end = statement.end_lineno or statement.lineno
         if isinstance(statement, ast.If | ast.For | ast.While | ast.With | ast.FunctionDef):
             end = max(statement.lineno, last)  # its head alone
-        found.append(
-            Mutant(
-                room, path, edit.kind, first, edit.start, edit.end, edit.text, before, after,
-                (statement.lineno, end), statement not in inside,
-                hashlib.sha256(f"{path} {change} {seen[change]}".encode()).hexdigest()[:8],
-            )
-        )  # fmt: skip
+        name = hashlib.sha256(f"{path} {change} {seen[change]}".encode()).hexdigest()[:8]
+        lines, imported = (statement.lineno, end), statement not in inside
+        found.append(Mutant(room, path, kind, first, start, stop, text, before, after, lines, imported, name))
     return found
 
 
@@ -170,7 +157,7 @@ class _Finder:
             if not any(isinstance(each, ast.Starred) for each in (first, second)):
                 start, end = self._place(first)[0], self._place(second)[1]
                 gap = self.source[self._place(first)[1] : self._place(second)[0]].decode()
-                yield _Edit("swap", start, end, self._text(second) + gap + self._text(first), statement)
+                yield "swap", start, end, self._text(second) + gap + self._text(first), statement
         for name, child in ast.iter_fields(node):
             if name == "annotation":
                 continue
@@ -185,10 +172,10 @@ class _Finder:
         kind, pattern, text = _OPERATORS.get(type(op), ("", "", ""))
         start, end = self._place(left)[1], self._place(right)[0]
         if kind and (found := re.search(f"{pattern}{ending}".encode(), self.source[start:end])):
-            yield _Edit(kind, start + found.start(), start + found.end(), text + ending, statement)
+            yield kind, start + found.start(), start + found.end(), text + ending, statement
 
     def _edit(self, kind: str, node: ast.AST, text: str, statement: ast.stmt) -> _Edit:
-        return _Edit(kind, *self._place(node), text, statement)
+        return kind, *self._place(node), text, statement
 
     def _place(self, node: ast.AST) -> tuple[int, int]:
         return (

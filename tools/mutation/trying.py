@@ -37,8 +37,11 @@ def workers(root: Path, count: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def who_passes(root: Path, out: Path, files: Sequence[str], pool: ProcessPoolExecutor) -> dict[str, Any]:
-    """For each test in the files its seconds and the lines it passes through, from a run without a change.
+def who_passes(
+    root: Path, out: Path, files: Sequence[str], pool: ProcessPoolExecutor
+) -> tuple[dict[str, float], dict[str, dict[int, list[str]]]]:
+    """The seconds of each test in the files, and the tests that pass through each line of each file of the code, from a
+    run without a change.
 
     What is known of a file of tests is kept until it, or the code, has changed.
 
@@ -50,27 +53,23 @@ def who_passes(root: Path, out: Path, files: Sequence[str], pool: ProcessPoolExe
     noted_in = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
     unknown = {file: noted for file, noted in noted_in.items() if not noted.exists()}
     list(pool.map(worker.recorded, unknown.keys(), unknown.values()))
-    return {test: noted for file in files for test, noted in json.loads(noted_in[file].read_text("utf-8")).items()}
-
-
-def indexed(passing: dict[str, Any]) -> dict[str, dict[int, list[str]]]:
-    """The tests of each line of each file."""
+    seconds: dict[str, float] = {}
     index: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for test, noted in passing.items():
-        for path, line in noted["lines"]:
-            index[path][line].append(test)
-    return index
+    for noted in noted_in.values():
+        for test, found in json.loads(noted.read_text("utf-8")).items():
+            seconds[test] = found["seconds"]
+            for path, line in found["lines"]:
+                index[path][line].append(test)
+    return seconds, index
 
 
-def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]) -> dict[str, float]:
-    """The tests for a mutant, with their seconds: those of its room and the quickest first, as many as fit into the
-    budget; then those that start the processes which pass through its file."""
+def chosen(mutant: Mutant, seconds: dict[str, float], lines: dict[int, list[str]]) -> dict[str, float]:
+    """The tests for a mutant of the file with these lines, and their seconds: those of its room and the quickest first,
+    as many as fit into the budget; then those that start the processes which pass through the file."""
     first, last = mutant.lines
-    lines = index.get(mutant.path, {})
     passed = lines.values() if mutant.imported else [lines.get(line, []) for line in range(first, last + 1)]
-    seconds = {test: passing[test]["seconds"] for tests in passed for test in tests}
     spent, found = 0.0, dict[str, float]()
-    for test in sorted(seconds, key=lambda test: (not test.startswith(own(mutant.room)), seconds[test], test)):
+    for test in sorted(set().union(*passed), key=lambda t: (not t.startswith(own(mutant.room)), seconds[t], t)):
         spent += seconds[test]
         if found and spent > BUDGET_S:
             break
@@ -113,9 +112,9 @@ def try_all(
         return
     files = sorted({file for room in {mutant.room for mutant in mutants} for file in files_of_tests(root, room, near)})
     with workers(root, min(jobs, len(waiting))) as pool:
-        passing = who_passes(root, out, files, pool)
-        index = indexed(passing)
-        tried = {pool.submit(worker.tried, mutant, chosen(mutant, passing, index)): mutant for mutant in waiting}
+        seconds, index = who_passes(root, out, files, pool)
+        tests = [chosen(mutant, seconds, index[mutant.path]) for mutant in waiting]
+        tried = {pool.submit(worker.tried, *each): each[0] for each in zip(waiting, tests, strict=True)}
         for number, answer in enumerate(as_completed(tried), 1):
             found = results.keep(mutant := tried[answer], answer.result())
             word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
@@ -124,18 +123,15 @@ def try_all(
 
 def table(mutants: Sequence[Mutant], results: Results, same: Mapping[str, str]) -> tuple[str, float]:
     """The table as text, and the share of mutants noticed among those that are another program."""
-    rooms = list(dict.fromkeys(mutant.room for mutant in mutants))
     lines = [f"{'room':<12} {'mutants':>8} {'noticed':>8} {'late':>6} {'survived':>9} {'same':>6} {'score':>7}"]
     survivors, share = [], 0.0
-    for room in [*rooms, "all"]:
+    for room in [*dict.fromkeys(mutant.room for mutant in mutants), "all"]:
         mine = [mutant for mutant in mutants if room in (mutant.room, "all")]
         judged = [(mutant, found) for mutant in mine if mutant.id not in same and (found := results.of(mutant))]
-        noticed = sum(found["noticed"] for _, found in judged)
-        late = sum(found["late"] for _, found in judged)
+        survivors = [str(mutant) for mutant, found in judged if not found["noticed"]]  # at last of all rooms
+        noticed, late = len(judged) - len(survivors), sum(found["late"] for _, found in judged)
         share = noticed / len(judged) if judged else 0.0
-        counts = f"{noticed:>8} {late:>6} {len(judged) - noticed:>9} {sum(m.id in same for m in mine):>6} {share:>7.1%}"
+        counts = f"{noticed:>8} {late:>6} {len(survivors):>9} {sum(m.id in same for m in mine):>6} {share:>7.1%}"
         lines.append(f"{room:<12} {len(mine):>8} {counts}")
-        if room != "all":
-            survivors += [mutant for mutant, found in judged if not found["noticed"]]
     lines += ["(late: noticed by a time limit, among the noticed; same: the same program after all, not in the score)"]
-    return "\n".join([*lines, *(["", "survived:"] if survivors else []), *map(str, survivors)]), share
+    return "\n".join([*lines, *(["", "survived:"] if survivors else []), *survivors]), share
