@@ -51,12 +51,9 @@ class Soak:
             usual_files |= set() if runs else set(found.left_temporary)
             found.left_temporary = [name for name in found.left_temporary if name not in usual_files]
             self.starts.append(found)
-            print(
-                f"{found.minute:6.1f} min  run {runs}, {disturbance}: {found.seconds:.1f} s, exit {found.code}, "
-                f"{len(found.epochs)} epochs{'; ' + found.complaint if found.complaint else ''}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = f"run {runs}, {disturbance}: {found.seconds:.1f} s, exit {found.code}, {len(found.epochs)} epochs"
+            trouble = f"; {found.complaint}" if found.complaint else ""
+            print(f"{found.minute:6.1f} min  {said}{trouble}", file=sys.stderr, flush=True)
             # only what was disturbed may end otherwise than well; a signal may also come before it is heard
             calm = disturbance.kind == NOTHING or disturbance.after_s > found.seconds
             if calm and not found.complaint and found.code != DONE:
@@ -68,8 +65,8 @@ class Soak:
                 if weights == reference:
                     shutil.rmtree(run.folder)
                 else:
-                    others = "has other weights than the one that nobody disturbed"
-                    self.wrong.append(f"run {runs} {others}; see {run.folder}")
+                    said = f"run {runs} has other weights than the one that nobody disturbed"
+                    self.wrong.append(f"{said}; see {run.folder}")
                 run = None
             if found.complaint:
                 return
