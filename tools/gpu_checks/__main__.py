@@ -13,21 +13,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tools.gpu_checks import here, ranks, runs
+from tools.gpu_checks import runs, steps
 from tools.gpu_checks.setting import Check, Finding, Setting
 from tools.program import Parser, Start, text
 
 CHECKS: dict[str, tuple[Check, int, float]] = {  # what, on how many ranks, seconds at most
-    "environment": (here.environment, 1, 30),
-    "optimizers": (here.optimizers, 1, 40),
-    "messages": (ranks.messages, 2, 40),
+    "environment": (steps.environment, 1, 30),
+    "optimizers": (steps.optimizers, 1, 40),
+    "messages": (steps.messages, 2, 40),
     "resume": (runs.resume, 1, 90),
     "tests": (runs.tests, 1, 90),
     "methods": (runs.methods, 1, 110),
-    "loops": (here.loops, 1, 60),
-    "alone": (ranks.alone, 1, 60),
-    "together": (ranks.together, 2, 120),
-    "costs": (here.costs, 1, 30),
+    "loops": (steps.loops, 1, 60),
+    "alone": (steps.alone, 1, 60),
+    "together": (steps.together, 2, 120),
+    "costs": (steps.costs, 1, 30),
     "doctor": (runs.doctor, 1, 40),
     "training": (runs.training, 1, 600),
 }
