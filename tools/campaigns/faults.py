@@ -20,20 +20,7 @@ from hpcsplit.errors import DONE, REQUEUE
 from tools.campaigns.moments import DAMAGES, DISK, KINDS, MOMENTS, SIGNALS, STALLS, Fault, draw
 from tools.campaigns.refusing import SCENES, refuse
 from tools.campaigns.runs import Learned, continued, learned, write_config
-from tools.program import (
-    FAILED,
-    ROOT,
-    Ended,
-    Journal,
-    Parser,
-    Sections,
-    Start,
-    continuable,
-    crossed,
-    last_line,
-    say,
-    text,
-)
+from tools.program import FAILED, ROOT, Ended, Journal, Parser, Start, continuable, crossed, last_line, say
 
 FAULTS, SHORT = 204, 8
 SPEAKING = ("exception", "thread exception", *DISK, *STALLS)
@@ -129,13 +116,13 @@ def reference(out: Path, stages: int) -> Reference:
     place, kept = out / f"reference-{stages}", out / f"reference-{stages}.json"
     if not kept.exists():
         shutil.rmtree(place, ignore_errors=True)
-        settings: Sections = {
-            "split": {"cuts": CUTS[stages]},
-            "schedule": {"epochs": EPOCHS},
-            "checkpoint": {"aux": "copy", "keep": 2, "every_minutes": 0.01},
-            "run": {"stall_limit": STALL_LIMIT_S / 60},
-        }
-        config = write_config(out / f"stages-{stages}.toml", settings)
+        config = write_config(
+            out / f"stages-{stages}.toml",
+            split={"cuts": CUTS[stages]},
+            schedule={"epochs": EPOCHS},
+            checkpoint={"aux": "copy", "keep": 2, "every_minutes": 0.01},
+            run={"stall_limit": STALL_LIMIT_S / 60},
+        )
         began = time.time()
         ended, said = run(place, config, stages, {"counts": str(place / "counts")}, 1)
         records = learned(place / "run")
@@ -150,12 +137,12 @@ def reference(out: Path, stages: int) -> Reference:
 def run(place: Path, config: Path, stages: int, spec: dict[str, Any], number: int) -> tuple[Ended, str]:
     """Start `number` of the run in `place`/run, with what it prints in `place`; and what it said on standard error."""
     place.mkdir(parents=True, exist_ok=True)
-    name = f"start-{number}"
-    told, err = place / f"{name}.json", place / f"{name}.err"
+    name = place / f"start-{number}"
+    told, out, err = (name.with_suffix(kind) for kind in (".json", ".out", ".err"))
     told.write_text(json.dumps(spec), encoding="utf-8")
     words = ["-m", "tools.campaigns.injected", told, "train", config, "--run-dir", place / "run"]
-    started = Start(words, stages, f"{place}-{name}", place / f"{name}.out", err, HPCSPLIT_PROGRESS="plain")
-    return started.end(HANGS_S), text(err)
+    started = Start(words, stages, f"{place}-{name.name}", out, err, HPCSPLIT_PROGRESS="plain")
+    return started.end(HANGS_S), started.said()
 
 
 def attempt(fault: Fault, place: Path, config: Path, known: Reference) -> Result:

@@ -100,16 +100,15 @@ class Injection:
             setattr(owner, last, self._counted([hook for hook in wanted if hook.place == place], original))
 
     def _counted(self, hooks: list[Hook], original: Callable[..., Any]) -> Callable[..., Any]:
-        def visit(after: bool, args: tuple[Any, ...]) -> None:
-            for hook in hooks:
-                if hook.after == after:
-                    self.visit(hook, args)
+        before, after = ([hook for hook in hooks if hook.after == late] for late in (False, True))
 
         @wraps(original)
         def replaced(*args: Any, **kwargs: Any) -> Any:
-            visit(False, args)
+            for hook in before:
+                self.visit(hook, args)
             result = original(*args, **kwargs)
-            visit(True, args)
+            for hook in after:
+                self.visit(hook, args)
             return result
 
         return replaced

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from hpcsplit.errors import DONE, REQUEUE
 from tools.campaigns.runs import continued, learned, write_config
-from tools.program import ROOT, Journal, Sections, content, crossed, forked, last_line, say, text
+from tools.program import ROOT, Journal, content, crossed, forked, last_line, say, text
 
 NO_ROOM = 73
 KINDS = {  # name -> (errno, 0 for a short write; whether all calls from there on fail)
@@ -85,14 +85,14 @@ class Scene:
         shutil.rmtree(place, ignore_errors=True)
         self.work.mkdir(parents=True)
         store, aux = SCENES[name]
-        settings: Sections = {
-            "data": {"limit_train": 48, "limit_test": 16, "eval_train": 16},
-            "schedule": {"epochs": 3},
-            "store": {"kind": store},
-            "checkpoint": {"aux": aux},
-            "run": {"runner": "lockstep"},
-        }
-        toml = write_config(place / "c.toml", settings)
+        toml = write_config(
+            place / "c.toml",
+            data={"limit_train": 48, "limit_test": 16, "eval_train": 16},
+            schedule={"epochs": 3},
+            store={"kind": store},
+            checkpoint={"aux": aux},
+            run={"runner": "lockstep"},
+        )
         self.train = ["train", str(toml), "--run-dir", str(self.run_dir)]
         one_epoch = [*self.train, "--run.time_limit", "1e-6"]  # ends after it, with a checkpoint
         self.command = ["export", str(self.run_dir), "--out", str(self.exported)] if name == "export" else one_epoch

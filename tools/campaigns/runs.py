@@ -22,7 +22,7 @@ _BASE: Sections = {
 }
 
 
-def write_config(path: Path, settings: Sections) -> Path:
+def write_config(path: Path, **settings: dict[str, Any]) -> Path:
     """The configuration of a small residual network on random patterns with these settings over it, at `path`."""
     return write_toml(path, merged(_BASE, settings))
 

@@ -1,4 +1,4 @@
-"""tools/soak: does anything grow?  The loop, trends over it against tolerances, its table and its verdict."""
+"""tools/soak: the loop, its table and its verdict."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.campaigns.moments import SIGNALS
 from tools.campaigns.runs import write_config
-from tools.program import Sections, Start, marked, text
+from tools.program import Start, marked, text
 
 RANKS = 2
 NOTHING = "nothing"
@@ -131,14 +131,14 @@ class Soaked:
         self.run, self.temporary, self.said = folder / "run", folder / "tmp", folder / "said.txt"
         shutil.rmtree(folder, ignore_errors=True)
         self.temporary.mkdir(parents=True)
-        settings: Sections = {
-            "data": {"name": "digits", "limit_train": 160, "limit_test": 64, "batch_size": 32, "eval_train": 64},
-            "schedule": {"epochs": epochs, "ratio": "1:3"},
-            "optim": {"lr": 0.05, "clip": 1.0},
-            "checkpoint": {"aux": aux, "every_minutes": 0.05},
-            "run": {"stall_limit": 1.0},
-        }
-        self.toml = write_config(folder / "soak.toml", settings)
+        self.toml = write_config(
+            folder / "soak.toml",
+            data={"name": "digits", "limit_train": 160, "limit_test": 64, "batch_size": 32, "eval_train": 64},
+            schedule={"epochs": epochs, "ratio": "1:3"},
+            optim={"lr": 0.05, "clip": 1.0},
+            checkpoint={"aux": aux, "every_minutes": 0.05},
+            run={"stall_limit": 1.0},
+        )
 
     def lines(self) -> int:
         """In records.jsonl: one an epoch."""
