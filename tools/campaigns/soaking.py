@@ -176,7 +176,11 @@ class _Watch:
         """Sample the ranks once; why there is no use in waiting any longer, or ""."""
         what = self.found.disturbance
         if not self._struck and what.kind != NOTHING and seconds >= what.after_s:
-            self._strike(what)
+            whom = self.start.process.pid  # mpirun, which hands signals on to all ranks
+            if what.kind in ("KILL", "USR1 to one rank"):  # if that rank has come up yet
+                whom = ranks(self.start.mark).get(what.rank, whom)
+            with suppress(ProcessLookupError):
+                os.kill(whom, SIGNALS.get(what.kind, signal.SIGKILL))
             self._struck = seconds
         if self._struck and seconds > self._struck + ENDS_S:
             return f"{what.kind} after {self._struck:.1f} s: still there {ENDS_S:.0f} s later"
@@ -193,11 +197,3 @@ class _Watch:
             self._lines, self._largest, self._moved = lines, {}, seconds
         self.shared |= shared_files(self._ranks.values())
         return ""
-
-    def _strike(self, what: Disturbance) -> None:
-        """By way of mpirun, which hands signals on to all ranks, or to one rank if that has come up yet."""
-        whom = self.start.process.pid
-        if what.kind in ("KILL", "USR1 to one rank"):
-            whom = ranks(self.start.mark).get(what.rank, whom)
-        with suppress(ProcessLookupError):
-            os.kill(whom, SIGNALS.get(what.kind, signal.SIGKILL))

@@ -59,13 +59,11 @@ def main() -> int:
         return 0
 
     until, failed = time.time() + 60 * words.minutes, 0
-    shared = ["--device", words.device, "--out", str(words.out), *(["--tiny"] if words.tiny else [])]
-    shared += ["--data", str(words.data)] if words.data else []
     checks, results = words.checks or list(CHECKS), words.out / "results.jsonl"
     for name in checks:
         left, found = until - time.time(), [{"check": name, "ok": None, "why": "no time left"}]
         if left >= _LEAST_S:
-            found = _checked(name, min(left, CHECKS[name][2]), shared, words.out)
+            found = _checked(name, min(left, CHECKS[name][2]), sys.argv[1:], words.out)
         failed += any(finding["ok"] is False for finding in found)
         lines = "".join(json.dumps(finding) + "\n" for finding in found)
         with results.open("a", encoding="utf-8") as file:

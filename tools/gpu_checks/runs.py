@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_checks.setting import Finding, Setting, cores, records, small
+from tools.gpu_checks.setting import Finding, Setting, records, small
 from tools.program import MARK, Sections, Start, last_line, merged, write_toml
 
 _CLOSE = 0.05  # of a loss on the CPU: TF32 is off, what remains is the order of sums
@@ -70,7 +70,7 @@ def methods(setting: Setting) -> Iterator[Finding]:
         code = start.wait(setting.left_s - 5)
         return code, [record["loss"] for record in records(folder)], start.last()
 
-    with ThreadPoolExecutor(max(1, cores() // 3)) as pool:
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 3)) as pool:
         found = dict(zip(tasks, pool.map(one, tasks), strict=True))
     for name in names:
         here, there = found[name, "cpu"], found[name, setting.device.type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +102,3 @@ def records(folder: Path) -> list[dict[str, Any]]:
     """What a run has written down of its epochs."""
     path = folder / "records.jsonl"
     return [json.loads(line) for line in text(path).splitlines()] if path.exists() else []
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

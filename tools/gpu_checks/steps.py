@@ -31,7 +31,7 @@ from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 from hpcsplit.wire.timing import one_way_times
-from tools.gpu_checks.setting import Finding, Setting, configuration, cores
+from tools.gpu_checks.setting import Finding, Setting, configuration
 from tools.timing.engine import close, jobs_of, turn
 from tools.timing.peers.common import Problem
 
@@ -59,7 +59,7 @@ def environment(setting: Setting) -> Iterator[Finding]:
         "python": platform.python_version(),
         "mpi4py": mpi4py.__version__,
         "h5py": h5py.__version__,
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)),
     }
     if setting.cuda:
         properties = torch.cuda.get_device_properties(setting.device)

@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.mutation.mutants import drawn, equivalents
-from tools.mutation.rooms import ROOMS
+from tools.mutation.mutants import ROOMS, drawn, equivalents
 from tools.mutation.trying import Results, table, try_all
 from tools.program import FAILED, ROOT, Parser, continuable
 

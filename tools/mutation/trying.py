@@ -23,8 +23,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tools.mutation.mutants import Mutant
-from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, ROOMS, files_of_tests, own
+from tools.mutation.mutants import LAUNCHED, LAUNCHED_TESTS, ROOMS, Mutant, files_of_tests, own
 from tools.program import MARK, ROOT, Journal, content, digest, forked, kill, marked, say, text
 
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
