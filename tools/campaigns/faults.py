@@ -80,9 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(result.good for result in results) else FAILED
 
 
-# ------------------------------------------------------------------------------------------------ one fault
-
-
 @dataclass(frozen=True)
 class Reference:
     """A run without faults: what it learned, how long it took (s), how often each rank came to each hook."""
@@ -211,9 +208,6 @@ def damage(fault: Fault, run_dir: Path) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ 1 << chance.randrange(8)]))
-
-
-# ------------------------------------------------------------------------------------------------ all of them
 
 
 def try_all(faults: Sequence[Fault], references: dict[int, Reference], out: Path) -> list[Result]:

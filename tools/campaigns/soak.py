@@ -173,9 +173,6 @@ def _middle(points: Points) -> str:
     return f"{_median(points):.4g}" if points else "-"
 
 
-# ------------------------------------------------------------------------------------------------ the loop
-
-
 class Soak:
     """The state of the loop; `starts` and `finished` hold what was measured."""
 

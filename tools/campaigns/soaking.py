@@ -27,9 +27,6 @@ _LOOK_S = 0.2
 _SHARED = Path("/dev/shm")
 
 
-# ------------------------------------------------------------------------------------------------ the kernel's view
-
-
 @dataclass(frozen=True)
 class Sample:
     """One rank at one moment.  Memory in KiB: RssAnon, what it has for itself alone, and shared memory that it maps."""
@@ -80,9 +77,6 @@ def files(folder: Path) -> tuple[int, int]:
     """(number, bytes) of the files below a folder; links are not followed."""
     sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
     return len(sizes), sum(sizes)
-
-
-# ------------------------------------------------------------------------------------------------ a start
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tools.gpu_checks import runs, steps
-from tools.gpu_checks.setting import Check, Finding, Setting
+from tools.gpu_checks import checks, runs
+from tools.gpu_checks.checks import Check, Finding, Setting
 from tools.program import Parser, Start, text
 
 CHECKS: dict[str, tuple[Check, int, float]] = {  # what, on how many ranks, seconds at most
-    "environment": (steps.environment, 1, 30),
-    "optimizers": (steps.optimizers, 1, 40),
-    "messages": (steps.messages, 2, 40),
+    "environment": (checks.environment, 1, 30),
+    "optimizers": (checks.optimizers, 1, 40),
+    "messages": (checks.messages, 2, 40),
     "resume": (runs.resume, 1, 90),
     "tests": (runs.tests, 1, 90),
     "methods": (runs.methods, 1, 110),
-    "loops": (steps.loops, 1, 60),
-    "alone": (steps.alone, 1, 60),
-    "together": (steps.together, 2, 120),
-    "costs": (steps.costs, 1, 30),
+    "loops": (checks.loops, 1, 60),
+    "alone": (checks.alone, 1, 60),
+    "together": (checks.together, 2, 120),
+    "costs": (checks.costs, 1, 30),
     "doctor": (runs.doctor, 1, 40),
     "training": (runs.training, 1, 600),
 }
@@ -59,8 +59,8 @@ def main() -> int:
         return 0
 
     until, failed = time.time() + 60 * words.minutes, 0
-    checks, results = words.checks or list(CHECKS), words.out / "results.jsonl"
-    for name in checks:
+    names, results = words.checks or list(CHECKS), words.out / "results.jsonl"
+    for name in names:
         left, found = until - time.time(), [{"check": name, "ok": None, "why": "no time left"}]
         if left >= _LEAST_S:
             found = _checked(name, min(left, CHECKS[name][2]), sys.argv[1:], words.out)
@@ -69,7 +69,7 @@ def main() -> int:
         with results.open("a", encoding="utf-8") as file:
             file.write(lines)
         print(lines, end="", flush=True)
-    print(f"{failed} of {len(checks)} checks found something wrong; {results}")
+    print(f"{failed} of {len(names)} checks found something wrong; {results}")
     return 1 if failed else 0
 
 

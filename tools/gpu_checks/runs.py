@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_checks.setting import Finding, Setting, records, small
+from tools.gpu_checks.checks import Finding, Setting, records, small
 from tools.program import MARK, Sections, Start, last_line, merged, write_toml
 
 _CLOSE = 0.05  # of a loss on the CPU: TF32 is off, what remains is the order of sums
