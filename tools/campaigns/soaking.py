@@ -145,49 +145,41 @@ class Soaked:
         """Train or continue, disturb, wait for the end, and look around."""
         began, found = time.monotonic(), Started(minute, disturbance, self.aux)
         words = ["-m", "hpcsplit", "train", self.toml, "--run-dir", self.run]
-        watch = _Watch(self, Start(words, RANKS, mark, self.said, TMPDIR=str(self.temporary)), found)
-        ended = watch.start.end(look=watch.look, nap_s=_LOOK_S)
+        started = Start(words, RANKS, mark, self.said, TMPDIR=str(self.temporary))
+        processes, largest = dict[int, int](), dict[int, Sample]()
+        shared = set[Path]()  # the files in /dev/shm that the ranks use
+        lines, moved, struck = self.lines(), 0.0, 0.0  # seconds until the last epoch was finished, and the disturbance
+
+        def look(seconds: float) -> str:
+            """Sample the ranks once; why there is no use in waiting any longer, or ""."""
+            nonlocal processes, largest, lines, moved, struck
+            if not struck and disturbance.kind != NOTHING and seconds >= disturbance.after_s:
+                whom = started.process.pid  # mpirun, which hands signals on to all ranks
+                if disturbance.kind in ("KILL", "USR1 to one rank"):  # if that rank has come up yet
+                    whom = ranks(mark).get(disturbance.rank, whom)
+                with suppress(ProcessLookupError):
+                    os.kill(whom, SIGNALS.get(disturbance.kind, signal.SIGKILL))
+                struck = seconds
+            if struck and seconds > struck + ENDS_S:
+                return f"{disturbance.kind} after {struck:.1f} s: still there {ENDS_S:.0f} s later"
+            if seconds > moved + STUCK_S:
+                return f"no epoch within {STUCK_S:.0f} s"
+            if len(processes) < RANKS:
+                processes = ranks(mark)
+            for rank, process in processes.items():
+                if now := sample(process):
+                    largest[rank] = now.larger(largest.get(rank, now))
+            if (found_lines := self.lines()) != lines:
+                if found_lines > lines and len(largest) == RANKS:
+                    found.epochs.append(largest)
+                lines, largest, moved = found_lines, {}, seconds
+            shared.update(shared_files(processes.values()))
+            return ""
+
+        ended = started.end(look=look, nap_s=_LOOK_S)
         found.code, found.left_processes, found.complaint = ended.code, ended.left, ended.why
         found.files, found.size_bytes = files(self.run)
         found.seconds = time.monotonic() - began
-        found.left_shared = sorted(str(path) for path in watch.shared if path.exists())
+        found.left_shared = sorted(str(path) for path in shared if path.exists())
         found.left_temporary = sorted(path.name for path in self.temporary.iterdir())
         return found
-
-
-class _Watch:
-    """Follows the ranks of one start, epoch by epoch, and disturbs them."""
-
-    def __init__(self, run: Soaked, start: Start, found: Started) -> None:
-        self.run, self.start, self.found = run, start, found
-        self.shared: set[Path] = set()  # the files in /dev/shm that the ranks use
-        self._moved = self._struck = 0.0  # seconds until the last epoch was finished, and until the disturbance
-        self._ranks: dict[int, int] = {}
-        self._lines = run.lines()
-        self._largest: dict[int, Sample] = {}
-
-    def look(self, seconds: float) -> str:
-        """Sample the ranks once; why there is no use in waiting any longer, or ""."""
-        what = self.found.disturbance
-        if not self._struck and what.kind != NOTHING and seconds >= what.after_s:
-            whom = self.start.process.pid  # mpirun, which hands signals on to all ranks
-            if what.kind in ("KILL", "USR1 to one rank"):  # if that rank has come up yet
-                whom = ranks(self.start.mark).get(what.rank, whom)
-            with suppress(ProcessLookupError):
-                os.kill(whom, SIGNALS.get(what.kind, signal.SIGKILL))
-            self._struck = seconds
-        if self._struck and seconds > self._struck + ENDS_S:
-            return f"{what.kind} after {self._struck:.1f} s: still there {ENDS_S:.0f} s later"
-        if seconds > self._moved + STUCK_S:
-            return f"no epoch within {STUCK_S:.0f} s"
-        if len(self._ranks) < RANKS:
-            self._ranks = ranks(self.start.mark)
-        for rank, process in self._ranks.items():
-            if now := sample(process):
-                self._largest[rank] = now.larger(self._largest.get(rank, now))
-        if (lines := self.run.lines()) != self._lines:
-            if lines > self._lines and len(self._largest) == RANKS:
-                self.found.epochs.append(self._largest)
-            self._lines, self._largest, self._moved = lines, {}, seconds
-        self.shared |= shared_files(self._ranks.values())
-        return ""
