@@ -1,4 +1,4 @@
-"""What the tools share: command lines, configurations, starts of the program and of forks, journals and tables."""
+"""What the tools share: command lines, configurations, starts of the program and of forks, journals, tables, pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -159,30 +160,27 @@ def kill(processes: Iterable[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def forked(act: Callable[[], int], said: Path, limit_s: float, nap_s: float = 0.01) -> int | None:
+def forked(act: Callable[[], int], said: Path, limit_s: float) -> int | None:
     """The exit code of what a child does in a session of its own, its output in a file; minus a signal; None where it
     was killed at the limit."""
-    child, until = os.fork(), time.monotonic() + limit_s
-    if not child:
-        code = 70
-        try:
-            os.setsid()
-            output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            for copy, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
-                os.dup2(source, copy)
-            code = act()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
-        time.sleep(nap_s)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
-    if not ended[0]:
-        os.waitpid(child, 0)
-        return None
-    return os.waitstatus_to_exitcode(ended[1])
+
+    def apart() -> None:
+        os.setsid()
+        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for copy, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+            os.dup2(source, copy)
+        sys.exit(act())
+
+    child = multiprocessing.get_context("fork").Process(target=apart)
+    child.start()
+    assert child.pid
+    try:
+        child.join(limit_s)
+        return child.exitcode
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.join()
 
 
 def last_line(text: str) -> str:
@@ -216,7 +214,7 @@ class Journal:
 def content(root: Path, *places: str) -> str:
     """A hash of these files, and of all Python files in these folders."""
     found = [
-        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+        path for place in map(root.joinpath, places) for path in (place.rglob("*.py") if place.is_dir() else [place])
     ]
     return digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(found)))
 
@@ -233,16 +231,20 @@ def crossed(
     columns: Sequence[str],
     places: Callable[[T], tuple[str, str]],
     cell: Callable[[Sequence[T]], str],
-) -> list[list[str]]:
-    """A table of the results by the row and the column of each; "all" has those of every one."""
+    first: Callable[[str, int], str] = str.rjust,
+) -> list[str]:
+    """A table of the results by the row and the column of each, with a bar between columns, which are as wide as they
+    must be; "all" has those of every one, and `first` puts the first column into place."""
 
     def here(row: str, column: str) -> list[T]:
         return [r for r in results if all(a in (b, "all") for a, b in zip((row, column), places(r), strict=True))]
 
-    return [[head, *columns], *([row, *(cell(here(row, column)) for column in columns)] for row in rows)]
+    table = [[head, *columns], *([row, *(cell(here(row, column)) for column in columns)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [" | ".join([first(row[0], widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
 
 
-def aligned(rows: Sequence[Sequence[str]], first: Callable[[str, int], str] = str.rjust) -> list[str]:
-    """Lines with a bar between columns, which are as wide as they must be; `first` puts the first one into place."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [" | ".join([first(row[0], widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+def sections(page: Path) -> list[str]:
+    """The sections ("## ...") that a page has already, in order; none where there is no page."""
+    parts = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
+    return [f"## {part.rstrip()}\n" for part in parts]

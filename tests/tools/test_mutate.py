@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.mutation import __main__ as program
-from tools.mutation.mutants import drawn, equivalents, mutants
-from tools.mutation.rooms import ROOMS, files_of_tests, modules, own
+from tools.mutation.mutants import ROOMS, drawn, equivalents, files_of_tests, modules, mutants, own
 from tools.program import FAILED, ROOT
 
 SOURCE = '''"""A text of 7 words."""

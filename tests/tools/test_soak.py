@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.wire.launch import needs_mpi
-from tools.campaigns.soak import main
-from tools.campaigns.soaking import Disturbance, Started
-from tools.campaigns.trends import complaints, slope, table, trend, trends
-from tools.campaigns.watching import Sample, files, ranks, sample, shared_files
+from tools.campaigns.soak import complaints, main, slope, table, trend, trends
+from tools.campaigns.soaking import Disturbance, Sample, Started, files, ranks, sample, shared_files
 from tools.program import MARK, survivors
 
 KIB = 1024

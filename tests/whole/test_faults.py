@@ -11,12 +11,9 @@ import pytest
 
 from tests.fuzz import SHARE
 from tests.wire.launch import ROOT, needs_mpi
-from tools.campaigns.drawing import Fault, draw
-from tools.campaigns.faults import table
+from tools.campaigns.faults import Result, damage, table
 from tools.campaigns.injected import Injection, located
-from tools.campaigns.moments import HOOKS, IMPORT, MOMENTS, Hook
-from tools.campaigns.striking import DISK, KINDS, TORN
-from tools.campaigns.trial import Result, damage
+from tools.campaigns.moments import DISK, HOOKS, IMPORT, KINDS, MOMENTS, TORN, Fault, Hook, draw
 
 CALLS = {k: {rank: {hook.key: 5 for hook in HOOKS} for rank in range(k)} for k in (1, 2, 3, 4)}
 

@@ -12,8 +12,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from tools.pages import sections
-from tools.program import ROOT
+from tools.program import ROOT, sections
 
 NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast")
 HEAD = """# Performance

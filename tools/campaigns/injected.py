@@ -7,22 +7,64 @@ Torch's compiler, which nothing here uses, and the picture at the end stay out: 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from tools.campaigns.moments import HOOKS, IMPORT, Hook
-from tools.campaigns.striking import strike
+from hpcsplit.host.proc import stat
+from tools.campaigns.moments import DAMAGES, DISK, HOOKS, IMPORT, SIGNALS, TORN, Hook
 
+ALONE = "PMI_RANK" not in os.environ
 RANK = int(os.environ.get("PMI_RANK", "0"))
+TO_ITSELF = {
+    **dict.fromkeys(("KILL", TORN, *DAMAGES), signal.SIGKILL),
+    "SEGV": signal.SIGSEGV,
+    "stopped": signal.SIGSTOP,
+}
+
+
+class InjectedError(Exception):
+    """A fault of the campaign, and no mistake of the program."""
+
+
+def strike(kind: str, marker: Path, file: Path | None = None) -> None:
+    """Write the time into the marker, then let it happen to this process."""
+    with marker.open("a", encoding="ascii") as out:
+        out.write(f"{time.time()}\n")
+    if kind == TORN:
+        assert file
+        os.truncate(file, file.stat().st_size // 2)
+    if kind in TO_ITSELF:
+        os.kill(os.getpid(), TO_ITSELF[kind])
+    elif kind == "exception":
+        raise InjectedError("a fault of the campaign")
+    elif kind == "thread exception":
+        threading.Thread(target=_raise).start()
+    elif kind in DISK:
+        number = getattr(errno, kind)
+        raise OSError(number, os.strerror(number), str(file) if file else None)
+    elif kind in SIGNALS:
+        mine = kind == "USR1 to one rank" or ALONE
+        os.kill(os.getpid() if mine else int(stat(os.getppid())[2]), SIGNALS[kind])  # mpirun is above the proxy
+        time.sleep(0.2)  # on its way to all ranks
+    else:
+        assert kind == "asleep", kind
+        while True:
+            time.sleep(60)
+
+
+def _raise() -> NoReturn:
+    raise InjectedError("a fault of the campaign in a thread of its own")
 
 
 class Injection:
@@ -30,12 +72,10 @@ class Injection:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
+        self.chosen = spec.get("hook") if spec.get("rank") == RANK else None
         self.counts: dict[str, int] = {}
         self.running: set[str] = set()
         self.lock = threading.Lock()
-
-    def concerns(self, hook: Hook) -> bool:
-        return "counts" in self.spec or (self.spec.get("rank") == RANK and self.spec.get("hook") == hook.key)
 
     def visit(self, hook: Hook, args: tuple[Any, ...]) -> None:
         if hook.within and hook.within not in self.running:
@@ -44,105 +84,82 @@ class Injection:
             return
         with self.lock:
             count = self.counts[hook.key] = self.counts.get(hook.key, 0) + 1
-        if self.spec.get("hook") == hook.key and self.spec["rank"] == RANK and count == self.spec["call"]:
+        if hook.key == self.chosen and count == self.spec["call"]:
             file = next((arg for arg in args if isinstance(arg, Path)), None)
             strike(self.spec["kind"], Path(self.spec["marker"]), file)
 
-    def install(self, hooks: tuple[Hook, ...]) -> None:
+    def install(self, hooks: Iterable[Hook]) -> None:
         """Put the hooks that this run needs in place."""
-        wanted = [
-            hook
-            for hook in hooks
-            if self.concerns(hook) and not (hook.place.startswith("hpcsplit.wire.mpi") and alone())
-        ]
-        for generator in {hook.within for hook in wanted if hook.within}:
-            self._replace(generator, self._track(generator))
+        wanted = [hook for hook in hooks if "counts" in self.spec or hook.key == self.chosen]
+        wanted = [hook for hook in wanted if not (ALONE and hook.place.startswith("hpcsplit.wire.mpi"))]
+        for name in {hook.within for hook in wanted if hook.within}:
+            owner, last, original = located(name)
+            setattr(owner, last, self._tracked(name, original))
         for place in {hook.place for hook in wanted}:
-            self._replace(place, self._around([hook for hook in wanted if hook.place == place]))
+            owner, last, original = located(place)
+            setattr(owner, last, self._counted([hook for hook in wanted if hook.place == place], original))
 
-    def _replace(self, place: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        owner, last = located(place)
-        original = getattr(owner, last)
-        setattr(owner, last, wraps(original)(change(original)))
+    def _counted(self, hooks: list[Hook], original: Callable[..., Any]) -> Callable[..., Any]:
+        before, after = ([hook for hook in hooks if hook.after == late] for late in (False, True))
 
-    def _around(self, hooks: list[Hook]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def visit(after: bool, args: tuple[Any, ...]) -> None:
-            for hook in hooks:
-                if hook.after == after:
-                    self.visit(hook, args)
+        @wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            for hook in before:
+                self.visit(hook, args)
+            result = original(*args, **kwargs)
+            for hook in after:
+                self.visit(hook, args)
+            return result
 
-        def change(original: Callable[..., Any]) -> Callable[..., Any]:
-            def replaced(*args: Any, **kwargs: Any) -> Any:
-                visit(False, args)
-                result = original(*args, **kwargs)
-                visit(True, args)
-                return result
+        return replaced
 
-            return replaced
-
-        return change
-
-    def _track(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _tracked(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """Know when a generator function is being run."""
 
-        def change(original: Callable[..., Any]) -> Callable[..., Any]:
-            def replaced(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                generator, answer = original(*args, **kwargs), None
-                while True:
-                    self.running.add(name)
-                    try:
-                        verb = generator.send(answer)
-                    except StopIteration as end:
-                        return end.value
-                    finally:
-                        self.running.discard(name)
-                    answer = yield verb
+        @wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            generator, answer = original(*args, **kwargs), None
+            while True:
+                self.running.add(name)
+                try:
+                    verb = generator.send(answer)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    self.running.discard(name)
+                answer = yield verb
 
-            return replaced
-
-        return change
+        return replaced
 
 
-def located(place: str) -> tuple[Any, str]:
-    """The module or class that has a function, and its name there.  SystemExit where it is no function any more."""
+def located(place: str) -> tuple[Any, str, Callable[..., Any]]:
+    """The module or class that has a function, its name there, and itself.  SystemExit where it is none any more."""
     module, _, name = place.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, last = name.split(".")
     for each in classes:
         owner = getattr(owner, each)
-    if not callable(getattr(owner, last, None)):
+    found = getattr(owner, last, None)
+    if not callable(found):
         raise SystemExit(f"tools/campaigns/moments.py: {place} is no function any more")
-    return owner, last
-
-
-def alone() -> bool:
-    return "PMI_RANK" not in os.environ
-
-
-def leave_out_the_unused() -> None:
-    compiler = types.ModuleType("torch._dynamo")
-    compiler.disable = lambda fn, *_, **__: fn  # type: ignore[attr-defined]
-    compiler.graph_break = lambda *_: None  # type: ignore[attr-defined]
-    sys.modules["torch._dynamo"] = compiler
+    return owner, last, found
 
 
 def strike_at(spec: dict[str, Any]) -> None:
-    def wait() -> None:
-        time.sleep(max(0.0, spec["at"] - time.time()))
-        while "thread" in spec["kind"] and threading.excepthook is threading.__excepthook__:
-            time.sleep(0.01)  # before that, the program has no threads
-        strike(spec["kind"], Path(spec["marker"]))
-
-    threading.Thread(target=wait, daemon=True).start()
+    time.sleep(max(0.0, spec["at"] - time.time()))
+    while "thread" in spec["kind"] and threading.excepthook is threading.__excepthook__:
+        time.sleep(0.01)  # before that, the program has no threads
+    strike(spec["kind"], Path(spec["marker"]))
 
 
 def main(argv: list[str]) -> int:
     spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     injection = Injection(spec)
     if "at" in spec and spec["rank"] == RANK:
-        strike_at(spec)
+        threading.Thread(target=strike_at, args=(spec,), daemon=True).start()
     injection.visit(IMPORT, ())
-    leave_out_the_unused()
+    compiler = sys.modules["torch._dynamo"] = types.ModuleType("torch._dynamo")
+    vars(compiler).update(disable=lambda fn, *_, **__: fn, graph_break=lambda *_: None)
     from hpcsplit.cli import main as command
     from hpcsplit.host import stopping
 
@@ -155,10 +172,10 @@ def main(argv: list[str]) -> int:
         handlers(*args, **kwargs)
         if "marker" in spec:
             Path(f"{spec['marker']}-hears-{RANK}").touch()
-        injection.install(tuple(hook for hook in HOOKS if hook not in (request, IMPORT)))
+        injection.install(hook for hook in HOOKS if hook not in (request, IMPORT))
         from hpcsplit.report import watch
 
-        watch.draw = lambda *args: None  # type: ignore[attr-defined]
+        watch.draw = lambda *_: None  # type: ignore[attr-defined]
 
     stopping.StopRequest.__init__ = with_the_rest  # type: ignore[method-assign]
     code = command(argv[1:])

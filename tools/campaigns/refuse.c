@@ -29,56 +29,38 @@ void refuse_arm(const char *below, long number, int error, int good, int log)
 
 long refuse_count(void) { return atomic_load(&count); }
 
-static void place_of(int descriptor, char *place)
-{
-    char link[64];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-    ssize_t length = readlink(link, place, PATH_MAX - 1);
-    place[length < 0 ? 0 : length] = 0;
-}
-
-/* Whether this call is to fail.  path: NULL for what the descriptor itself is. */
-static int chosen_one(const char *call, int descriptor, const char *path)
+/* Whether this call is to be let through.  path: NULL for what the descriptor itself is; `errno` is that of the refusal. */
+static int allowed(const char *call, int descriptor, const char *path)
 {
     char base[PATH_MAX] = "", whole[2 * PATH_MAX], line[2 * PATH_MAX + 64];
     int before = errno;
     if (!folder[0])
-        return 0;
-    if (!path || path[0] != '/') {
-        if (path && descriptor == AT_FDCWD)
-            base[syscall(SYS_getcwd, base, sizeof base) < 0 ? 0 : strlen(base)] = 0;
-        else
-            place_of(descriptor, base);
-    }
+        return 1;
+    if (!path || (path[0] != '/' && descriptor != AT_FDCWD)) {
+        snprintf(line, sizeof line, "/proc/self/fd/%d", descriptor);
+        ssize_t length = readlink(line, base, sizeof base - 1);
+        base[length < 0 ? 0 : length] = 0;
+    } else if (path[0] != '/' && syscall(SYS_getcwd, base, sizeof base) < 0)
+        base[0] = 0;
     snprintf(whole, sizeof whole, "%s%s%s", base, path && base[0] ? "/" : "", path ? path : "");
     errno = before;
     if (strncmp(whole, folder, strlen(folder)))
-        return 0;
+        return 1;
     long number = atomic_fetch_add(&count, 1) + 1;
     if (journal >= 0) {
         int length = snprintf(line, sizeof line, "%ld %s %s\n", number, call, whole + strlen(folder));
         syscall(SYS_write, journal, line, (size_t)length);
     }
-    return number == chosen || (for_good && chosen && number > chosen);
+    if (number != chosen && !(for_good && chosen && number > chosen))
+        return 1;
+    errno = error_number ? error_number : before;
+    return 0;
 }
 
+/* The same, where nothing but a write can be short. */
 static int refused(const char *call, int descriptor, const char *path)
 {
-    if (!chosen_one(call, descriptor, path) || !error_number)
-        return 0;
-    errno = error_number;
-    return 1;
-}
-
-/* How many of `size` bytes to write: none, half or all. */
-static ssize_t allowed(const char *call, int descriptor, size_t size)
-{
-    if (!chosen_one(call, descriptor, NULL))
-        return (ssize_t)size;
-    if (!error_number)
-        return (ssize_t)(size + 1) / 2;
-    errno = error_number;
-    return -1;
+    return !allowed(call, descriptor, path) && error_number;
 }
 
 #define REAL(name) \
@@ -127,10 +109,11 @@ OPEN(openat64, (int fd, const char *path, int flags, ...), fd, fd, path)
     ssize_t name parameters \
     { \
         REAL(name); \
-        ssize_t part = allowed(#name, descriptor, size); \
-        if (part < 0) \
-            return -1; \
-        size = (size_t)part; \
+        if (!allowed(#name, descriptor, NULL)) { \
+            if (error_number) \
+                return -1; \
+            size = (size + 1) / 2; \
+        } \
         return real(__VA_ARGS__); \
     }
 

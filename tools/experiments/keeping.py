@@ -17,7 +17,7 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.run.records import Records
 from tools.experiments.declaring import Experiment
 from tools.experiments.running import ALONE
-from tools.pages import sections
+from tools.program import sections
 
 HEAD = """# Results
 

@@ -1,9 +1,6 @@
 """The first minutes on a GPU, in one command that is bounded in time: what works there, and how fast.
 
-    tools/gpu [--minutes 12] [--device cuda] [--out runs/gpu] [--data DIR] [CHECK …]
-
-Each check is a process (or two ranks) of its own with a time limit, in the order of what matters most; every finding is
-a line of JSON in OUT/results.jsonl.  `--device cpu --tiny` is the dry run that the tests make.
+Each check is a process (or two ranks) of its own; `--device cpu --tiny` is the dry run that the tests make.
 """
 
 from __future__ import annotations
@@ -11,27 +8,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from tools.gpu_checks import here, ranks, runs
-from tools.gpu_checks.setting import Check, Finding, Setting
+from tools.gpu_checks import checks, runs
+from tools.gpu_checks.checks import Check, Finding, Setting
 from tools.program import Parser, Start, text
 
 CHECKS: dict[str, tuple[Check, int, float]] = {  # what, on how many ranks, seconds at most
-    "environment": (here.environment, 1, 30),
-    "optimizers": (here.optimizers, 1, 40),
-    "messages": (ranks.messages, 2, 40),
+    "environment": (checks.environment, 1, 30),
+    "optimizers": (checks.optimizers, 1, 40),
+    "messages": (checks.messages, 2, 40),
     "resume": (runs.resume, 1, 90),
     "tests": (runs.tests, 1, 90),
     "methods": (runs.methods, 1, 110),
-    "loops": (here.loops, 1, 60),
-    "alone": (ranks.alone, 1, 60),
-    "together": (ranks.together, 2, 120),
-    "costs": (here.costs, 1, 30),
+    "loops": (checks.loops, 1, 60),
+    "alone": (checks.alone, 1, 60),
+    "together": (checks.together, 2, 120),
+    "costs": (checks.costs, 1, 30),
     "doctor": (runs.doctor, 1, 40),
     "training": (runs.training, 1, 600),
 }
@@ -55,24 +51,25 @@ def main() -> int:
         parser.error("torch sees no GPU here; --device cpu --tiny is a dry run")
     words.out.mkdir(parents=True, exist_ok=True)
     if words.child:
+        torch.set_num_threads(1)
         device = torch.device("cuda", 0) if words.device == "cuda" else torch.device("cpu")
-        return _child(words.child, Setting(device, words.tiny, words.out.resolve(), words.data, words.until))
+        setting = Setting(device, words.tiny, words.out.resolve(), words.data, words.until)
+        for finding in CHECKS[words.child][0](setting):
+            print(json.dumps(finding), flush=True)
+        return 0
 
     until, failed = time.time() + 60 * words.minutes, 0
-    shared = ["--device", words.device, "--out", str(words.out), *(["--tiny"] if words.tiny else [])]
-    shared += ["--data", str(words.data)] if words.data else []
-    for name in words.checks or CHECKS:
-        left = until - time.time()
-        if left < _LEAST_S:
-            found = [{"check": name, "ok": None, "why": "no time left"}]
-        else:
-            found = _checked(name, min(left, CHECKS[name][2]), shared, words.out)
+    names, results = words.checks or list(CHECKS), words.out / "results.jsonl"
+    for name in names:
+        left, found = until - time.time(), [{"check": name, "ok": None, "why": "no time left"}]
+        if left >= _LEAST_S:
+            found = _checked(name, min(left, CHECKS[name][2]), sys.argv[1:], words.out)
         failed += any(finding["ok"] is False for finding in found)
-        with open(words.out / "results.jsonl", "a", encoding="utf-8") as results:
-            for finding in found:
-                print(json.dumps(finding), file=results, flush=True)
-                print(json.dumps(finding), flush=True)
-    print(f"{failed} of {len(words.checks or CHECKS)} checks found something wrong; {words.out / 'results.jsonl'}")
+        lines = "".join(json.dumps(finding) + "\n" for finding in found)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(lines)
+        print(lines, end="", flush=True)
+    print(f"{failed} of {len(names)} checks found something wrong; {results}")
     return 1 if failed else 0
 
 
@@ -81,31 +78,21 @@ def _checked(name: str, limit_s: float, shared: list[str], out: Path) -> list[Fi
     mark, began = f"gpu-{name}-{time.time()}", time.time()
     words = ["-m", "tools.gpu_checks", "--child", name, "--until", str(began + limit_s), *shared]
     said, problems = out / f"{name}.jsonl", out / f"{name}.err"
-    said.unlink(missing_ok=True)
-    problems.unlink(missing_ok=True)
+    for earlier in (said, problems):
+        earlier.unlink(missing_ok=True)
     with TemporaryDirectory(prefix="gpu-check-") as place:
         check = Start(words, CHECKS[name][1], mark, said, problems, PYTHONUNBUFFERED="1", TMPDIR=place)
         ended = check.end(limit_s)
     found = [{"check": name, **json.loads(line)} for line in text(said).splitlines() if line.startswith('{"ok"')]
+    bad = {"check": name, "ok": False}
     if ended.why:
-        found.append({"check": name, "ok": False, "why": f"not finished within {limit_s:.0f} s"})
+        found.append({**bad, "why": f"not finished within {limit_s:.0f} s"})
     elif ended.code:
-        found.append({"check": name, "ok": False, "code": ended.code, "said": text(problems).strip().splitlines()[-3:]})
+        found.append({**bad, "code": ended.code, "said": text(problems).strip().splitlines()[-3:]})
     elif not found:
-        found.append({"check": name, "ok": False, "why": "it found nothing"})
+        found.append({**bad, "why": "it found nothing"})
     found[-1]["seconds"] = round(time.time() - began, 1)
     return found
-
-
-def _child(name: str, setting: Setting) -> int:
-    torch.set_num_threads(1)
-    try:
-        for finding in CHECKS[name][0](setting):
-            print(json.dumps(finding), flush=True)
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

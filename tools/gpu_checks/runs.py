@@ -16,19 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_checks.setting import Finding, Setting, cores, records, small
+from tools.gpu_checks.checks import Finding, Setting, records, small
 from tools.program import MARK, Sections, Start, last_line, merged, write_toml
 
 _CLOSE = 0.05  # of a loss on the CPU: TF32 is off, what remains is the order of sums
 METHODS: dict[str, dict[str, Any]] = {
-    "backprop": {},
-    "penalty": {},
-    "al": {},
-    "delayed": {},
-    "gsadmm": {},
-    "pdadmm": {},
-    "dladmm": {},
-    "gsam": {},
+    **{name: {} for name in ("backprop", "penalty", "al", "delayed", "gsadmm", "pdadmm", "dladmm", "gsam")},
     "auxnet": {"aux_warmup": 2},
     "chunked": {"chunk": 2},
     "al, downsampled": {"downsample": 2},
@@ -66,28 +59,31 @@ def train(toml: Path, folder: Path, ranks: int, *words: object, **extra: str) ->
 def methods(setting: Setting) -> Iterator[Finding]:
     """Four epochs of every method, two ranks: losses on the device beside those on the CPU."""
     base = Path(tempfile.mkdtemp())
-    names = list(METHODS)[: 2 if setting.tiny else len(METHODS)]
+    names = list(METHODS)[: 2 if setting.tiny else None]
     tasks = [(name, kind) for name in names for kind in dict.fromkeys(("cpu", setting.device.type))]
 
     def one(task: tuple[str, str]) -> tuple[int | None, list[float], str]:
-        (name, kind), word = task, re.sub(r"\W+", "-", task[0])
-        method = name.partition(",")[0]
-        toml = write_toml(base / f"{word}-{kind}.toml", _small(method, METHODS[name]))
-        folder = base / f"{word}-{kind}"
+        name, kind = task
+        method, folder = name.partition(",")[0], base / f"{_word(name)}-{kind}"
+        toml = write_toml(folder.with_suffix(".toml"), _small(method, METHODS[name]))
         start = train(toml, folder, 1 if method == "dladmm" else 2, "--run.device", kind, NVIDIA_TF32_OVERRIDE="0")
         code = start.wait(setting.left_s - 5)
         return code, [record["loss"] for record in records(folder)], start.last()
 
-    with ThreadPoolExecutor(max(1, cores() // 3)) as pool:
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 3)) as pool:
         found = dict(zip(tasks, pool.map(one, tasks), strict=True))
     for name in names:
         here, there = found[name, "cpu"], found[name, setting.device.type]
-        if here[0] or there[0] or here[0] is None or there[0] is None:
+        if (here[0], there[0]) != (0, 0):
             yield {"ok": False, "method": name, "codes": [here[0], there[0]], "said": [here[2], there[2]]}
             continue
         gaps = [abs(a - b) / max(abs(a), 1e-9) for a, b in zip(here[1], there[1], strict=True)]
         worst = max(gaps, default=1.0)
         yield {"ok": worst < _CLOSE, "method": name, "epochs": len(gaps), "worst_gap": float(f"{worst:.2g}")}
+
+
+def _word(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
 
 
 def _small(method: str, options: dict[str, Any]) -> Sections:
@@ -115,6 +111,7 @@ def resume(setting: Setting) -> Iterator[Finding]:
 
     def one(case: tuple[str, str]) -> Finding:
         method, optimizer = case
+        name = f"{method}-{optimizer}"
         sections = small(
             "resnet8",
             2,
@@ -125,8 +122,7 @@ def resume(setting: Setting) -> Iterator[Finding]:
             optim={"name": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.001},
             run={"deterministic": True},
         )
-        toml = write_toml(base / f"{method}-{optimizer}.toml", sections)
-        whole, parts = base / f"{method}-{optimizer}-whole", base / f"{method}-{optimizer}-parts"
+        toml, whole, parts = write_toml(base / f"{name}.toml", sections), base / f"{name}-whole", base / f"{name}-parts"
         starts = train(toml, whole, 2), train(toml, parts, 2)
         while len(records(parts)) < 2 and starts[1].process.poll() is None and setting.left_s > 5:
             time.sleep(0.02)
@@ -180,7 +176,7 @@ def training(setting: Setting) -> Iterator[Finding]:
     limit, starts = max(30.0, setting.left_s - 30), []
     few = {"limit_train": 256, "limit_test": 64} if setting.tiny else {"limit_test": 0}
     for kind, (ranks, method, schedule) in kinds.items():
-        word = re.sub(r"\W+", "-", kind)
+        folder = base / _word(kind)
         sections = small(
             network,
             ranks,
@@ -192,7 +188,7 @@ def training(setting: Setting) -> Iterator[Finding]:
             store={"kind": "memory"},
             run={"time_limit": limit / 60, "evaluate_every": 1 if setting.tiny else 5},
         )
-        starts.append((kind, base / word, train(write_toml(base / f"{word}.toml", sections), base / word, ranks)))
+        starts.append((kind, folder, train(write_toml(folder.with_suffix(".toml"), sections), folder, ranks)))
     for kind, folder, start in starts:
         code = start.wait(setting.left_s - 4)
         found = records(folder)

@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.mutation.mutants import Mutant, drawn, equivalents
-from tools.mutation.rooms import ROOMS
+from tools.mutation.mutants import ROOMS, drawn, equivalents
 from tools.mutation.trying import Results, table, try_all
 from tools.program import FAILED, ROOT, Parser, continuable
 
@@ -33,17 +32,19 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         parser.error("--count and --jobs must be at least 1")
     out = (args.out or root / "runs" / "mutate").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    some = bool(args.only or args.show)
-    rooms = list(ROOMS) if some else args.room.split(",")
-    mutants = [each for room in rooms for each in drawn(root, room, args.seed, None if some else args.count)]
     wanted = {*args.only.split(","), args.show} - {""}
+    rooms = ROOMS if wanted else args.room.split(",")
+    mutants = [each for room in rooms for each in drawn(root, room, args.seed, None if wanted else args.count)]
     if absent := sorted(wanted - {mutant.id for mutant in mutants}):
         parser.error(f"{absent[0]}: there is no such mutant (see --list)")
-    mutants = [mutant for mutant in mutants if not some or mutant.id in wanted]
+    mutants = [mutant for mutant in mutants if not wanted or mutant.id in wanted]
     results, same = Results(root, out, mutants, args.near), equivalents(EQUIVALENT)
     if args.list or args.show:
         for mutant in mutants:
-            print(mutant, _known(mutant, results, same), sep="\n    ")
+            found = results.of(mutant, old=True) or {}
+            known = {key: found[key] for key in ("noticed", "late", "by", "tried", "seconds") if found}
+            reason = f"the same program: {same[mutant.id]}" if mutant.id in same else ""
+            print(mutant, reason or (json.dumps(known) if known else "not tried"), sep="\n    ")
         return 0
 
     asked = [mutant for mutant in mutants if mutant.id not in same]
@@ -53,15 +54,6 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         (out / "table.txt").write_text(text + "\n", encoding="utf-8")
         print(text)
     return 0 if score >= TARGET else FAILED
-
-
-def _known(mutant: Mutant, results: Results, same: dict[str, str]) -> str:
-    if mutant.id in same:
-        return f"the same program: {same[mutant.id]}"
-    found = results.of(mutant, old=True)
-    return (
-        json.dumps({key: found[key] for key in ("noticed", "late", "by", "tried", "seconds")}) if found else "not tried"
-    )
 
 
 if __name__ == "__main__":

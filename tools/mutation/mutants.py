@@ -1,4 +1,6 @@
-"""The mutants of a file: every place where one comparison, sum, constant, condition, call or statement can be changed.
+"""Which code is changed, in rooms, and which tests may notice: those that need no launcher and take seconds.
+
+A file has a mutant for every place where one comparison, sum, constant, condition, call or statement can be changed.
 
 Left alone are what no number depends on (docstrings, annotations, decorators, texts, the content of `raise` and
 `assert`) and the defaults and limits in `option(…)`, which are a matter of choice.
@@ -10,25 +12,70 @@ import ast
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
-from tools.mutation.rooms import modules
+# Of each room its code, and the tests beside its own that are tried.
+ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "terms": ("hpcsplit/terms", ("tests/methods",)),
+    "methods": ("hpcsplit/methods", ("tests/plan/test_stages.py", "tests/plan/test_planned_bytes.py", "tests/engine")),
+    "store": ("hpcsplit/store", ("tests/files/test_durable.py", "tests/engine")),
+    "stage": ("hpcsplit/stage", ("tests/plan/test_prepare.py", "tests/plan/simulate", "tests/methods", "tests/engine")),
+    "blocks": ("hpcsplit/plan/blocks.py", ("tests/plan/test_prepare.py",)),
+    "forecast": ("hpcsplit/plan/forecast.py", ("tests/plan/test_prepare.py",)),
+    "checkpoint": ("hpcsplit/checkpoint", ("tests/files/test_durable.py", "tests/run/test_planted.py")),
+    "schedule": ("hpcsplit/schedule", ("tests/engine",)),
+    "wire": ("hpcsplit/wire", ()),
+    "records": ("hpcsplit/run/records.py", ("tests/files/test_durable.py",)),
+    "engine": ("hpcsplit/engine", ("tests/checkpoint",)),
+}
+# Files that only other processes pass through, and the tests that start those.
+LAUNCHED = {
+    "hpcsplit/wire/mpi.py": ("tests/wire/test_mpi.py",),
+    "hpcsplit/wire/message.py": ("tests/wire/test_mpi.py",),
+    "hpcsplit/host/launchers.py": ("tests/host/test_launchers.py",),
+}
+LAUNCHED_TESTS = tuple(test for tests in LAUNCHED.values() for test in tests)
+SLOW = ("tests/engine/test_compile.py",)  # asks torch's compiler, not the rooms
 
-_COMPARED = {
-    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
-    ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: (r"is\s+not", "is"),
-    ast.In: ("in", "not in"), ast.NotIn: (r"not\s+in", "in"),
+_CHANGES: dict[str, dict[type[ast.AST], tuple[str, str]]] = {  # a pattern that finds it, and what takes its place
+    "comparison": {
+        ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
+        ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: (r"is\s+not", "is"),
+        ast.In: ("in", "not in"), ast.NotIn: (r"not\s+in", "in"),
+    },
+    "arithmetic": {
+        ast.Add: (r"\+", "-"), ast.Sub: ("-", "+"), ast.Mult: (r"\*", "/"), ast.Div: ("/", "*"),
+        ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "*"), ast.Pow: (r"\*\*", "*"),
+    },
+    "boolean": {ast.And: ("and", "or"), ast.Or: ("or", "and")},
 }  # fmt: skip
-_COMPUTED = {
-    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
-    ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "*"), ast.Pow: ("**", "*"),
-}  # fmt: skip
-
-
+_OPERATORS = {operator: (kind, *change) for kind, changes in _CHANGES.items() for operator, change in changes.items()}
+_Edit = tuple[str, int, int, str, ast.stmt]  # kind; the bytes from here to there become this; in which statement
 _NEVER_SWAPPED = ("isinstance", "issubclass", "getattr", "setattr", "hasattr")  # nothing but a TypeError
+
+
+def modules(root: Path, room: str) -> list[str]:
+    """The files of a room, from the root of the tree."""
+    place = root / ROOMS[room][0]
+    return sorted(str(path.relative_to(root)) for path in (place.rglob("*.py") if place.is_dir() else [place]))
+
+
+def own(room: str) -> str:
+    """Where a room's own tests are."""
+    place = Path("tests", *Path(ROOMS[room][0]).parts[1:])
+    return str(place.with_name(f"test_{place.name}")) if place.suffix else f"{place}/"
+
+
+def files_of_tests(root: Path, room: str, near: bool) -> list[str]:
+    """The files of the tests that are tried in this process, from the root of the tree; `near`: the room's own."""
+    found: set[str] = set()
+    for place in (own(room), *(() if near else ROOMS[room][1])):
+        paths = [root / place] if place.endswith(".py") else (root / place).rglob("test_*.py")
+        found |= {str(path.relative_to(root)) for path in paths if path.exists()}
+    return sorted(found.difference(LAUNCHED_TESTS, SLOW))
 
 
 @dataclass(frozen=True)
@@ -55,15 +102,6 @@ class Mutant:
         return f"{self.id} {self.path}:{self.line} {self.kind}\n    - {self.before}\n    + {self.after}"
 
 
-@dataclass(frozen=True)
-class _Edit:
-    kind: str
-    start: int
-    end: int
-    text: str
-    statement: ast.stmt
-
-
 def drawn(root: Path, room: str, seed: int, count: int | None) -> list[Mutant]:
     """So many mutants of a room, the same for the same seed; a change of one file moves no other file's mutants."""
     sources = {path: (root / path).read_bytes() for path in modules(root, room)}
@@ -83,26 +121,19 @@ def _is_another_program(source: bytes, mutant: Mutant) -> bool:
 def mutants(room: str, path: str, source: bytes) -> list[Mutant]:
     """Every mutant of a file; `id` is made of the change alone."""
     tree, seen, found = ast.parse(source), Counter[str](), []
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    inside = {id(node) for function in functions for part in function.body for node in ast.walk(part)}
-    for edit in _Finder(source, tree).edits():
-        changed = source[: edit.start] + edit.text.encode() + source[edit.end :]
-        before, after = (
-            _lines(source, edit.start, edit.end),
-            _lines(changed, edit.start, edit.start + len(edit.text.encode())),
-        )
-        seen[f"{before} {after}"] += 1
-        name = f"{path} {before} {after} {seen[f'{before} {after}']}"
-        end = edit.statement.end_lineno or edit.statement.lineno
-        if isinstance(edit.statement, ast.If | ast.For | ast.While | ast.With | ast.FunctionDef):
-            end = max(edit.statement.lineno, source.count(b"\n", 0, edit.end) + 1)  # its head alone
-        found.append(
-            Mutant(
-                room, path, edit.kind, source.count(b"\n", 0, edit.start) + 1, edit.start, edit.end, edit.text,
-                before, after, (edit.statement.lineno, end), id(edit.statement) not in inside,
-                hashlib.sha256(name.encode()).hexdigest()[:8],
-            )
-        )  # fmt: skip
+    bodies = [part for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for part in node.body]
+    inside = {node for part in bodies for node in ast.walk(part)}
+    for kind, start, stop, text, statement in _Finder(source, tree).edits():
+        before = _lines(source, start, stop)
+        after = _lines(source[:start] + text.encode() + source[stop:], start, start + len(text.encode()))
+        seen[change := f"{before} {after}"] += 1
+        first, last = (source.count(b"\n", 0, place) + 1 for place in (start, stop))
+        end = statement.end_lineno or statement.lineno
+        if isinstance(statement, ast.If | ast.For | ast.While | ast.With | ast.FunctionDef):
+            end = max(statement.lineno, last)  # its head alone
+        name = hashlib.sha256(f"{path} {change} {seen[change]}".encode()).hexdigest()[:8]
+        lines, imported = (statement.lineno, end), statement not in inside
+        found.append(Mutant(room, path, kind, first, start, stop, text, before, after, lines, imported, name))
     return found
 
 
@@ -115,9 +146,7 @@ def _lines(source: bytes, start: int, end: int) -> str:
 class _Finder:
     def __init__(self, source: bytes, tree: ast.Module) -> None:
         self.source, self.tree = source, tree
-        self.starts = [0]
-        for line in source.splitlines(keepends=True):
-            self.starts.append(self.starts[-1] + len(line))
+        self.starts = list(accumulate(map(len, source.splitlines(keepends=True)), initial=0))
 
     def edits(self) -> Iterator[_Edit]:
         for statement in self.tree.body:
@@ -132,10 +161,9 @@ class _Finder:
             yield self._edit("drop", node, "pass", node)
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             return
-        if isinstance(node, ast.AugAssign) and type(node.op) in _COMPUTED:
-            old, new = _COMPUTED[type(node.op)]
-            yield from self._between(node.target, node.value, re.escape(old) + "=", new + "=", "arithmetic", node)
-        if isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+        if isinstance(node, ast.AugAssign):
+            yield from self._between(node.target, node.op, node.value, node, "=")
+        if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
             yield self._edit("return", node.value, "None", node)
         if isinstance(node, ast.If):
             yield self._edit("condition", node.test, f"not ({self._text(node.test)})", node)
@@ -159,18 +187,9 @@ class _Finder:
                 if default is not None:
                     yield from self._expression(default, statement)
             return
-        if isinstance(node, ast.Compare):
-            for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-                old, new = _COMPARED[type(op)]
-                yield from self._between(left, right, old, new, "comparison", statement)
-        elif isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
-            old, new = _COMPUTED[type(node.op)]
-            yield from self._between(node.left, node.right, re.escape(old), new, "arithmetic", statement)
-        elif isinstance(node, ast.BoolOp):
-            old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
-            for left, right in zip(node.values, node.values[1:], strict=False):
-                yield from self._between(left, right, old, new, "boolean", statement)
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        for left, op, right in _operations(node):
+            yield from self._between(left, op, right, statement)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
             yield self._edit("sign", node, f"({self._text(node.operand)})", statement)
         elif isinstance(node, ast.IfExp):
             yield self._edit("condition", node.test, f"(not ({self._text(node.test)}))", statement)
@@ -182,7 +201,7 @@ class _Finder:
             if not any(isinstance(each, ast.Starred) for each in (first, second)):
                 start, end = self._place(first)[0], self._place(second)[1]
                 gap = self.source[self._place(first)[1] : self._place(second)[0]].decode()
-                yield _Edit("swap", start, end, self._text(second) + gap + self._text(first), statement)
+                yield "swap", start, end, self._text(second) + gap + self._text(first), statement
         for name, child in ast.iter_fields(node):
             if name == "annotation":
                 continue
@@ -191,14 +210,16 @@ class _Finder:
                     yield from self._expression(each, statement)
 
     def _between(
-        self, left: ast.AST, right: ast.AST, old: str, new: str, kind: str, statement: ast.stmt
+        self, left: ast.AST, op: ast.AST, right: ast.AST, statement: ast.stmt, ending: str = ""
     ) -> Iterator[_Edit]:
+        """Another operator between two operands."""
+        kind, pattern, text = _OPERATORS.get(type(op), ("", "", ""))
         start, end = self._place(left)[1], self._place(right)[0]
-        if found := re.search(old.encode(), self.source[start:end]):
-            yield _Edit(kind, start + found.start(), start + found.end(), new, statement)
+        if kind and (found := re.search(f"{pattern}{ending}".encode(), self.source[start:end])):
+            yield kind, start + found.start(), start + found.end(), text + ending, statement
 
     def _edit(self, kind: str, node: ast.AST, text: str, statement: ast.stmt) -> _Edit:
-        return _Edit(kind, *self._place(node), text, statement)
+        return kind, *self._place(node), text, statement
 
     def _place(self, node: ast.AST) -> tuple[int, int]:
         return (
@@ -211,6 +232,16 @@ class _Finder:
         return self.source[start:end].decode()
 
 
+def _operations(node: ast.AST) -> Iterator[tuple[ast.expr, ast.AST, ast.expr]]:
+    """What stands left of each operator, it, and what stands right of it."""
+    if isinstance(node, ast.Compare):
+        yield from zip([node.left, *node.comparators], node.ops, node.comparators, strict=False)
+    elif isinstance(node, ast.BoolOp):
+        yield from ((left, node.op, right) for left, right in pairwise(node.values))
+    elif isinstance(node, ast.BinOp):
+        yield node.left, node.op, node.right
+
+
 def _can_be_dropped(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         return not isinstance(node.value, ast.Constant)
@@ -219,21 +250,15 @@ def _can_be_dropped(node: ast.stmt) -> bool:
     return isinstance(node, ast.AugAssign | ast.Delete | ast.Raise)
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
 def _other(value: object) -> str | None:
     if isinstance(value, bool):
         return str(not value)
     if isinstance(value, int):
         return str(value + 1)
-    if isinstance(value, float):
-        return repr(2 * value if value else 1.0)
-    return None
+    return repr(2 * value if value else 1.0) if isinstance(value, float) else None
 
 
 def equivalents(path: Path) -> dict[str, str]:
     """The mutants that are the same program after all, and why: a line each, its id first."""
-    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
-    return {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.strip() and line[0] != "#"}
+    lines = [line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")]
+    return {name: reason.strip() for name, _, reason in lines}

@@ -1,78 +1,59 @@
-"""Mutants are tried in copies of the tree, by several workers; what is known is kept and not tried again."""
+"""Mutants are tried in copies of the tree, by several processes; what is known is kept and not tried again."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
-import subprocess
 import sys
-import tempfile
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from itertools import count
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
 
-from tools.mutation.mutants import Mutant
-from tools.mutation.rooms import LAUNCHED, LAUNCHED_TESTS, files_of_tests, own
-from tools.program import MARK, ROOT, Journal, content, digest, kill, marked, say
+import pytest
 
-NO_TESTS = 5  # pytest's exit code
+from tools.mutation.mutants import LAUNCHED, LAUNCHED_TESTS, ROOMS, Mutant, files_of_tests, own
+from tools.program import MARK, ROOT, Journal, content, digest, forked, kill, marked, say, text
+
 BUDGET_S = 60.0  # of tests that are tried on one mutant, the room's own and the quickest first
-T = TypeVar("T")
+COMMON = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore")
 COPIED = ("hpcsplit", "tests", "tools", "pyproject.toml", "README.md", "jobs", "docs", ".importlinter")
-
-
-class Worker:
-    """One copy of the tree and the process that works in it."""
-
-    def __init__(self, root: Path, tree: Path) -> None:
-        self.tree = tree
-        for name in COPIED:
-            source, target = root / name, tree / name
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            elif source.exists():
-                tree.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tools.mutation.worker", str(tree)],
-            cwd=ROOT, env={**os.environ, MARK: str(tree)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def kill(self) -> None:
-        """End it and what it has started."""
-        kill(marked(str(self.tree)))
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+NO_TESTS = 5  # pytest's exit code
+Lines = set[tuple[str, int]]
+MEMORY = 8 << 30  # bytes that a changed program may ask for
 
 
 @contextmanager
-def workers(root: Path, count: int) -> Iterator[list[Worker]]:
-    """So many, in a temporary folder that is removed with them."""
-    with tempfile.TemporaryDirectory(prefix="hpcsplit-mutate-") as name, ExitStack() as stack:
-        started = []
-        for number in range(count):
-            started.append(Worker(root, Path(name) / str(number) / "tree"))
-            stack.callback(started[-1].close)
-        yield started
+def workers(root: Path, count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many, with copies of the tree in a temporary folder that is removed with them."""
+    with (
+        TemporaryDirectory(prefix="hpcsplit-mutate-") as folder,
+        ProcessPoolExecutor(count, get_context("spawn"), enter, (root, Path(folder))) as pool,
+        patch.dict(os.environ, {MARK: folder}),  # of the workers, which are not started yet
+    ):
+        try:
+            yield pool
+        except BaseException:
+            kill(marked(folder))
+            raise
 
 
-def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worker]) -> dict[str, Any]:
-    """For each test in the files its seconds and the lines it passes through, from a run without a change.
+def who_passes(
+    root: Path, out: Path, files: Sequence[str], pool: ProcessPoolExecutor
+) -> tuple[dict[str, float], dict[str, dict[int, list[str]]]]:
+    """The seconds of each test in the files, and the tests that pass through each line of each file of the code, from a
+    run without a change.
 
     What is known of a file of tests is kept until it, or the code, has changed.
 
@@ -82,43 +63,30 @@ def who_passes(root: Path, out: Path, files: Sequence[str], crew: Sequence[Worke
     code, folder = content(root, "hpcsplit"), out / "passing"
     folder.mkdir(exist_ok=True)
     noted_in = {file: folder / f"{code}-{digest((root / file).read_bytes())}-{Path(file).stem}.json" for file in files}
+    unknown = {file: noted for file, noted in noted_in.items() if not noted.exists()}
+    list(pool.map(recorded, unknown.keys(), unknown.values()))
+    seconds: dict[str, float] = {}
+    index: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for noted in noted_in.values():
+        for test, found in json.loads(noted.read_text("utf-8")).items():
+            seconds[test] = found["seconds"]
+            for path, line in found["lines"]:
+                index[path][line].append(test)
+    return seconds, index
 
-    def record(worker: Worker, file: str) -> None:
-        say(f"who passes where without a change: {file}")
-        draft = noted_in[file].with_suffix(".tmp")
-        ended = worker.ask({"record": str(draft), "tests": [file]})
-        if ended["code"] not in (0, NO_TESTS):
-            raise SystemExit(f"tools/mutate: {file} fails without a change:\n{ended['said']}")
-        draft.rename(noted_in[file])
 
-    _each(crew, record, [file for file in files if not noted_in[file].exists()])
-    return {test: noted for file in files for test, noted in json.loads(noted_in[file].read_text("utf-8")).items()}
-
-
-def chosen(mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]) -> list[str]:
-    """The tests for a mutant: those of its room and the quickest first, as many as fit into the budget."""
+def chosen(mutant: Mutant, seconds: dict[str, float], lines: dict[int, list[str]]) -> dict[str, float]:
+    """The tests for a mutant of the file with these lines, and their seconds: those of its room and the quickest first,
+    as many as fit into the budget; then those that start the processes which pass through the file."""
     first, last = mutant.lines
-    lines = index.get(mutant.path, {})
-    tests = {test for line in range(first, last + 1) for test in lines.get(line, ())}
-    started = LAUNCHED.get(mutant.path, ())
-    if mutant.imported:
-        tests = {test for of_line in lines.values() for test in of_line}
-    spent, found = 0.0, list[str]()
-    for test in sorted(tests, key=lambda test: (not test.startswith(own(mutant.room)), passing[test]["seconds"], test)):
-        spent += passing[test]["seconds"]
+    passed = lines.values() if mutant.imported else [lines.get(line, []) for line in range(first, last + 1)]
+    spent, found = 0.0, dict[str, float]()
+    for test in sorted(set().union(*passed), key=lambda t: (not t.startswith(own(mutant.room)), seconds[t], t)):
+        spent += seconds[test]
         if found and spent > BUDGET_S:
             break
-        found.append(test)
-    return [*found, *started]
-
-
-def indexed(passing: dict[str, Any]) -> dict[str, dict[int, list[str]]]:
-    """The tests of each line of each file."""
-    index: dict[str, dict[int, list[str]]] = {}
-    for test, noted in passing.items():
-        for path, line in noted["lines"]:
-            index.setdefault(path, {}).setdefault(line, []).append(test)
-    return index
+        found[test] = seconds[test]
+    return found | dict.fromkeys(LAUNCHED.get(mutant.path, ()), BUDGET_S)
 
 
 class Results:
@@ -155,68 +123,144 @@ def try_all(
     if not waiting:
         return
     files = sorted({file for room in {mutant.room for mutant in mutants} for file in files_of_tests(root, room, near)})
-    with workers(root, min(jobs, len(waiting))) as crew:
-        passing, number = who_passes(root, out, files, crew), count(1)
-        index = indexed(passing)
-
-        def work(worker: Worker, mutant: Mutant) -> None:
-            found = results.keep(mutant, tried(worker, mutant, passing, index))
+    with workers(root, min(jobs, len(waiting))) as pool:
+        seconds, index = who_passes(root, out, files, pool)
+        tests = [chosen(mutant, seconds, index[mutant.path]) for mutant in waiting]
+        tried = {pool.submit(tried, *each): each[0] for each in zip(waiting, tests, strict=True)}
+        for number, answer in enumerate(as_completed(tried), 1):
+            found = results.keep(mutant := tried[answer], answer.result())
             word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
-            say(f"{next(number)}/{len(waiting)} {found['seconds']:5.1f} s {word:8} {mutant}")
-
-        _each(crew, work, waiting)
-
-
-def _each(crew: Sequence[Worker], work: Callable[[Worker, T], None], what: Sequence[T]) -> None:
-    """Let all workers do it at once, one thing after the other; the first failure of one is raised."""
-    queue = iter(what)  # that of a list may be asked by several threads
-
-    def each(worker: Worker) -> None:
-        for one in queue:
-            work(worker, one)
-
-    with ThreadPoolExecutor(len(crew)) as pool:
-        try:
-            list(pool.map(each, crew))
-        except BaseException:
-            for worker in crew:
-                worker.kill()
-            raise
-
-
-def tried(
-    worker: Worker, mutant: Mutant, passing: dict[str, Any], index: dict[str, dict[int, list[str]]]
-) -> dict[str, Any]:
-    tests = chosen(mutant, passing, index)
-    if not tests:
-        return {"noticed": False, "late": False, "by": [], "seconds": 0.0, "tried": 0}
-    seconds = [passing[test]["seconds"] if test in passing else BUDGET_S for test in tests]
-    question = {
-        "path": mutant.path,
-        "source": mutant.apply((worker.tree / mutant.path).read_bytes()).decode(),
-        "tests": tests,
-        "each_s": 15 + 5 * max(seconds),
-        "limit_s": 60 + 4 * sum(seconds),
-    }
-    answer = worker.ask(question)
-    kept = {name: answer[name] for name in ("late", "by", "seconds")}
-    return {"noticed": answer["code"] != 0, **kept, "tried": len(tests)}
+            say(f"{number}/{len(waiting)} {found['seconds']:5.1f} s {word:8} {mutant}")
 
 
 def table(mutants: Sequence[Mutant], results: Results, same: Mapping[str, str]) -> tuple[str, float]:
     """The table as text, and the share of mutants noticed among those that are another program."""
-    rooms = list(dict.fromkeys(mutant.room for mutant in mutants))
     lines = [f"{'room':<12} {'mutants':>8} {'noticed':>8} {'late':>6} {'survived':>9} {'same':>6} {'score':>7}"]
     survivors, share = [], 0.0
-    for room in [*rooms, "all"]:
+    for room in [*dict.fromkeys(mutant.room for mutant in mutants), "all"]:
         mine = [mutant for mutant in mutants if room in (mutant.room, "all")]
         judged = [(mutant, found) for mutant in mine if mutant.id not in same and (found := results.of(mutant))]
-        noticed = sum(found["noticed"] for _, found in judged)
-        late = sum(found["late"] for _, found in judged)
+        survivors = [str(mutant) for mutant, found in judged if not found["noticed"]]  # at last of all rooms
+        noticed, late = len(judged) - len(survivors), sum(found["late"] for _, found in judged)
         share = noticed / len(judged) if judged else 0.0
-        counts = f"{noticed:>8} {late:>6} {len(judged) - noticed:>9} {sum(m.id in same for m in mine):>6} {share:>7.1%}"
+        counts = f"{noticed:>8} {late:>6} {len(survivors):>9} {sum(m.id in same for m in mine):>6} {share:>7.1%}"
         lines.append(f"{room:<12} {len(mine):>8} {counts}")
-        if room != "all":
-            survivors += [mutant for mutant, found in judged if not found["noticed"]]
     lines += ["(late: noticed by a time limit, among the noticed; same: the same program after all, not in the score)"]
-    return "\n".join([*lines, *(["", "survived:"] if survivors else []), *map(str, survivors)]), share
+    return "\n".join([*lines, *(["", "survived:"] if survivors else []), *survivors]), share
+
+
+# ------------------------------------------------------------ the workers, which fork for each run of pytest
+
+
+def enter(root: Path, folder: Path) -> None:
+    """Copy the tree into a place of this process in the folder, and work there from now on."""
+    tree = folder / str(os.getpid()) / "tree"
+    tree.mkdir(parents=True)
+    for source in map(root.joinpath, COPIED):
+        if source.is_dir():
+            shutil.copytree(source, tree / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy2(source, tree)
+    os.chdir(tree)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place or ".").resolve() != ROOT)]
+    for name in ("h5py", "hypothesis", "numpy", "torchvision", "torch._dynamo"):
+        import_module(name)
+    import_module("torch").set_num_threads(1)
+
+
+def recorded(file: str, noted: Path) -> None:
+    """Note of each test in a file its seconds and the lines it passes through.  SystemExit where one fails."""
+    say(f"who passes where without a change: {file}")
+    draft = noted.with_suffix(".tmp")
+
+    def run() -> int:
+        recorder = Recorder(Path.cwd())
+        code = pytest.main([*COMMON, "--timeout=0", file], plugins=[recorder])
+        tests = {
+            test: {"seconds": recorder.seconds[test], "lines": sorted(lines)} for test, lines in recorder.of.items()
+        }
+        draft.write_text(json.dumps(tests), encoding="utf-8")
+        return int(code)
+
+    code, said, _ = _forked(run, 3600.0)
+    if code not in (0, NO_TESTS):
+        raise SystemExit(f"tools/mutate: {file} fails without a change:\n{said[-2000:]}")
+    draft.rename(noted)
+
+
+def tried(mutant: Mutant, tests: dict[str, float]) -> dict[str, Any]:
+    """What becomes of a mutant under these tests, each with its seconds without a change."""
+    if not tests:
+        return {"noticed": False, "late": False, "by": [], "seconds": 0.0, "tried": 0}
+    path = Path(mutant.path)
+    good = path.read_bytes()
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
+    path.write_bytes(mutant.apply(good))
+    words = [*COMMON, f"--timeout={15 + 5 * max(tests.values()):.0f}", *tests]
+    try:
+        code, said, seconds = _forked(lambda: int(pytest.main(words)), 60 + 4 * sum(tests.values()))
+    finally:
+        path.write_bytes(good)
+    by = [line.split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    late = code is None or "Timeout (>" in said or "Failed: Timeout" in said
+    return {"noticed": code != 0, "late": late, "by": by[:1], "seconds": round(seconds, 1), "tried": len(tests)}
+
+
+def _forked(run: Callable[[], int], limit_s: float) -> tuple[int | None, str, float]:
+    """The exit code (None: it took too long), the output and the seconds of what a child does."""
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tools", "hpcsplit")]:
+            del sys.modules[name]  # those of the copy count from now on
+        return run()
+
+    began, said = time.monotonic(), Path.cwd().with_name("said")
+    code = forked(limited, said, limit_s)
+    return code, text(said) if said.exists() else "", time.monotonic() - began
+
+
+class Recorder:
+    """A plugin for pytest: `of` has for each test the lines (file, number) of the package that it passed through,
+    `seconds` its time.  What a fixture of a session or a module does counts for every test that asks for it."""
+
+    def __init__(self, root: Path) -> None:
+        self.places = tuple(f"{root}/{place}" for place, _ in ROOMS.values())
+        self.cut = len(f"{root}/")
+        self.of: dict[str, Lines] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._now: Lines = set()
+        self._fixtures: dict[str, Lines] = defaultdict(set)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._now = set()
+        sys.settrace(self._called)
+        threading.settrace(self._called)
+        yield
+        sys.settrace(None)
+        asked = [self._fixtures[name] for name in getattr(item, "fixturenames", ())]
+        self.of[item.nodeid] = self._now.union(*asked)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        outside, self._now = self._now, set()
+        yield
+        if fixturedef.scope != "function":
+            self._fixtures[fixturedef.argname] |= self._now
+        self._now |= outside
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(self.places):
+            return None
+        self._passed(frame, event, arg)
+        return self._passed
+
+    def _passed(self, frame: FrameType, event: str, arg: object) -> Any:
+        self._now.add((frame.f_code.co_filename[self.cut :], frame.f_lineno))
+        return self._passed

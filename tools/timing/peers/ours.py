@@ -21,7 +21,7 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire.mpi import Wire
 from hpcsplit.wire.port import Verb
-from tools.campaigns.watching import sample
+from tools.campaigns.soaking import sample
 from tools.timing.engine import close, jobs_of, turn
 from tools.timing.turns import Player
 
