@@ -27,7 +27,6 @@ from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, cl
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
-from hpcsplit.host.watchdog import Watchdog, in_time, who
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -36,10 +35,10 @@ from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
-from hpcsplit.run import heartbeats
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
+from hpcsplit.run.watchdog import Heartbeats, Watchdog, heartbeat_of, in_time, who
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.wire import lockstep
@@ -292,9 +291,9 @@ def _log_to(run_dir: RunDir, rank: int, watchdog: Watchdog, ranks: int = 1) -> I
     logger.setLevel(logging.INFO)
     logger.addHandler(RankLog(path))
     logger.info("process %d on %s", os.getpid(), gethostname())
-    if left := heartbeats.read(path):
+    if left := heartbeat_of(path):
         logger.info("the start before this one ended unexpectedly; last seen: %s", left)
-    watchdog.post_on(heartbeats.Heartbeats([run_dir.log(each) for each in range(ranks)], rank))
+    watchdog.post_on(Heartbeats([run_dir.log(each) for each in range(ranks)], rank))
     with crash_stacks(path):
         yield
 

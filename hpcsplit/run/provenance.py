@@ -23,7 +23,7 @@ from hpcsplit.errors import StoreError
 from hpcsplit.files.atomic import write_in_words
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import spans
-from hpcsplit.host.process import Process
+from hpcsplit.host.process import Process, value_in
 from hpcsplit.run.trust import user
 
 if TYPE_CHECKING:
@@ -60,12 +60,8 @@ def sharing(places: Sequence[Mapping[str, Any]]) -> int:
 @cache
 def processor() -> str:
     """The name of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    name = value_in("/proc/cpuinfo", "model name")
+    return platform.processor() if name is None else name
 
 
 def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: S
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "user": user(os.geteuid()),
-        "umask": _umask(),
+        "umask": value_in("/proc/self/status", "Umask"),  # reading it here does not change it
         "argv": sys.argv,
         "cwd": os.getcwd(),
         "hpcsplit": hpcsplit.__version__,
@@ -127,14 +123,8 @@ def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dic
         continued_from: the checkpoint that it goes on from.
     """
     before = starts(file)
-    if before and "end" not in before[-1]:
-        before[-1]["end"] = "died"
-    added = {
-        **start,
-        "start": len(before) + 1,
-        "before": before[-1]["end"] if before else None,
-        "continued_from": continued_from,
-    }
+    ended = before[-1].setdefault("end", "died") if before else None
+    added = {**start, "start": len(before) + 1, "before": ended, "continued_from": continued_from}
     _write(file, [*before, added])
     return added
 
@@ -193,15 +183,6 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _umask() -> str | None:
-    """Read where reading does not change it."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(line.split()[1] for line in lines if line.startswith("Umask:"))
-    except (OSError, StopIteration):
         return None
 
 
