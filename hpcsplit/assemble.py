@@ -15,6 +15,7 @@ from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
+from hpcsplit.run import provenance
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
@@ -117,7 +118,7 @@ def _job(
         batch_norm=batch_norm,
         observer=observer,
         stop_reason=around.stop_reason,
-        provenance=run_dir.provenance_text() if stage.first else "",
+        provenance=provenance.newest(run_dir.provenance) if stage.first else "",
         still_ours=run_dir.check_held,
     )
 

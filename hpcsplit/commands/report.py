@@ -18,6 +18,7 @@ from hpcsplit.report.numbers import COLUMNS, EXPLAINED, csv_text, overview
 from hpcsplit.report.page import Run, page
 from hpcsplit.report.table import table
 from hpcsplit.run.folder import RunDir
+from hpcsplit.run.provenance import starts
 from hpcsplit.run.records import EpochRecord, Records
 
 KINDS = ("html", "csv", *picture.FORMATS)
@@ -126,7 +127,7 @@ def _run(
     except OSError:
         summary = ""
     wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
-    return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
+    return Run(str(run_dir.path), records, config, starts(run_dir.provenance), summary, wrong)
 
 
 def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:

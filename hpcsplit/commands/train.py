@@ -35,6 +35,7 @@ from hpcsplit.report.expected import beside
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
+from hpcsplit.run import provenance
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
@@ -306,7 +307,7 @@ def _close_stores(jobs: Sequence[Job]) -> None:
 
 def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
-    run_dir.note_end("done" if stop.done else f"stopped: {stop.reason}")
+    provenance.end(run_dir.provenance, "done" if stop.done else f"stopped: {stop.reason}")
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE

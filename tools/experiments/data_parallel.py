@@ -28,7 +28,7 @@ from hpcsplit.errors import ConfigError  # noqa: E402
 from hpcsplit.plan.prepare import Prepared  # noqa: E402
 from hpcsplit.plan.setting import Setting  # noqa: E402
 from hpcsplit.run.folder import RunDir  # noqa: E402
-from hpcsplit.run.provenance import place  # noqa: E402
+from hpcsplit.run.provenance import end, place  # noqa: E402
 from hpcsplit.run.records import EpochRecord, Records  # noqa: E402
 from hpcsplit.wire import lockstep  # noqa: E402
 
@@ -64,7 +64,7 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
                 )
             )
     if rank == 0:
-        run_dir.note_end("done")
+        end(run_dir.provenance, "done")
         run_dir.release()
 
 
