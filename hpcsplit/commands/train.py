@@ -43,7 +43,7 @@ from hpcsplit.run.watchdog import Heartbeats, Watchdog, heartbeat_of, in_time, w
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.world import World
+from hpcsplit.wire.port import World
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:

@@ -124,7 +124,7 @@ class Simulation:
         if not queue:
             return
         message = queue.popleft()
-        complaint = describe_mismatch(rank, wanted, wanted.name, message.tensor, message.number)
+        complaint = describe_mismatch(rank, wanted, message.tensor, message.number)
         assert not complaint, complaint
         while self.idle and clock.now < message.arrival and self.idle[rank]():
             pass
