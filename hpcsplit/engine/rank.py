@@ -14,7 +14,7 @@ import msgspec
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
-from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
+from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
@@ -104,7 +104,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     state.epoch = EpochSums()
     evaluation_began = time.perf_counter()
 
-    scores = NOT_EVALUATED
+    scores = Scores()
     if job.evaluated(action.epoch):
         scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or action.last)
     if not all(loss is None or math.isfinite(loss) for loss in scores.losses):

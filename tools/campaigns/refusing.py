@@ -176,8 +176,7 @@ class Scene:
 
     def _weights(self, folder: Path) -> object:
         """Everything that the checkpoint's stages have learned, or why it cannot be read."""
-        from hpcsplit.checkpoint.state import tensor_digests
-        from hpcsplit.checkpoint.whole import stage_files
+        from hpcsplit.checkpoint.state import stage_files, tensor_digests
         from hpcsplit.errors import CheckpointError
         from hpcsplit.files import checkpoints as ckpt
         from hpcsplit.files.hdf5 import read_tensors
