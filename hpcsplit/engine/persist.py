@@ -78,7 +78,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
             job.store.sync()
             if policy == "keep" or action.need_aux:
                 aux = job.store.describe()
-                sums_of |= job.store.save(folder) if policy == "copy" else {}
+                sums_of |= {} if policy == "keep" else job.store.save(folder)
         fsync_dir(folder)
         parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
 
