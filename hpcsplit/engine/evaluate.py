@@ -65,9 +65,7 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     test_loss, test_accuracy = yield from _score(job, job.test, job.test_size)
     accuracy_bn = test_accuracy if bn else None
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
-    held_out: tuple[float | None, float | None] = None, None
-    if not fair:
-        held_out = yield from _score(job, job.validation, job.validation_size)
+    held_out = (None, None) if fair else (yield from _score(job, job.validation, job.validation_size))
     if bn and job.batch_norm:
         forget = job.stage.remember()  # the statistics of other layers, too
         job.stage.blocks.train()

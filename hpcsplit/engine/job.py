@@ -26,8 +26,6 @@ from hpcsplit.tasks.task import Samples
 
 SAVE, STOP = 1, 2  # requests of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
-
-
 Choose = Callable[[Sequence[Phase]], Phase]  # the kind of the epoch behind those that are decided
 
 
@@ -90,10 +88,6 @@ class Identity:
     config_toml: str
     code: Mapping[str, str] = field(default_factory=dict)
     accepts_code: bool = False
-
-    @property
-    def stages(self) -> int:
-        return len(self.cuts) + 1
 
     def digest(self) -> str:
         """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""

@@ -19,7 +19,7 @@ from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
 from hpcsplit.engine.probe import Signals, probe
-from hpcsplit.engine.resume import Start, resume
+from hpcsplit.engine.resume import resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
@@ -52,10 +52,23 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     start = yield from resume(job)
     job.observer.resumed(start.first_epoch)
     state = _Progress(start.have_aux, start.missing, start.epoch)
-    decisions = _decisions(job, start) if job.rank == 0 else None
+    decisions = actions(
+        start.phases or job.plan,
+        job.save_policy,
+        epochs=job.epochs,
+        choose=job.choose,
+        first_epoch=start.first_epoch,
+        first_step=start.first_step,
+        have_aux=start.have_aux,
+        missing_aux=start.missing_anywhere,
+        recomputed=start.recomputed,
+        no_aux=not job.has_variables,
+        stop_reason=job.stop_reason,
+        restarts=job.method.restarts,
+    )
     trained: Trained | None = None
     while True:
-        announced = to_json(decisions.send(trained)) if decisions else None
+        announced = to_json(decisions.send(trained)) if job.rank == 0 else None
         trained = None
         action: Action = from_json((yield Share(announced))[0])
         log.info("%s", action)
@@ -75,23 +88,6 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
             started = time.perf_counter()
             yield from save(job, action, state.have_aux, state.epoch)
             state.save_s = time.perf_counter() - started
-
-
-def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None]:
-    return actions(
-        start.phases or job.plan,
-        job.save_policy,
-        epochs=job.epochs,
-        choose=job.choose,
-        first_epoch=start.first_epoch,
-        first_step=start.first_step,
-        have_aux=start.have_aux,
-        missing_aux=start.missing_anywhere,
-        recomputed=start.recomputed,
-        no_aux=not job.has_variables,
-        stop_reason=job.stop_reason,
-        restarts=job.method.restarts,
-    )
 
 
 def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Trained]:
@@ -139,18 +135,16 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         recomputed=action.recomputed,
     )
     record = merged(record, reports, sums.tally.samples)
-    judge = job.method.verdict if isinstance(job.method, Iterates) else lambda stage, terms: None
     terms = {name: value for name, value in (record.terms or {}).items() if value is not None}
-    if terms and (sentence := judge(job.stage, terms)):
+    if terms and isinstance(job.method, Iterates) and (sentence := job.method.verdict(job.stage, terms)):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
-    if job.rank == 0:
-        for each in record.stages:
-            if (each.rounding or 0.0) > ROUNDING_SAID:
-                job.observer.say(
-                    f"store.dtype = {dtype_name(job.aux_dtype)} rounds away {each.rounding:.0%} of what the variables "
-                    f'teach stage {each.stage}; set store.dtype = "float32"'
-                )
-        job.observer.epoch_done(record)
+    for each in record.stages:
+        if (each.rounding or 0.0) > ROUNDING_SAID:
+            job.observer.say(
+                f"store.dtype = {dtype_name(job.aux_dtype)} rounds away {each.rounding:.0%} of what the variables "
+                f'teach stage {each.stage}; set store.dtype = "float32"'
+            )
+    job.observer.epoch_done(record)
     return Trained(0, any(report.stop for report in reports))
 
 

@@ -163,7 +163,8 @@ def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSu
     for k, theirs in enumerate(ranges(tuple(saved.cuts), stage.net_blocks)):
         if blocks.isdisjoint(theirs):
             continue
-        stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
+        file = ckpt.stage_file(k)
+        stored = Stored(ckpt.image(folder, file), folder / file)
         everything = blocks.issuperset(theirs)
         lost = {key for key in stored.headers if recut and of_cuts(key.removeprefix("carry/"))}
         wanted = [key for key in stored.headers if key not in lost and (everything or _belongs(key, stage))]
@@ -171,17 +172,13 @@ def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSu
         check_headers(stage, {key: stored.headers[key] for key in wanted})
         tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
-            sums = _sums(folder, ckpt.stage_file(k), stored.attributes)
+            if (found := EpochSums.from_json(stored.attributes.get("sums"))) is None:
+                raise ckpt.damaged(folder, f"{file} does not say what the epoch under way has added up to")
+            sums = found
     if job.store and saved.aux_mode == "copy" and (described := _described(job.store, saved.aux)):
         ckpt.verify(folder, map(job.store.schema.saved_name, described["checksums"]))
     load_stage(stage, tensors)
     return sums, left_out
-
-
-def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
-    if (sums := EpochSums.from_json(attributes.get("sums"))) is None:
-        raise ckpt.damaged(folder, f"{file} does not say what the epoch under way has added up to")
-    return sums
 
 
 def _belongs(key: str, stage: Stage) -> bool:
@@ -199,10 +196,9 @@ def _auxiliary(
     job: Job, folder: Path, saved: Manifest, recut: bool
 ) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:
     """Take up the auxiliary variables; whether there are any, which ones this stage misses, whether any stage does."""
-    store = job.store
-    missing, reason = (
-        _take_up(store, folder, saved) if store else ([], "no epoch is parallel" if job.own_variables() else "")
-    )
+    store, missing, reason = job.store, list[str](), "no epoch is parallel" if job.own_variables() else ""
+    if store:
+        missing, reason = _take_up(store, folder, saved)
     names = {name: field.file_stem for name, field in store.fields.items()} if store else {}
     kept = [names[name] for name in names if name not in missing]
     answers = yield Share({"kept": kept, "missing": [names[name] for name in missing], "why": reason})
@@ -248,18 +244,13 @@ def _take_up(store: Store, folder: Path, saved: Manifest) -> tuple[list[str], st
 def _described(store: Store, descriptions: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """What the stages of the checkpoint say of this stage's variables, as one description; None when nothing."""
     merged: dict[str, Any] | None = None
-    for theirs in descriptions:
-        names = [name for name, field in store.fields.items() if theirs and _has(theirs, name, field.boundary)]
-        if not theirs or not names:
+    for theirs in filter(None, descriptions):
+        names = [name for name, field in store.fields.items() if theirs["boundaries"].get(name) == field.boundary]
+        if not names:
             continue
         generation = {key: theirs[key] for key in ("slot", "epoch", "rows", "dtype")}
         merged = merged or {**generation, "filled": {}, "checksums": {}}
-        if any(merged[key] != value for key, value in generation.items()):
-            continue
-        for key in ("filled", "checksums"):
-            merged[key] |= {name: theirs[key][name] for name in names if name in theirs[key]}
+        if all(merged[key] == value for key, value in generation.items()):
+            for key in ("filled", "checksums"):
+                merged[key] |= {name: theirs[key][name] for name in names if name in theirs[key]}
     return merged
-
-
-def _has(description: Mapping[str, Any], name: str, boundary: int) -> bool:
-    return bool(description["boundaries"].get(name) == boundary)

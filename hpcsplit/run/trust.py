@@ -27,30 +27,26 @@ def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, in
     Raises:
         ConfigError: with owner or permissions, and the ways out.
     """
-    if folder.is_symlink() and not may_be_link:
-        raise ConfigError(
-            f"{folder} is a link to {os.readlink(folder)}; {instead}, or have links to folders followed with "
-            "--follow-links"
-        )
+    link = f"{folder} is a link to {os.readlink(folder)}" if folder.is_symlink() else ""
+    if link and not may_be_link:
+        raise ConfigError(f"{link}; {instead}, or have links to folders followed with --follow-links")
     try:
         state = os.stat(folder)
     except FileNotFoundError:
-        if folder.is_symlink():
-            raise ConfigError(
-                f"{folder} is a link to {os.readlink(folder)}, which is absent; remove it, or {instead}"
-            ) from None
+        if link:
+            raise ConfigError(f"{link}, which is absent; remove it, or {instead}") from None
         return
     except OSError as error:
         raise ConfigError(f"{folder} cannot be looked at ({error.strerror}); {instead}") from None
-    linked = f" (a link to {os.path.realpath(folder)})" if folder.is_symlink() else ""
+    what = f"{folder} (a link to {os.path.realpath(folder)})" if link else str(folder)
     if not stat.S_ISDIR(state.st_mode):
-        raise ConfigError(f"{folder}{linked} is no folder; {instead}")
+        raise ConfigError(f"{what} is no folder; {instead}")
     if take_over:
         return
-    _check_owner(f"{folder}{linked}", state, instead)
+    _check_owner(what, state, instead)
     if state.st_mode & stat.S_IWOTH and not state.st_mode & stat.S_ISVTX:
         raise ConfigError(
-            f"{folder}{linked} has the permissions {stat.S_IMODE(state.st_mode):04o}, so everybody can change what is "
+            f"{what} has the permissions {stat.S_IMODE(state.st_mode):04o}, so everybody can change what is "
             f"in it; chmod o-w {folder}, {instead}, or accept what is there with --take-over"
         )
 
@@ -74,13 +70,8 @@ def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None
 def check_code(model: str, config: Path, way_out: str) -> None:
     """Refuse a network that is code to be run where only a run directory's own configuration file names it.
 
-    Args:
-        model: model.name.
-        config: the file that says so.
-        way_out: how the user says so.
-
     Raises:
-        ConfigError: the file lies in a run directory.
+        ConfigError: `config`, which names `model`, lies in a run directory; `way_out` is how the user names it.
     """
     inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
     if ":" in model and inside:
@@ -109,11 +100,11 @@ def writers(folder: Path) -> str:
             result.append(f"{place} by everybody")
         elif state.st_mode & stat.S_IWGRP and (group := _group(state.st_gid)):
             result.append(f"{place} by the group {group}")
+    if not result:
+        return ""
     return (
         f"note: others can change this run, since folders can be written: {', '.join(result)}; chmod go-w, or add the "
         "sticky bit (chmod +t)"
-        if result
-        else ""
     )
 
 
