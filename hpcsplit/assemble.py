@@ -29,19 +29,12 @@ from hpcsplit.tasks.task import Samples
 
 @dataclass(frozen=True)
 class Around:
-    """What is around a rank's work.
+    """What is around a rank's work."""
 
-    Attributes:
-        observer: what rank 0 tells the outside world.
-        stop_reason: why the run is to stop now, if so.
-        between_blocks: called after every block, forward and backward.
-        alarm: told at once what the store's thread fails with.
-    """
-
-    observer: Observer = field(default_factory=Observer)
-    stop_reason: Callable[[], str | None] = lambda: None
-    between_blocks: Callable[[], None] = lambda: None
-    alarm: Callable[[Exception], None] = lambda error: None
+    observer: Observer = field(default_factory=Observer)  # what rank 0 tells the outside world
+    stop_reason: Callable[[], str | None] = lambda: None  # why the run is to stop now, if so
+    between_blocks: Callable[[], None] = lambda: None  # called after every block, forward and backward
+    alarm: Callable[[Exception], None] = lambda error: None  # told at once what the store's thread fails with
 
 
 def make_jobs(

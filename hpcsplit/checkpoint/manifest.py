@@ -35,10 +35,6 @@ class Manifest:
 
     The fields are the attributes of the file, in its order; lists and dicts are JSON there, bools are 0 or 1.  A field
     with a default is absent from older files.
-
-    Attributes:
-        aux: for each stage, None where it has no variables or the checkpoint needs none.
-        phases: initials of the kinds of epochs that had been decided, where that happens during the run.
     """
 
     epochs_done: int
@@ -49,9 +45,9 @@ class Manifest:
     provenance: str = ""
     aux_mode: str
     aux_needed: bool
-    aux: list[Description | None]
+    aux: list[Description | None]  # for each stage, None where it has no variables or the checkpoint needs none
     recomputed: bool
-    phases: str = ""
+    phases: str = ""  # initials of the kinds of epochs that had been decided, where that happens during the run
 
 
 def position(epochs_done: int, step: int) -> dict[str, Attribute]:
@@ -67,11 +63,8 @@ def write(folder: Path, manifest: Manifest) -> str:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, whose checksum is compared first.
-
-    Raises:
-        CheckpointError: it is absent, damaged or of another version, or a value in it is not what it must be.
-    """
+    """The manifest of a checkpoint, whose checksum is compared first.  CheckpointError where it is absent, damaged or
+    of another version, or a value in it is not what it must be."""
     attributes = Stored(ckpt.image(folder, ckpt.MANIFEST, _MOST_BYTES), folder / ckpt.MANIFEST).attributes
     if "format" not in attributes:
         raise _strange(folder, "it has no format")

@@ -63,11 +63,8 @@ def below(prefix: str, tensors: Mapping[str, Item]) -> dict[str, Item]:
 
 
 def load_weights(blocks: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
-    """Take up weights, buffers and extra state, and those buffers that are in no state dict.
-
-    Raises:
-        CheckpointError: a weight is absent or has another shape or type.
-    """
+    """Take up weights, buffers and extra state, and those buffers that are in no state dict.  CheckpointError where a
+    weight is absent or has another shape or type."""
     own = tensors_of(blocks)
     check_weights(weights, own)
     for name, t in own.items():
@@ -166,10 +163,8 @@ class Whole(NamedTuple):
 
 
 def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
-    """The weights of the whole network; each is read when the checksum of its file, its shape and type are right.
-
-    Args:
-        like: the network's own tensors (nets/statedict.py), whose values are not looked at: they may be on "meta".
+    """The weights of the whole network; each is read when the checksum of its file, its shape and type are right: those
+    of `like`, the network's own tensors (nets/statedict.py), which may be on "meta".
 
     Raises:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint

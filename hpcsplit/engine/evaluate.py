@@ -53,12 +53,8 @@ class Outcomes:
 
 def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores]:
     """Evaluate on the test set, on the samples held out, and on the first `eval_train_size` training samples, without
-    augmentation.
-
-    Args:
-        phase: of the last epoch: BatchNorm statistics are re-estimated on images as they were in it.
-        bn: re-estimate them, too.
-    """
+    augmentation; with `bn` once more, with BatchNorm statistics re-estimated on images as in the last epoch, a
+    `phase`."""
     job.where = "evaluation"
     job.stage.blocks.eval()
     loss, train_accuracy = yield from _score(job, job.train, job.eval_train_size)

@@ -39,31 +39,21 @@ LEFT_OUT = "mini-batches in flight, networks and variables of a stage's own, or 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: at epoch 0, or behind a checkpoint.
-
-    Attributes:
-        missing: this stage's auxiliary variables that the checkpoint does not have, while it has others.
-        missing_anywhere: whether any stage misses some.
-        epoch: sums of the epoch under way.
-        phases: the kinds of epochs that had been decided, where that happens during the run.
-    """
+    """Where a run begins: at epoch 0, or behind a checkpoint."""
 
     first_epoch: int = 0
     first_step: int = 0
     have_aux: bool = False
-    missing: frozenset[str] = frozenset()
-    missing_anywhere: bool = False
+    missing: frozenset[str] = frozenset()  # variables of this stage that the checkpoint has not, while it has others
+    missing_anywhere: bool = False  # on any stage
     recomputed: bool = False
-    epoch: EpochSums = field(default_factory=EpochSums)
-    phases: Sequence[Phase] = ()
+    epoch: EpochSums = field(default_factory=EpochSums)  # of the epoch under way
+    phases: Sequence[Phase] = ()  # the kinds of epochs that had been decided, where that happens during the run
 
 
 def resume(job: Job) -> Generator[Verb, Any, Start]:
-    """Continue from the newest complete checkpoint, if there is one.
-
-    Raises:
-        CheckpointError: the newest checkpoint is damaged or belongs to another run; the same on every rank.
-    """
+    """Continue from the newest complete checkpoint, if there is one.  CheckpointError, the same on every rank, where it
+    is damaged or belongs to another run."""
     job.where = "resume"
     _, (known, *_) = yield from _all_learn(
         lambda: newest(job.checkpoints, job.identity) if job.rank == 0 else None,
@@ -88,11 +78,8 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
 
 
 def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Verb, Any, tuple[T, list[Any]]]:
-    """What this rank finds out, and what each rank says of it, by rank: JSON values.
-
-    Raises:
-        CheckpointError: a rank has failed; the same on every rank.
-    """
+    """What this rank finds out, and what each rank says of it, by rank: JSON values.  CheckpointError, the same on
+    every rank, where one has failed."""
     try:
         mine = find()
         report = {"error": "", "said": said(mine)}
@@ -107,15 +94,9 @@ def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Ver
     return mine, [each["said"] for each in reports]
 
 
-# ------------------------------------------------------------------------------------------------ which checkpoint
-
-
 def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest] | None:
     """The newest complete checkpoint if it can be continued with this identity, or None when there is none.
-
-    Raises:
-        CheckpointError: it is damaged or belongs to another run.  Nothing has been touched.
-    """
+    CheckpointError where it is damaged or belongs to another run.  Nothing is touched."""
     candidates = ckpt.complete(checkpoints) if checkpoints else []
     if not candidates:
         return None
@@ -148,15 +129,10 @@ def _tables(toml: str) -> dict[str, Any]:
         return {}
 
 
-# ------------------------------------------------------------------------------------------------ weights
-
-
 def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSums, bool]:
     """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to, and
-    whether something was left out that belongs to a stage with other cuts.
-
-    CheckpointError where a file that this stage needs, its copied rows included, is damaged.
-    """
+    whether something was left out that belongs to a stage with other cuts.  CheckpointError where a file that this
+    stage needs, its copied rows included, is damaged."""
     stage, sums = job.stage, EpochSums()
     blocks, left_out = set(stage.block_numbers), False
     tensors: dict[str, torch.Tensor] = {}

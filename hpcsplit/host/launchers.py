@@ -20,20 +20,13 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class Launcher:
-    """What starts ranks.
+    """What starts ranks."""
 
-    Attributes:
-        words: for people.
-        processes: what the processes are called of which one is above each rank.
-        size, rank: the variables in which it tells the number of ranks, and which one this is.
-        relays: what those are called of which one passes on what the ranks write.
-    """
-
-    words: str
-    processes: tuple[str, ...] = ()
-    size: str = ""
-    rank: str = ""
-    relays: tuple[str, ...] = ()
+    words: str  # for people
+    processes: tuple[str, ...] = ()  # what the processes are called of which one is above each rank
+    size: str = ""  # the variable in which it tells the number of ranks
+    rank: str = ""  # and that in which it tells which one this is
+    relays: tuple[str, ...] = ()  # what those are called of which one passes on what the ranks write
 
 
 SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ("srun",))
@@ -130,11 +123,8 @@ def claimed_size() -> tuple[int, str]:
 
 
 def check_world(world_size: int, library: str) -> None:
-    """Refuse to be one of several processes that each believe to be alone.
-
-    Raises:
-        LaunchError: the launcher started more processes than MPI knows of.
-    """
+    """Refuse to be one of several processes that each believe to be alone: LaunchError where the launcher started more
+    than MPI knows of."""
     size, variable = claimed_size()
     if world_size == 1 and size > 1:
         raise LaunchError(
@@ -145,11 +135,8 @@ def check_world(world_size: int, library: str) -> None:
 
 
 def check_stages(world_size: int, stages: int, source: str) -> None:
-    """Refuse a world size that the configuration does not fit.
-
-    Raises:
-        LaunchError: `source` (the key that fixes it) asks for another number of stages.
-    """
+    """Refuse a world size that the configuration does not fit: LaunchError where `source` (the key that fixes it) asks
+    for another number of stages."""
     if stages and stages != world_size:
         raise LaunchError(
             f"{world_size} rank{'s were' if world_size > 1 else ' was'} started, {source} asks for {stages}: "

@@ -86,11 +86,8 @@ def protect() -> None:
 
 
 def during_a_run(would_fail: Callable[[int], int] = lambda descriptor: 0) -> None:
-    """From now on a run is under way, whose result is not what it prints.
-
-    Args:
-        would_fail: the error number with which a launcher would die that passes on what we write, 0 for none.
-    """
+    """From now on a run is under way, whose result is not what it prints; `would_fail` tells the error number with
+    which a launcher would die that passes on what we write, 0 for none."""
     global _run, _would_fail
     _run, _would_fail = True, would_fail
 

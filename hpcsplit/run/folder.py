@@ -77,16 +77,11 @@ class _File:
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths inside a run directory, and what may be done to it.
-
-    Attributes:
-        take_over: go on in a folder that is another user's or another run's.
-        follow_links: folders in it may be links to places elsewhere, such as on scratch.
-    """
+    """Paths inside a run directory, and what may be done to it."""
 
     path: Path
-    take_over: bool = False
-    follow_links: bool = False
+    take_over: bool = False  # go on in a folder that is another user's or another run's
+    follow_links: bool = False  # folders in it may be links to places elsewhere, such as on scratch
 
     @property
     def home(self) -> Path:
@@ -118,11 +113,8 @@ class RunDir:
         return self._folder("log") / f"rank-{rank:03d}.log"
 
     def wait_for_log(self, rank: int) -> Path:
-        """The log file of a rank, when its folder, made by rank 0, shows here.
-
-        Raises:
-            ConfigError: it does not, within a few seconds.
-        """
+        """The log file of a rank, when its folder, made by rank 0, shows here; ConfigError where it does not, within a
+        few seconds."""
         path, begun = self.log(rank), time.monotonic()
         while not path.parent.is_dir():
             if time.monotonic() - begun > _SLOW_FILES_S:
@@ -140,10 +132,8 @@ class RunDir:
         """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in.
 
         "scratch" takes the first of the node's own disks that has the rows of an earlier start, or room for
-        `needed_bytes`.
-
-        It is made here, since a predictable name on a disk that others write too may be anybody's: what cannot be
-        made is left to the store to complain about.
+        `needed_bytes`.  The folder is made here, since a predictable name on a disk that others write too may be
+        anybody's: what cannot be made is left to the store to complain about.
 
         Raises:
             ConfigError: a variable is not set, or the folder is another user's.
@@ -163,10 +153,8 @@ class RunDir:
         return folder
 
     def store_places(self, configured: str) -> list[Path]:
-        """Where `store` may put the folder, several only for "scratch"; nothing is made.
-
-        Raises ConfigError for a variable that is not set.
-        """
+        """Where `store` may put the folder, several only for "scratch"; nothing is made.  ConfigError for a variable
+        that is not set."""
         if configured == "scratch":
             return [place.path / self._store_name for place in scratch.candidates() if not place.obstacle]
         if not configured:
@@ -278,8 +266,6 @@ class RunDir:
         """The configuration that it was last started with.  ConfigError where it cannot be read."""
         return load(self.config, read=read_bytes)
 
-    # ------------------------------------------------------------------------------------------------ the cuts
-
     def load_split(self, key: str) -> dict[str, Any] | None:
         """The cuts chosen at the first start with this key, or None."""
         chosen = self._splits().get(key)
@@ -302,8 +288,6 @@ class RunDir:
         except (OSError, ValueError, AttributeError, RecursionError):
             return {}
 
-    # ------------------------------------------------------------------------------------------------ the forecast
-
     def save_forecast(self, values: Mapping[str, Any]) -> None:
         """Write down what is expected of the run, before it begins."""
         write_in_words(self.forecast, json.dumps(values, indent=1) + "\n")
@@ -320,16 +304,11 @@ class RunDir:
             logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
         return None
 
-    # ------------------------------------------------------------------------------------------------ its starts
-
     def note_start(
         self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
     ) -> dict[str, Any]:
-        """Write config.toml and add this start to provenance.json; rank 0 only.  Returns what was added.
-
-        Args:
-            places: of every rank, by `provenance.place`.
-        """
+        """Write config.toml and add this start, on these `provenance.place`s of all ranks, to provenance.json; rank 0
+        only.  Returns what was added."""
         write_in_words(self.config, config.to_toml())
         checkpoints = ckpt.complete(self.checkpoints)
         start = provenance.facts(config, places, mpi, cuts)

@@ -59,10 +59,8 @@ class RunLock:
 
     @classmethod
     def acquire(cls, path: Path, pace: Pace | None = None, say: Callable[[str], None] | None = None) -> RunLock:
-        """Own the lock file `path`, in a folder that is there.
-
-        Args:
-            say: is told when this has to wait for the silence of an owner on another machine, up to `pace.limit`.
+        """Own the lock file `path`, in a folder that is there; `say` when this has to wait for the silence of an owner
+        on another machine, up to `pace.limit`.
 
         Raises:
             LaunchError: its owner is alive.
@@ -85,11 +83,7 @@ class RunLock:
         append_text(self.path, json.dumps([vars(process) for process in others]) + "\n")
 
     def check(self) -> None:
-        """Give a sign of life.
-
-        Raises:
-            LaunchError: the lock is somebody else's now; nothing more may be written.
-        """
+        """Give a sign of life; LaunchError where the lock is somebody else's now: nothing more may be written."""
         try:
             with opened(self.path, os.O_RDONLY) as descriptor:
                 seen = look_at(descriptor)

@@ -65,12 +65,7 @@ def processor() -> str:
 
 
 def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]) -> dict[str, Any]:
-    """One start of a run, as JSON values.
-
-    Args:
-        places: of every rank, by `place`.
-        mpi: the name and version of the MPI library.
-    """
+    """One start of a run on these `place`s of all ranks, with this MPI library, as JSON values."""
     slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_") and not _SECRET.search(k)}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -117,11 +112,7 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
 
 
 def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dict[str, Any]:
-    """Add a start, by `facts`, to those that the file has; what was added.
-
-    Args:
-        continued_from: the checkpoint that it goes on from.
-    """
+    """Add a start, by `facts`, to those that the file has; what was added."""
     before = starts(file)
     ended = before[-1].setdefault("end", "died") if before else None
     added = {**start, "start": len(before) + 1, "before": ended, "continued_from": continued_from}
@@ -167,9 +158,6 @@ def newest(file: Path) -> str:
 
 def _write(file: Path, result: Sequence[Mapping[str, Any]]) -> None:
     write_in_words(file, json.dumps({"starts": result}, indent=1) + "\n")
-
-
-# ------------------------------------------------------------------------------------------------ facts
 
 
 def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:

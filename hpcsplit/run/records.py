@@ -92,11 +92,8 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, text: str) -> EpochRecord:
-        """The record of one line; keys that this version does not know are left out.
-
-        Raises:
-            DataError: it is none, or a value is of another kind, not finite, or of no epoch that there could be.
-        """
+        """The record of one line; keys that this version does not know are left out.  DataError where it is none, or a
+        value is of another kind, not finite, or of no epoch that there could be."""
         try:
             record = msgspec.json.decode(text, type=cls)
             for name, value in (record.terms or {}).items():

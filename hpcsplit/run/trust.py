@@ -17,15 +17,12 @@ _OF_A_RUN = ("records.jsonl", "provenance.json", "checkpoints")
 
 
 def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, instead: str) -> None:
-    """Refuse a folder that is another user's, or that everybody may write; one that is absent is fine.
+    """Refuse (ConfigError) a folder that is another user's, or that everybody may write; one that is absent is fine.
 
     Args:
         take_over: the user has asked for it all the same; it must be a folder nevertheless.
         may_be_link: it may be a link, which the user has named.
         instead: what to do otherwise, such as "choose another --run-dir".
-
-    Raises:
-        ConfigError: with owner or permissions, and the ways out.
     """
     link = f"{folder} is a link to {os.readlink(folder)}" if folder.is_symlink() else ""
     if link and not may_be_link:
@@ -52,11 +49,7 @@ def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, in
 
 
 def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None:
-    """Refuse what is no regular file, or another user's; one that is absent is fine.
-
-    Raises:
-        ConfigError: with what it is, or its owner.
-    """
+    """Refuse (ConfigError) what is no regular file, or another user's; one that is absent is fine."""
     for path in paths:
         state = state_of(path)
         if state is None:
@@ -68,11 +61,8 @@ def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None
 
 
 def check_code(model: str, config: Path, way_out: str) -> None:
-    """Refuse a network that is code to be run where only a run directory's own configuration file names it.
-
-    Raises:
-        ConfigError: `config`, which names `model`, lies in a run directory; `way_out` is how the user names it.
-    """
+    """Refuse (ConfigError) a network that is code to be run where only the configuration file of a run directory names
+    it; `way_out` is how the user names it."""
     inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
     if ":" in model and inside:
         raise ConfigError(

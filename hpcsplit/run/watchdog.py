@@ -60,11 +60,7 @@ class Heartbeat:
 
 class Heartbeats:
     """The heartbeats of all ranks, seen from one, in files beside their logs.  What the disk has no room for, others do
-    not learn.
-
-    Args:
-        logs: the log file of each rank.
-    """
+    not learn."""
 
     def __init__(self, logs: Sequence[Path], rank: int) -> None:
         self.log = logs[rank]
