@@ -53,7 +53,7 @@ class Outcomes:
 
 def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores]:
     """Evaluate on the test set, on the samples held out, and on the first `eval_train_size` training samples, without
-    augmentation; with `bn` once more, with BatchNorm statistics re-estimated on images as in the last epoch, a
+    augmentation; with `bn` once more, with BatchNorm statistics re-estimated on images as in the last epoch's
     `phase`."""
     job.where = "evaluation"
     job.stage.blocks.eval()

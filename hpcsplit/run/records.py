@@ -109,9 +109,9 @@ def flat(record: EpochRecord) -> dict[str, Any]:
 
     Parts have their place in front: terms.phi, theorem.residuals.1 (of a list, from 1), stage0.violation.
     """
-    values = vars(record) | {"epoch": record.epoch + 1}
+    values = asdict(record) | {"epoch": record.epoch + 1}
     parts = {"terms": values.pop("terms") or {}, "theorem": values.pop("theorem") or {}}
-    parts |= {f"stage{stage.stage}": vars(stage) for stage in values.pop("stages")}
+    parts |= {f"stage{stage['stage']}": stage for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
             if isinstance(value, list | tuple):
