@@ -29,6 +29,7 @@ from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
 
 Rows = dict[str, torch.Tensor]
+Batches = Sequence[np.ndarray]
 
 
 def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
@@ -55,14 +56,7 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
 
 
 def _sweep(
-    job: Job,
-    action: Train,
-    order: Sequence[np.ndarray],
-    method_step: Callable[..., Step],
-    total: Tally,
-    first: int,
-    *,
-    last: bool,
+    job: Job, action: Train, order: Batches, method_step: Callable[..., Step], total: Tally, first: int, *, last: bool
 ) -> Generator[Verb, Any, int]:
     """One pass over the mini-batches from number `first` on; the last one of a parallel epoch writes the new rows."""
     loop, parallel = _Loop(job, action, len(order), total, first), action.phase == "parallel"

@@ -54,17 +54,13 @@ class Observer:
 
     past: Sequence[EpochRecord] = ()  # of the finished epochs
 
-    def say(self, text: str) -> None:
-        pass
+    def say(self, text: str) -> None: ...
 
-    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None:
-        pass
+    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None: ...
 
-    def resumed(self, first_epoch: int) -> None:
-        pass
+    def resumed(self, first_epoch: int) -> None: ...
 
-    def epoch_done(self, record: EpochRecord) -> None:
-        pass
+    def epoch_done(self, record: EpochRecord) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.forward import back, first_rows, forth
@@ -98,13 +99,7 @@ def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
 
 
 def _compare(
-    stage: Stage,
-    method: Compared,
-    aux: Aux,
-    x_in: torch.Tensor,
-    x_out: torch.Tensor,
-    exact: torch.Tensor,
-    stored: torch.dtype,
+    stage: Stage, method: Compared, aux: Aux, x_in: Tensor, x_out: Tensor, exact: Tensor, stored: torch.dtype
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():
@@ -118,18 +113,18 @@ def _compare(
         return Signals(*_alike(used, exact), float(penalty.norm()), _violation(target, x_out), rounding)
 
 
-def _step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _step(values: Tensor, dtype: torch.dtype) -> Tensor:
     """From each value to the next one that `dtype` has."""
     kind, (_, exponent) = torch.finfo(dtype), torch.frexp(values)
     return (kind.eps * torch.exp2(exponent - 1)).clamp_min(kind.smallest_normal * kind.eps)
 
 
-def _alike(used: torch.Tensor, exact: torch.Tensor) -> tuple[float, float | None]:
+def _alike(used: Tensor, exact: Tensor) -> tuple[float, float | None]:
     """Cosine, and ‖used‖ / ‖exact‖."""
     norm_used, norm_exact = float(used.norm()), float(exact.norm())
     cosine = float((used * exact).sum()) / (norm_used * norm_exact) if norm_used and norm_exact else 0.0
     return cosine, norm_used / norm_exact if norm_exact else None
 
 
-def _violation(target: torch.Tensor, x_out: torch.Tensor) -> float:
+def _violation(target: Tensor, x_out: Tensor) -> float:
     return float((target - x_out).norm() / target.norm().clamp_min(1e-30))

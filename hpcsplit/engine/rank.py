@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -25,7 +25,7 @@ from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
 from hpcsplit.host.process import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
-from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord, finite
+from hpcsplit.run.records import EpochRecord, StageRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Traffic, Verb
@@ -129,7 +129,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         **asdict(scores),
         wall_s=wall_s,
         checkpoint_s=seconds["save"],
-        theorem=cast(TheoremRecord, asdict(bound)) if bound else None,
+        theorem=bound,
         lr=job.learning_rate(action.epoch),
         beta=job.method.at(action.parallel_epochs).beta if action.phase == "parallel" else None,
         recomputed=action.recomputed,

@@ -29,16 +29,11 @@ class Launcher:
     relays: tuple[str, ...] = ()  # what those are called of which one passes on what the ranks write
 
 
+_PRTE = ("prterun", "prted", "orterun", "orted")
 SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ("srun",))
 LAUNCHERS = (  # the one list of them
     Launcher("mpirun of MPICH", ("hydra_pmi_proxy", "pmi_proxy"), "PMI_SIZE", "PMI_RANK", ("mpiexec.hydra",)),
-    Launcher(
-        "mpirun of Open MPI",
-        ("prterun", "prted", "orterun", "orted"),
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        ("prterun", "orterun"),
-    ),
+    Launcher("mpirun of Open MPI", _PRTE, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("prterun", "orterun")),
     Launcher("a launcher with PMIx", (), "PMIX_SIZE", "PMIX_RANK"),
     SLURM,
     Launcher("mpirun of Intel MPI", (), "MPI_LOCALNRANKS"),
@@ -60,7 +55,9 @@ class LauncherWatch:
 
     def __init__(self) -> None:
         self._died = ""
-        parents = _parents()
+        family = ancestors(os.getppid())
+        known = next((count for count, (name, _) in enumerate(family, 1) if name in _OF_PROCESS), 0)
+        parents = family[:known]  # up to the launcher; none where that is not among them
         threading.Thread(target=self._watch, args=(parents,), name="launcher", daemon=True).start()
 
     def died(self) -> str:
@@ -79,13 +76,6 @@ class LauncherWatch:
                 self._died = words[gone[0][0]]
                 return
         self._died = f"process {first}, which has started this rank, is gone"
-
-
-def _parents() -> list[tuple[str, int]]:
-    """Name and number of the processes above this one up to the launcher; none where that is not among them."""
-    family = ancestors(os.getppid())
-    launchers = [number for number, (name, _) in enumerate(family) if name in _OF_PROCESS]
-    return family[: launchers[0] + 1] if launchers else []
 
 
 def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -98,8 +98,10 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
     Ranks on one host become one entry, and only keys that are not at their defaults stay; where that is still too long,
     the longest values give way to the name of the file that has them.
     """
-    short = dict(start)
-    short["ranks"] = _by_host(start.get("ranks", ()))
+    short, ranks = dict(start), defaultdict[str, list[int]](list)
+    for rank, one in enumerate(start.get("ranks", ())):
+        ranks[f"{one['host']}:{one['device']}"].append(rank)
+    short["ranks"] = {where: spans(which) for where, which in ranks.items()}
     short["config"] = {k: v for k, v in start.get("config", {}).items() if v["origin"] != "default"}
     assert most >= 2_000, most
     while len(text := json.dumps(short, separators=(",", ":"))) > most:
@@ -158,13 +160,6 @@ def newest(file: Path) -> str:
 
 def _write(file: Path, result: Sequence[Mapping[str, Any]]) -> None:
     write_in_words(file, json.dumps({"starts": result}, indent=1) + "\n")
-
-
-def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    ranks: dict[str, list[int]] = {}
-    for rank, one in enumerate(places):
-        ranks.setdefault(f"{one['host']}:{one['device']}", []).append(rank)
-    return {where: spans(which) for where, which in ranks.items()}
 
 
 def _version(package: str) -> str | None:

@@ -22,14 +22,14 @@ Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # so far from the 
 
 
 class TheoremRecord(TypedDict):
-    """engine/theorem.py's Bound."""
+    """Both sides of the theorem (engine/theorem.py) on one mini-batch."""
 
-    gap: Number | None
-    bound: Number | None
-    worst: Number | None
-    residuals: list[Number | None]
-    lipschitz: list[Number | None]
-    missing: list[str]
+    gap: Number | None  # mean over the samples of |R_serial − R_split|, in nats
+    bound: Number | None  # mean of the right-hand side; None where a constant is missing
+    worst: Number | None  # the largest gap / bound where that is not 0; at most 1 unless an estimate is too low
+    residuals: list[Number | None]  # mean ‖r_l‖ at each of the K-1 boundaries
+    lipschitz: list[Number | None]  # H_1 … H_{K-1}; None where a layer has no rule
+    missing: list[str]  # "stage k: no estimate: <class>" for each None among them
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EpochRecord:
     aux_loss: Number | None = None
     # the parts of the method's objective: means over samples, sums over stages
     terms: Mapping[str, Number | None] | None = None
-    theorem: TheoremRecord | None = None  # engine/theorem.py's Bound, after the last epoch of a parallel phase
+    theorem: TheoremRecord | None = None  # after the last epoch of a parallel phase
     lr: Number | None = None
     beta: Number | None = None
     weights_sha256: str | None = None
