@@ -32,7 +32,7 @@ from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 from hpcsplit.wire.port import NEXT, PREV, Send, Share, Verb
 
-# A stage's share: ‖r‖ of each sample at its input, its constant or why there is none, and from the last each sample's gap
+# A stage's share: ‖r‖ of each sample at its input, its constant or why it has none, and from the last each sample's gap
 Part = tuple[Sequence[float], float | None, str | None, Sequence[float]]
 
 

@@ -114,7 +114,7 @@ class Silence:
         self.seconds, self.moves = 0.0, 0
         self._longest_s = 2 * tick_s  # a longer gap between two looks was no silence: the process was stopped
         self._seen: tuple[float, int, int] | None = None
-        self._others: dict[int, Heartbeat] = {}
+        self._moves: dict[int, int] = {}  # of the other ranks
 
     def look(self, now: float, beats: int, moved_bytes: int, *, waits: bool) -> None:
         """Take in this rank's own progress at `now` (s, monotonic)."""
@@ -128,39 +128,28 @@ class Silence:
     def hear(self, clock: float, beats: Sequence[Heartbeat]) -> None:
         """Take in the progress of the others at `clock` (s since 1970)."""
         for beat in beats:
-            before = self._others.get(beat.rank)
-            if before is None or before.moves != beat.moves:
+            if self._moves.get(beat.rank) != beat.moves:
                 self.seconds = min(self.seconds, max(0.0, clock - beat.at))
-            self._others[beat.rank] = beat
+            self._moves[beat.rank] = beat.moves
 
 
 class Watchdog:
-    """The thread of one rank.
-
-    Args:
-        limit_s: how long nothing may move.
-        beats: the main thread's progress so far.
-        where: what the main thread does, in words.
-        waits: what it waits for, "" when for no other rank.
-        orphaned: who has gone that would have ended this rank, "" while they live.
-        end: ends the whole job; called from the thread, does not return.
-    """
+    """The thread of one rank."""
 
     def __init__(
         self,
-        limit_s: float,
+        limit_s: float,  # how long nothing may move
         *,
-        beats: Callable[[], int],
-        where: Callable[[], str],
-        waits: Callable[[], str] = lambda: "",
-        orphaned: Callable[[], str] = lambda: "",
+        beats: Callable[[], int],  # the main thread's progress so far
+        where: Callable[[], str],  # what the main thread does, in words
+        waits: Callable[[], str] = lambda: "",  # what it waits for, "" when for no other rank
+        orphaned: Callable[[], str] = lambda: "",  # who has gone that would have ended this rank, "" while they live
         rank: int,
         host: str,
-        end: Callable[[], None],
+        end: Callable[[], None],  # ends the whole job; called from the thread, does not return
     ) -> None:
         self.limit_s, self.rank, self.host = limit_s, rank, host
-        self._beats, self._where, self._waits, self._end = beats, where, waits, end
-        self._orphaned = orphaned
+        self._beats, self._where, self._waits, self._orphaned, self._end = beats, where, waits, orphaned, end
         self._board: Heartbeats | None = None
         self._tick_s = min(1.0, limit_s / 20) or 1.0
         self._beat_s = min(30.0, limit_s / 10) or 30.0

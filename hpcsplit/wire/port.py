@@ -82,19 +82,14 @@ class Meter:
 
 @dataclass
 class Traffic:
-    """Running totals of one rank.
-
-    `exposed_s` counts a message's own cost: putting it together, and waiting for it after the peer had sent it.
-    `imbalance_s` counts waiting before that, when the peer was not ready.  `turn_s` is the time a stage had the process
-    to itself, where stages take turns in one.  Bytes are payload bytes per neighbour side.
-    """
+    """Running totals of one rank; bytes are payload bytes per neighbour side."""
 
     sent_bytes_prev: int = 0
     sent_bytes_next: int = 0
     messages: int = 0
-    exposed_s: float = 0.0
-    imbalance_s: float = 0.0
-    turn_s: float = 0.0
+    exposed_s: float = 0.0  # a message's own cost: putting it together, waiting for it after the peer had sent it
+    imbalance_s: float = 0.0  # waiting before that, when the peer was not ready
+    turn_s: float = 0.0  # the time a stage had the process to itself, where stages take turns in one
 
     @property
     def sent_bytes(self) -> int:

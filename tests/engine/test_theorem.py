@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.theorem import right_side, theorem
-from hpcsplit.run.records import TheoremRecord
 from hpcsplit.schedule.actions import Refresh, Train
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
@@ -29,12 +28,12 @@ def everyone(jobs: Sequence[Job], program: Any, *args: Any) -> list[Any]:
     return lockstep.run([program(job, *args) for job in jobs])
 
 
-def both_sides(jobs: Sequence[Job]) -> TheoremRecord:
+def both_sides(jobs: Sequence[Job]) -> dict[str, Any]:
     """What every rank found; the ranks agree."""
     found = everyone(jobs, theorem, 0)
     assert all(one == found[0] for one in found)
     assert found[0] is not None
-    return found[0]
+    return dict(found[0])
 
 
 def store_rows(job: Job, rows: dict[str, Tensor]) -> None:
@@ -182,7 +181,7 @@ def test_after_a_refresh_both_sides_are_zero(make: Make, method: str, stages: in
     jobs = started(make, stages, 0.0, method__name=method, **whole)
     found = both_sides(jobs)
     randomise(jobs, 1.0)
-    scale = both_sides(jobs).bound
+    scale = both_sides(jobs)["bound"]
     assert found["bound"] is not None
     assert scale is not None
     assert found["gap"] < 1e-5
