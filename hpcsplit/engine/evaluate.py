@@ -33,10 +33,6 @@ class Scores:
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 
-    @property
-    def losses(self) -> tuple[float | None, ...]:
-        return self.loss, self.test_loss, self.validation_loss
-
 
 @dataclass(frozen=True)
 class Outcomes:

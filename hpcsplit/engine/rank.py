@@ -103,7 +103,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     scores = Scores()
     if job.evaluated(action.epoch):
         scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or action.last)
-    if not all(loss is None or math.isfinite(loss) for loss in scores.losses):
+    if not all(math.isfinite(loss or 0.0) for loss in (scores.loss, scores.test_loss, scores.validation_loss)):
         raise diverged(f"the loss of the whole network is {scores.loss} after {_named(action)}").on_all_ranks()
     signals = yield from probe(job, action)
     bound = None

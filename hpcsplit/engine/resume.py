@@ -165,9 +165,6 @@ def _belongs(key: str, stage: Stage) -> bool:
     return name.partition(".")[0] in dict(stage.blocks.named_children())
 
 
-# ------------------------------------------------------------------------------------------------ auxiliary variables
-
-
 def _auxiliary(
     job: Job, folder: Path, saved: Manifest, recut: bool
 ) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:

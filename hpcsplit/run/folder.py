@@ -166,8 +166,6 @@ class RunDir:
         place = self.path.resolve()
         return f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
 
-    # ------------------------------------------------------------------------------------------------ whose it is
-
     def create(self, config: Config) -> None:
         """Make the folder and take it for this process, until `release`; rank 0 only.
 
@@ -198,8 +196,7 @@ class RunDir:
 
     def release(self) -> None:
         """Let others have the folder; does nothing where this process has not taken it."""
-        lock = _held.pop(self._key, None)
-        if lock:
+        if lock := _held.pop(self._key, None):
             lock.release()
 
     def check_held(self) -> None:

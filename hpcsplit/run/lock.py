@@ -138,8 +138,7 @@ class Owner:
 
     @classmethod
     def this(cls) -> Owner:
-        job = os.environ.get("SLURM_JOB_ID", "")
-        restart = os.environ.get("SLURM_RESTART_COUNT", "")
+        job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
         return cls(
             secrets.token_hex(8),
             socket.gethostname(),

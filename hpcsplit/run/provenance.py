@@ -110,11 +110,8 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------------ provenance.json
-
-
 def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dict[str, Any]:
-    """Add a start, by `facts`, to those that the file has; what was added."""
+    """Add a start, by `facts`, to those in provenance.json, `file`; what was added."""
     before = starts(file)
     ended = before[-1].setdefault("end", "died") if before else None
     added = {**start, "start": len(before) + 1, "before": ended, "continued_from": continued_from}
@@ -123,9 +120,8 @@ def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dic
 
 
 def end(file: Path, how: str) -> None:
-    """Add how the newest start has ended: "done", "stopped: SIGUSR1 received" …"""
-    result = starts(file)
-    if result:
+    """Add how the newest start of provenance.json has ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
+    if result := starts(file):
         result[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         try:
             _write(file, result)
@@ -148,8 +144,7 @@ def starts(file: Path) -> list[dict[str, Any]]:
 
 def newest(file: Path) -> str:
     """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
-    result = starts(file)
-    if not result:
+    if not (result := starts(file)):
         return ""
     ends = [[start.get("time"), start.get("end")] for start in result[:-1]]
     try:

@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError
@@ -104,11 +105,10 @@ def _group(gid: int) -> str:
         group = grp.getgrgid(gid)
     except KeyError:
         return f"gid {gid}"
-    try:
-        alone = not group.gr_mem and group.gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        alone = False
-    return "" if alone else group.gr_name
+    with suppress(KeyError):
+        if not group.gr_mem and group.gr_name == pwd.getpwuid(os.geteuid()).pw_name:
+            return ""
+    return group.gr_name
 
 
 def user(uid: int) -> str:

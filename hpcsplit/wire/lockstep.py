@@ -41,8 +41,7 @@ class Alone(World):
 
 class _Lockstep:
     def __init__(self, programs: Sequence[Program]) -> None:
-        self.programs = programs
-        count = len(programs)
+        self.programs, count = programs, len(programs)
         self.queues: dict[tuple[int, int, str], deque[tuple[torch.Tensor, int]]] = defaultdict(deque)
         self.waiting: list[Recv | Share | Agree | None] = [None] * count
         self.answers: list[Any] = [None] * count

@@ -86,8 +86,7 @@ class Wire(World):
 
     def _send(self, verb: Send) -> None:
         start = time.perf_counter()
-        buffer = body(verb.tensor)
-        copy = copy_under_way(verb.tensor.device)
+        buffer, copy = body(verb.tensor), copy_under_way(verb.tensor.device)
         self.traffic.count(verb.side, verb.tensor.nbytes)
         self.traffic.exposed_s += time.perf_counter() - start
         self._wait_for_room(self.rank + verb.side)
@@ -166,8 +165,7 @@ class Wire(World):
             self.mailbox[source, name].append((tensor, index, sent_at))
             self.beats += 1
         self._post()
-        if self.outgoing:
-            self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
+        self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
 
     def share(self, value: Any) -> list[Any]:
         mine, sizes = json.dumps(value).encode(), np.empty(self.size, np.int64)
