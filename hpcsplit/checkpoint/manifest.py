@@ -73,11 +73,12 @@ def read(folder: Path) -> Manifest:
             f"checkpoint {folder} has format {attributes['format']!r}, this program reads {FORMAT}; continue with the "
             "version that wrote it, or take another --run-dir"
         )
-    kinds, values = get_type_hints(Manifest), {}
+    kinds, values = get_type_hints(Manifest), dict[str, Any]()
     for field in fields(Manifest):
         name, kind = field.name, kinds[field.name]
         if name in attributes:
-            values[name] = _decoded(attributes[name], kind)
+            value = parsed(attributes[name]) if get_origin(kind) else attributes[name]
+            values[name] = bool(value) if kind is bool and type(value) is int else value
             if not is_of(values[name], kind):
                 raise _strange(folder, f"its {name} is not what it must be")
         elif field.default is MISSING:
@@ -93,12 +94,6 @@ def _encoded(value: Any) -> Attribute:
     if isinstance(value, list | dict):
         return json.dumps(value)
     return int(value) if isinstance(value, bool) else value
-
-
-def _decoded(attribute: Any, kind: Any) -> Any:
-    if get_origin(kind):
-        return parsed(attribute)
-    return bool(attribute) if kind is bool and type(attribute) is int else attribute
 
 
 def parsed(text: Any) -> Any:

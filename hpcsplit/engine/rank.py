@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
 from hpcsplit.engine.probe import Signals, probe
-from hpcsplit.engine.resume import resume
+from hpcsplit.engine.resume import State, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
@@ -36,32 +36,20 @@ RATIO_LIMIT = 1e6  # of what the variables teach to the exact gradient: they gro
 log = logging.getLogger("hpcsplit")
 
 
-@dataclass
-class _Progress:
-    """What a rank carries from action to action; `missing` are variables to compute before the next parallel epoch."""
-
-    have_aux: bool = False
-    missing: frozenset[str] = frozenset()
-    epoch: EpochSums = field(default_factory=EpochSums)
-    refresh_s: float = 0.0
-    save_s: float = 0.0
-
-
 def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     """Walk through the whole run; returns the action that ended it."""
-    start = yield from resume(job)
-    job.observer.resumed(start.first_epoch)
-    state = _Progress(start.have_aux, start.missing, start.epoch)
+    state = yield from resume(job)
+    job.observer.resumed(state.first_epoch)
     decisions = actions(
-        start.phases or job.plan,
+        state.phases or job.plan,
         job.save_policy,
         epochs=job.epochs,
         choose=job.choose,
-        first_epoch=start.first_epoch,
-        first_step=start.first_step,
-        have_aux=start.have_aux,
-        missing_aux=start.missing_anywhere,
-        recomputed=start.recomputed,
+        first_epoch=state.first_epoch,
+        first_step=state.first_step,
+        have_aux=state.have_aux,
+        missing_aux=state.missing_anywhere,
+        recomputed=state.recomputed,
         no_aux=not job.has_variables,
         stop_reason=job.stop_reason,
         restarts=job.method.restarts,
@@ -90,7 +78,7 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
             state.save_s = time.perf_counter() - started
 
 
-def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Trained]:
+def _epoch(job: Job, action: Train, state: State) -> Generator[Verb, Any, Trained]:
     """Train; at the epoch's end evaluate, probe, and let rank 0 put the record together."""
     sums = state.epoch
     if paused := (yield from _train(job, action, state)):
@@ -148,7 +136,7 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     return Trained(0, any(report.stop for report in reports))
 
 
-def _train(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, int]:
+def _train(job: Job, action: Train, state: State) -> Generator[Verb, Any, int]:
     """Train, and add to the epoch's sums what was counted meanwhile; the step after which it pauses, or 0."""
     sums, began = state.epoch, time.perf_counter()
     before: Traffic = replace((yield Meter()))  # as it is now

@@ -37,21 +37,23 @@ T = TypeVar("T")
 LEFT_OUT = "mini-batches in flight, networks and variables of a stage's own, or rows to measure with"
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: at epoch 0, or behind a checkpoint."""
+@dataclass
+class State:
+    """Where a run begins, at epoch 0 or behind a checkpoint, and what a rank carries on from action to action."""
 
     first_epoch: int = 0
     first_step: int = 0
     have_aux: bool = False
-    missing: frozenset[str] = frozenset()  # variables of this stage that the checkpoint has not, while it has others
+    missing: frozenset[str] = frozenset()  # this stage's variables that are absent, while it has others
     missing_anywhere: bool = False  # on any stage
     recomputed: bool = False
     epoch: EpochSums = field(default_factory=EpochSums)  # of the epoch under way
     phases: Sequence[Phase] = ()  # the kinds of epochs that had been decided, where that happens during the run
+    refresh_s: float = 0.0
+    save_s: float = 0.0
 
 
-def resume(job: Job) -> Generator[Verb, Any, Start]:
+def resume(job: Job) -> Generator[Verb, Any, State]:
     """Continue from the newest complete checkpoint, if there is one.  CheckpointError, the same on every rank, where it
     is damaged or belongs to another run."""
     job.where = "resume"
@@ -60,7 +62,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         lambda newest: newest and (str(newest[0]), vars(newest[1])),
     )
     if known is None:
-        return Start()
+        return State()
 
     folder, saved = Path(known[0]), Manifest(**known[1])
     recut = tuple(saved.cuts) != job.identity.cuts
@@ -74,7 +76,7 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         if any(left_out):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
     aux = yield from _auxiliary(job, folder, saved, recut)
-    return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
+    return State(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
 
 def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Verb, Any, tuple[T, list[Any]]]:
