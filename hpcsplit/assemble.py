@@ -15,6 +15,7 @@ from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Iterates, own_variables
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.plan.setting import Setting
+from hpcsplit.run import provenance
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
@@ -28,19 +29,12 @@ from hpcsplit.tasks.task import Samples
 
 @dataclass(frozen=True)
 class Around:
-    """What is around a rank's work.
+    """What is around a rank's work."""
 
-    Attributes:
-        observer: what rank 0 tells the outside world.
-        stop_reason: why the run is to stop now, if so.
-        between_blocks: called after every block, forward and backward.
-        alarm: told at once what the store's thread fails with.
-    """
-
-    observer: Observer = field(default_factory=Observer)
-    stop_reason: Callable[[], str | None] = lambda: None
-    between_blocks: Callable[[], None] = lambda: None
-    alarm: Callable[[Exception], None] = lambda error: None
+    observer: Observer = field(default_factory=Observer)  # what rank 0 tells the outside world
+    stop_reason: Callable[[], str | None] = lambda: None  # why the run is to stop now, if so
+    between_blocks: Callable[[], None] = lambda: None  # called after every block, forward and backward
+    alarm: Callable[[Exception], None] = lambda error: None  # told at once what the store's thread fails with
 
 
 def make_jobs(
@@ -117,7 +111,7 @@ def _job(
         batch_norm=batch_norm,
         observer=observer,
         stop_reason=around.stop_reason,
-        provenance=run_dir.provenance_text() if stage.first else "",
+        provenance=provenance.newest(run_dir.provenance) if stage.first else "",
         still_ours=run_dir.check_held,
     )
 

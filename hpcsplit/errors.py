@@ -17,8 +17,11 @@ class HpcsplitError(Exception):
     `agreed` says that every rank has raised the same, so that one of them may speak for all.
     """
 
-    exit_code = 70
+    exit_code = INTERNAL
     agreed = False
+
+    def __init_subclass__(cls, exit_code: int = INTERNAL) -> None:
+        cls.exit_code = exit_code
 
     def on_all_ranks(self) -> Self:
         """This error, marked as raised by every rank."""
@@ -26,43 +29,29 @@ class HpcsplitError(Exception):
         return self
 
 
-class UsageError(HpcsplitError):
+class UsageError(HpcsplitError, exit_code=64):
     """The command line cannot be understood."""
 
-    exit_code = 64
 
-
-class ConfigError(HpcsplitError):
+class ConfigError(HpcsplitError, exit_code=65):
     """A configuration that cannot be run."""
 
-    exit_code = 65
 
-
-class DataError(HpcsplitError):
+class DataError(HpcsplitError, exit_code=65):
     """A data set that is absent or not what it should be."""
 
-    exit_code = 65
 
-
-class CheckpointError(HpcsplitError):
+class CheckpointError(HpcsplitError, exit_code=65):
     """A checkpoint that is damaged or belongs to another run."""
 
-    exit_code = 65
 
-
-class StoreError(HpcsplitError):
+class StoreError(HpcsplitError, exit_code=73):
     """The store of auxiliary variables has no room or is damaged."""
 
-    exit_code = 73
 
-
-class LaunchError(HpcsplitError):
+class LaunchError(HpcsplitError, exit_code=77):
     """Started with a number of processes that the configuration does not fit."""
-
-    exit_code = 77
 
 
 class NumericalError(HpcsplitError):
     """A loss or an auxiliary variable that is no longer a finite number."""
-
-    exit_code = 70

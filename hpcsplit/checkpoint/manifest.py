@@ -35,10 +35,6 @@ class Manifest:
 
     The fields are the attributes of the file, in its order; lists and dicts are JSON there, bools are 0 or 1.  A field
     with a default is absent from older files.
-
-    Attributes:
-        aux: for each stage, None where it has no variables or the checkpoint needs none.
-        phases: initials of the kinds of epochs that had been decided, where that happens during the run.
     """
 
     epochs_done: int
@@ -49,9 +45,9 @@ class Manifest:
     provenance: str = ""
     aux_mode: str
     aux_needed: bool
-    aux: list[Description | None]
+    aux: list[Description | None]  # for each stage, None where it has no variables or the checkpoint needs none
     recomputed: bool
-    phases: str = ""
+    phases: str = ""  # initials of the kinds of epochs that had been decided, where that happens during the run
 
 
 def position(epochs_done: int, step: int) -> dict[str, Attribute]:
@@ -67,11 +63,8 @@ def write(folder: Path, manifest: Manifest) -> str:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, whose checksum is compared first.
-
-    Raises:
-        CheckpointError: it is absent, damaged or of another version, or a value in it is not what it must be.
-    """
+    """The manifest of a checkpoint, whose checksum is compared first.  CheckpointError where it is absent, damaged or
+    of another version, or a value in it is not what it must be."""
     attributes = Stored(ckpt.image(folder, ckpt.MANIFEST, _MOST_BYTES), folder / ckpt.MANIFEST).attributes
     if "format" not in attributes:
         raise _strange(folder, "it has no format")
@@ -80,11 +73,12 @@ def read(folder: Path) -> Manifest:
             f"checkpoint {folder} has format {attributes['format']!r}, this program reads {FORMAT}; continue with the "
             "version that wrote it, or take another --run-dir"
         )
-    kinds, values = get_type_hints(Manifest), {}
+    kinds, values = get_type_hints(Manifest), dict[str, Any]()
     for field in fields(Manifest):
         name, kind = field.name, kinds[field.name]
         if name in attributes:
-            values[name] = _decoded(attributes[name], kind)
+            value = parsed(attributes[name]) if get_origin(kind) else attributes[name]
+            values[name] = bool(value) if kind is bool and type(value) is int else value
             if not is_of(values[name], kind):
                 raise _strange(folder, f"its {name} is not what it must be")
         elif field.default is MISSING:
@@ -100,12 +94,6 @@ def _encoded(value: Any) -> Attribute:
     if isinstance(value, list | dict):
         return json.dumps(value)
     return int(value) if isinstance(value, bool) else value
-
-
-def _decoded(attribute: Any, kind: Any) -> Any:
-    if get_origin(kind):
-        return parsed(attribute)
-    return bool(attribute) if kind is bool and type(attribute) is int else attribute
 
 
 def parsed(text: Any) -> Any:

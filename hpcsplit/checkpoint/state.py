@@ -1,17 +1,23 @@
-"""A stage as named tensors and back: weights, buffers and optimizer state, by their names in the whole network."""
+"""A stage as named tensors and back: weights, buffers and optimizer state, by their names in the whole network.
+
+So nothing in a stage's file depends on the number of stages or on where they were cut, and the files of all stages,
+however many, make one network again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.hdf5 import Header
+from hpcsplit.files import checkpoints as ckpt
+from hpcsplit.files.hdf5 import Header, Stored
 from hpcsplit.nets.statedict import entry, is_extra, tensors_of, values_of
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
@@ -25,8 +31,9 @@ def stage_tensors(stage: Stage) -> Tensors:
     """Everything that a stage has learned: "weights/<name>", "optim/<name>/<state>", the method's "carry/<name>", and
     "buffers/<name>" for those with persistent=False that training has changed."""
     tensors = {f"weights/{name}": t.cpu() for name, t in stage.state().items()}
+    states = stage.optimizer.state if stage.optimizer else {}
     for name, parameter in stage.blocks.named_parameters():
-        for key, value in _optimizer_state(stage, parameter).items():
+        for key, value in states.get(parameter, {}).items():
             if value is not None:
                 tensors[f"optim/{name}/{key}"] = torch.as_tensor(value).detach().cpu()
     tensors |= {f"buffers/{name}": t.cpu() for name, t in stage.besides.buffers().items()}
@@ -34,11 +41,7 @@ def stage_tensors(stage: Stage) -> Tensors:
 
 
 def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The reverse of `stage_tensors`.
-
-    Raises:
-        CheckpointError: a weight is absent or has another shape or type.
-    """
+    """The reverse of `stage_tensors`.  Raises as `load_weights`."""
     load_weights(stage.blocks, below("weights/", tensors), below("buffers/", tensors))
     carried = below("carry/", tensors)
     stage.carry = Carry({name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()})
@@ -49,10 +52,9 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     for group in stage.optimizer.param_groups:
         for parameter in group["params"]:
             if state := below(f"optim/{names[id(parameter)]}/", tensors):
-                on_device = group.get("fused") or group.get("capturable")
-                stage.optimizer.state[parameter] = {
-                    key: _placed(key, t, parameter, step_on_device=bool(on_device)) for key, t in state.items()
-                }
+                on_device = bool(group.get("fused") or group.get("capturable"))
+                placed = {key: _placed(key, t, parameter, step_on_device=on_device) for key, t in state.items()}
+                stage.optimizer.state[parameter] = placed
 
 
 def below(prefix: str, tensors: Mapping[str, Item]) -> dict[str, Item]:
@@ -61,11 +63,8 @@ def below(prefix: str, tensors: Mapping[str, Item]) -> dict[str, Item]:
 
 
 def load_weights(blocks: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
-    """Take up weights, buffers and extra state, and those buffers that are in no state dict.
-
-    Raises:
-        CheckpointError: a weight is absent or has another shape or type.
-    """
+    """Take up weights, buffers and extra state, and those buffers that are in no state dict.  CheckpointError where a
+    weight is absent or has another shape or type."""
     own = tensors_of(blocks)
     check_weights(weights, own)
     for name, t in own.items():
@@ -95,9 +94,7 @@ def check_weights(weights: Mapping[str, torch.Tensor | Header], own: Mapping[str
     if absent := sorted(wanted - saved):
         raise CheckpointError(f"the checkpoint has no {absent[0]}, this network has; {_OTHER}")
     for name, t in own.items():
-        if is_extra(name):
-            continue
-        there = weights[name]
+        there = t if is_extra(name) else weights[name]
         if (there.shape, there.dtype) != (t.shape, t.dtype):
             raise CheckpointError(
                 f"{name} has shape {tuple(there.shape)} ({there.dtype}) in the checkpoint and {tuple(t.shape)} "
@@ -121,10 +118,6 @@ def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
             raise CheckpointError(f"{key} has shape {header.shape} in the checkpoint, more than its weight has")
 
 
-def _optimizer_state(stage: Stage, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor | None]:
-    return stage.optimizer.state.get(parameter, {}) if stage.optimizer else {}
-
-
 def _placed(key: str, saved: torch.Tensor, parameter: nn.Parameter, *, step_on_device: bool) -> torch.Tensor:
     """A state tensor where the optimizer has left it: in the parameter's place and memory format, other numbers on the
     CPU, but the step counter beside the parameter where a kernel on the device counts (as torch's load_state_dict)."""
@@ -139,16 +132,71 @@ def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]
     """(name, SHA-256 of the bytes) of every tensor, in their order."""
     digests = []
     for name, t in tensors.items():
-        plain = t.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        raw = plain.reshape(-1).view(torch.uint8).numpy().data
-        digests.append((name, hashlib.sha256(raw).hexdigest()))
+        plain = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digests.append((name, hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()))
     return digests
 
 
 def weights_sha256(stages: Iterable[Iterable[tuple[str, str]]]) -> str:
     """One hash of the whole network from its stages' digests, independent of where it is cut."""
-    whole = hashlib.sha256()
-    for digests in stages:
-        for name, digest in digests:
-            whole.update(f"{name} {digest}\n".encode())
-    return whole.hexdigest()
+    lines = (f"{name} {digest}\n" for digests in stages for name, digest in digests)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ a whole network
+
+
+def stage_files(folder: Path) -> list[str]:
+    """The names of the files with weights that SHA256SUMS lists, in order.  CheckpointError when there are none."""
+    names = sorted(name for name in ckpt.listed(folder) if name.startswith("stage-"))
+    if not names:
+        raise ckpt.damaged(folder, f"{ckpt.SUMS} lists no file of a stage")
+    return names
+
+
+class Whole(NamedTuple):
+    """Weights, buffers and extra state of a whole network in its own order, and the changed buffers that are in no
+    state dict; on the CPU, by name."""
+
+    weights: Tensors
+    buffers: Tensors
+
+
+def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
+    """The weights of the whole network; each is read when the checksum of its file, its shape and type are right: those
+    of `like`, the network's own tensors (nets/statedict.py), which may be on "meta".
+
+    Raises:
+        CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
+            is that of another network.
+    """
+    result: dict[str, tuple[Header, Stored]] = {}
+    for file in stage_files(folder):
+        stored = Stored(ckpt.image(folder, file), folder / file)
+        mine = {key: (h, stored) for key, h in stored.headers.items() if key.startswith(("weights/", "buffers/"))}
+        if twice := sorted(mine.keys() & result.keys()):
+            raise ckpt.damaged(folder, f"{twice[0].partition('/')[2]} is in {file} and in a file before it")
+        result |= mine
+    try:
+        check_weights(below("weights/", {key: header for key, (header, _) in result.items()}), like)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    tensors = {key: stored.tensor(key) for key, (_, stored) in result.items()}
+    weights = below("weights/", tensors)
+    order = dict.fromkeys(map(entry, like))
+    parts = {name: [part for part in weights if entry(part) == name] for name in order if is_extra(name)}
+    return Whole(
+        {part: weights[part] for name in order for part in sorted(parts.get(name, [name]), key=_number)},
+        below("buffers/", tensors),
+    )
+
+
+def _number(part: str) -> int:
+    """Where a part of an extra state stands: the text first, then its tensors."""
+    last = part.rpartition(".")[2]
+    return int(last) if last.isdigit() else -1
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """The hash that records.jsonl calls weights_sha256, of a whole network's tensors in their own order."""
+    return weights_sha256([tensor_digests(weights)])

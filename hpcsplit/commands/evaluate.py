@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from hpcsplit.assemble import make_jobs
-from hpcsplit.checkpoint.state import load_weights
-from hpcsplit.checkpoint.whole import Whole, digest
+from hpcsplit.checkpoint.state import Whole, digest, load_weights
 from hpcsplit.commands.saved import Saved, find, warn
 from hpcsplit.config import MethodSection
 from hpcsplit.data.dataset import Dataset

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.checkpoint.whole import digest
+from hpcsplit.checkpoint.state import digest
 from hpcsplit.commands.saved import find, warn
 from hpcsplit.errors import UsageError
 from hpcsplit.files.atomic import write_bytes, write_failure

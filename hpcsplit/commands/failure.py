@@ -21,8 +21,8 @@ from hpcsplit.files.atomic import REFUSALS, write_failure
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.files.open_files import too_many
 from hpcsplit.host.printable import printable
-from hpcsplit.host.watchdog import Watchdog, who
-from hpcsplit.wire.world import World
+from hpcsplit.run.watchdog import Watchdog, who
+from hpcsplit.wire.port import World
 
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 

@@ -18,6 +18,7 @@ from hpcsplit.report.lines import table
 from hpcsplit.report.page import Run, page
 from hpcsplit.report.summary import COLUMNS, EXPLAINED, beside, csv_text, overview
 from hpcsplit.run.folder import RunDir
+from hpcsplit.run.provenance import starts
 from hpcsplit.run.records import EpochRecord, Records
 
 
@@ -120,7 +121,7 @@ def _run(
     with suppress(OSError):
         summary = read_text(run_dir.summary).rstrip()
     wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
-    return Run(str(run_dir.path), records, config, run_dir.starts(), summary, wrong)
+    return Run(str(run_dir.path), records, config, starts(run_dir.provenance), summary, wrong)
 
 
 def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
-from hpcsplit.checkpoint.whole import Whole, read_weights
+from hpcsplit.checkpoint.state import Whole, read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError

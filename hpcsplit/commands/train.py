@@ -27,7 +27,6 @@ from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, cl
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
-from hpcsplit.host.watchdog import Watchdog, in_time, who
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -36,14 +35,15 @@ from hpcsplit.report.summary import beside, closing_table
 from hpcsplit.report.tensorboard import Board, check_installed
 from hpcsplit.report.terminal import launcher_would_fail
 from hpcsplit.report.watch import Watch
-from hpcsplit.run import heartbeats
+from hpcsplit.run import provenance
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
+from hpcsplit.run.watchdog import Heartbeats, Watchdog, heartbeat_of, in_time, who
 from hpcsplit.schedule.actions import Stop
 from hpcsplit.schedule.hybrid import initials
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.world import World
+from hpcsplit.wire.port import World
 
 
 def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
@@ -277,9 +277,9 @@ def _log_to(run_dir: RunDir, world: World, watchdog: Watchdog) -> AbstractContex
     logger.setLevel(logging.INFO)
     logger.addHandler(RankLog(path))
     logger.info("process %d on %s", os.getpid(), gethostname())
-    if left := heartbeats.read(path):
+    if left := heartbeat_of(path):
         logger.info("the start before this one ended unexpectedly; last seen: %s", left)
-    watchdog.post_on(heartbeats.Heartbeats([run_dir.log(rank) for rank in range(world.size)], world.rank))
+    watchdog.post_on(Heartbeats([run_dir.log(rank) for rank in range(world.size)], world.rank))
     return crash_stacks(path)
 
 
@@ -291,7 +291,7 @@ def _close_stores(jobs: Sequence[Job]) -> None:
 
 def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
-    run_dir.note_end("done" if stop.done else f"stopped: {stop.reason}")
+    provenance.end(run_dir.provenance, "done" if stop.done else f"stopped: {stop.reason}")
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE

@@ -22,13 +22,14 @@ from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import NumericalError
 from hpcsplit.host.device import upload
-from hpcsplit.methods.contract import InFlight, Iterates, Step, Tally, Variable, sweeps
+from hpcsplit.methods.contract import InFlight, Iterates, Step, Tally, sweeps
 from hpcsplit.schedule.actions import Train
 from hpcsplit.store.store import Store
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
 
 Rows = dict[str, torch.Tensor]
+Batches = Sequence[np.ndarray]
 
 
 def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
@@ -55,14 +56,7 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
 
 
 def _sweep(
-    job: Job,
-    action: Train,
-    order: Sequence[np.ndarray],
-    method_step: Callable[..., Step],
-    total: Tally,
-    first: int,
-    *,
-    last: bool,
+    job: Job, action: Train, order: Batches, method_step: Callable[..., Step], total: Tally, first: int, *, last: bool
 ) -> Generator[Verb, Any, int]:
     """One pass over the mini-batches from number `first` on; the last one of a parallel epoch writes the new rows."""
     loop, parallel = _Loop(job, action, len(order), total, first), action.phase == "parallel"
@@ -97,9 +91,8 @@ def _sweep(
 
 def _fetch(job: Job, store: Store | None, step: int) -> Generator[Verb, Any, Rows]:
     """Read the rows of a batch and send the neighbours their copies."""
-    rows: Rows = {}
+    rows = {name: upload(t, job.stage.device) for name, t in store.read(step).items()} if store else {}
     if store:
-        rows = {name: upload(t, job.stage.device) for name, t in store.read(step).items()}
         yield from send_copies(job, rows, step)
     return rows
 
@@ -108,7 +101,7 @@ def send_copies(job: Job, rows: Rows, index: int) -> Generator[Verb, Any, None]:
     """Give the neighbours that compute with our variables the rows of one batch, in the store's own (lossless) type."""
     for v in job.own_variables():
         if v.copy_to is not None:
-            yield Send(v.copy_to, _copy_name(v), rows[v.name].to(job.aux_dtype), index)
+            yield Send(v.copy_to, f"copy_{v.name}", rows[v.name].to(job.aux_dtype), index)
 
 
 def receive_copies(job: Job, size: int, index: int) -> Generator[Verb, Any, Rows]:
@@ -119,7 +112,7 @@ def receive_copies(job: Job, size: int, index: int) -> Generator[Verb, Any, Rows
             if v.copy_to == -side and has_peer:
                 boundary = job.stage.out_shape if side == NEXT else job.stage.in_shape  # the one that we share
                 shape = (size, *cells(boundary, v.factor))
-                copies[f"{label}_{v.name}"] = (yield Recv(side, _copy_name(v), shape, job.aux_dtype, index)).float()
+                copies[f"{label}_{v.name}"] = (yield Recv(side, f"copy_{v.name}", shape, job.aux_dtype, index)).float()
     return copies
 
 
@@ -131,10 +124,6 @@ def copied_bytes(job: Job, action: Train, step: int) -> int:
     order = job.epoch_batches(action.epoch, parallel=True)
     copied = [v.row_shape(job.stage.place) for v in job.own_variables() if v.copy_to is not None]
     return len(order[step % len(order)]) * job.aux_dtype.itemsize * sum(map(math.prod, copied))
-
-
-def _copy_name(v: Variable) -> str:
-    return f"copy_{v.name}"
 
 
 class _Loop:

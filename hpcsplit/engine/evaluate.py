@@ -25,20 +25,13 @@ class Scores:
     All are None after an epoch without an evaluation.  After a parallel one, samples held out are scored with BatchNorm
     statistics re-estimated, as `test_accuracy_bn` is, so that they compare with those after an exact one."""
 
-    loss: float | None
-    train_accuracy: float | None
-    test_loss: float | None
-    test_accuracy: float | None
-    test_accuracy_bn: float | None
+    loss: float | None = None
+    train_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    test_accuracy_bn: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
-
-    @property
-    def losses(self) -> tuple[float | None, ...]:
-        return self.loss, self.test_loss, self.validation_loss
-
-
-NOT_EVALUATED = Scores(None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -56,20 +49,15 @@ class Outcomes:
 
 def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores]:
     """Evaluate on the test set, on the samples held out, and on the first `eval_train_size` training samples, without
-    augmentation.
-
-    Args:
-        phase: of the last epoch: BatchNorm statistics are re-estimated on images as they were in it.
-        bn: re-estimate them, too.
-    """
+    augmentation; with `bn` once more, with BatchNorm statistics re-estimated on images as in the last epoch's
+    `phase`."""
     job.where = "evaluation"
     job.stage.blocks.eval()
-    loss, train_accuracy = yield from _score(job, job.train, job.in_order(job.eval_train_size))
-    test = job.in_order(job.test_size)
-    test_loss, test_accuracy = yield from _score(job, job.test, test)
+    loss, train_accuracy = yield from _score(job, job.train, job.eval_train_size)
+    test_loss, test_accuracy = yield from _score(job, job.test, job.test_size)
     accuracy_bn = test_accuracy if bn else None
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
-    held_out = (None, None) if fair else (yield from _held_out(job))
+    held_out = (None, None) if fair else (yield from _score(job, job.validation, job.validation_size))
     if bn and job.batch_norm:
         forget = job.stage.remember()  # the statistics of other layers, too
         job.stage.blocks.train()
@@ -77,20 +65,13 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
         order = job.measured()[:BN_BATCHES]
         yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
         job.stage.blocks.eval()
-        _, accuracy_bn = yield from _score(job, job.test, test)
+        _, accuracy_bn = yield from _score(job, job.test, job.test_size)
         if fair:
-            held_out = yield from _held_out(job)
+            held_out = yield from _score(job, job.validation, job.validation_size)
         fresh.restore()
         forget()
     mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *held_out] if job.stage.last else None
     return Scores(*(yield Share(mine))[-1])
-
-
-def _held_out(job: Job) -> Generator[Verb, Any, tuple[float | None, float | None]]:
-    """Loss and accuracy of the samples that are held out, where some are."""
-    if job.validation is None:
-        return None, None
-    return (yield from _score(job, job.validation, job.in_order(job.validation_size)))
 
 
 def outputs(job: Job, order: Sequence[np.ndarray]) -> Generator[Verb, Any, torch.Tensor]:
@@ -114,8 +95,10 @@ def outcomes(job: Job) -> Generator[Verb, Any, Outcomes]:
     return Outcomes(*(each.numpy() for each in (labels, predicted, chance, loss)))
 
 
-def _score(job: Job, source: Samples, order: Sequence[np.ndarray]) -> Generator[Verb, Any, tuple[float, float | None]]:
-    """Mean loss and accuracy; meaningful on the last stage only."""
+def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, tuple[float | None, float | None]]:
+    """Mean loss and accuracy of the first samples, where there are any; meaningful on the last stage only."""
+    if source is None:
+        return None, None
     loss_sum, right, seen = 0.0, 0, 0
     task, has_accuracy = job.stage.task, True
 
@@ -129,5 +112,5 @@ def _score(job: Job, source: Samples, order: Sequence[np.ndarray]) -> Generator[
             right += int(correct.sum()) if correct is not None else 0
             seen += len(ids)
 
-    yield from forward_pass(job, order, count, source=source)
+    yield from forward_pass(job, job.in_order(size), count, source=source)
     return loss_sum / max(seen, 1), right / max(seen, 1) if has_accuracy else None

@@ -23,11 +23,8 @@ VisitBack = Callable[[int, np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]
 def forward_pass(
     job: Job, order: Sequence[np.ndarray], visit: Visit, *, source: Samples | None = None, augment: bool = False
 ) -> Generator[Verb, Any, None]:
-    """Run every batch through the whole network in the blocks' present mode, without gradients.
-
-    Args:
-        visit: called on every stage with (step, ids, its input, its output).
-    """
+    """Run every batch through the whole network in the blocks' present mode, without gradients, and `visit` every stage
+    with (step, ids, its input, its output)."""
     stage = job.stage
     for step, ids in enumerate(order):
         if stage.first:
@@ -42,11 +39,8 @@ def forward_pass(
 
 def pass_back(job: Job, order: Sequence[np.ndarray], visit: VisitBack) -> Generator[Verb, Any, None]:
     """Run every batch of training samples forward and back, in the blocks' present mode; weights and statistics stay.
-
-    Args:
-        visit: called on every stage with (step, ids, its input, its output, the samples' gradients at its input; these
-            are empty on the first stage).
-    """
+    `visit` every stage with (step, ids, its input, its output, the samples' gradients at its input, empty on the first
+    stage)."""
     stage, under_way = job.stage, dict[int, tuple[Batch, torch.Tensor, torch.Tensor]]()
     for kind, step in timetable("1f1b", stage.index, stage.count, len(order)):
         if kind == "F":
@@ -86,11 +80,8 @@ def back(
 
 
 def first_rows(job: Job, x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Where this stage's variables start that do not start at 0.
-
-    Args:
-        x: the stage's exact inputs, (B, *in_shape); y its outputs, g the gradients at x of each sample alone.
-    """
+    """Where this stage's variables start that do not start at 0, from its exact inputs x, (B, *in_shape), its outputs y
+    and the gradients g at x of each sample alone."""
     activations = {"input": x, "output": y}
     rows = {v.name: v.start_rows(activations[str(v.boundary)]) for v in job.own_variables() if v.start == "forward"}
     return rows | dict(job.method.first_rows(job.stage, x, g))
@@ -98,11 +89,8 @@ def first_rows(job: Job, x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> d
 
 def refresh(job: Job, action: Refresh, names: Collection[str] | None = None) -> Generator[Verb, Any, None]:
     """Start the auxiliary variables anew from one pass over the training set: forward with evaluation statistics, or
-    forward and back as in an exact step where the method asks for it.
-
-    Args:
-        names: only these of this stage's variables, the others are copied to the next generation; None takes all.
-    """
+    forward and back as in an exact step where the method asks for it.  With `names` only these of this stage's
+    variables are new, and the others are copied to the next generation."""
     order, store, own = job.in_order(job.train_size), job.store, job.own_variables()
     if back := job.method.starts_with_adjoint:
         order = [ids[piece] for ids in order for piece in slices(len(ids), job.exact.microbatches)]

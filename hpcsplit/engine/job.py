@@ -26,18 +26,13 @@ from hpcsplit.tasks.task import Samples
 
 SAVE, STOP = 1, 2  # requests of a rank at a step boundary
 FORWARD_ROWS = 1024  # samples at once where nothing is trained: a full batch's activations would not fit
-
-
 Choose = Callable[[Sequence[Phase]], Phase]  # the kind of the epoch behind those that are decided
 
 
 def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
     """An epoch as the schedule looks at it.  A refresh that only a restart has made necessary costs nothing, and what
-    is no number counts as what records.jsonl has for it, nothing.
-
-    Args:
-        in_turn: the stages take turns in one process, where a parallel epoch counts as long as its slowest stage.
-    """
+    is no number counts as what records.jsonl has for it, nothing.  Where the stages take turns in one process
+    (`in_turn`), a parallel epoch counts as long as its slowest stage."""
     seconds = [s.compute_s or 0.0 for s in record.stages] if in_turn else [record.train_s or 0.0]
     refresh_s = 0.0 if record.recomputed else record.refresh_s or 0.0
     told = [s.label_signal for s in record.stages[:-1] or record.stages]  # the last of several has the label itself
@@ -55,45 +50,28 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
 
 
 class Observer:
-    """What a rank tells the outside world; this one, of all ranks but rank 0, keeps everything to itself.
+    """What a rank tells the outside world; this one, of all ranks but rank 0, keeps everything to itself."""
 
-    Attributes:
-        past: the records of the finished epochs.
-    """
+    past: Sequence[EpochRecord] = ()  # of the finished epochs
 
-    past: Sequence[EpochRecord] = ()
+    def say(self, text: str) -> None: ...
 
-    def say(self, text: str) -> None:
-        pass
+    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None: ...
 
-    def progress(self, epoch: int, phase: Phase, step: int, steps: int, samples_per_s: float) -> None:
-        pass
+    def resumed(self, first_epoch: int) -> None: ...
 
-    def resumed(self, first_epoch: int) -> None:
-        pass
-
-    def epoch_done(self, record: EpochRecord) -> None:
-        pass
+    def epoch_done(self, record: EpochRecord) -> None: ...
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint must agree with to be continued.
-
-    Attributes:
-        code: fingerprints of the user's own network (nets/code.py).
-        accepts_code: go on where the network computes something else now.
-    """
+    """What a checkpoint must agree with to be continued."""
 
     fingerprints: Mapping[str, str]
     cuts: tuple[int, ...]
     config_toml: str
-    code: Mapping[str, str] = field(default_factory=dict)
-    accepts_code: bool = False
-
-    @property
-    def stages(self) -> int:
-        return len(self.cuts) + 1
+    code: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the user's own network (nets/code.py)
+    accepts_code: bool = False  # go on where the network computes something else now
 
     def digest(self) -> str:
         """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
+
+import msgspec
 
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.state import stage_tensors
@@ -53,8 +55,7 @@ class EpochSums:
         values = manifest.parsed(text)
         if not manifest.is_of(values, _Sums):
             return None
-        tally = {each.name: values["tally"][each.name] for each in fields(Tally)}
-        return cls(Tally(**tally), values["seconds"], values["sent_bytes"])
+        return msgspec.convert(values, cls)
 
 
 def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[Verb, Any, None]:
@@ -63,57 +64,50 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
         return
     job.where = str(action)
     try:
-        yield from _save(job, action, have_aux, sums)
+        policy, name = job.save_policy.aux, ckpt.folder_name(action.epochs_done, action.step)
+        if job.rank == 0:
+            ckpt.begin(job.checkpoints, name)
+        yield Share()
+        folder = job.checkpoints / f"{name}.tmp"
+
+        file, position = ckpt.stage_file(job.rank), manifest.position(action.epochs_done, action.step)
+        attributes = position | {"stage": job.rank, "sums": sums.to_json()}
+        sums_of = {file: write_tensors(folder / file, stage_tensors(job.stage), attributes)}
+        aux: dict[str, Any] | None = None
+        if job.store and have_aux and policy != "recompute":
+            job.store.sync()
+            if policy == "keep" or action.need_aux:
+                aux = job.store.describe()
+                sums_of |= {} if policy == "keep" else job.store.save(folder)
+        fsync_dir(folder)
+        parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
+
+        if job.rank == 0:
+            _say_what_is_left_out(job, [name for part in parts for name in part["left_out"]])
+            said = manifest.Manifest(
+                epochs_done=action.epochs_done,
+                step=action.step,
+                cuts=list(job.identity.cuts),
+                fingerprints={**job.identity.fingerprints, **job.identity.code},
+                config=job.identity.config_toml,
+                provenance=job.provenance,
+                aux_mode=policy,
+                aux_needed=action.need_aux,
+                aux=[part["aux"] for part in parts],
+                recomputed=action.recomputed,
+                phases=action.phases,
+            )
+            everything = {ckpt.MANIFEST: manifest.write(folder, said)}
+            for part in parts:
+                everything |= part["sums"]
+            job.still_ours()
+            ckpt.finish(folder, everything, job.keep_checkpoints)
+        yield Share()
+        if job.store:
+            job.store.protect(aux["slot"] if aux and policy == "keep" and action.need_aux else None)
     except OSError as error:
         raise write_failure(error.filename or job.checkpoints, error) from error
     job.saved_at = time.monotonic()
-
-
-def _save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[Verb, Any, None]:
-    assert job.checkpoints is not None
-    policy, name = job.save_policy.aux, ckpt.folder_name(action.epochs_done, action.step)
-    if job.rank == 0:
-        ckpt.begin(job.checkpoints, name)
-    yield Share()
-    folder = job.checkpoints / f"{name}.tmp"
-
-    file, position = ckpt.stage_file(job.rank), manifest.position(action.epochs_done, action.step)
-    attributes = position | {"stage": job.rank, "sums": sums.to_json()}
-    sums_of = {file: write_tensors(folder / file, stage_tensors(job.stage), attributes)}
-    aux: dict[str, Any] | None = None
-    if job.store and have_aux and policy != "recompute":
-        job.store.sync()
-        if policy == "keep":
-            aux = job.store.describe()
-        elif action.need_aux:
-            aux = job.store.describe()
-            sums_of |= job.store.save(folder)
-    fsync_dir(folder)
-    parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
-
-    if job.rank == 0:
-        _say_what_is_left_out(job, [name for part in parts for name in part["left_out"]])
-        said = manifest.Manifest(
-            epochs_done=action.epochs_done,
-            step=action.step,
-            cuts=list(job.identity.cuts),
-            fingerprints={**job.identity.fingerprints, **job.identity.code},
-            config=job.identity.config_toml,
-            provenance=job.provenance,
-            aux_mode=policy,
-            aux_needed=action.need_aux,
-            aux=[part["aux"] for part in parts],
-            recomputed=action.recomputed,
-            phases=action.phases,
-        )
-        everything = {ckpt.MANIFEST: manifest.write(folder, said)}
-        for part in parts:
-            everything |= part["sums"]
-        job.still_ours()
-        ckpt.finish(folder, everything, job.keep_checkpoints)
-    yield Share()
-    if job.store:
-        job.store.protect(aux["slot"] if aux and policy == "keep" and action.need_aux else None)
 
 
 def _say_what_is_left_out(job: Job, names: list[str], most: int = 5) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcsplit.engine.epochs import Rows, receive_copies, send_copies
 from hpcsplit.engine.forward import back, first_rows, forth
@@ -40,10 +41,10 @@ _EPOCH = "epoch"  # the parallel epoch that has left them; on every stage or on 
 class Signals:
     """What one stage found on the probe mini-batch; None where there is nothing to compare."""
 
-    label_signal: float | None
-    label_ratio: float | None
-    penalty_signal: float | None
-    violation_next: float | None  # of the boundary behind this stage
+    label_signal: float | None = None
+    label_ratio: float | None = None
+    penalty_signal: float | None = None
+    violation_next: float | None = None  # of the boundary behind this stage
     rounding: float | None = None
 
 
@@ -61,10 +62,6 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
 
     x, y = yield from forth(stage, batch)
     exact, g = yield from back(stage, x, y, batch)
-    if stage.last:
-        result = Signals(1.0, 1.0, None, None)
-    else:
-        result = Signals(None, None, None, None)
     aux: Aux = {}
     if job.has_variables:
         rows = _rows(job, action, batch.ids)
@@ -74,12 +71,15 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
         if rows is not None:
             yield from send_copies(job, rows, 0)
             aux = rows | (yield from receive_copies(job, batch.size, 0))
-    elif action.phase == "parallel":
-        aux = (yield from method.made(stage, batch)) if isinstance(method, Makes) else {}
+    elif action.phase == "parallel" and isinstance(method, Makes):
+        aux = yield from method.made(stage, batch)
     if not aux and isinstance(method, Uses) and (used := method.used(stage)):
-        return _compare_used(*used, y.detach(), exact)
-    if stage.last or not aux:
-        return result
+        output, gradient = used[0].float(), used[1].float()
+        return Signals(*_alike(gradient, exact.float()), None, _violation(output, y.detach().float()))
+    if stage.last:
+        return Signals(1.0, 1.0)
+    if not aux:
+        return Signals()
     assert isinstance(method, Compared)  # as the decorator has seen to
     result = _compare(stage, method, aux, x.detach(), y.detach().float(), exact.float(), job.aux_dtype)
     return result if job.has_variables else replace(result, rounding=None)
@@ -99,13 +99,7 @@ def _rows(job: Job, action: Train, ids: Any) -> Rows | None:
 
 
 def _compare(
-    stage: Stage,
-    method: Compared,
-    aux: Aux,
-    x_in: torch.Tensor,
-    x_out: torch.Tensor,
-    exact: torch.Tensor,
-    stored: torch.dtype,
+    stage: Stage, method: Compared, aux: Aux, x_in: Tensor, x_out: Tensor, exact: Tensor, stored: torch.dtype
 ) -> Signals:
     own_input = x_in if stage.first else method.local_input(stage, aux)
     with torch.no_grad():
@@ -119,22 +113,18 @@ def _compare(
         return Signals(*_alike(used, exact), float(penalty.norm()), _violation(target, x_out), rounding)
 
 
-def _step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _step(values: Tensor, dtype: torch.dtype) -> Tensor:
     """From each value to the next one that `dtype` has."""
     kind, (_, exponent) = torch.finfo(dtype), torch.frexp(values)
     return (kind.eps * torch.exp2(exponent - 1)).clamp_min(kind.smallest_normal * kind.eps)
 
 
-def _compare_used(output: torch.Tensor, gradient: torch.Tensor, x_out: torch.Tensor, exact: torch.Tensor) -> Signals:
-    return Signals(*_alike(gradient.float(), exact.float()), None, _violation(output.float(), x_out.float()))
-
-
-def _alike(used: torch.Tensor, exact: torch.Tensor) -> tuple[float, float | None]:
+def _alike(used: Tensor, exact: Tensor) -> tuple[float, float | None]:
     """Cosine, and ‖used‖ / ‖exact‖."""
     norm_used, norm_exact = float(used.norm()), float(exact.norm())
     cosine = float((used * exact).sum()) / (norm_used * norm_exact) if norm_used and norm_exact else 0.0
     return cosine, norm_used / norm_exact if norm_exact else None
 
 
-def _violation(target: torch.Tensor, x_out: torch.Tensor) -> float:
+def _violation(target: Tensor, x_out: Tensor) -> float:
     return float((target - x_out).norm() / target.norm().clamp_min(1e-30))

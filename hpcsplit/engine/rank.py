@@ -6,26 +6,26 @@ import logging
 import math
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import msgspec
 
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.config.option import cures, options_of
 from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
-from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate
+from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.persist import EpochSums, save
 from hpcsplit.engine.probe import Signals, probe
-from hpcsplit.engine.resume import Start, resume
+from hpcsplit.engine.resume import State, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
-from hpcsplit.host.memory import peak_resident_bytes
+from hpcsplit.host.process import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
-from hpcsplit.run.records import EpochRecord, StageRecord, TheoremRecord, finite
+from hpcsplit.run.records import EpochRecord, StageRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json
 from hpcsplit.schedule.hybrid import actions
 from hpcsplit.wire.port import Meter, Share, Traffic, Verb
@@ -36,26 +36,27 @@ RATIO_LIMIT = 1e6  # of what the variables teach to the exact gradient: they gro
 log = logging.getLogger("hpcsplit")
 
 
-@dataclass
-class _Progress:
-    """What a rank carries from action to action; `missing` are variables to compute before the next parallel epoch."""
-
-    have_aux: bool = False
-    missing: frozenset[str] = frozenset()
-    epoch: EpochSums = field(default_factory=EpochSums)
-    refresh_s: float = 0.0
-    save_s: float = 0.0
-
-
 def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     """Walk through the whole run; returns the action that ended it."""
-    start = yield from resume(job)
-    job.observer.resumed(start.first_epoch)
-    state = _Progress(start.have_aux, start.missing, start.epoch)
-    decisions = _decisions(job, start) if job.rank == 0 else None
+    state = yield from resume(job)
+    job.observer.resumed(state.first_epoch)
+    decisions = actions(
+        state.phases or job.plan,
+        job.save_policy,
+        epochs=job.epochs,
+        choose=job.choose,
+        first_epoch=state.first_epoch,
+        first_step=state.first_step,
+        have_aux=state.have_aux,
+        missing_aux=state.missing_anywhere,
+        recomputed=state.recomputed,
+        no_aux=not job.has_variables,
+        stop_reason=job.stop_reason,
+        restarts=job.method.restarts,
+    )
     trained: Trained | None = None
     while True:
-        announced = to_json(decisions.send(trained)) if decisions else None
+        announced = to_json(decisions.send(trained)) if job.rank == 0 else None
         trained = None
         action: Action = from_json((yield Share(announced))[0])
         log.info("%s", action)
@@ -77,24 +78,7 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
             state.save_s = time.perf_counter() - started
 
 
-def _decisions(job: Job, start: Start) -> Generator[Action, Trained | None, None]:
-    return actions(
-        start.phases or job.plan,
-        job.save_policy,
-        epochs=job.epochs,
-        choose=job.choose,
-        first_epoch=start.first_epoch,
-        first_step=start.first_step,
-        have_aux=start.have_aux,
-        missing_aux=start.missing_anywhere,
-        recomputed=start.recomputed,
-        no_aux=not job.has_variables,
-        stop_reason=job.stop_reason,
-        restarts=job.method.restarts,
-    )
-
-
-def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Trained]:
+def _epoch(job: Job, action: Train, state: State) -> Generator[Verb, Any, Trained]:
     """Train; at the epoch's end evaluate, probe, and let rank 0 put the record together."""
     sums = state.epoch
     if paused := (yield from _train(job, action, state)):
@@ -104,10 +88,10 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
     state.epoch = EpochSums()
     evaluation_began = time.perf_counter()
 
-    scores = NOT_EVALUATED
+    scores = Scores()
     if job.evaluated(action.epoch):
         scores = yield from evaluate(job, action.phase, bn=action.phase == "parallel" or action.last)
-    if not all(loss is None or math.isfinite(loss) for loss in scores.losses):
+    if not all(math.isfinite(loss or 0.0) for loss in (scores.loss, scores.test_loss, scores.validation_loss)):
         raise diverged(f"the loss of the whole network is {scores.loss} after {_named(action)}").on_all_ranks()
     signals = yield from probe(job, action)
     bound = None
@@ -133,28 +117,26 @@ def _epoch(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, Tr
         **asdict(scores),
         wall_s=wall_s,
         checkpoint_s=seconds["save"],
-        theorem=cast(TheoremRecord, asdict(bound)) if bound else None,
+        theorem=bound,
         lr=job.learning_rate(action.epoch),
         beta=job.method.at(action.parallel_epochs).beta if action.phase == "parallel" else None,
         recomputed=action.recomputed,
     )
     record = merged(record, reports, sums.tally.samples)
-    judge = job.method.verdict if isinstance(job.method, Iterates) else lambda stage, terms: None
     terms = {name: value for name, value in (record.terms or {}).items() if value is not None}
-    if terms and (sentence := judge(job.stage, terms)):
+    if terms and isinstance(job.method, Iterates) and (sentence := job.method.verdict(job.stage, terms)):
         raise NumericalError(f"{sentence}. It is epoch {action.epoch + 1}; the last checkpoint is whole").on_all_ranks()
-    if job.rank == 0:
-        for each in record.stages:
-            if (each.rounding or 0.0) > ROUNDING_SAID:
-                job.observer.say(
-                    f"store.dtype = {dtype_name(job.aux_dtype)} rounds away {each.rounding:.0%} of what the variables "
-                    f'teach stage {each.stage}; set store.dtype = "float32"'
-                )
-        job.observer.epoch_done(record)
+    for each in record.stages:
+        if (each.rounding or 0.0) > ROUNDING_SAID:
+            job.observer.say(
+                f"store.dtype = {dtype_name(job.aux_dtype)} rounds away {each.rounding:.0%} of what the variables "
+                f'teach stage {each.stage}; set store.dtype = "float32"'
+            )
+    job.observer.epoch_done(record)
     return Trained(0, any(report.stop for report in reports))
 
 
-def _train(job: Job, action: Train, state: _Progress) -> Generator[Verb, Any, int]:
+def _train(job: Job, action: Train, state: State) -> Generator[Verb, Any, int]:
     """Train, and add to the epoch's sums what was counted meanwhile; the step after which it pauses, or 0."""
     sums, began = state.epoch, time.perf_counter()
     before: Traffic = replace((yield Meter()))  # as it is now

@@ -37,40 +37,32 @@ T = TypeVar("T")
 LEFT_OUT = "mini-batches in flight, networks and variables of a stage's own, or rows to measure with"
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: at epoch 0, or behind a checkpoint.
-
-    Attributes:
-        missing: this stage's auxiliary variables that the checkpoint does not have, while it has others.
-        missing_anywhere: whether any stage misses some.
-        epoch: sums of the epoch under way.
-        phases: the kinds of epochs that had been decided, where that happens during the run.
-    """
+@dataclass
+class State:
+    """Where a run begins, at epoch 0 or behind a checkpoint, and what a rank carries on from action to action."""
 
     first_epoch: int = 0
     first_step: int = 0
     have_aux: bool = False
-    missing: frozenset[str] = frozenset()
-    missing_anywhere: bool = False
+    missing: frozenset[str] = frozenset()  # this stage's variables that are absent, while it has others
+    missing_anywhere: bool = False  # on any stage
     recomputed: bool = False
-    epoch: EpochSums = field(default_factory=EpochSums)
-    phases: Sequence[Phase] = ()
+    epoch: EpochSums = field(default_factory=EpochSums)  # of the epoch under way
+    phases: Sequence[Phase] = ()  # the kinds of epochs that had been decided, where that happens during the run
+    refresh_s: float = 0.0
+    save_s: float = 0.0
 
 
-def resume(job: Job) -> Generator[Verb, Any, Start]:
-    """Continue from the newest complete checkpoint, if there is one.
-
-    Raises:
-        CheckpointError: the newest checkpoint is damaged or belongs to another run; the same on every rank.
-    """
+def resume(job: Job) -> Generator[Verb, Any, State]:
+    """Continue from the newest complete checkpoint, if there is one.  CheckpointError, the same on every rank, where it
+    is damaged or belongs to another run."""
     job.where = "resume"
     _, (known, *_) = yield from _all_learn(
         lambda: newest(job.checkpoints, job.identity) if job.rank == 0 else None,
         lambda newest: newest and (str(newest[0]), vars(newest[1])),
     )
     if known is None:
-        return Start()
+        return State()
 
     folder, saved = Path(known[0]), Manifest(**known[1])
     recut = tuple(saved.cuts) != job.identity.cuts
@@ -84,15 +76,12 @@ def resume(job: Job) -> Generator[Verb, Any, Start]:
         if any(left_out):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
     aux = yield from _auxiliary(job, folder, saved, recut)
-    return Start(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
+    return State(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
 
 def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Verb, Any, tuple[T, list[Any]]]:
-    """What this rank finds out, and what each rank says of it, by rank: JSON values.
-
-    Raises:
-        CheckpointError: a rank has failed; the same on every rank.
-    """
+    """What this rank finds out, and what each rank says of it, by rank: JSON values.  CheckpointError, the same on
+    every rank, where one has failed."""
     try:
         mine = find()
         report = {"error": "", "said": said(mine)}
@@ -107,15 +96,9 @@ def _all_learn(find: Callable[[], T], said: Callable[[T], Any]) -> Generator[Ver
     return mine, [each["said"] for each in reports]
 
 
-# ------------------------------------------------------------------------------------------------ which checkpoint
-
-
 def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest] | None:
     """The newest complete checkpoint if it can be continued with this identity, or None when there is none.
-
-    Raises:
-        CheckpointError: it is damaged or belongs to another run.  Nothing has been touched.
-    """
+    CheckpointError where it is damaged or belongs to another run.  Nothing is touched."""
     candidates = ckpt.complete(checkpoints) if checkpoints else []
     if not candidates:
         return None
@@ -148,22 +131,18 @@ def _tables(toml: str) -> dict[str, Any]:
         return {}
 
 
-# ------------------------------------------------------------------------------------------------ weights
-
-
 def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSums, bool]:
     """Take up weights, optimizer state and carry of this stage's blocks; what the epoch under way has added up to, and
-    whether something was left out that belongs to a stage with other cuts.
-
-    CheckpointError where a file that this stage needs, its copied rows included, is damaged.
-    """
+    whether something was left out that belongs to a stage with other cuts.  CheckpointError where a file that this
+    stage needs, its copied rows included, is damaged."""
     stage, sums = job.stage, EpochSums()
     blocks, left_out = set(stage.block_numbers), False
     tensors: dict[str, torch.Tensor] = {}
     for k, theirs in enumerate(ranges(tuple(saved.cuts), stage.net_blocks)):
         if blocks.isdisjoint(theirs):
             continue
-        stored = Stored(ckpt.image(folder, ckpt.stage_file(k)), folder / ckpt.stage_file(k))
+        file = ckpt.stage_file(k)
+        stored = Stored(ckpt.image(folder, file), folder / file)
         everything = blocks.issuperset(theirs)
         lost = {key for key in stored.headers if recut and of_cuts(key.removeprefix("carry/"))}
         wanted = [key for key in stored.headers if key not in lost and (everything or _belongs(key, stage))]
@@ -171,17 +150,13 @@ def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSu
         check_headers(stage, {key: stored.headers[key] for key in wanted})
         tensors |= {key: stored.tensor(key) for key in wanted}
         if theirs.stop == stage.block_numbers.stop:  # its loss and its violation are those of the blocks before there
-            sums = _sums(folder, ckpt.stage_file(k), stored.attributes)
+            if (found := EpochSums.from_json(stored.attributes.get("sums"))) is None:
+                raise ckpt.damaged(folder, f"{file} does not say what the epoch under way has added up to")
+            sums = found
     if job.store and saved.aux_mode == "copy" and (described := _described(job.store, saved.aux)):
         ckpt.verify(folder, map(job.store.schema.saved_name, described["checksums"]))
     load_stage(stage, tensors)
     return sums, left_out
-
-
-def _sums(folder: Path, file: str, attributes: Mapping[str, Any]) -> EpochSums:
-    if (sums := EpochSums.from_json(attributes.get("sums"))) is None:
-        raise ckpt.damaged(folder, f"{file} does not say what the epoch under way has added up to")
-    return sums
 
 
 def _belongs(key: str, stage: Stage) -> bool:
@@ -192,17 +167,13 @@ def _belongs(key: str, stage: Stage) -> bool:
     return name.partition(".")[0] in dict(stage.blocks.named_children())
 
 
-# ------------------------------------------------------------------------------------------------ auxiliary variables
-
-
 def _auxiliary(
     job: Job, folder: Path, saved: Manifest, recut: bool
 ) -> Generator[Verb, Any, tuple[bool, frozenset[str], bool]]:
     """Take up the auxiliary variables; whether there are any, which ones this stage misses, whether any stage does."""
-    store = job.store
-    missing, reason = (
-        _take_up(store, folder, saved) if store else ([], "no epoch is parallel" if job.own_variables() else "")
-    )
+    store, missing, reason = job.store, list[str](), "no epoch is parallel" if job.own_variables() else ""
+    if store:
+        missing, reason = _take_up(store, folder, saved)
     names = {name: field.file_stem for name, field in store.fields.items()} if store else {}
     kept = [names[name] for name in names if name not in missing]
     answers = yield Share({"kept": kept, "missing": [names[name] for name in missing], "why": reason})
@@ -248,18 +219,13 @@ def _take_up(store: Store, folder: Path, saved: Manifest) -> tuple[list[str], st
 def _described(store: Store, descriptions: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """What the stages of the checkpoint say of this stage's variables, as one description; None when nothing."""
     merged: dict[str, Any] | None = None
-    for theirs in descriptions:
-        names = [name for name, field in store.fields.items() if theirs and _has(theirs, name, field.boundary)]
-        if not theirs or not names:
+    for theirs in filter(None, descriptions):
+        names = [name for name, field in store.fields.items() if theirs["boundaries"].get(name) == field.boundary]
+        if not names:
             continue
         generation = {key: theirs[key] for key in ("slot", "epoch", "rows", "dtype")}
         merged = merged or {**generation, "filled": {}, "checksums": {}}
-        if any(merged[key] != value for key, value in generation.items()):
-            continue
-        for key in ("filled", "checksums"):
-            merged[key] |= {name: theirs[key][name] for name in names if name in theirs[key]}
+        if all(merged[key] == value for key, value in generation.items()):
+            for key in ("filled", "checksums"):
+                merged[key] |= {name: theirs[key][name] for name in names if name in theirs[key]}
     return merged
-
-
-def _has(description: Mapping[str, Any], name: str, boundary: int) -> bool:
-    return bool(description["boundaries"].get(name) == boundary)

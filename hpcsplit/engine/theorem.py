@@ -22,49 +22,21 @@ proof, eq. (9)).  Three things to know when reading the two sides:
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.contract import Compared, TrainingMethod
+from hpcsplit.run.records import TheoremRecord
 from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 from hpcsplit.wire.port import NEXT, PREV, Send, Share, Verb
 
-
-@dataclass(frozen=True)
-class Bound:
-    """Both sides of the theorem on one mini-batch, the same on every rank.
-
-    Attributes:
-        gap: mean over the samples of |R_serial − R_split|, in nats.
-        bound: mean of the right-hand side; None where a constant is missing.
-        worst: the largest gap / bound over the samples whose bound is not 0; at most 1 unless an estimate is too low.
-        residuals: mean ‖r_l‖ at each of the K-1 boundaries.
-        lipschitz: H_1 … H_{K-1}; None where a layer has no rule.
-        missing: "stage k: no estimate: <class>" for each None among them.
-    """
-
-    gap: float
-    bound: float | None
-    worst: float | None
-    residuals: tuple[float, ...]
-    lipschitz: tuple[float | None, ...]
-    missing: tuple[str, ...] = ()
+# A stage's share: ‖r‖ of each sample at its input, its constant or why it has none, and from the last each sample's gap
+Part = tuple[Sequence[float], float | None, str | None, Sequence[float]]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One stage's share: ‖r‖ of each sample at its input, its constant, and on the last stage each sample's gap."""
-
-    residual: Sequence[float] = ()
-    constant: float | None = None
-    missing: str | None = None
-    gap: Sequence[float] = ()
-
-
-def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, Bound | None]:
+def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, TheoremRecord | None]:
     """Both sides on the mini-batch of the probe; None for one stage, for a method without variables and
     for a task whose loss has no Lipschitz constant.
 
@@ -80,10 +52,10 @@ def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, Bound | None]
     part = yield from _own_part(job, method)
     for module, training in modes:
         module.training = training
-    return _put_together([_Part(**values) for values in (yield Share(asdict(part)))])
+    return _put_together((yield Share(part)))
 
 
-def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
+def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, Part]:
     """All stages start from their own input at once; the exact pass goes through them while constants are estimated."""
     stage, ids = job.stage, job.measured()[0]
     batch = job.batch(ids)
@@ -98,16 +70,16 @@ def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
         yield Send(NEXT, "split", f)
     if stage.first:
         yield Send(NEXT, "exact", exact)
-        return _Part()
+        return (), None, None, ()
     f_prev = yield stage.receive(PREV, "split", batch.size)
     residual = (p.double() - f_prev.double()).flatten(1).norm(dim=1).tolist()
     constant, missing = _constant(stage)
     exact = stage.infer((yield stage.receive(PREV, "exact", batch.size)))
     if not stage.last:
         yield Send(NEXT, "exact", exact)
-        return _Part(residual, constant, missing)
+        return residual, constant, missing, ()
     gap = stage.loss(exact.double(), batch.y) - stage.loss(f.double(), batch.y)
-    return _Part(residual, constant, missing, gap.abs().tolist())
+    return residual, constant, missing, gap.abs().tolist()
 
 
 def _constant(stage: Stage) -> tuple[float | None, str | None]:
@@ -119,16 +91,21 @@ def _constant(stage: Stage) -> tuple[float | None, str | None]:
     return (own * (stage.task.lipschitz or 1.0) if stage.last else own), None
 
 
-def _put_together(parts: Sequence[_Part]) -> Bound:
-    gaps, behind = parts[-1].gap, parts[1:]
-    means = tuple(_mean(part.residual) for part in behind)
-    constants = [part.constant for part in behind if part.constant is not None]
-    if len(constants) < len(behind):
-        missing = tuple(part.missing for part in behind if part.missing)
-        return Bound(_mean(gaps), None, None, means, tuple(part.constant for part in behind), missing)
-    bounds = right_side([part.residual for part in behind], constants)
-    worst = max((gap / bound for gap, bound in zip(gaps, bounds, strict=True) if bound), default=0.0)
-    return Bound(_mean(gaps), _mean(bounds), worst, means, tuple(constants))
+def _put_together(parts: Sequence[Part]) -> TheoremRecord:
+    gaps, (residuals, constants, reasons, _) = parts[-1][3], zip(*parts[1:], strict=True)
+    result = TheoremRecord(
+        gap=_mean(gaps),
+        bound=None,
+        worst=None,
+        residuals=list(map(_mean, residuals)),
+        lipschitz=list(constants),
+        missing=list(filter(None, reasons)),
+    )
+    if not result["missing"]:
+        bounds = right_side(residuals, constants)
+        ratios = (gap / bound for gap, bound in zip(gaps, bounds, strict=True) if bound)
+        result |= {"bound": _mean(bounds), "worst": max(ratios, default=0.0)}
+    return result
 
 
 def right_side(residuals: Sequence[Sequence[float]], constants: Sequence[float]) -> list[float]:

@@ -1,1 +1,1 @@
-"""This process and its machine: launcher, terminal, memory, devices, stopping, the watchdog."""
+"""This process and its machine: launcher, terminal, memory, devices, stopping."""

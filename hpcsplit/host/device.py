@@ -14,8 +14,7 @@ class Copy:
     def query(self) -> bool:
         return True
 
-    def synchronize(self) -> None:
-        pass
+    def synchronize(self) -> None: ...
 
 
 def copy_under_way(device: torch.device) -> Copy | torch.cuda.Event:

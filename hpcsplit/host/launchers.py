@@ -13,39 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.errors import LaunchError
-from hpcsplit.host.proc import ancestors
+from hpcsplit.host.process import ancestors
 
 _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """What starts ranks.
+    """What starts ranks."""
 
-    Attributes:
-        words: for people.
-        processes: what the processes are called of which one is above each rank.
-        size, rank: the variables in which it tells the number of ranks, and which one this is.
-        relays: what those are called of which one passes on what the ranks write.
-    """
-
-    words: str
-    processes: tuple[str, ...] = ()
-    size: str = ""
-    rank: str = ""
-    relays: tuple[str, ...] = ()
+    words: str  # for people
+    processes: tuple[str, ...] = ()  # what the processes are called of which one is above each rank
+    size: str = ""  # the variable in which it tells the number of ranks
+    rank: str = ""  # and that in which it tells which one this is
+    relays: tuple[str, ...] = ()  # what those are called of which one passes on what the ranks write
 
 
+_PRTE = ("prterun", "prted", "orterun", "orted")
 SLURM = Launcher("srun", ("slurmstepd",), "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ("srun",))
 LAUNCHERS = (  # the one list of them
     Launcher("mpirun of MPICH", ("hydra_pmi_proxy", "pmi_proxy"), "PMI_SIZE", "PMI_RANK", ("mpiexec.hydra",)),
-    Launcher(
-        "mpirun of Open MPI",
-        ("prterun", "prted", "orterun", "orted"),
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        ("prterun", "orterun"),
-    ),
+    Launcher("mpirun of Open MPI", _PRTE, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("prterun", "orterun")),
     Launcher("a launcher with PMIx", (), "PMIX_SIZE", "PMIX_RANK"),
     SLURM,
     Launcher("mpirun of Intel MPI", (), "MPI_LOCALNRANKS"),
@@ -67,7 +55,9 @@ class LauncherWatch:
 
     def __init__(self) -> None:
         self._died = ""
-        parents = _parents()
+        family = ancestors(os.getppid())
+        known = next((count for count, (name, _) in enumerate(family, 1) if name in _OF_PROCESS), 0)
+        parents = family[:known]  # up to the launcher; none where that is not among them
         threading.Thread(target=self._watch, args=(parents,), name="launcher", daemon=True).start()
 
     def died(self) -> str:
@@ -86,13 +76,6 @@ class LauncherWatch:
                 self._died = words[gone[0][0]]
                 return
         self._died = f"process {first}, which has started this rank, is gone"
-
-
-def _parents() -> list[tuple[str, int]]:
-    """Name and number of the processes above this one up to the launcher; none where that is not among them."""
-    family = ancestors(os.getppid())
-    launchers = [number for number, (name, _) in enumerate(family) if name in _OF_PROCESS]
-    return family[: launchers[0] + 1] if launchers else []
 
 
 def launcher_name(proc: Path = Path("/proc"), pid: int | None = None) -> str:
@@ -130,11 +113,8 @@ def claimed_size() -> tuple[int, str]:
 
 
 def check_world(world_size: int, library: str) -> None:
-    """Refuse to be one of several processes that each believe to be alone.
-
-    Raises:
-        LaunchError: the launcher started more processes than MPI knows of.
-    """
+    """Refuse to be one of several processes that each believe to be alone: LaunchError where the launcher started more
+    than MPI knows of."""
     size, variable = claimed_size()
     if world_size == 1 and size > 1:
         raise LaunchError(
@@ -145,11 +125,8 @@ def check_world(world_size: int, library: str) -> None:
 
 
 def check_stages(world_size: int, stages: int, source: str) -> None:
-    """Refuse a world size that the configuration does not fit.
-
-    Raises:
-        LaunchError: `source` (the key that fixes it) asks for another number of stages.
-    """
+    """Refuse a world size that the configuration does not fit: LaunchError where `source` (the key that fixes it) asks
+    for another number of stages."""
     if stages and stages != world_size:
         raise LaunchError(
             f"{world_size} rank{'s were' if world_size > 1 else ' was'} started, {source} asks for {stages}: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import suppress
-from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 _NEVER, _NONE = -1, 0
@@ -33,12 +32,3 @@ def give_back() -> None:
     """Hand what is free now to the system, once: after the data set has been read."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def peak_resident_bytes() -> int | None:
-    """The most memory that this process has had resident so far, shared libraries included; None where Linux does not
-    say.  getrusage would count the program before exec, too."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    return None

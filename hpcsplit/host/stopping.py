@@ -41,10 +41,9 @@ class StopRequest:
         self.signal: str | None = None
         self.end: Callable[[], Any] = lambda: os._exit(REQUEUE)
         self._starting = False
-        now = time.monotonic()
         self.deadlines: list[tuple[float, str]] = []  # monotonic seconds, and what to say then
         if time_limit_minutes:
-            self.deadlines.append((now + 60 * time_limit_minutes, "run.time_limit reached"))
+            self.deadlines.append((time.monotonic() + 60 * time_limit_minutes, "run.time_limit reached"))
         for number in _SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -60,11 +59,9 @@ class StopRequest:
         """Why to stop now, or None; takes less than a microsecond."""
         if self.signal:
             return f"{self.signal} received"
-        if self.deadlines:
-            now = time.monotonic()
-            for deadline, sentence in self.deadlines:
-                if now >= deadline:
-                    return sentence
+        for deadline, sentence in self.deadlines:
+            if time.monotonic() >= deadline:
+                return sentence
         return None
 
     def guard_start(self) -> None:

@@ -26,19 +26,7 @@ from hpcsplit.errors import DONE, StoreError
 
 _GONE = (errno.EPIPE, errno.ECONNRESET)
 _GONE_UNLESS_A_FILE = (errno.EIO, errno.ENXIO)  # of a terminal; of a disk they are damage
-_ASCII = {
-    "×": "x",
-    "−": "-",
-    "–": "-",
-    "—": "-",
-    "·": "*",
-    "‖": "||",
-    "→": "->",
-    "←": "<-",
-    "≤": "<=",
-    "≥": ">=",
-    "µ": "u",
-}
+_ASCII = dict(zip("×−–—·µ", "x---*u", strict=True)) | {"‖": "||", "→": "->", "←": "<-", "≤": "<=", "≥": ">="}
 
 _streams: dict[str, _Stream] = {}
 _run = False
@@ -98,11 +86,8 @@ def protect() -> None:
 
 
 def during_a_run(would_fail: Callable[[int], int] = lambda descriptor: 0) -> None:
-    """From now on a run is under way, whose result is not what it prints.
-
-    Args:
-        would_fail: the error number with which a launcher would die that passes on what we write, 0 for none.
-    """
+    """From now on a run is under way, whose result is not what it prints; `would_fail` tells the error number with
+    which a launcher would die that passes on what we write, 0 for none."""
     global _run, _would_fail
     _run, _would_fail = True, would_fail
 
@@ -112,10 +97,8 @@ def finish(code: int) -> int:
     sys.stdout.flush()
     stream = _streams.get("standard output")
     if stream and stream.failure and not stream.gone and not _run and code == DONE:
-        reason = stream.failure.strerror
-        print(
-            f"hpcsplit: standard output cannot be written: {reason}; make room, or send it elsewhere", file=sys.stderr
-        )
+        sentence = f"standard output cannot be written: {stream.failure.strerror}; make room, or send it elsewhere"
+        print(f"hpcsplit: {sentence}", file=sys.stderr)
         code = StoreError.exit_code
     with suppress(OSError):
         sys.stderr.flush()
@@ -127,9 +110,8 @@ def _safe(before: TextIO | None, descriptor: int, title: str) -> TextIO:
     if isinstance(before, io.TextIOWrapper):
         encoding, at_once = before.encoding, before.line_buffering or before.write_through
     stream = _streams[title] = _Stream(descriptor, title)
-    return io.TextIOWrapper(
-        io.BufferedWriter(stream), encoding=encoding, errors="hpcsplit.spell", line_buffering=at_once
-    )
+    buffer = io.BufferedWriter(stream)
+    return io.TextIOWrapper(buffer, encoding=encoding, errors="hpcsplit.spell", line_buffering=at_once)
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
@@ -144,7 +126,6 @@ def _spelled(letter: str) -> str:
     if name.startswith("GREEK"):
         spelled = name.rpartition(" ")[2].lower().replace("lamda", "lambda")
         return spelled if letter.islower() else spelled.capitalize()
-    plain = _ASCII.get(letter) or "".join(
-        part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part)
-    )
+    parts = unicodedata.normalize("NFKD", letter)
+    plain = _ASCII.get(letter) or "".join(part for part in parts if not unicodedata.combining(part))
     return plain if plain.isascii() else letter.encode("ascii", "backslashreplace").decode()

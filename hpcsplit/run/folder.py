@@ -9,11 +9,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 
@@ -29,7 +30,6 @@ from hpcsplit.host.process import Process
 from hpcsplit.run import provenance, trust
 from hpcsplit.run.lock import RunLock
 
-FORECAST_KEYS = {"key", "batch_size", "forecast", "one_rank_samples_per_s", "cuts", "profile"}
 NO_RUN_DIR = "choose another --run-dir"
 _SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
 _LEFT_OVER = re.compile(
@@ -39,18 +39,49 @@ _LEFT_OVER = re.compile(
 _held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
 
 
+_Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e300)]
+
+
+class _Split(TypedDict):
+    """The cuts of a network, and what each stage costs."""
+
+    cuts: list[int]
+    costs: list[float]
+
+
+class _Times(TypedDict):
+    exact_s: _Positive
+    parallel_s: _Positive
+
+
+class _Forecast(TypedDict):
+    """What a report puts beside a run."""
+
+    key: Any
+    batch_size: _Positive
+    forecast: _Times
+    one_rank_samples_per_s: _Positive | None
+    cuts: Any
+    profile: Any
+
+
+class _File:
+    """The path of a file in the folder of a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run_dir: RunDir, owner: type[RunDir]) -> Path:
+        return run_dir.home / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
-    """Paths inside a run directory, and what may be done to it.
-
-    Attributes:
-        take_over: go on in a folder that is another user's or another run's.
-        follow_links: folders in it may be links to places elsewhere, such as on scratch.
-    """
+    """Paths inside a run directory, and what may be done to it."""
 
     path: Path
-    take_over: bool = False
-    follow_links: bool = False
+    take_over: bool = False  # go on in a folder that is another user's or another run's
+    follow_links: bool = False  # folders in it may be links to places elsewhere, such as on scratch
 
     @property
     def home(self) -> Path:
@@ -65,51 +96,25 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self._folder("checkpoints")
 
-    @property
-    def records(self) -> Path:
-        return self.home / "records.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.home / "config.toml"
-
-    @property
-    def split(self) -> Path:
-        return self.home / "split.json"
-
-    @property
-    def forecast(self) -> Path:
-        return self.home / "forecast.json"
-
-    @property
-    def provenance(self) -> Path:
-        return self.home / "provenance.json"
-
-    @property
-    def picture(self) -> Path:
-        return self.home / "curves.png"
-
-    @property
-    def summary(self) -> Path:
-        return self.home / "summary.txt"
+    records = _File("records.jsonl")
+    config = _File("config.toml")
+    split = _File("split.json")
+    forecast = _File("forecast.json")
+    provenance = _File("provenance.json")
+    picture = _File("curves.png")
+    summary = _File("summary.txt")
+    lock = _File("lock")
 
     @property
     def tensorboard(self) -> Path:
         return self._folder("tensorboard")
 
-    @property
-    def lock(self) -> Path:
-        return self.home / "lock"
-
     def log(self, rank: int) -> Path:
         return self._folder("log") / f"rank-{rank:03d}.log"
 
     def wait_for_log(self, rank: int) -> Path:
-        """The log file of a rank, when its folder, made by rank 0, shows here.
-
-        Raises:
-            ConfigError: it does not, within a few seconds.
-        """
+        """The log file of a rank, when its folder, made by rank 0, shows here; ConfigError where it does not, within a
+        few seconds."""
         path, begun = self.log(rank), time.monotonic()
         while not path.parent.is_dir():
             if time.monotonic() - begun > _SLOW_FILES_S:
@@ -127,10 +132,8 @@ class RunDir:
         """The folder of the auxiliary store, of this run alone; environment variables in `configured` are filled in.
 
         "scratch" takes the first of the node's own disks that has the rows of an earlier start, or room for
-        `needed_bytes`.
-
-        It is made here, since a predictable name on a disk that others write too may be anybody's: what cannot be
-        made is left to the store to complain about.
+        `needed_bytes`.  The folder is made here, since a predictable name on a disk that others write too may be
+        anybody's: what cannot be made is left to the store to complain about.
 
         Raises:
             ConfigError: a variable is not set, or the folder is another user's.
@@ -144,15 +147,14 @@ class RunDir:
         with suppress(OSError, ConfigError):  # the checks below say better what is in the way
             make_folders(folder)
         instead = "choose another store.path"
-        self._check_folder(folder, instead)
-        self._check_files((folder / name for name in nofollow.names(folder) if name.endswith(".h5")), instead)
+        trust.check_folder(folder, take_over=self.take_over, instead=instead)
+        rows = [folder / name for name in nofollow.names(folder) if name.endswith(".h5")]
+        trust.check_files(rows, take_over=self.take_over, instead=instead)
         return folder
 
     def store_places(self, configured: str) -> list[Path]:
-        """Where `store` may put the folder, several only for "scratch"; nothing is made.
-
-        Raises ConfigError for a variable that is not set.
-        """
+        """Where `store` may put the folder, several only for "scratch"; nothing is made.  ConfigError for a variable
+        that is not set."""
         if configured == "scratch":
             return [place.path / self._store_name for place in scratch.candidates() if not place.obstacle]
         if not configured:
@@ -163,8 +165,6 @@ class RunDir:
     def _store_name(self) -> str:
         place = self.path.resolve()
         return f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
-
-    # ------------------------------------------------------------------------------------------------ whose it is
 
     def create(self, config: Config) -> None:
         """Make the folder and take it for this process, until `release`; rank 0 only.
@@ -196,8 +196,7 @@ class RunDir:
 
     def release(self) -> None:
         """Let others have the folder; does nothing where this process has not taken it."""
-        lock = _held.pop(self._key, None)
-        if lock:
+        if lock := _held.pop(self._key, None):
             lock.release()
 
     def check_held(self) -> None:
@@ -225,22 +224,17 @@ class RunDir:
         _held[self._key] = RunLock.acquire(self.lock, say=_say)
 
     def _check_trust(self) -> None:
+        check_folder = partial(trust.check_folder, take_over=self.take_over, instead=NO_RUN_DIR)
         logs = (self.log(0).parent, self.tensorboard)
-        self._check_folder(self.path, NO_RUN_DIR, may_be_link=True)
+        check_folder(self.path, may_be_link=True)
         for folder in (self.checkpoints, *logs):
-            self._check_folder(folder, NO_RUN_DIR)
+            check_folder(folder)
         files = [self.records, self.config, self.split, self.forecast, self.provenance, self.picture, self.summary]
         files += [folder / name for folder in logs for name in nofollow.names(folder)]
         for folder in (self.checkpoints / name for name in nofollow.names(self.checkpoints) if ckpt.is_ours(name)):
             files += [folder / name for name in nofollow.names(folder)]
-            self._check_folder(folder, NO_RUN_DIR)
-        self._check_files([*files, self.lock], NO_RUN_DIR)
-
-    def _check_folder(self, folder: Path, instead: str, *, may_be_link: bool = False) -> None:
-        trust.check_folder(folder, take_over=self.take_over, may_be_link=may_be_link, instead=instead)
-
-    def _check_files(self, paths: Iterable[Path], instead: str) -> None:
-        trust.check_files(paths, take_over=self.take_over, instead=instead)
+            check_folder(folder)
+        trust.check_files([*files, self.lock], take_over=self.take_over, instead=NO_RUN_DIR)
 
     def _check_config(self, config: Config) -> None:
         """Refuse to begin anew over the epochs of another run; where there is a checkpoint, that decides instead."""
@@ -269,18 +263,15 @@ class RunDir:
         """The configuration that it was last started with.  ConfigError where it cannot be read."""
         return load(self.config, read=read_bytes)
 
-    # ------------------------------------------------------------------------------------------------ the cuts
-
     def load_split(self, key: str) -> dict[str, Any] | None:
-        """The cuts chosen at the first start with this key, or None: {"cuts": [int, …], "costs": [float, …]}."""
+        """The cuts chosen at the first start with this key, or None."""
         chosen = self._splits().get(key)
-        if not chosen or chosen["sha256"] != _digest(chosen["split"]):
-            return None
-        split = chosen["split"]
-        sound = (
-            isinstance(split, dict) and _is_list(split.get("cuts"), int) and _is_list(split.get("costs"), int, float)
-        )
-        return split if sound else None
+        if chosen and chosen["sha256"] == _digest(chosen["split"]):
+            split: dict[str, Any] = chosen["split"]
+            with suppress(msgspec.ValidationError):
+                msgspec.convert(split, _Split)
+                return split
+        return None
 
     def save_split(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep the cuts for later starts."""
@@ -294,36 +285,27 @@ class RunDir:
         except (OSError, ValueError, AttributeError, RecursionError):
             return {}
 
-    # ------------------------------------------------------------------------------------------------ the forecast
-
     def save_forecast(self, values: Mapping[str, Any]) -> None:
         """Write down what is expected of the run, before it begins."""
         write_in_words(self.forecast, json.dumps(values, indent=1) + "\n")
 
     def load_forecast(self) -> dict[str, Any] | None:
         """What was expected of the run, or None."""
-        values: dict[str, Any] | None
         try:
-            values = json.loads(read_text(self.forecast))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError):
-            values = None
-        if _is_forecast(values):
+            values: dict[str, Any] = json.loads(read_text(self.forecast))
+            msgspec.convert(values, _Forecast)
             return values
-        logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, RecursionError):
+            logging.getLogger("hpcsplit").warning("%s is damaged and left out", self.forecast)
         return None
-
-    # ------------------------------------------------------------------------------------------------ its starts
 
     def note_start(
         self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
     ) -> dict[str, Any]:
-        """Write config.toml and add this start to provenance.json; rank 0 only.  Returns what was added.
-
-        Args:
-            places: of every rank, by `provenance.place`.
-        """
+        """Write config.toml and add this start, on these `provenance.place`s of all ranks, to provenance.json; rank 0
+        only.  Returns what was added."""
         write_in_words(self.config, config.to_toml())
         checkpoints = ckpt.complete(self.checkpoints)
         start = provenance.facts(config, places, mpi, cuts)
@@ -333,34 +315,9 @@ class RunDir:
                 lock.add(msgspec.convert([place["process"] for place in places], list[Process]))
         return start
 
-    def note_end(self, how: str) -> None:
-        """Add to provenance.json how this start ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
-        provenance.end(self.provenance, how)
-
-    def starts(self) -> list[dict[str, Any]]:
-        """What provenance.json has, oldest first."""
-        return provenance.starts(self.provenance)
-
-    def provenance_text(self) -> str:
-        """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
-        return provenance.newest(self.provenance)
-
 
 def _say(sentence: str) -> None:
     print(f"hpcsplit: {printable(sentence)}", file=sys.stderr, flush=True)
-
-
-def _is_list(value: Any, *kinds: type) -> bool:
-    return isinstance(value, list) and all(type(each) in kinds for each in value)
-
-
-def _is_forecast(values: Any) -> bool:
-    """Whether a report can put it beside a run."""
-    if not (isinstance(values, dict) and values.keys() >= FORECAST_KEYS and isinstance(values["forecast"], dict)):
-        return False
-    rate, result = values["one_rank_samples_per_s"], values["forecast"]
-    numbers = [values["batch_size"], result.get("exact_s"), result.get("parallel_s"), *([] if rate is None else [rate])]
-    return _is_list(numbers, int, float) and all(0 < number < 1e300 for number in numbers)
 
 
 def _digest(value: Any) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -18,12 +19,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from hpcsplit.errors import ConfigError, LaunchError
-from hpcsplit.files.atomic import append_text, discard, write_all
-from hpcsplit.files.nofollow import open_file, remove
+from hpcsplit.files.atomic import append_text, discard, gone_on_failure, opened, write_all
+from hpcsplit.files.nofollow import remove
 from hpcsplit.host.process import Process
-from hpcsplit.run.owner import LockFile, Owner, look, look_at
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_MOST_BYTES = 1 << 20  # read of a lock file
+_NO_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged one may lead to
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,8 @@ class RunLock:
 
     @classmethod
     def acquire(cls, path: Path, pace: Pace | None = None, say: Callable[[str], None] | None = None) -> RunLock:
-        """Own the lock file `path`, in a folder that is there.
-
-        Args:
-            say: is told when this has to wait for the silence of an owner on another machine, up to `pace.limit`.
+        """Own the lock file `path`, in a folder that is there; `say` when this has to wait for the silence of an owner
+        on another machine, up to `pace.limit`.
 
         Raises:
             LaunchError: its owner is alive.
@@ -78,28 +83,18 @@ class RunLock:
         append_text(self.path, json.dumps([vars(process) for process in others]) + "\n")
 
     def check(self) -> None:
-        """Give a sign of life.
-
-        Raises:
-            LaunchError: the lock is somebody else's now; nothing more may be written.
-        """
+        """Give a sign of life; LaunchError where the lock is somebody else's now: nothing more may be written."""
         try:
-            descriptor = open_file(self.path, os.O_RDONLY)
+            with opened(self.path, os.O_RDONLY) as descriptor:
+                seen = look_at(descriptor)
+                if seen.identity == self.owner.token:
+                    return os.utime(descriptor)
         except FileNotFoundError:
             raise LaunchError(self._lost("is gone")) from None
         except ConfigError:
             raise LaunchError(self._lost("is no file any more")) from None
         except OSError:  # the file system does not answer: the next time
             return
-        try:
-            seen = look_at(descriptor)
-            if seen.identity == self.owner.token:
-                os.utime(descriptor)
-                return
-        except OSError:
-            return
-        finally:
-            os.close(descriptor)
         raise LaunchError(self._lost(f"belongs to {seen.owner}" if seen.owner else "is damaged"))
 
     def release(self) -> None:
@@ -127,23 +122,87 @@ class RunLock:
         )
 
 
+# ------------------------------------------------------------------------------------------------ what it says
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.  `job` is the Slurm job ("" without) and `restart` how often that was requeued."""
+
+    token: Annotated[str, msgspec.Meta(pattern=r"^[^\W_]{1,63}\Z")]  # it is a part of a file's name
+    host: str
+    process: Process
+    job: str
+    restart: int
+    since: str
+
+    @classmethod
+    def this(cls) -> Owner:
+        job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
+        return cls(
+            secrets.token_hex(8),
+            socket.gethostname(),
+            Process.this(),
+            f"{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}" if job else "",
+            int(restart) if restart.isdigit() else 0,
+            time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
+
+    def __str__(self) -> str:
+        job = f", Slurm job {self.job.partition(':')[2]}" if self.job else ""
+        return f"process {self.process.pid} on {self.host}{job}, since {self.since}"
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A lock file at one moment; `owner` is None where it is empty or damaged."""
+
+    owner: Owner | None
+    others: tuple[Process, ...]  # further ranks of the owner's run
+    modified: float  # seconds, by the clock of the file system
+    size: int
+    inode: int
+
+    @property
+    def identity(self) -> str:
+        """What tells this lock from one that takes its place."""
+        return self.owner.token if self.owner else f"unknown-{self.inode}-{self.modified}"
+
+
+def look(path: Path) -> LockFile | None:
+    """The lock file as it is now, or None when there is none.  ConfigError when it is no regular file."""
+    try:
+        with opened(path, os.O_RDONLY) as descriptor:
+            return look_at(descriptor)
+    except FileNotFoundError:
+        return None
+
+
+def look_at(descriptor: int) -> LockFile:
+    """As `look`, of a file that is open."""
+    lines = os.read(descriptor, _MOST_BYTES).decode("utf-8", "replace").split("\n")
+    state = os.fstat(descriptor)
+    owner: Owner | None = None
+    others: list[Process] = []
+    with suppress(*_NO_JSON):
+        owner = msgspec.json.decode(lines[0], type=Owner)
+    for line in lines[1:]:
+        with suppress(*_NO_JSON):
+            others += msgspec.json.decode(line, type=list[Process])
+    return LockFile(owner, tuple(others), state.st_mtime, state.st_size, state.st_ino)
+
+
 # ------------------------------------------------------------------------------------------------ the file
 
 
 def _make(path: Path, owner: Owner) -> bool:
     """Whether the file was made, by this process alone."""
     try:
-        descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with opened(path, _NEW, 0o600) as descriptor, gone_on_failure(path):
+            write_all(descriptor, msgspec.json.encode(owner) + b"\n")
+            os.fsync(descriptor)
     except FileExistsError:
         return False
-    try:
-        write_all(descriptor, f"{owner.to_json()}\n".encode())
-        os.fsync(descriptor)
-    except OSError:
-        discard(path)
-        raise
-    finally:
-        os.close(descriptor)
     return True
 
 
@@ -189,12 +248,11 @@ def _alive_here(seen: LockFile, me: Owner) -> Process | None:
 def _age(path: Path, seen: LockFile) -> float:
     """Seconds since the heartbeat: two times of the same file system, since the clocks of two hosts differ."""
     probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}.now")
-    descriptor = open_file(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.utime(descriptor)
-        return os.fstat(descriptor).st_mtime - seen.modified
+        with opened(probe, _NEW, 0o600) as descriptor:
+            os.utime(descriptor)
+            return os.fstat(descriptor).st_mtime - seen.modified
     finally:
-        os.close(descriptor)
         discard(probe)
 
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -23,7 +23,7 @@ from hpcsplit.errors import StoreError
 from hpcsplit.files.atomic import write_in_words
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import spans
-from hpcsplit.host.process import Process
+from hpcsplit.host.process import Process, value_in
 from hpcsplit.run.trust import user
 
 if TYPE_CHECKING:
@@ -60,26 +60,17 @@ def sharing(places: Sequence[Mapping[str, Any]]) -> int:
 @cache
 def processor() -> str:
     """The name of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    name = value_in("/proc/cpuinfo", "model name")
+    return platform.processor() if name is None else name
 
 
 def facts(config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]) -> dict[str, Any]:
-    """One start of a run, as JSON values.
-
-    Args:
-        places: of every rank, by `place`.
-        mpi: the name and version of the MPI library.
-    """
+    """One start of a run on these `place`s of all ranks, with this MPI library, as JSON values."""
     slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_") and not _SECRET.search(k)}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "user": user(os.geteuid()),
-        "umask": _umask(),
+        "umask": value_in("/proc/self/status", "Umask"),  # reading it here does not change it
         "argv": sys.argv,
         "cwd": os.getcwd(),
         "hpcsplit": hpcsplit.__version__,
@@ -107,8 +98,10 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
     Ranks on one host become one entry, and only keys that are not at their defaults stay; where that is still too long,
     the longest values give way to the name of the file that has them.
     """
-    short = dict(start)
-    short["ranks"] = _by_host(start.get("ranks", ()))
+    short, ranks = dict(start), defaultdict[str, list[int]](list)
+    for rank, one in enumerate(start.get("ranks", ())):
+        ranks[f"{one['host']}:{one['device']}"].append(rank)
+    short["ranks"] = {where: spans(which) for where, which in ranks.items()}
     short["config"] = {k: v for k, v in start.get("config", {}).items() if v["origin"] != "default"}
     assert most >= 2_000, most
     while len(text := json.dumps(short, separators=(",", ":"))) > most:
@@ -117,32 +110,18 @@ def compact(start: Mapping[str, Any], most: int = 32_000) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------------ provenance.json
-
-
 def add(file: Path, start: Mapping[str, Any], continued_from: str | None) -> dict[str, Any]:
-    """Add a start, by `facts`, to those that the file has; what was added.
-
-    Args:
-        continued_from: the checkpoint that it goes on from.
-    """
+    """Add a start, by `facts`, to those in provenance.json, `file`; what was added."""
     before = starts(file)
-    if before and "end" not in before[-1]:
-        before[-1]["end"] = "died"
-    added = {
-        **start,
-        "start": len(before) + 1,
-        "before": before[-1]["end"] if before else None,
-        "continued_from": continued_from,
-    }
+    ended = before[-1].setdefault("end", "died") if before else None
+    added = {**start, "start": len(before) + 1, "before": ended, "continued_from": continued_from}
     _write(file, [*before, added])
     return added
 
 
 def end(file: Path, how: str) -> None:
-    """Add how the newest start has ended: "done", "stopped: SIGUSR1 received" …"""
-    result = starts(file)
-    if result:
+    """Add how the newest start of provenance.json has ended: "done", "stopped: SIGUSR1 received" …; rank 0 only."""
+    if result := starts(file):
         result[-1] |= {"end": how, "end_time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         try:
             _write(file, result)
@@ -165,8 +144,7 @@ def starts(file: Path) -> list[dict[str, Any]]:
 
 def newest(file: Path) -> str:
     """The newest start in one line of JSON, for the attributes of a checkpoint; "" before the first."""
-    result = starts(file)
-    if not result:
+    if not (result := starts(file)):
         return ""
     ends = [[start.get("time"), start.get("end")] for start in result[:-1]]
     try:
@@ -179,29 +157,10 @@ def _write(file: Path, result: Sequence[Mapping[str, Any]]) -> None:
     write_in_words(file, json.dumps({"starts": result}, indent=1) + "\n")
 
 
-# ------------------------------------------------------------------------------------------------ facts
-
-
-def _by_host(places: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    ranks: dict[str, list[int]] = {}
-    for rank, one in enumerate(places):
-        ranks.setdefault(f"{one['host']}:{one['device']}", []).append(rank)
-    return {where: spans(which) for where, which in ranks.items()}
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _umask() -> str | None:
-    """Read where reading does not change it."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(line.split()[1] for line in lines if line.startswith("Umask:"))
-    except (OSError, StopIteration):
         return None
 
 

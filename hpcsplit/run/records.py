@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -18,21 +17,19 @@ from hpcsplit.files.atomic import append_text, write_text
 from hpcsplit.files.nofollow import read_bytes, read_text, state
 
 Phase = Literal["serial", "parallel"]
-
-
 Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # so far from the largest that sums are finite, too
 
 
 class TheoremRecord(TypedDict):
-    """engine/theorem.py's Bound."""
+    """Both sides of the theorem (engine/theorem.py) on one mini-batch."""
 
-    gap: Number | None
-    bound: Number | None
-    worst: Number | None
-    residuals: list[Number | None]
-    lipschitz: list[Number | None]
-    missing: list[str]
+    gap: Number | None  # mean over the samples of |R_serial − R_split|, in nats
+    bound: Number | None  # mean of the right-hand side; None where a constant is missing
+    worst: Number | None  # the largest gap / bound where that is not 0; at most 1 unless an estimate is too low
+    residuals: list[Number | None]  # mean ‖r_l‖ at each of the K-1 boundaries
+    lipschitz: list[Number | None]  # H_1 … H_{K-1}; None where a layer has no rule
+    missing: list[str]  # "stage k: no estimate: <class>" for each None among them
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,9 @@ class EpochRecord:
     checkpoint_s: Number | None = None  # of those since the record before; like the rest, a part of wall_s
     samples_per_s: Number | None = None
     aux_loss: Number | None = None
-    terms: Mapping[str, Number | None] | None = (
-        None  # the parts of the method's objective: means over samples, sums over stages
-    )
-    theorem: TheoremRecord | None = None  # engine/theorem.py's Bound, after the last epoch of a parallel phase
+    # the parts of the method's objective: means over samples, sums over stages
+    terms: Mapping[str, Number | None] | None = None
+    theorem: TheoremRecord | None = None  # after the last epoch of a parallel phase
     lr: Number | None = None
     beta: Number | None = None
     weights_sha256: str | None = None
@@ -84,7 +80,7 @@ class EpochRecord:
 
     def to_json(self) -> str:
         """One line of JSON without its newline; a number that is not finite becomes null."""
-        return json.dumps(finite(dataclasses.asdict(self)), allow_nan=False)
+        return json.dumps(finite(asdict(self)), allow_nan=False)
 
     def learned(self) -> dict[str, Any]:
         """All but times and memory, as in JSON: what a run that is repeated, or stopped and continued, has again."""
@@ -96,20 +92,16 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, text: str) -> EpochRecord:
-        """The record of one line; keys that this version does not know are left out.
-
-        Raises:
-            DataError: it is none, or a value is of another kind, not finite, or of no epoch that there could be.
-        """
+        """The record of one line; keys that this version does not know are left out.  DataError where it is none, or a
+        value is of another kind, not finite, or of no epoch that there could be."""
         try:
             record = msgspec.json.decode(text, type=cls)
-            if odd := [
-                name for name, value in (record.terms or {}).items() if name.endswith("_sq") and (value or 0) < 0
-            ]:
-                raise ValueError(f"terms.{odd[0]} is below 0")
+            for name, value in (record.terms or {}).items():
+                if name.endswith("_sq") and (value or 0) < 0:
+                    raise ValueError(f"terms.{name} is below 0")
+            return record
         except (ValueError, RecursionError) as error:
             raise DataError(f"not the record of an epoch: {text[:80]!r} ({str(error)[:200]})") from error
-        return record
 
 
 def flat(record: EpochRecord) -> dict[str, Any]:
@@ -117,20 +109,16 @@ def flat(record: EpochRecord) -> dict[str, Any]:
 
     Parts have their place in front: terms.phi, theorem.residuals.1 (of a list, from 1), stage0.violation.
     """
-    values = _values(record) | {"epoch": record.epoch + 1}
+    values = asdict(record) | {"epoch": record.epoch + 1}
     parts = {"terms": values.pop("terms") or {}, "theorem": values.pop("theorem") or {}}
-    parts |= {f"stage{stage.stage}": _values(stage) for stage in values.pop("stages")}
+    parts |= {f"stage{stage['stage']}": stage for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
-            several = (
-                {f".{k}": each for k, each in enumerate(value, 1)} if isinstance(value, list | tuple) else {"": value}
-            )
-            values |= {f"{place}.{name}{k}": each for k, each in several.items() if name != "stage"}
+            if isinstance(value, list | tuple):
+                values |= {f"{place}.{name}.{k}": each for k, each in enumerate(value, 1)}
+            elif name != "stage":
+                values[f"{place}.{name}"] = value
     return values
-
-
-def _values(record: EpochRecord | StageRecord) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def known(records: Iterable[EpochRecord], name: str) -> list[tuple[float, int]]:
@@ -153,7 +141,8 @@ class Records:
         """Add the line of a finished epoch and wait until the disk has it."""
         past = self._read()
         assert all(old.epoch != record.epoch for old, _ in past), f"epoch {record.epoch} is already in {self.path}"
-        if self._torn():
+        content = read_bytes(self.path) if state(self.path) else b""
+        if content and not content.endswith(b"}\n"):  # torn by a crash
             self._replace([line for _, line in past])
         append_text(self.path, record.to_json() + "\n")
 
@@ -177,10 +166,6 @@ class Records:
             if record.epoch <= before.epoch:
                 raise DataError(f"{self.path} has epoch {record.epoch} behind epoch {before.epoch}; remove one of them")
         return result
-
-    def _torn(self) -> bool:
-        content = read_bytes(self.path) if state(self.path) else b""
-        return bool(content) and not content.endswith(b"}\n")
 
     def _replace(self, lines: list[str]) -> None:
         write_text(self.path, "".join(line + "\n" for line in lines))

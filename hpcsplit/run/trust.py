@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError
@@ -17,50 +18,39 @@ _OF_A_RUN = ("records.jsonl", "provenance.json", "checkpoints")
 
 
 def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, instead: str) -> None:
-    """Refuse a folder that is another user's, or that everybody may write; one that is absent is fine.
+    """Refuse (ConfigError) a folder that is another user's, or that everybody may write; one that is absent is fine.
 
     Args:
         take_over: the user has asked for it all the same; it must be a folder nevertheless.
         may_be_link: it may be a link, which the user has named.
         instead: what to do otherwise, such as "choose another --run-dir".
-
-    Raises:
-        ConfigError: with owner or permissions, and the ways out.
     """
-    if folder.is_symlink() and not may_be_link:
-        raise ConfigError(
-            f"{folder} is a link to {os.readlink(folder)}; {instead}, or have links to folders followed with "
-            "--follow-links"
-        )
+    link = f"{folder} is a link to {os.readlink(folder)}" if folder.is_symlink() else ""
+    if link and not may_be_link:
+        raise ConfigError(f"{link}; {instead}, or have links to folders followed with --follow-links")
     try:
         state = os.stat(folder)
     except FileNotFoundError:
-        if folder.is_symlink():
-            raise ConfigError(
-                f"{folder} is a link to {os.readlink(folder)}, which is absent; remove it, or {instead}"
-            ) from None
+        if link:
+            raise ConfigError(f"{link}, which is absent; remove it, or {instead}") from None
         return
     except OSError as error:
         raise ConfigError(f"{folder} cannot be looked at ({error.strerror}); {instead}") from None
-    linked = f" (a link to {os.path.realpath(folder)})" if folder.is_symlink() else ""
+    what = f"{folder} (a link to {os.path.realpath(folder)})" if link else str(folder)
     if not stat.S_ISDIR(state.st_mode):
-        raise ConfigError(f"{folder}{linked} is no folder; {instead}")
+        raise ConfigError(f"{what} is no folder; {instead}")
     if take_over:
         return
-    _check_owner(f"{folder}{linked}", state, instead)
+    _check_owner(what, state, instead)
     if state.st_mode & stat.S_IWOTH and not state.st_mode & stat.S_ISVTX:
         raise ConfigError(
-            f"{folder}{linked} has the permissions {stat.S_IMODE(state.st_mode):04o}, so everybody can change what is "
+            f"{what} has the permissions {stat.S_IMODE(state.st_mode):04o}, so everybody can change what is "
             f"in it; chmod o-w {folder}, {instead}, or accept what is there with --take-over"
         )
 
 
 def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None:
-    """Refuse what is no regular file, or another user's; one that is absent is fine.
-
-    Raises:
-        ConfigError: with what it is, or its owner.
-    """
+    """Refuse (ConfigError) what is no regular file, or another user's; one that is absent is fine."""
     for path in paths:
         state = state_of(path)
         if state is None:
@@ -72,16 +62,8 @@ def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None
 
 
 def check_code(model: str, config: Path, way_out: str) -> None:
-    """Refuse a network that is code to be run where only a run directory's own configuration file names it.
-
-    Args:
-        model: model.name.
-        config: the file that says so.
-        way_out: how the user says so.
-
-    Raises:
-        ConfigError: the file lies in a run directory.
-    """
+    """Refuse (ConfigError) a network that is code to be run where only the configuration file of a run directory names
+    it; `way_out` is how the user names it."""
     inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
     if ":" in model and inside:
         raise ConfigError(
@@ -109,11 +91,11 @@ def writers(folder: Path) -> str:
             result.append(f"{place} by everybody")
         elif state.st_mode & stat.S_IWGRP and (group := _group(state.st_gid)):
             result.append(f"{place} by the group {group}")
+    if not result:
+        return ""
     return (
         f"note: others can change this run, since folders can be written: {', '.join(result)}; chmod go-w, or add the "
         "sticky bit (chmod +t)"
-        if result
-        else ""
     )
 
 
@@ -123,11 +105,10 @@ def _group(gid: int) -> str:
         group = grp.getgrgid(gid)
     except KeyError:
         return f"gid {gid}"
-    try:
-        alone = not group.gr_mem and group.gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        alone = False
-    return "" if alone else group.gr_name
+    with suppress(KeyError):
+        if not group.gr_mem and group.gr_name == pwd.getpwuid(os.geteuid()).pw_name:
+            return ""
+    return group.gr_name
 
 
 def user(uid: int) -> str:

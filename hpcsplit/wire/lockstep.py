@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from hpcsplit.wire.port import Agree, Meter, Program, Recv, Send, Share, Traffic, agree_lag, describe_mismatch
-from hpcsplit.wire.world import World
+from hpcsplit.wire.port import Agree, Meter, Program, Recv, Send, Share, Traffic, World, agree_lag, describe_mismatch
 
 
 class Deadlock(RuntimeError):
@@ -42,8 +41,7 @@ class Alone(World):
 
 class _Lockstep:
     def __init__(self, programs: Sequence[Program]) -> None:
-        self.programs = programs
-        count = len(programs)
+        self.programs, count = programs, len(programs)
         self.queues: dict[tuple[int, int, str], deque[tuple[torch.Tensor, int]]] = defaultdict(deque)
         self.waiting: list[Recv | Share | Agree | None] = [None] * count
         self.answers: list[Any] = [None] * count
@@ -61,8 +59,7 @@ class _Lockstep:
         finally:
             for program in self.programs:
                 program.close()
-        left = [f"'{name}' from stage {a} to stage {b}" for (a, b, name), queue in self.queues.items() if queue]
-        if left:
+        if left := [f"'{name}' from stage {a} to stage {b}" for (a, b, name), queue in self.queues.items() if queue]:
             raise WrongMessage(f"sent but never received: {', '.join(left)}")
         return self.results
 
@@ -83,7 +80,7 @@ class _Lockstep:
             if not queue:
                 return False
             tensor, index = queue.popleft()
-            if complaint := describe_mismatch(rank, wanted, wanted.name, tensor, index):
+            if complaint := describe_mismatch(rank, wanted, tensor, index):
                 raise WrongMessage(complaint)
             self.answers[rank], self.waiting[rank] = tensor, None
         if isinstance(wanted, Agree):
@@ -106,13 +103,13 @@ class _Lockstep:
                 return True
             if isinstance(verb, Meter):
                 self.answers[rank] = self.traffic[rank]
-            else:
-                if isinstance(verb, Recv):
-                    self._neighbour(rank, verb.side)
-                elif isinstance(verb, Agree):
-                    self.levels[rank].append(verb.level)
-                self.waiting[rank] = verb
-                return True
+                continue
+            if isinstance(verb, Recv):
+                self._neighbour(rank, verb.side)
+            elif isinstance(verb, Agree):
+                self.levels[rank].append(verb.level)
+            self.waiting[rank] = verb
+            return True
 
     def _neighbour(self, rank: int, side: int) -> None:
         if not 0 <= rank + side < len(self.programs):
@@ -120,16 +117,12 @@ class _Lockstep:
 
     def _meet(self) -> bool:
         """When every stage stands at a Share, give all of them the list of all values."""
-        verbs = self.waiting
-        if not all(isinstance(v, Share) for v in verbs):
+        values = [verb.value for verb in self.waiting if isinstance(verb, Share)]
+        if len(values) < len(self.programs):
             return False
-        values = [v.value for v in verbs if isinstance(v, Share)]
-        for rank in range(len(self.programs)):
+        for rank in range(len(values)):
             self.answers[rank], self.waiting[rank] = list(values), None
-        return self._resume_all()
-
-    def _resume_all(self) -> bool:
-        for rank in range(len(self.programs)):
+        for rank in range(len(values)):
             self._advance(rank)
         return True
 
@@ -141,10 +134,8 @@ class _Lockstep:
                 others = [name for (a, b, name), queue in self.queues.items() if (a, b) == (peer, rank) and queue]
                 got = f", got '{others[0]}'" if others else ""
                 lines.append(f"stage {rank} waits for '{verb.name}' from stage {peer}{got}")
-            elif isinstance(verb, Share):
-                lines.append(f"stage {rank} waits for all stages to share")
-            elif isinstance(verb, Agree):
-                lines.append(f"stage {rank} waits for all stages to agree")
+            elif verb:
+                lines.append(f"stage {rank} waits for all stages to {type(verb).__name__.lower()}")
             elif not self.running[rank]:
                 lines.append(f"stage {rank} has ended")
         return lines

@@ -8,20 +8,10 @@ import torch
 
 from hpcsplit.wire.port import MAX_DIMENSIONS, MAX_NAME_BYTES
 
-_HEADER = struct.Struct(
-    f"<{MAX_NAME_BYTES}sqdBBB5x{MAX_DIMENSIONS}q"
-)  # name, index, sent at, dtype, dimensions, channels last, shape
+# name, index, sent at, dtype, dimensions, channels last, shape
+_HEADER = struct.Struct(f"<{MAX_NAME_BYTES}sqdBBB5x{MAX_DIMENSIONS}q")
 _HEADER_BYTES = 128  # keeps the payload aligned
-_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float64,
-    torch.int64,
-    torch.uint8,
-    torch.int32,
-    torch.int8,
-)
+_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.int32, torch.int8
 
 
 def body(t: torch.Tensor) -> torch.Tensor:

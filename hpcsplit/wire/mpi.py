@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 import sys
 import threading
 import time
@@ -21,26 +20,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mpi4py
+import numpy as np
 import torch
+
+from hpcsplit.host.device import Copy, copy_under_way
+from hpcsplit.wire.message import body, bytes_of, opened, room, stamp
+from hpcsplit.wire.port import Agree, Meter, Program, Recv, Send, Share, Traffic, World, agree_lag, describe_mismatch
 
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
-
-from hpcsplit.host.device import Copy, copy_under_way  # noqa: E402
-from hpcsplit.wire.message import body, bytes_of, opened, room, stamp  # noqa: E402
-from hpcsplit.wire.port import (  # noqa: E402
-    Agree,
-    Meter,
-    Program,
-    Recv,
-    Send,
-    Share,
-    Traffic,
-    agree_lag,
-    describe_mismatch,
-)
-from hpcsplit.wire.world import World  # noqa: E402
 
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
@@ -49,31 +38,26 @@ _PATIENCE_S = 0.5  # for the main thread to end the job when another thread want
 
 
 class Wire(World):
-    """The ranks of MPI as a world (wire.world), over a communicator of its own; one stage a rank.
-
-    Args:
-        orphaned: what `orphaned` answers.
-    """
+    """The ranks of MPI as a world, over a communicator of its own; one stage a rank."""
 
     def __init__(self, orphaned: Callable[[], str] = lambda: "") -> None:
-        self._orphaned = orphaned
         if not MPI.Is_initialized():
             _meet_all_ranks_in_mpi()
         self.comm = MPI.COMM_WORLD.Dup()
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self.comm.size, self.comm.rank, self.comm.size, node.rank, node.size, _version())
+        self.orphaned = orphaned
         node.Barrier()
         _take_names_away()
         node.Free()
         self.traffic = Traffic()
-        self.leaving: deque[tuple[Copy | torch.cuda.Event, Send, torch.Tensor]] = (
-            deque()
-        )  # on their way from a device to the host
+        # on their way from a device to the host
+        self.leaving: deque[tuple[Copy | torch.cuda.Event, Send, torch.Tensor]] = deque()
         self.outgoing: list[tuple[MPI.Request, torch.Tensor]] = []
         self.arriving: deque[tuple[MPI.Request, int, torch.Tensor]] = deque()
         self.mailbox: dict[tuple[int, str], deque[tuple[torch.Tensor, int, float]]] = defaultdict(deque)
         self.unread = 0
-        self.agreeing: deque[tuple[MPI.Request, memoryview, memoryview]] = deque()
+        self.agreeing: deque[tuple[MPI.Request, np.ndarray, np.ndarray]] = deque()
         self._waiting: tuple[Recv | str, float] | None = None
         self._ending = 0  # the exit code with which another thread wants the job to end
         self.clock_offset = self._clock_offsets()
@@ -87,10 +71,9 @@ class Wire(World):
             except StopIteration as end:
                 self._drain()
                 return [end.value]
-            self.beats += 1
+            self.beats, answer = self.beats + 1, None
             if isinstance(verb, Send):
                 self._send(verb)
-                answer = None
             elif isinstance(verb, Recv):
                 answer = self._recv(verb)
             elif isinstance(verb, Share):
@@ -103,8 +86,7 @@ class Wire(World):
 
     def _send(self, verb: Send) -> None:
         start = time.perf_counter()
-        buffer = body(verb.tensor)
-        copy = copy_under_way(verb.tensor.device)
+        buffer, copy = body(verb.tensor), copy_under_way(verb.tensor.device)
         self.traffic.count(verb.side, verb.tensor.nbytes)
         self.traffic.exposed_s += time.perf_counter() - start
         self._wait_for_room(self.rank + verb.side)
@@ -126,9 +108,8 @@ class Wire(World):
             return len(self.leaving) + len(self.outgoing) >= _IN_FLIGHT
 
         start = time.perf_counter()
-        if full():
-            self._waiting = f"stage {peer} to take in messages", time.monotonic()
         while full():
+            self._waiting = self._waiting or (f"stage {peer} to take in messages", time.monotonic())
             self.progress(asked=True, source=peer)
             if full():
                 _pause(start)
@@ -156,7 +137,7 @@ class Wire(World):
         exposed = min(waited, max(0.0, time.time() - max(waiting_since, sent_at - self.clock_offset[peer])))
         self.traffic.exposed_s += exposed
         self.traffic.imbalance_s += waited - exposed
-        if complaint := describe_mismatch(self.rank, verb, verb.name, tensor, index):
+        if complaint := describe_mismatch(self.rank, verb, tensor, index):
             raise RuntimeError(complaint)
         return tensor.to(self.device, non_blocking=True)
 
@@ -184,15 +165,12 @@ class Wire(World):
             self.mailbox[source, name].append((tensor, index, sent_at))
             self.beats += 1
         self._post()
-        if self.outgoing:
-            self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
+        self.outgoing = [(request, buffer) for request, buffer in self.outgoing if not request.Test()]
 
     def share(self, value: Any) -> list[Any]:
-        mine = json.dumps(value).encode()
-        sizes = memoryview(bytearray(8 * self.size)).cast("q")
-        length = memoryview(bytearray(struct.pack("<q", len(mine))))
-        self._wait(self.comm.Iallgather([length, MPI.BYTE], [sizes, 8, MPI.BYTE]), "all ranks to share")
-        counts = list(sizes)
+        mine, sizes = json.dumps(value).encode(), np.empty(self.size, np.int64)
+        self._wait(self.comm.Iallgather(np.array([len(mine)], np.int64), sizes), "all ranks to share")
+        counts = sizes.tolist()
         offsets = [sum(counts[:r]) for r in range(len(counts))]
         everything = bytearray(sum(counts))
         request = self.comm.Iallgatherv([mine, len(mine), MPI.BYTE], [everything, counts, offsets, MPI.BYTE])
@@ -200,9 +178,8 @@ class Wire(World):
         return [json.loads(everything[o : o + n]) for o, n in zip(offsets, counts, strict=True)]
 
     def _agree(self, level: int) -> int:
-        mine, highest = memoryview(bytearray(struct.pack("<q", level))).cast("q"), memoryview(bytearray(8)).cast("q")
-        request = self.comm.Iallreduce([mine, 1, MPI.INT64_T], [highest, 1, MPI.INT64_T], MPI.MAX)
-        self.agreeing.append((request, mine, highest))
+        mine, highest = np.array([level], np.int64), np.empty(1, np.int64)
+        self.agreeing.append((self.comm.Iallreduce(mine, highest, MPI.MAX), mine, highest))
         return self._agreed() if len(self.agreeing) > agree_lag(self.size) else 0
 
     def _agreed(self) -> int:
@@ -238,22 +215,15 @@ class Wire(World):
             what = f"'{what.name}' number {what.index} from stage {self.rank + what.side}"
         return f"{what} since {time.monotonic() - since:.0f} s"
 
-    def orphaned(self) -> str:
-        return self._orphaned()
-
     def _clock_offsets(self) -> list[float]:
         """Each rank's clock minus ours (s), to read a peer's time of sending: the quickest of a few exchanges."""
-        best = [float("inf")] * self.size
-        offset = [0.0] * self.size
+        exchanges = []
         for _ in range(5):
             before = time.time()
             clocks = self.share(time.time())
-            spread = time.time() - before
-            for rank, clock in enumerate(clocks):
-                if spread < best[rank]:
-                    best[rank], offset[rank] = spread, clock - before
-        same_host = self.share(self.host)
-        return [0.0 if same_host[r] == self.host else offset[r] for r in range(self.size)]
+            exchanges.append((time.time() - before, [clock - before for clock in clocks]))
+        hosts, (_, offsets) = self.share(self.host), min(exchanges)
+        return [0.0 if host == self.host else offset for host, offset in zip(hosts, offsets, strict=True)]
 
     def abort(self, code: int) -> NoReturn:
         """End every rank of the job with this exit code, now; from any thread.

@@ -39,10 +39,8 @@ def one_way_times(
 def directly(wire: Wire, program: Program, limit_s: float) -> Any:
     """Run a program in which neighbours send in turns by MPI alone, without the wire's headers, naps and staging.
 
-    What arrives, on the wire's device, is overwritten when the same `Recv` is yielded again.
-
-    Raises:
-        LaunchError: no answer within `limit_s`.
+    What arrives, on the wire's device, is overwritten when the same `Recv` is yielded again.  LaunchError where no
+    answer comes within `limit_s`.
     """
     memory: dict[int, tuple[torch.Tensor, Any]] = {}  # of a verb: a message is timed without making it
     answer: torch.Tensor | None = None

@@ -15,7 +15,7 @@ import torch
 
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Description, Manifest
-from hpcsplit.checkpoint.whole import stage_files
+from hpcsplit.checkpoint.state import stage_files
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files import checkpoints as ckpt

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.checkpoint.whole import read_weights
+from hpcsplit.checkpoint.state import read_weights
 from hpcsplit.errors import CheckpointError
 from tests.checkpoint.conftest import Run, half_done
 from tests.engine.small import Weights, weights

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcsplit.checkpoint.whole import digest
+from hpcsplit.checkpoint.state import digest
 from hpcsplit.data.dataset import load
 from hpcsplit.files.atomic import sha256_file
 from hpcsplit.nets.build import build

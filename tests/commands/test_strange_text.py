@@ -138,14 +138,14 @@ def test_a_run_goes_on_over_damage_or_says_what_is_damaged(
 
 
 def test_a_sign_of_another_kind_is_none(tmp_path: Path) -> None:
-    from hpcsplit.run.heartbeats import beside, read
+    from hpcsplit.run.watchdog import beside, heartbeat_of
 
     log = tmp_path / "rank-000.log"
     whole = {"rank": 0, "pid": 1, "host": "n1", "moves": 3, "at": 1.5, "where": "x", "waits": ""}
     beside(log).write_text(json.dumps(whole))
-    assert read(log) is not None
+    assert heartbeat_of(log) is not None
     values: tuple[Any, ...] = (None, [], True, {"a": 1})
     for name in whole:
         for value in values:
             beside(log).write_text(json.dumps(whole | {name: value}))
-            assert read(log) is None
+            assert heartbeat_of(log) is None

@@ -22,7 +22,7 @@ from hpcsplit.plan.prepare import prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.world import World
+from hpcsplit.wire.port import World
 from tests.engine.conftest import Make
 from tests.engine.small import config
 

@@ -130,12 +130,12 @@ def test_a_pipe_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
 def test_what_would_end_the_launcher_is_known_before(tmp_path: Path) -> None:
     launcher = tmp_path / "mpirun"  # by its name
     launcher.symlink_to(sys.executable)
-    code = "import os, sys; sys.path.insert(0, sys.argv[1]); from hpcsplit.report.terminal import launcher_would_fail\n"
+    code = "import os, sys; sys.path[:0] = sys.argv[1:]; from hpcsplit.report.terminal import launcher_would_fail\n"
     code += "os.close(2) if os.fork() else (sys.stdin.read(1), os._exit(launcher_would_fail(1)))\n"
     code += "raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))"
     for leaves in (False, True):
         reading, writing = os.pipe()
-        command = ["mpirun", "-S", "-c", code, str(PROJECT)]
+        command = ["mpirun", "-S", "-c", code, str(PROJECT), *sys.path]
         process = subprocess.Popen(command, executable=launcher, stdin=subprocess.PIPE, stdout=writing)
         os.close(writing)
         if leaves:

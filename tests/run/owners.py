@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hpcsplit.host.process import Process
-from hpcsplit.run.lock import Pace
-from hpcsplit.run.owner import Owner
+from hpcsplit.run.lock import Owner, Pace
 from tests.wire.launch import ROOT
 
 QUICK = Pace(beat=0.2, limit=2.0, patience=0.3, ending=0.6, writing=0.5, look=0.02)
@@ -36,7 +37,7 @@ def left_behind(path: Path, process: Process, *others: Process, age_s: float = 0
     owner = dataclasses.replace(Owner.this(), process=process, host="n1", **changes)
     listed = f"[{', '.join(str(vars(p)) for p in others)}]\n".replace("'", '"') if others else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{owner.to_json()}\n{listed}")
+    path.write_text(f"{msgspec.json.encode(owner).decode()}\n{listed}")
     if age_s:
         touched = path.stat().st_mtime - age_s
         os.utime(path, (touched, touched))

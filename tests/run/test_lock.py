@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from hpcsplit.errors import ConfigError, LaunchError
 from hpcsplit.host.process import Process
 from hpcsplit.run import lock as module
-from hpcsplit.run.lock import RunLock
-from hpcsplit.run.owner import Owner, look
+from hpcsplit.run.lock import RunLock, look
 from tests.fuzz import examples
 from tests.run.owners import ELSEWHERE, QUICK, dead_process, held_by_another, left_behind, process_of
 from tests.wire.launch import ROOT
@@ -334,8 +333,3 @@ def test_a_lock_that_was_lost(path: Path, monkeypatch: pytest.MonkeyPatch, how: 
     left = look(path)
     lock.release()
     assert look(path) == left
-
-
-def test_an_owner_reads_back_what_it_wrote() -> None:
-    owner = Owner.this()
-    assert Owner.from_json(owner.to_json()) == owner

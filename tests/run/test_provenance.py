@@ -86,7 +86,7 @@ def test_every_start_and_how_the_one_before_it_ended(tmp_path: Path, monkeypatch
     toml, run = write_toml(tmp_path / "c.toml", 1, schedule__epochs=2, schedule__ratio="1:1"), tmp_path / "run"
     assert train_here(toml, run, *STOP_AT_ONCE) == 75
     with monkeypatch.context() as patched:
-        patched.setattr(RunDir, "note_end", lambda *_: None)
+        patched.setattr(provenance, "end", lambda *_: None)
         train_here(toml, run, *STOP_AT_ONCE)
     assert train_here(toml, run) == 0
     assert train_here(toml, run) == 0
@@ -97,7 +97,7 @@ def test_every_start_and_how_the_one_before_it_ended(tmp_path: Path, monkeypatch
     assert [start["start"] for start in found] == [1, 2, 3, 4]
     assert found[0]["continued_from"] is None
     assert found[1]["continued_from"] < found[3]["continued_from"] == "epoch-0002-step-000000"
-    short = json.loads(RunDir(run).provenance_text())
+    short = json.loads(provenance.newest(RunDir(run).provenance))
     assert [end for _, end in short["earlier"]] == [stopped, "died", "done"]
     assert short["start"] == 4
     origins = [line.rpartition(" # ")[2] for line in (run / "config.toml").read_text().splitlines() if " = " in line]
@@ -115,7 +115,7 @@ def test_damaged_provenance_does_not_stop_a_run(tmp_path: Path, content: str, ca
 
 
 def test_before_the_first_start_there_is_nothing(tmp_path: Path) -> None:
-    assert RunDir(tmp_path).provenance_text() == ""
+    assert provenance.newest(RunDir(tmp_path).provenance) == ""
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git here")

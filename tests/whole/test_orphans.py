@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.host import watchdog
-from hpcsplit.host.watchdog import Watchdog
+from hpcsplit.run import watchdog
+from hpcsplit.run.watchdog import Watchdog
 from tests.engine.small import train_here, weights, write_toml
 from tests.wire.launch import MPIRUN, ROOT, needs_mpi
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpcsplit.host.proc import stat
+
 from tools.campaigns.moments import DAMAGES, DISK, HOOKS, IMPORT, SIGNALS, TORN, Hook
 
 ALONE = "PMI_RANK" not in os.environ

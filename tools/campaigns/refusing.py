@@ -161,8 +161,7 @@ class Scene:
 
     def _checkpoints(self) -> dict[str, object]:
         """Of each checkpoint that counts, all that its stages have learned, or why it cannot be read."""
-        from hpcsplit.checkpoint.state import tensor_digests
-        from hpcsplit.checkpoint.whole import stage_files
+        from hpcsplit.checkpoint.state import stage_files, tensor_digests
         from hpcsplit.errors import CheckpointError
         from hpcsplit.files import checkpoints as ckpt
         from hpcsplit.files.hdf5 import read_tensors

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from hpcsplit.assemble import make_jobs  # noqa: E402
 from hpcsplit.config import Config, load  # noqa: E402
-from hpcsplit.engine.evaluate import NOT_EVALUATED, evaluate  # noqa: E402
+from hpcsplit.engine.evaluate import Scores, evaluate  # noqa: E402
 from hpcsplit.engine.job import Job  # noqa: E402
 from hpcsplit.errors import ConfigError  # noqa: E402
 from hpcsplit.plan.prepare import Prepared  # noqa: E402
 from hpcsplit.plan.setting import Setting  # noqa: E402
 from hpcsplit.run.folder import RunDir  # noqa: E402
-from hpcsplit.run.provenance import place  # noqa: E402
+from hpcsplit.run.provenance import end, place  # noqa: E402
 from hpcsplit.run.records import EpochRecord, Records  # noqa: E402
 from hpcsplit.wire import lockstep  # noqa: E402
 
@@ -50,7 +50,7 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
         distributed.barrier()
         train_s = time.perf_counter() - began
         if rank == 0:
-            scores = NOT_EVALUATED
+            scores = Scores()
             if job.evaluated(epoch):
                 (scores,) = lockstep.run([evaluate(job, "serial", bn=False)])
             records.append(
@@ -64,7 +64,7 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
                 )
             )
     if rank == 0:
-        run_dir.note_end("done")
+        end(run_dir.provenance, "done")
         run_dir.release()
 
 

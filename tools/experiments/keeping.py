@@ -14,6 +14,7 @@ from pathlib import Path
 from hpcsplit.config import load
 from hpcsplit.config.sections import DataSection
 from hpcsplit.run.folder import RunDir
+from hpcsplit.run.provenance import starts
 from hpcsplit.run.records import Records
 from tools.experiments.declaring import Experiment
 from tools.experiments.running import ALONE
@@ -107,7 +108,7 @@ def _kept(run: RunDir) -> dict[str, str]:
     """The files of a run by their names."""
     config = load(run.config)
     config = replace(config, data=replace(config.data, root=DataSection().root))
-    start = run.starts()[-1]
+    start = starts(run.provenance)[-1]
     kept = {key: start[key] for key in OF_A_START if key in start}
     kept["ranks"] = [{key: rank[key] for key in OF_A_RANK if key in rank} for rank in start.get("ranks", ())]
     files = {

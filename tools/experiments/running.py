@@ -17,6 +17,7 @@ from hpcsplit.errors import DONE, HpcsplitError
 from hpcsplit.host.launchers import mpirun
 from hpcsplit.host.printable import spans
 from hpcsplit.run.folder import RunDir
+from hpcsplit.run.provenance import starts
 from hpcsplit.run.records import Records
 from tools.experiments.declaring import Experiment, Row, ScaleName, Settings
 from tools.experiments.measuring import Results, Run
@@ -93,7 +94,7 @@ class Task:
     def result(self) -> Run:
         """The finished run."""
         run = RunDir(self.folder)
-        return Run(Records(run.records).load(), load(run.config).run.runner == "lockstep", run.starts()[-1])
+        return Run(Records(run.records).load(), load(run.config).run.runner == "lockstep", starts(run.provenance)[-1])
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from hpcsplit.plan.prepare import Prepared, prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Refresh, Train
-from hpcsplit.wire.port import Meter, Share, Verb
-from hpcsplit.wire.world import World
+from hpcsplit.wire.port import Meter, Share, Verb, World
 
 
 def jobs_of(world: World, config: Config, run_dir: RunDir, device: torch.device) -> list[Job]:

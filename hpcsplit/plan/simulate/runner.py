@@ -115,7 +115,7 @@ class Simulation:
         if not queue:
             return
         message = queue.popleft()
-        complaint = describe_mismatch(rank, wanted, wanted.name, message.tensor, message.number)
+        complaint = describe_mismatch(rank, wanted, message.tensor, message.number)
         assert not complaint, complaint
         while clock.now < message.arrival and self.idle[rank]():
             pass

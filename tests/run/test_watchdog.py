@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.host import watchdog
-from hpcsplit.host.watchdog import Heartbeat, Silence, Watchdog, moved_bytes
-from hpcsplit.run.heartbeats import Heartbeats, read
+from hpcsplit.host.process import moved_bytes
+from hpcsplit.run import watchdog
+from hpcsplit.run.watchdog import Heartbeat, Heartbeats, Silence, Watchdog, heartbeat_of
 
 MIB = 1 << 20
 BEAT = Heartbeat(rank=1, pid=7, host="here", moves=3, at=1000.0, where="train epoch 2", waits="")
@@ -138,18 +138,18 @@ def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
 
 def test_the_heartbeat_is_there_while_the_run_is(tmp_path: Path) -> None:
     ended = Ended(tmp_path, limit_s=5.0)
-    first = read(tmp_path / "rank-000.log")
+    first = heartbeat_of(tmp_path / "rank-000.log")
     assert first
     assert (first.moves, first.where) == (0, "epoch 1")
     with ended.dog.watching():
         for _ in range(100):
             ended.beats += 1
-            if (beat := read(tmp_path / "rank-000.log")) and beat.moves:
+            if (beat := heartbeat_of(tmp_path / "rank-000.log")) and beat.moves:
                 break
             time.sleep(0.1)
         assert beat
         assert beat.moves > 0
-    assert read(tmp_path / "rank-000.log") is None
+    assert heartbeat_of(tmp_path / "rank-000.log") is None
 
 
 def test_a_limit_of_0_never_ends_a_run(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_a_limit_of_0_never_ends_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rank": 1}'])
 def test_a_broken_heartbeat_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "rank-000.sign").write_text(text)
-    assert read(tmp_path / "rank-000.log") is None
+    assert heartbeat_of(tmp_path / "rank-000.log") is None
 
 
 HANGS = """
 import sys, time
-from hpcsplit.host import watchdog
+from hpcsplit.run import watchdog
 watchdog.GRACE_S = 0.0
 print(watchdog.in_time(60.0, "nobody", lambda: 7), watchdog.in_time(0.0, "nobody", lambda: 8), flush=True)
 watchdog.in_time(0.2, "rank 3 (stage 3) on here, start of MPI", lambda: time.sleep(60))

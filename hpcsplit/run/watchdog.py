@@ -23,9 +23,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+import msgspec
+
+from hpcsplit.errors import ConfigError
+from hpcsplit.files.nofollow import open_file, read_text, remove, replace
 from hpcsplit.host.printable import printable
+from hpcsplit.host.process import moved_bytes
 
 GRACE_S = 2.0
 ORPHAN_S = 30.0  # of silence without a launcher, which may have ended other ranks: nobody else would end this one
@@ -53,24 +58,48 @@ class Heartbeat:
         return f"rank {self.rank} (pid {self.pid} on {self.host}): {self.where}; {state}"
 
 
-class Noticeboard(Protocol):
-    """Where the ranks of a run leave their heartbeats and last words (run.heartbeats)."""
+class Heartbeats:
+    """The heartbeats of all ranks, seen from one, in files beside their logs.  What the disk has no room for, others do
+    not learn."""
+
+    def __init__(self, logs: Sequence[Path], rank: int) -> None:
+        self.log = logs[rank]
+        self._others = [log for log in logs if log != self.log]
 
     def tell(self, beat: Heartbeat) -> None:
         """Let the others know."""
+        fresh = self.log.with_suffix(".sign-new")
+        with suppress(OSError, ConfigError):
+            remove(fresh)
+            with open(fresh, "xb", opener=open_file) as file:
+                file.write(msgspec.json.encode(beat))
+            replace(fresh, beside(self.log))
 
     def others(self) -> list[Heartbeat]:
         """The newest of every other rank."""
+        return [beat for log in self._others if (beat := heartbeat_of(log))]
 
     def clear(self) -> None:
         """Take this rank's own away."""
+        with suppress(OSError, ConfigError):
+            remove(beside(self.log))
 
     def write(self, text: str) -> None:
         """Add a text to this rank's log."""
+        with suppress(OSError, ConfigError), open(self.log, "a", encoding="utf-8", opener=open_file) as file:
+            file.write(text)
 
-    @property
-    def log(self) -> Path:
-        """This rank's log."""
+
+def beside(log: Path) -> Path:
+    """The file of a rank's heartbeat.  A run that ended unexpectedly leaves it behind."""
+    return log.with_suffix(".sign")
+
+
+def heartbeat_of(log: Path) -> Heartbeat | None:
+    """The heartbeat beside the log of a rank, or None."""
+    with suppress(OSError, ValueError, RecursionError, ConfigError):
+        return msgspec.json.decode(read_text(beside(log)), type=Heartbeat)
+    return None
 
 
 def who(rank: int, host: str, where: str) -> str:
@@ -85,7 +114,7 @@ class Silence:
         self.seconds, self.moves = 0.0, 0
         self._longest_s = 2 * tick_s  # a longer gap between two looks was no silence: the process was stopped
         self._seen: tuple[float, int, int] | None = None
-        self._others: dict[int, Heartbeat] = {}
+        self._moves: dict[int, int] = {}  # of the other ranks
 
     def look(self, now: float, beats: int, moved_bytes: int, *, waits: bool) -> None:
         """Take in this rank's own progress at `now` (s, monotonic)."""
@@ -99,48 +128,37 @@ class Silence:
     def hear(self, clock: float, beats: Sequence[Heartbeat]) -> None:
         """Take in the progress of the others at `clock` (s since 1970)."""
         for beat in beats:
-            before = self._others.get(beat.rank)
-            if before is None or before.moves != beat.moves:
+            if self._moves.get(beat.rank) != beat.moves:
                 self.seconds = min(self.seconds, max(0.0, clock - beat.at))
-            self._others[beat.rank] = beat
+            self._moves[beat.rank] = beat.moves
 
 
 class Watchdog:
-    """The thread of one rank.
-
-    Args:
-        limit_s: how long nothing may move.
-        beats: the main thread's progress so far.
-        where: what the main thread does, in words.
-        waits: what it waits for, "" when for no other rank.
-        orphaned: who has gone that would have ended this rank, "" while they live.
-        end: ends the whole job; called from the thread, does not return.
-    """
+    """The thread of one rank."""
 
     def __init__(
         self,
-        limit_s: float,
+        limit_s: float,  # how long nothing may move
         *,
-        beats: Callable[[], int],
-        where: Callable[[], str],
-        waits: Callable[[], str] = lambda: "",
-        orphaned: Callable[[], str] = lambda: "",
+        beats: Callable[[], int],  # the main thread's progress so far
+        where: Callable[[], str],  # what the main thread does, in words
+        waits: Callable[[], str] = lambda: "",  # what it waits for, "" when for no other rank
+        orphaned: Callable[[], str] = lambda: "",  # who has gone that would have ended this rank, "" while they live
         rank: int,
         host: str,
-        end: Callable[[], None],
+        end: Callable[[], None],  # ends the whole job; called from the thread, does not return
     ) -> None:
         self.limit_s, self.rank, self.host = limit_s, rank, host
-        self._beats, self._where, self._waits, self._end = beats, where, waits, end
-        self._orphaned = orphaned
-        self._board: Noticeboard | None = None
+        self._beats, self._where, self._waits, self._orphaned, self._end = beats, where, waits, orphaned, end
+        self._board: Heartbeats | None = None
         self._tick_s = min(1.0, limit_s / 20) or 1.0
         self._beat_s = min(30.0, limit_s / 10) or 30.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def post_on(self, board: Noticeboard) -> None:
+    def post_on(self, board: Heartbeats) -> None:
         """Where heartbeats go, once the run directory is ours; the first one goes there now."""
-        board.tell(Heartbeat(self.rank, os.getpid(), self.host, 0, time.time(), self._where(), self._waits()))
+        board.tell(self._heartbeat(Silence(self._tick_s), self._waits()))
         self._board = board
 
     @contextmanager
@@ -210,7 +228,7 @@ def in_time(limit_s: float, name: str, make: Callable[[], T]) -> T:
 
     The stack is all that is printed then, so `name` (rank, stage, phase) stands in it as the name of a function.
     """
-    code = _called.__code__.replace(co_name=name, co_qualname=name)
+    code = (lambda make: make()).__code__.replace(co_name=name, co_qualname=name)
     if limit_s:
         faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=_STDERR)
     try:
@@ -218,20 +236,6 @@ def in_time(limit_s: float, name: str, make: Callable[[], T]) -> T:
         return made
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _called(make: Callable[[], T]) -> T:
-    return make()
-
-
-def moved_bytes() -> int:
-    """Bytes that this process has read and written by system calls and by page faults; 0 where nobody counts them."""
-    try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            counts = dict(line.split(": ") for line in file)
-        return int(counts["rchar"]) + int(counts["wchar"]) + int(counts["read_bytes"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _place_of_main_thread() -> str:
