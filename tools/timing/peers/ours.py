@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tools.timing.peers.common import told  # isort: skip; sets the allocator
-
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -23,7 +21,7 @@ from hpcsplit.wire.mpi import Wire
 from hpcsplit.wire.port import Verb
 from tools.campaigns.watching import sample
 from tools.timing.engine import close, jobs_of, turn
-from tools.timing.turns import Player
+from tools.timing.turns import Player, told
 
 PARALLEL = Train(0, "parallel", 0, goes_on=True)
 CYCLE: dict[str, tuple[Train | Refresh, ...]] = {
