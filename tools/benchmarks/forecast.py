@@ -36,14 +36,13 @@ from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire.lockstep import Alone
 from hpcsplit.wire.port import Meter, Verb
 from tools.program import Start, last_line
-from tools.timing.engine import close, jobs_of
+from tools.timing.peers.ours import close, jobs_of
 from tools.timing.race import raced
 from tools.timing.table import options, publish
 
 HERE = Machine(node=8, latency_s=0.0, inside_latency_s=0.0)
 COUNTED_RANKS, COUNTED_STEPS, COUNTED_BATCH = (3, 4), 6, 16
-PHASES: tuple[Phase, ...] = ("serial", "parallel")
-LABELS = {"serial": "exact", "parallel": "penalty"}
+PHASES: dict[Phase, tuple[str, str]] = {"serial": ("exact", "exact_s"), "parallel": ("penalty", "parallel_s")}
 RANKS, EPOCHS = (1, 2), 6
 SECONDS = ("predicted_s", "simulated_s", "measured_s")
 Compared = dict[str, float]  # seconds of a step of one kind in one run, by their names in SECONDS
@@ -58,7 +57,7 @@ def timed(args: argparse.Namespace, network: str) -> Table:
     raw["run"] |= {"baseline": True, "evaluate_every": EPOCHS, "threads": 1, "runner": "mpi"}
     config = resolve(raw, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
-    found: dict[tuple[str, int], list[Compared]] = {}
+    found: dict[tuple[Phase, int], list[Compared]] = {}
     for _ in range(args.rounds):
         for ranks in RANKS:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
@@ -72,7 +71,7 @@ def timed(args: argparse.Namespace, network: str) -> Table:
     ]
     rows = []
     for (phase, ranks), runs in found.items():
-        label = f"{LABELS[phase]}, {ranks} rank{'s' * (ranks != 1)}"
+        label = f"{PHASES[phase][0]}, {ranks} rank{'s' * (ranks != 1)}"
         seconds = [f"{statistics.median(run[name] for run in runs):.4f}" for name in SECONDS]
         shares = [spread([run[name] / run["measured_s"] for run in runs]) for name in SECONDS[:2]]
         lines.append(line.format(label, *seconds, *shares))
@@ -80,7 +79,7 @@ def timed(args: argparse.Namespace, network: str) -> Table:
     return lines, rows
 
 
-def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Compared]:
+def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[Phase, Compared]:
     """`hpcsplit train`: what it wrote down before it began, the same simulated, and what it did."""
     toml, run_dir = place / "bench.toml", place / "run"
     toml.write_text(config.to_toml(origins=False), encoding="utf-8")
@@ -91,8 +90,8 @@ def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Co
     expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
     problem, records = problem_of(Setting(config), run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
-    for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
-        course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)  # type: ignore[arg-type]
+    for phase, (_, key) in PHASES.items():
+        course = replay(problem, expected["cuts"], HERE, [Train(0, phase, 0)], phase, steps)
         measured = statistics.median(record.train_s or 0.0 for record in records if record.phase == phase)
         times = expected["forecast"][key], course.length_s / steps, measured / steps
         found[phase] = dict(zip(SECONDS, times, strict=True))
@@ -113,22 +112,17 @@ def counted(network: str, microbatches: int) -> Table:
     for ranks in COUNTED_RANKS:
         for phase in PHASES:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
-                real, cuts = in_lockstep(config, ranks, phase, Path(place))
-            course = replay(problem, cuts, HERE, [Train(0, phase, 0)], phase, COUNTED_STEPS)
+                run_dir, world = RunDir(Path(place) / "run"), Alone(ranks)
+                jobs = jobs_of(world, config, run_dir, torch.device("cpu"))
+                real = world.run([epoch_sent(job, phase) for job in jobs])
+                close(jobs)
+                run_dir.release()
+            course = replay(problem, jobs[0].identity.cuts, HERE, [Train(0, phase, 0)], phase, COUNTED_STEPS)
             ours = [(t.messages, t.sent_bytes_prev + t.sent_bytes_next) for t in course.traffic]
             same = "the same" if ours == real else f"simulated {ours}"
             lines.append(f"{ranks} ranks, {phase:<8} messages and bytes of {COUNTED_STEPS} steps: {real}: {same}")
             rows.append({"ranks": ranks, "phase": phase, "lockstep": real, "simulated": ours})
     return lines, rows
-
-
-def in_lockstep(config: Config, ranks: int, phase: Phase, place: Path) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    run_dir, world = RunDir(place / "run"), Alone(ranks)
-    jobs = jobs_of(world, config, run_dir, torch.device("cpu"))
-    found = world.run([epoch_sent(job, phase) for job in jobs])
-    close(jobs)
-    run_dir.release()
-    return found, jobs[0].identity.cuts
 
 
 def epoch_sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int]]:

@@ -24,7 +24,7 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule.actions import Phase, Train
 from hpcsplit.wire import lockstep
 from tools.gpu_checks.setting import Finding, Setting, configuration, cores
-from tools.timing.engine import jobs_of
+from tools.timing.peers.ours import jobs_of
 from tools.timing.peers.torch_alone import Problem
 
 _MB = 1 << 20

@@ -20,7 +20,7 @@ from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 from hpcsplit.wire.timing import one_way_times
 from tools.gpu_checks.here import epoch, whole
 from tools.gpu_checks.setting import Finding, Setting, configuration
-from tools.timing.engine import close, jobs_of, turn
+from tools.timing.peers.ours import close, jobs_of, turn
 
 _SHAPES = [(128, 16, 32, 32), (3,), (128, 64, 8, 8), (5, 7), (1, 1), (64, 32, 16, 16)]
 _TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]

@@ -90,7 +90,7 @@ FSDP = Way("fsdp", "torch FSDP2, gloo", "fsdp", starts=RANKS)
 
 
 def torch_pipeline(order: str, microbatches: int) -> Way:
-    """torch.distributed.pipelining: GPipe, 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
+    """torch.distributed.pipelining: 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
     kind, parts = order.lower(), RANKS * (2 if order == "ZBV" else 1)
     label = f"torch pipelining, {order}, M = {microbatches}"
     return Way(f"{kind}-{microbatches}", label, kind, starts=RANKS, microbatches=microbatches, parts=parts)

@@ -12,13 +12,9 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import ScheduleInterleavedZeroBubble as ScheduleZBH1
+from torch.distributed.pipelining import ScheduleZBVZeroBubble as ScheduleZBV
 from torch.nn.parallel import DistributedDataParallel
 
 from hpcsplit.config import Config
@@ -132,12 +128,8 @@ def pipeline(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     mine = [rank] if count == RANKS else [rank, count - 1 - rank]
     parts = [_Part(problem.net[edges[k] : edges[k + 1]], problem, k == 0, k + 1 == count, kind == "zbv") for k in mine]
     stages: list[Any] = [PipelineStage(part, k, count, problem.device) for part, k in zip(parts, mine, strict=True)]
-    schedule: Any
-    if kind in ("gpipe", "1f1b"):
-        schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind](stages[0], pieces, loss_fn=problem.loss)
-    else:
-        many = {"zb-h1": ScheduleInterleavedZeroBubble, "zbv": ScheduleZBVZeroBubble}[kind]
-        schedule = many(stages, pieces, loss_fn=problem.loss)
+    plan: Any = {"1f1b": Schedule1F1B, "zb-h1": ScheduleZBH1, "zbv": ScheduleZBV}[kind]
+    schedule = plan(stages[0] if kind == "1f1b" else stages, pieces, loss_fn=problem.loss)
     optimizer = problem.optimizer(nn.ModuleList(parts))
     images = (problem.images,) if 0 in mine else ()
     labels = {"target": problem.labels, "losses": []} if count - 1 in mine else {}
