@@ -12,10 +12,22 @@ import pytest
 
 from hpcsplit.nets.catalog import lookup
 from tools.benchmarks import page
-from tools.benchmarks.hybrid import charged_or_not, hybrid
+from tools.benchmarks.hybrid import hybrid
 from tools.benchmarks.step import NETWORKS
 from tools.program import marked
-from tools.timing.race import COPIES, DDP, ONE, PARALLEL, at_once, delayed, exact, line, row, torch_pipeline
+from tools.timing.race import (
+    COPIES,
+    DDP,
+    ONE,
+    PARALLEL,
+    at_once,
+    charged_or_not,
+    delayed,
+    exact,
+    line,
+    row,
+    torch_pipeline,
+)
 from tools.timing.table import interval, write
 from tools.timing.turns import Contender, play
 

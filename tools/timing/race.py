@@ -12,8 +12,8 @@ import argparse
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -125,26 +125,9 @@ def _named(kind: str, label: str) -> str:
     return "-".join([kind, *label.strip(", ").split()])
 
 
-Turned = Callable[[Contender], list[Contender]]
-
-
-def run(
-    doc: str | None,
-    name: str,
-    ways: Sequence[Way],
-    split: Turned = lambda each: [each],
-    *,
-    networks: str,
-    steps: int,
-    rounds: int = 5,
-) -> None:
-    """Race with every network, print the tables and write them down.
-
-    Args:
-        doc: what --help says.
-        split: makes the rows of a contender: itself, or several with different notes.
-        networks, steps, rounds: what the command line has unless it says otherwise.
-    """
+def run(doc: str | None, name: str, ways: Sequence[Way], *, networks: str, steps: int, rounds: int = 5) -> None:
+    """Race with every network, print the tables and write them down; `doc` is what --help says, and networks, steps and
+    rounds are those of the command line where it names none."""
     args = options(
         doc,
         name,
@@ -163,7 +146,7 @@ def run(
     lines: list[str] = []
     tables, said = [], ""
     for network in args.networks.split(","):
-        table, text = _measured(args, network, chosen, split)
+        table, text = _measured(args, network, chosen)
         tables.append(table)
         lines += ["", *text]
         print("", *text, sep="\n", flush=True)
@@ -171,9 +154,7 @@ def run(
     print(f"\n{said}; table and values: {args.out}")
 
 
-def _measured(
-    args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
-) -> tuple[dict[str, Any], list[str]]:
+def _measured(args: argparse.Namespace, network: str, ways: Sequence[Way]) -> tuple[dict[str, Any], list[str]]:
     settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
     cuts, balances = _cut(settings, {way.parts for way in ways} - {1})
     rows: list[dict[str, Any]] = []
@@ -185,7 +166,7 @@ def _measured(
         for way, player in zip(ways_at_once, players, strict=True):
             if number and way in CONTROLS:
                 continue
-            for part in split(player):
+            for part in charged_or_not(player):
                 found = row(part, players, way.rivals) | {"label": way.label + part.label, "norm": way.norm}
                 if "of_two_copies" in found:
                     found["of_its_bound"] = found["of_two_copies"] / way.bound(balances.get(way.parts, 1.0))
@@ -239,6 +220,15 @@ def _cut(settings: Sections, numbers: Iterable[int]) -> tuple[Cuts, dict[int, fl
         loads = times if stages == RANKS else [times[k] + times[-1 - k] for k in range(RANKS)]
         balances[stages] = sum(loads) / max(loads)
     return cuts, balances
+
+
+def charged_or_not(contender: Contender) -> list[Contender]:
+    """The rows of a contender: two, where a refresh is part of its turns."""
+    if contender.failure or "refresh_s" not in contender.notes[0][0]:
+        return [contender]
+    spared = [[note | {"seconds": note["seconds"] - note["refresh_s"]} for note in notes] for notes in contender.notes]
+    charged = replace(contender, label=", refresh charged")
+    return [charged, replace(contender, label=", refresh not charged", notes=spared)]
 
 
 def row(contender: Contender, everyone: Sequence[Contender], rivals: Sequence[str] = ()) -> dict[str, Any]:
