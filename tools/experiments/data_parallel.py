@@ -51,8 +51,8 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
         train_s = time.perf_counter() - began
         if rank == 0:
             scores = lockstep.run([evaluate(job, "serial", bn=False)])[0] if job.evaluated(epoch) else NOT_EVALUATED
-            speed = {"train_s": train_s, "samples_per_s": job.train_size / train_s}
-            records.append(EpochRecord(epoch, "serial", lr=job.learning_rate(epoch), **vars(scores), **speed))
+            known = vars(scores) | {"train_s": train_s, "samples_per_s": job.train_size / train_s}
+            records.append(EpochRecord(epoch, "serial", lr=job.learning_rate(epoch), **known))
     if rank == 0:
         run_dir.note_end("done")
         run_dir.release()
