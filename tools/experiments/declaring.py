@@ -255,9 +255,9 @@ def _made(kind: type, table: Table) -> Any:
     own = {key: value for key, value in table.items() if key not in SECTIONS}
     if kind is not Claim and len(own) < len(table):
         own["settings"] = _flat({key: value for key, value in table.items() if key in SECTIONS})
-    kinds = {each.name: str(each.type).partition("[")[0] for each in dataclasses.fields(kind)}
     turned = {"str": str, "tuple": tuple}
-    return kind(**{key: turned.get(kinds.get(key, ""), lambda same: same)(value) for key, value in own.items()})
+    kinds = {each.name: turned.get(str(each.type).partition("[")[0]) for each in dataclasses.fields(kind)}
+    return kind(**{key: turn(value) if (turn := kinds.get(key)) else value for key, value in own.items()})
 
 
 EXPERIMENTS: dict[str, Experiment] = {}

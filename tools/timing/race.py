@@ -263,8 +263,6 @@ def line(found: dict[str, Any]) -> str:
         text += f"\n    {middle:.3f} times as fast as {name}, 95 % interval {low:.3f} to {high:.3f}"
     if "exposed_s" in found:
         for rank, parts in enumerate(zip(found["exposed_s"], found["io_s"], found["imbalance_s"], strict=True)):
-            shares = (100 * part / found["median_s"] for part in parts)
-            text += "\n    stage {}: exposed messages {:.1f} %, store {:.1f} %, imbalance {:.1f} %".format(
-                rank, *shares
-            )
+            shares = [f"{100 * part / found['median_s']:.1f} %" for part in parts]
+            text += "\n    stage {}: exposed messages {}, store {}, imbalance {}".format(rank, *shares)
     return text
