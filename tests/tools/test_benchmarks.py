@@ -28,7 +28,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(name: str, *options: str) -> Any:
         monkeypatch.setattr("sys.argv", [name, *options, "--out", str(tmp_path / "out")])
-        assert importlib.import_module(f"tools.benchmarks.{name}").main() == 0
+        importlib.import_module(f"tools.benchmarks.{name}").main()
         assert (tmp_path / "out" / f"{name}.txt").read_text().startswith(f"tools/bench {name} ")
         return json.loads((tmp_path / "out" / f"{name}.json").read_text())["values"]
 

@@ -18,11 +18,9 @@ if __name__ == "__main__":
         os.execv(sys.executable, [sys.executable, "-m", "tools.experiments", name, *words])
     names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
     if name not in names:
-        print(
-            f"usage: tools/bench NAME [options], where NAME is one of: {' '.join((*names, *EXPERIMENTS))}",
-            file=sys.stderr,
-        )
+        known = " ".join((*names, *EXPERIMENTS))
+        print(f"usage: tools/bench NAME [options], where NAME is one of: {known}", file=sys.stderr)
         raise SystemExit(USAGE)
     keep_freed_memory()  # before torch
     sys.argv[:] = [f"{name}.py", *words]
-    sys.exit(import_module(f"tools.benchmarks.{name}").main())
+    import_module(f"tools.benchmarks.{name}").main()

@@ -36,22 +36,20 @@ from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire.lockstep import Alone
 from hpcsplit.wire.port import Meter, Verb
 from tools.program import Start, last_line
-from tools.timing.engine import close, jobs_of
+from tools.timing.peers.ours import close, jobs_of
 from tools.timing.race import raced
 from tools.timing.table import options, publish
 
 HERE = Machine(node=8, latency_s=0.0, inside_latency_s=0.0)
 COUNTED_RANKS, COUNTED_STEPS, COUNTED_BATCH = (3, 4), 6, 16
-PHASES: tuple[Phase, ...] = ("serial", "parallel")
-LABELS = {"serial": "exact", "parallel": "penalty"}
+PHASES: dict[Phase, tuple[str, str]] = {"serial": ("exact", "exact_s"), "parallel": ("penalty", "parallel_s")}
 RANKS, EPOCHS = (1, 2), 6
 SECONDS = ("predicted_s", "simulated_s", "measured_s")
-
-
 Compared = dict[str, float]  # seconds of a step of one kind in one run, by their names in SECONDS
+Table = tuple[list[str], list[dict[str, Any]]]  # lines, and values
 
 
-def timed(args: argparse.Namespace, network: str) -> tuple[list[str], list[dict[str, Any]]]:
+def timed(args: argparse.Namespace, network: str) -> Table:
     """Predicted, simulated and measured seconds of a step, of runs that take turns."""
     raw = raced(network, args.batch, args.steps, device="cpu")
     raw["data"] |= {"limit_test": args.batch, "eval_train": args.batch}
@@ -59,44 +57,43 @@ def timed(args: argparse.Namespace, network: str) -> tuple[list[str], list[dict[
     raw["run"] |= {"baseline": True, "evaluate_every": EPOCHS, "threads": 1, "runner": "mpi"}
     config = resolve(raw, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
-    found: dict[tuple[str, int], list[Compared]] = {}
+    found: dict[tuple[Phase, int], list[Compared]] = {}
     for _ in range(args.rounds):
         for ranks in RANKS:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
                 for phase, compared in one_run(config, ranks, Path(place), args.steps).items():
                     found.setdefault((phase, ranks), []).append(compared)
+    line = "{:<26} {:>9} {:>9} {:>9} {:>24} {:>24}"
     lines = [
         f"{network}, batch {args.batch}, float32, {args.microbatches} micro-batches in exact steps, {EPOCHS // 2} "
         f"epochs of {args.steps} steps of each kind in a run, n = {args.rounds} runs",
-        f"{'s a step':<26} {'predicted':>9} {'simulated':>9} {'measured':>9} {'predicted/measured':>24} "
-        f"{'simulated/measured':>24}",
+        line.format("s a step", "predicted", "simulated", "measured", "predicted/measured", "simulated/measured"),
     ]
     rows = []
     for (phase, ranks), runs in found.items():
-        label = f"{LABELS[phase]}, {ranks} rank{'s' * (ranks != 1)}"
-        seconds = [statistics.median(run[name] for run in runs) for name in SECONDS]
+        label = f"{PHASES[phase][0]}, {ranks} rank{'s' * (ranks != 1)}"
+        seconds = [f"{statistics.median(run[name] for run in runs):.4f}" for name in SECONDS]
         shares = [spread([run[name] / run["measured_s"] for run in runs]) for name in SECONDS[:2]]
-        lines.append(f"{label:<26} " + " ".join(f"{s:>9.4f}" for s in seconds) + "".join(f" {s:>24}" for s in shares))
+        lines.append(line.format(label, *seconds, *shares))
         rows.append({"network": network, "phase": phase, "ranks": ranks, "runs": runs})
     return lines, rows
 
 
-def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[str, Compared]:
+def one_run(config: Config, ranks: int, place: Path, steps: int) -> dict[Phase, Compared]:
     """`hpcsplit train`: what it wrote down before it began, the same simulated, and what it did."""
     toml, run_dir = place / "bench.toml", place / "run"
     toml.write_text(config.to_toml(origins=False), encoding="utf-8")
-    words = ["-m", "hpcsplit", "train", str(toml), "--run-dir", str(run_dir)]
+    words = ["-m", "hpcsplit", "train", toml, "--run-dir", run_dir]
     run = Start(words, ranks, str(place), place / "out")
     if run.end().code:
         raise SystemExit(f"a run of {ranks} ranks failed: {last_line(run.said())}")
     expected = json.loads((run_dir / "forecast.json").read_text(encoding="utf-8"))
     problem, records = problem_of(Setting(config), run_dir / "forecast.json"), Records(RunDir(run_dir).records).load()
     found = {}
-    for phase, key in (("serial", "exact_s"), ("parallel", "parallel_s")):
-        course = replay(problem, expected["cuts"], HERE, Train(0, phase, 0), steps)  # type: ignore[arg-type]
-        seconds = [record.train_s or 0.0 for record in records if record.phase == phase]
-        measured = statistics.median(seconds) / steps
-        times = expected["forecast"][key], course.length_s / steps, measured
+    for phase, (_, key) in PHASES.items():
+        course = replay(problem, expected["cuts"], HERE, Train(0, phase, 0), steps)
+        measured = statistics.median(record.train_s or 0.0 for record in records if record.phase == phase)
+        times = expected["forecast"][key], course.length_s / steps, measured / steps
         found[phase] = dict(zip(SECONDS, times, strict=True))
     return found
 
@@ -105,7 +102,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
-def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, Any]]]:
+def counted(network: str, microbatches: int) -> Table:
     """Messages and bytes of each rank, simulated and in lockstep."""
     raw = raced(network, COUNTED_BATCH, COUNTED_STEPS, device="cpu", runner="lockstep")
     raw["schedule"]["microbatches"] = microbatches
@@ -115,23 +112,17 @@ def counted(network: str, microbatches: int) -> tuple[list[str], list[dict[str, 
     for ranks in COUNTED_RANKS:
         for phase in PHASES:
             with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as place:
-                real, cuts = in_lockstep(config, ranks, phase, Path(place))
-            course = replay(problem, cuts, HERE, Train(0, phase, 0), COUNTED_STEPS)
+                run_dir, world = RunDir(Path(place) / "run"), Alone(ranks)
+                jobs = jobs_of(world, config, run_dir, torch.device("cpu"))
+                real = world.run([epoch_sent(job, phase) for job in jobs])
+                close(jobs)
+                run_dir.release()
+            course = replay(problem, jobs[0].identity.cuts, HERE, Train(0, phase, 0), COUNTED_STEPS)
             ours = [(t.messages, t.sent_bytes_prev + t.sent_bytes_next) for t in course.traffic]
             same = "the same" if ours == real else f"simulated {ours}"
             lines.append(f"{ranks} ranks, {phase:<8} messages and bytes of {COUNTED_STEPS} steps: {real}: {same}")
             rows.append({"ranks": ranks, "phase": phase, "lockstep": real, "simulated": ours})
     return lines, rows
-
-
-def in_lockstep(config: Config, ranks: int, phase: Phase, place: Path) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    run_dir = RunDir(place / "run")
-    world = Alone(ranks)
-    jobs = jobs_of(world, config, run_dir, torch.device("cpu"))
-    found = world.run([epoch_sent(job, phase) for job in jobs])
-    close(jobs)
-    run_dir.release()
-    return found, jobs[0].identity.cuts
 
 
 def epoch_sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int]]:
@@ -144,7 +135,7 @@ def epoch_sent(job: Job, phase: Phase) -> Generator[Verb, Any, tuple[int, int]]:
     return sent["messages"], sent["sent_bytes_prev"] + sent["sent_bytes_next"]
 
 
-def main() -> int:
+def main() -> None:
     args = options(
         __doc__,
         "forecast",
@@ -153,9 +144,8 @@ def main() -> int:
         steps=(8, "of an epoch"),
         rounds=(3, "runs with each number of ranks"),
         microbatches=(4, "of an exact step"),
-    ).parse_args()
+    )
     networks = args.networks.split(",")
     tables = [*(timed(args, network) for network in networks), counted(networks[0], args.microbatches)]
     lines, values = ([each for part in parts for each in part] for parts in zip(*tables, strict=True))
     publish(args.out, "forecast", lines, values)
-    return 0

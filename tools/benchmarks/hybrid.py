@@ -8,31 +8,13 @@ them.  Printed with the refresh charged, and without.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from tools.timing.race import COPIES, DDP, ONE, Way, command_line, ours, run
-from tools.timing.turns import Contender
-
-MICROBATCHES = (4, 8)
+from tools.timing.race import CONTROLS, DDP, Way, ours, run
 
 
 def hybrid(microbatches: int) -> Way:
-    label = f"hpcsplit, 1:4 hybrid, M = {microbatches}"
-    return ours(f"hybrid-{microbatches}", label, "hybrid", schedule={"microbatches": microbatches})
+    label, settings = f"hpcsplit, 1:4 hybrid, M = {microbatches}", {"schedule": {"microbatches": microbatches}}
+    return ours(f"hybrid-{microbatches}", label, "hybrid", settings=settings)
 
 
-def charged_or_not(contender: Contender) -> list[Contender]:
-    """The hybrid as two rows."""
-    if contender.failure or "refresh_s" not in contender.notes[0][0]:
-        return [contender]
-    spared = [[note | {"seconds": note["seconds"] - note["refresh_s"]} for note in notes] for notes in contender.notes]
-    return [
-        replace(contender, label=", refresh charged"),
-        replace(contender, label=", refresh not charged", notes=spared),
-    ]
-
-
-def main() -> int:
-    args = command_line(__doc__, "resnet56", steps=6).parse_args()
-    run("hybrid", args, (ONE, COPIES, DDP, *map(hybrid, MICROBATCHES)), charged_or_not)
-    return 0
+def main() -> None:
+    run(__doc__, "hybrid", (*CONTROLS, DDP, hybrid(4), hybrid(8)), networks="resnet56", steps=6)

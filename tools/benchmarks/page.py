@@ -8,11 +8,11 @@ what the page has of the others stays.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from pathlib import Path
 
 from tools.program import ROOT, sections
+from tools.timing.table import options
 
 NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast")
 HEAD = """# Performance
@@ -22,28 +22,20 @@ ratios are taken within one round of one run.
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
-    args = parser.parse_args()
+def main() -> None:
+    args = options(__doc__, "page", runs=ROOT / "runs", out=ROOT / "docs" / "performance.md")
     found = [name for name in NAMES if texts_of(args.runs, name)]
     if not found:
         raise SystemExit(f"tools/bench page: no table in {args.runs}/bench-*; run tools/bench NAME first")
-    texts = sections_of(args.out) | {name: section(args.runs, name) for name in found}
+    there = {part.removeprefix("## ").partition(":")[0]: part for part in sections(args.out)}
+    texts = there | {name: section(args.runs, name) for name in found}
     args.out.write_text("\n".join([HEAD, *(texts[name] for name in NAMES if name in texts)]), encoding="utf-8")
     print(f"{args.out}: {', '.join(found)}")
-    return 0
 
 
 def texts_of(runs: Path, name: str) -> list[Path]:
     folders = [runs / f"bench-{name}", *sorted(runs.glob(f"bench-{name}-*"))]
     return [folder / f"{name}.txt" for folder in folders if (folder / f"{name}.txt").exists()]
-
-
-def sections_of(page: Path) -> dict[str, str]:
-    """What the page has already, by benchmark."""
-    return {part.removeprefix("## ").partition(":")[0]: part for part in sections(page)}
 
 
 def section(runs: Path, name: str) -> str:

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.config import resolve
+from hpcsplit.config import load
 from tools.program import Sections, merged, write_toml
 from tools.timing.table import options, publish
-from tools.timing.turns import LIMIT_S, Contender, peer, play
+from tools.timing.turns import Contender, peer, play
 
 BASE: Sections = {
     "data": {"name": "fake", "augment": False},
@@ -55,20 +55,15 @@ GROUPS: dict[str, dict[str, tuple[list[Sections], int]]] = {
 }
 
 
-def main() -> int:
-    args = options(__doc__, "scale", rounds=3, only=("", "the first word of groups, with commas")).parse_args()
-    wanted = args.only.split(",") if args.only else []
-    lines = [f"{'':<42} {'ms a step':>10} {'us a sample':>12} {'MiB':>7}"]
-    values = []
+def main() -> None:
+    args = options(__doc__, "scale", rounds=3, only=("", "the first word of groups, with commas"))
+    lines, values = [f"{'':<42} {'ms a step':>10} {'us a sample':>12} {'MiB':>7}"], []
     for group, rows in GROUPS.items():
-        if not wanted or group.split()[0].rstrip(",") in wanted:
-            lines.append(group)
-            for value in measured(group, rows, args.rounds):
-                values.append(value)
-                lines.append(line(value))
-    lines.append(f"medians, n = {args.rounds}")
-    publish(args.out, "scale", lines, values)
-    return 0
+        if not args.only or group.split()[0].rstrip(",") in args.only.split(","):
+            found = measured(group, rows, args.rounds)
+            lines += [group, *map(line, found)]
+            values += found
+    publish(args.out, "scale", [*lines, f"medians, n = {args.rounds}"], values)
 
 
 def measured(group: str, rows: Mapping[str, tuple[list[Sections], int]], rounds: int) -> list[dict[str, Any]]:
@@ -76,11 +71,10 @@ def measured(group: str, rows: Mapping[str, tuple[list[Sections], int]], rounds:
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         players, batches = [], []
         for number, (settings, stages) in enumerate(rows.values()):
-            sections = merged(BASE, *settings)
-            path = write_toml(Path(name) / f"row-{number}.toml", sections)
+            path = write_toml(Path(name) / f"row-{number}.toml", merged(BASE, *settings))
             players.append(Contender(f"row-{number}", [peer("ours", "parallel", path, stages)]))
-            batches.append(resolve(sections, (), stem="bench", source="tools/bench").data.batch_size)
-        play(players, rounds, Path(name) / "play", limit_s=LIMIT_S)
+            batches.append(load(path).data.batch_size)
+        play(players, rounds, Path(name) / "play")
     found: list[dict[str, Any]] = []
     for label, player, batch in zip(rows, players, batches, strict=True):
         row: dict[str, Any] = {"group": group, "label": label, "failure": player.failure}

@@ -11,7 +11,7 @@ activations in between.  Rows that are compared with each other have taken turns
 
 from __future__ import annotations
 
-from tools.timing.race import COPIES, DDP, ONE, Way, command_line, exact, one_core_in_pieces, run, torch_pipeline
+from tools.timing.race import CONTROLS, DDP, Way, exact, one_core_in_pieces, run, torch_pipeline
 
 MICROBATCHES = (1, 2, 4, 8)
 DEFERRED = {"deferred": True}
@@ -28,8 +28,7 @@ def pipelines(microbatches: int) -> list[Way]:
 
 
 WAYS = (
-    ONE,
-    COPIES,
+    *CONTROLS,
     *(way for m in MICROBATCHES for way in pipelines(m)),
     DDP,
     *(one_core_in_pieces(m) for m in MICROBATCHES[1:]),
@@ -38,6 +37,5 @@ WAYS = (
 )
 
 
-def main() -> int:
-    run("serial", command_line(__doc__, "resnet32,resnet56", steps=4, rounds=10).parse_args(), WAYS)
-    return 0
+def main() -> None:
+    run(__doc__, "serial", WAYS, networks="resnet32,resnet56", steps=4, rounds=10)

@@ -38,8 +38,8 @@ ROWS: dict[str, tuple[list[str], int, str]] = {
 FIRST_STEP = "2 ranks train, to the first step"
 
 
-def main() -> int:
-    args = options(__doc__, "start", rounds=5).parse_args()
+def main() -> None:
+    args = options(__doc__, "start", rounds=5)
     seconds: dict[str, list[float]] = {label: [] for label in [*ROWS, FIRST_STEP]}
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         folder = Path(name)
@@ -58,8 +58,7 @@ def main() -> int:
     lines = [f"{'':<40} {'s':>7} {'min':>7} {'max':>7}  over"]
     rivals = {label: rival for label, (_, _, rival) in ROWS.items()} | {FIRST_STEP: list(ROWS)[-1]}
     values = []
-    for label, found in seconds.items():
-        times = found[1:]
+    for label, (_, *times) in seconds.items():
         row = {"label": label, "n": len(times), "median_s": statistics.median(times), "seconds": times}
         line = f"{label:<40} {row['median_s']:>7.3f} {min(times):>7.3f} {max(times):>7.3f}"
         if rival := rivals[label]:
@@ -69,7 +68,6 @@ def main() -> int:
         values.append(row)
     lines.append(f"n = {args.rounds}")
     publish(args.out, "start", lines, values)
-    return 0
 
 
 def measured(words: list[str], ranks: int, folder: Path, records: Path | None = None) -> float:

@@ -12,24 +12,11 @@ gradients in M micro-batches, 1F1B's bubble leave of that.  Every ratio is the m
 
 from __future__ import annotations
 
-from tools.timing.race import (
-    COPIES,
-    DDP,
-    FSDP,
-    ONE,
-    PARALLEL,
-    TWO_THREADS,
-    command_line,
-    delayed,
-    exact,
-    run,
-    torch_pipeline,
-)
+from tools.timing.race import CONTROLS, DDP, FSDP, PARALLEL, TWO_THREADS, delayed, exact, run, torch_pipeline
 
 NETWORKS = "resnet56,resnet110,wrn-16-4"
 WAYS = (
-    ONE,
-    COPIES,
+    *CONTROLS,
     TWO_THREADS,
     DDP,
     FSDP,
@@ -44,6 +31,5 @@ WAYS = (
 )
 
 
-def main() -> int:
-    run("step", command_line(__doc__, NETWORKS, steps=6).parse_args(), WAYS)
-    return 0
+def main() -> None:
+    run(__doc__, "step", WAYS, networks=NETWORKS, steps=6)

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,14 @@ from tools.timing.table import options, publish, ratio
 
 SHAPE = (16, 32, 32)
 ROW_BYTES = 4 * int(np.prod(SHAPE))
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = ("float32", "float16", "bfloat16")
 AHEAD = 4  # batches of which the raw reader tells the kernel before
 IN_MEMORY, RAW, STORE_IN_MEMORY = "tensor in memory", "raw file, float32", "store in memory, float32"
 
 
-def main() -> int:
-    place = {"default": None, "type": Path, "help": "where the files lie; default: the temporary folder"}
-    args = options(__doc__, "store", rows=20_000, batch=128, rounds=5, folder=place).parse_args()
+def main() -> None:
+    place = {"type": Path, "help": "where the files lie; default: the temporary folder"}
+    args = options(__doc__, "store", rows=20_000, batch=128, rounds=5, folder=place)
     torch.set_num_threads(1)
     batches = shuffled(args.rows, args.batch)
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-", dir=args.folder) as name:
@@ -68,7 +69,6 @@ def main() -> int:
         )
     lines.append(f"{args.rows} rows, batches of {args.batch}, GB/s of float32 values, n = {args.rounds}")
     publish(args.out, "store", lines, values)
-    return 0
 
 
 Batches = list[np.ndarray]
@@ -76,10 +76,7 @@ Batches = list[np.ndarray]
 
 class Rival:
     """Something that reads and writes all rows in batches: the rows as a tensor, what a program without a store has.
-
-    What lies on the disk is read and written cold, too: `forget` leaves nothing of it in memory, `sync` waits for the
-    disk.
-    """
+    What lies on the disk is read and written cold, too."""
 
     on_disk = False
 
@@ -109,13 +106,13 @@ class Rival:
         self.sync()
 
     def sync(self) -> None:
-        pass
+        """Wait for the disk."""
 
     def forget(self) -> None:
-        pass
+        """Leave nothing of what lies on the disk in memory."""
 
     def close(self) -> None:
-        pass
+        """Of a tensor nothing is left to do."""
 
 
 class RawFile(Rival):
@@ -176,7 +173,7 @@ class Stored(Rival):
 
     def forget(self) -> None:
         if isinstance(self.store, HdfStore):
-            for rows in (rows for slot in self.store._files for rows in slot.values()):
+            for rows in chain(*(slot.values() for slot in self.store._files)):
                 rows._map._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # mapped pages would stay
                 drop(rows._fd)
 
@@ -184,9 +181,8 @@ class Stored(Rival):
 def everyone(rows: int, folder: Path) -> list[Rival]:
     fields = [Field("lam", SHAPE)]
     stores: dict[str, Store] = {STORE_IN_MEMORY: MemoryStore(fields, rows, torch.float32)}
-    for dtype in DTYPES:
-        kind = str(dtype).removeprefix("torch.")
-        stores[f"store in HDF5, {kind}"] = HdfStore(fields, rows, dtype, folder / kind)
+    for kind in DTYPES:
+        stores[f"store in HDF5, {kind}"] = HdfStore(fields, rows, getattr(torch, kind), folder / kind)
     stored = [Stored(name, store, rows) for name, store in stores.items()]
     return [Rival(IN_MEMORY, rows), RawFile(rows, folder / "raw"), *stored]
 

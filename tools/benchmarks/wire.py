@@ -36,13 +36,10 @@ RANKS = 2
 LIMIT_S = 600.0
 
 
-def main() -> int:
-    parser = options(__doc__, "wire", rounds=7)
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def main() -> None:
+    args = options(__doc__, "wire", rounds=7, rank={"action": "store_true", "help": argparse.SUPPRESS})
     if args.rank:
-        measured(args.rounds)
-        return 0
+        return measured(args.rounds)
     with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
         out, err = Path(name) / "out", Path(name) / "err"
         words = ["-m", "tools.benchmarks", "wire", "--rank", "--rounds", args.rounds]
@@ -55,13 +52,10 @@ def main() -> int:
     lines = [f"{'bytes':>10} {'copy us':>9} {'one way us':>11} {'x':>6} {'exchange us':>12} {'x':>6} {'hidden':>8}"]
     for row in rows:
         copy, way, exchange = (1e6 * row[key] for key in ("copy_s", "one_way_s", "exchange_s"))
-        lines.append(
-            f"{row['bytes']:>10} {copy:>9.1f} {way:>11.1f} {way / copy:>6.1f} {exchange:>12.1f} "
-            f"{exchange / copy:>6.1f} {row['hidden']:>8.0%}"
-        )
+        compared = f"{copy:>9.1f} {way:>11.1f} {way / copy:>6.1f} {exchange:>12.1f} {exchange / copy:>6.1f}"
+        lines.append(f"{row['bytes']:>10} {compared} {row['hidden']:>8.0%}")
     lines.append(f"x: over a copy; medians, n = {args.rounds} rounds of {LEAST} to {MOST}")
     publish(args.out, "wire", lines, rows)
-    return 0
 
 
 def measured(rounds: int) -> None:
@@ -82,7 +76,8 @@ def repeats(bout: str, size: int) -> int:
 
 
 def one_size(wire: Wire, size: int, rounds: int) -> Program:
-    first, side = wire.rank == 0, NEXT if wire.rank == 0 else PREV
+    first = wire.rank == 0
+    side = NEXT if first else PREV
     tensor, target = torch.zeros(size // 4), torch.ones(size // 4)
     factor = torch.randn(EDGE, EDGE)
     waited: list[float] = []

@@ -11,7 +11,8 @@ import signal
 import sys
 import tomllib
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,9 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
         if any(task.command()[0] == mpirun() for task in tasks) and not shutil.which(mpirun()):
             parser.error("there is no mpirun beside this Python or on PATH; tools/reproduce makes the environment")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        say = partial(print, file=sys.stderr)
         try:
-            failures = running.run_all(
-                tasks, cores, in_turn=experiment.in_turn, say=lambda text: print(text, file=sys.stderr)
-            )
+            failures = running.run_all(tasks, cores, in_turn=experiment.in_turn, say=say)
         except KeyboardInterrupt:
             print("interrupted; start the same command again to continue", file=sys.stderr)
             return INTERRUPTED
@@ -112,9 +112,8 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
     from tools.experiments.drawing import draw
     from tools.experiments.reporting import Report
 
-    results = running.results_of(
-        experiment, planned(experiment.rows, max(args.seeds or 0, most))
-    )  # of earlier starts, too
+    earlier = planned(experiment.rows, max(args.seeds or 0, most))
+    results = running.results_of(experiment, earlier)
     started = {task.row.key for task in tasks}
     left_out = [row for row in rows if row.key not in started and not args.show]
     shown = [row for row in experiment.rows if row.key in started or results.of(row.key)]
@@ -122,11 +121,12 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
         parser.error(f"there is no finished run of {experiment.name} in {out}; leave --show out, or add --kept")
     report = Report(results, args.scale, shown, extra, failures, left_out, ranks)
     text = report.markdown()
-    (out / f"{experiment.name}.md").write_text(text, encoding="utf-8")
-    (out / f"{experiment.name}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
-    draw(results, shown, out / f"{experiment.name}.png", report.title)
+    stem = out / experiment.name
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    stem.with_suffix(".json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
+    draw(results, shown, stem.with_suffix(".png"), report.title)
     print(text)
-    print(f"table, values and curves: {out / experiment.name}.md, .json, .png", file=sys.stderr)
+    print(f"table, values and curves: {stem}.md, .json, .png", file=sys.stderr)
     return FAILED if failures else 0
 
 
@@ -160,12 +160,11 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def _known(parser: argparse.ArgumentParser, what: str, name: str, names: Iterable[str]) -> str:
+def _known(parser: Parser, what: str, name: str, names: Collection[str]) -> str:
     """The name, or a usage error that suggests the nearest one."""
-    known = list(names)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        parser.error(f"{name!r} is no {what}; did you mean {close[0]}?")
+    if name not in names:
+        (close,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        parser.error(f"{name!r} is no {what}; did you mean {close}?")
     return name
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from hpcsplit.host.launchers import alone, launcher_rank
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: list[str]) -> None:
     train = [sys.executable, "-m", "hpcsplit", "train", *words[:-1], f"{words[-1]}-copy{launcher_rank()}"]
     os.execve(sys.executable, train, alone())
 

@@ -50,19 +50,9 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
         distributed.barrier()
         train_s = time.perf_counter() - began
         if rank == 0:
-            scores = Scores()
-            if job.evaluated(epoch):
-                (scores,) = lockstep.run([evaluate(job, "serial", bn=False)])
-            records.append(
-                EpochRecord(
-                    epoch=epoch,
-                    phase="serial",
-                    **vars(scores),
-                    train_s=train_s,
-                    samples_per_s=job.train_size / train_s,
-                    lr=job.learning_rate(epoch),
-                )
-            )
+            scores = lockstep.run([evaluate(job, "serial", bn=False)])[0] if job.evaluated(epoch) else Scores()
+            known = vars(scores) | {"train_s": train_s, "samples_per_s": job.train_size / train_s}
+            records.append(EpochRecord(epoch, "serial", lr=job.learning_rate(epoch), **known))
     if rank == 0:
         end(run_dir.provenance, "done")
         run_dir.release()

@@ -1,10 +1,10 @@
 """What an experiment is made of, and how it is read from the tables in this folder.  Nothing here runs.
 
 A table of tssm.toml, pdadmm.toml, sph.toml or plane.toml is an experiment: `base`, the settings that all its rows have,
-`rows`, `claims`, and how much of it the scales `small`, `paper` and, some, `converged` (a small network for the
-paper's epochs) run.  Its keys are the attributes of the classes
-below; those of a section of the configuration (`method.beta`) are settings.  A row may be written [key, label, like,
-{the rest}], a claim [text, like, row, rival, {the rest}], short of what is not there.
+`rows`, `claims`, and how much of it the scales `small`, `paper` and, some, `converged` (a small network for the paper's
+epochs) run.  Its keys are the attributes of the classes below; those of a section of the configuration (`method.beta`)
+are settings.  A row may be written [key, label, like, {the rest}], a claim [text, like, row, rival, {the rest}], short
+of what is not there.
 
     like = "A B"            takes what the tables A and B of [parts] say; what stands beside it goes before, but notes
                             come behind theirs.
@@ -30,7 +30,6 @@ from hpcsplit.config import Config
 Settings = Mapping[str, Any]  # "section.key" -> value, as on the command line of `hpcsplit train`
 ScaleName = Literal["small", "converged", "paper"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
-FILES = ("tssm", "pdadmm", "sph", "plane")
 SECTIONS = [each.name for each in dataclasses.fields(Config)]
 
 
@@ -179,8 +178,7 @@ def experiment_of(name: str, table: Table, parts: Table) -> Experiment:
     if len(cells) > len(rows):
         raise ValueError(f"{name}: {len(cells)} cells for {len(rows)} rows; leave out the last ones")
     rows[: len(cells)] = [dataclasses.replace(row, paper=cell) for row, cell in zip(rows, cells, strict=False)]
-    table["rows"] = tuple(rows)
-    table["claims"] = tuple(_each(Claim, table["claims"], parts, table["rows"], {}, {}))
+    table |= {"rows": rows, "claims": [*_each(Claim, table["claims"], parts, rows, {}, {})]}
     table["base"] = _flat(_whole(table.get("base", {}), parts))
     scales = {"small": {}, "paper": {}} | {scale: table[scale] for scale in SCALES if scale in table}
     table |= {scale: _made(Scale, _whole(those, parts)) for scale, those in scales.items()}
@@ -257,15 +255,13 @@ def _made(kind: type, table: Table) -> Any:
     own = {key: value for key, value in table.items() if key not in SECTIONS}
     if kind is not Claim and len(own) < len(table):
         own["settings"] = _flat({key: value for key, value in table.items() if key in SECTIONS})
-    turned = {"str": str, "tuple[str, ...]": tuple}
-    kinds = {each.name: turned.get(str(each.type)) for each in dataclasses.fields(kind)}
+    turned = {"str": str, "tuple": tuple}
+    kinds = {each.name: turned.get(str(each.type).partition("[")[0]) for each in dataclasses.fields(kind)}
     return kind(**{key: turn(value) if (turn := kinds.get(key)) else value for key, value in own.items()})
 
 
-def _read(name: str) -> Iterator[Experiment]:
-    tables = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
-    parts = tables.pop("parts")
-    return (experiment_of(key, table, parts) for key, table in tables.items())
-
-
-EXPERIMENTS = {experiment.name: experiment for file in FILES for experiment in _read(file)}
+EXPERIMENTS: dict[str, Experiment] = {}
+for _file in ("tssm", "pdadmm", "sph", "plane"):
+    _tables = tomllib.loads((Path(__file__).parent / f"{_file}.toml").read_text(encoding="utf-8"))
+    _parts = _tables.pop("parts")
+    EXPERIMENTS |= {name: experiment_of(name, table, _parts) for name, table in _tables.items()}

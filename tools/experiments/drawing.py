@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,18 +52,21 @@ def _curves(panel: Axes, results: Results, rows: Sequence[Row], quantity: str) -
     for number, row in enumerate(rows):
         series = [run.series(quantity) for copies in results.of(row.key).values() for run in copies]
         known = {n: [v for v in values if v is not None] for n, values in enumerate(zip(*series, strict=True), 1)}
-        means = {n: statistics.mean(values) for n, values in known.items() if values}
-        if not means:
-            continue
-        spread = [statistics.stdev(known[n]) if len(known[n]) > 1 else 0.0 for n in means]
-        colour, style = colours(number % colours.N), "--" if row.exact else "-"
-        panel.plot(list(means), list(means.values()), style, color=colour, label=row.label, linewidth=1.5)
-        low, high = [[m + sign * s for m, s in zip(means.values(), spread, strict=True)] for sign in (-1, 1)]
-        panel.fill_between(list(means), low, high, color=colour, alpha=0.15, linewidth=0)
+        points = [(n, *_summary(values)) for n, values in known.items() if values]
+        if points:
+            epochs, means, spread = map(np.array, zip(*points, strict=True))
+            colour, style = colours(number % colours.N), "--" if row.exact else "-"
+            panel.plot(epochs, means, style, color=colour, label=row.label, linewidth=1.5)
+            panel.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
     if CURVES[quantity].log:
         panel.set_yscale("log")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="epoch", ylabel=CURVES[quantity].heading)
+
+
+def _summary(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _speed(panel: Axes, results: Results, rows: Sequence[Row]) -> None:
@@ -91,16 +95,9 @@ def _plane(panel: Axes, results: Results, rows: Sequence[Row]) -> None:
     colours = colormaps["tab20"]
     for number, row in enumerate(row for row in rows if not results.counted(row)):
         found, seconds = list(results.values(row, measure).values()), results.seconds(row)
-        if not found or seconds is None:
-            continue
-        panel.errorbar(
-            seconds,
-            statistics.mean(found),
-            statistics.stdev(found) if len(found) > 1 else 0.0,
-            fmt="o" if row.exact else "D",
-            color="0.3" if row.exact else colours(number % colours.N),
-            label=None if row.exact else f"{row.label} (n = {len(found)})",
-            capsize=2,
-        )
+        if found and seconds is not None:
+            form, colour = ("o", "0.3") if row.exact else ("D", colours(number % colours.N))
+            label = None if row.exact else f"{row.label} (n = {len(found)})"
+            panel.errorbar(seconds, *_summary(found), fmt=form, color=colour, label=label, capsize=2)
     panel.set(xlabel="training and refresh (s)", ylabel=MEASURES[measure].heading)
     panel.legend(**BESIDE)

@@ -64,29 +64,19 @@ def archive_of(page: Path, name: str) -> Path:
     return page.parent / page.stem / f"{name}.tar.xz"
 
 
-def pack(runs: Path, archive: Path) -> list[str]:
+def pack(runs: Path, archive: Path) -> None:
     """Put what tables are made of into an archive: records, configuration and versions of every finished run in a
-    folder, without its checkpoints and places of the machine.  The same runs make the same bytes.
-
-    Returns:
-        The runs' names.
-    """
-    found = [RunDir(folder) for folder in sorted(runs.iterdir()) if _finished(RunDir(folder))]
+    folder, without its checkpoints and places of the machine.  The same runs make the same bytes."""
     with tarfile.open(archive, "w:xz") as tar:
-        for run in found:
+        for run in map(RunDir, sorted(runs.iterdir())):
             for name, text in _kept(run).items():
                 entry = tarfile.TarInfo(f"{run.path.name}/{name}")
                 entry.size = len(text.encode())
                 tar.addfile(entry, io.BytesIO(text.encode()))
-    return [run.path.name for run in found]
 
 
 def unpack(archive: Path, runs: Path) -> list[str]:
-    """Put the runs that are not in the folder yet back into it.
-
-    Returns:
-        Their names.
-    """
+    """Put the runs that are not in the folder yet back into it; their names."""
     before = {folder.name for folder in runs.glob("*")}
     with tarfile.open(archive) as tar:
         entries = [entry for entry in tar if Path(entry.name).parent.name not in before]
@@ -100,13 +90,10 @@ def unpack(archive: Path, runs: Path) -> list[str]:
     return list(dict.fromkeys(Path(entry.name).parent.name for entry in entries))
 
 
-def _finished(run: RunDir) -> bool:
-    return run.config.exists() and len(Records(run.records).load()) == load(run.config).schedule.epochs
-
-
 def _kept(run: RunDir) -> dict[str, str]:
-    """The files of a run by their names."""
-    config = load(run.config)
+    """The files of a run by their names; none of one that is not finished."""
+    if not run.config.exists() or len(Records(run.records).load()) != (config := load(run.config)).schedule.epochs:
+        return {}
     config = replace(config, data=replace(config.data, root=DataSection().root))
     start = starts(run.provenance)[-1]
     kept = {key: start[key] for key in OF_A_START if key in start}

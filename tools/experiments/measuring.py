@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
-from operator import itemgetter
+from operator import add, itemgetter
 from statistics import mean, median
 from typing import Any
 
@@ -37,9 +37,8 @@ class Run:
 
     def clock(self) -> list[float]:
         """Training and refresh up to the end of each epoch."""
-        return list(
-            accumulate(s + (r.refresh_s or 0.0) for s, r in zip(self.epoch_seconds(), self.records, strict=True))
-        )
+        refresh_s = (record.refresh_s or 0.0 for record in self.records)
+        return list(accumulate(map(add, self.epoch_seconds(), refresh_s)))
 
     def series(self, quantity: str) -> list[float | None]:
         """One of CURVES in each epoch."""
@@ -73,11 +72,10 @@ class Results:
         timed = (copies for seed, copies in self.of(row.key).items() if self.experiment.times(seed))
         return any(run.counted for copies in timed for run in copies)
 
-    def rivals(self, row: Row) -> Iterator[Row]:
+    def rivals(self, row: Row) -> list[Row]:
         """The exact rows on no more ranks."""
-        for rival in self.experiment.rows:
-            if rival.exact and rival.group == row.group and rival.stages <= row.stages and not self.counted(rival):
-                yield rival
+        known = [rival for rival in self.experiment.rows if rival.exact and not self.counted(rival)]
+        return [rival for rival in known if rival.group == row.group and rival.stages <= row.stages]
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,15 @@ class Measure:
     """
 
     heading: str
-    form: str
     over: Callable[[Results, Row], Values]
+    form: str = ".2f"
     points: bool = False
     median: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ over the epochs
+
+Quantity = Callable[[EpochRecord], float | None]  # None in epochs that have none
 
 
 @dataclass(frozen=True)
@@ -104,32 +104,32 @@ class Curve:
     """A quantity of each epoch."""
 
     heading: str
-    of: Callable[[EpochRecord], float | None]
+    of: Quantity
     log: bool = False
 
 
-def _percent(key: str) -> Callable[[EpochRecord], float | None]:
+def _percent(key: str) -> Quantity:
     return lambda record: None if getattr(record, key) is None else 100 * getattr(record, key)
 
 
-def _term(record: EpochRecord, name: str) -> float | None:
-    """A term of the method's objective; None in epochs that have none."""
-    return (record.terms or {}).get(name)
+def _term(name: str) -> Quantity:
+    """A term of the method's objective."""
+    return lambda record: (record.terms or {}).get(name)
 
 
 def _k_step_sq(record: EpochRecord) -> float | None:
     """k ‖step‖², k = 1, 2 …, of the variables and the weights: it goes to 0 where ‖step‖² is o(1/k)."""
-    aux = _term(record, "step_sq")
-    return None if aux is None else (record.epoch + 1) * (aux + (_term(record, "weights_step_sq") or 0.0))
+    aux = _term("step_sq")(record)
+    return None if aux is None else (record.epoch + 1) * (aux + (_term("weights_step_sq")(record) or 0.0))
 
 
 def _residual(record: EpochRecord) -> float | None:
-    squared = _term(record, "residual_sq")
+    squared = _term("residual_sq")(record)
     return None if squared is None else squared**0.5
 
 
 def _violation(record: EpochRecord) -> float | None:
-    return max((s.violation for s in record.stages[1:] if s.violation is not None), default=None)
+    return max(_known(stage.violation for stage in record.stages[1:]), default=None)
 
 
 CURVES: dict[str, Curve] = {
@@ -139,7 +139,7 @@ CURVES: dict[str, Curve] = {
     "loss": Curve("training loss of the whole network", lambda record: record.loss, log=True),
     "test_loss": Curve("test loss", lambda record: record.test_loss, log=True),
     "violation": Curve("violation, worst boundary", _violation),
-    "objective": Curve("augmented Lagrangian a sample", lambda record: _term(record, "objective"), log=True),
+    "objective": Curve("augmented Lagrangian a sample", _term("objective"), log=True),
     "residual": Curve("residual a sample", _residual, log=True),
     "rate": Curve("k · squared step a sample", _k_step_sq, log=True),
 }
@@ -176,7 +176,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _late(run: Run, of: Callable[[EpochRecord], float | None]) -> float | None:
+def _late(run: Run, of: Quantity) -> float | None:
     """Mean over the last quarter of the parallel epochs, without those that have none."""
     known = _known(_quarters([of(record) for record in run.records if record.phase == "parallel"])[1])
     return mean(known) if known else None
@@ -226,16 +226,15 @@ def _at_time(exact: Run, seconds: float, quantity: str) -> float | None:
 
 def best_rival(results: Results, row: Row) -> tuple[str, Values]:
     """Of the exact rows, stopped at this row's time: the label of the one with the best mean, its accuracy by seed."""
-    best: tuple[str, Values] = ("", {})
-    for rival in () if row.exact or results.counted(row) else results.rivals(row):
-        exact, known = results.of(rival.key), dict[int, float]()
-        for seed, runs in results.of(row.key).items():
-            if seed in exact and results.experiment.times(seed):
-                value = _at_time(exact[seed][0], runs[0].clock()[-1], results.experiment.judged_by)
-                known |= {} if value is None else {seed: value}
-        if known and (not best[1] or mean(known.values()) > mean(best[1].values())):
-            best = (rival.label, known)
-    return best
+    if row.exact or results.counted(row):
+        return "", {}
+    e, own, found = results.experiment, results.of(row.key), list[tuple[str, Values]]()
+    for rival in results.rivals(row):
+        exact = results.of(rival.key)
+        seeds = [seed for seed in own if seed in exact and e.times(seed)]
+        values = {seed: _at_time(exact[seed][0], own[seed][0].clock()[-1], e.judged_by) for seed in seeds}
+        found.append((rival.label, {seed: value for seed, value in values.items() if value is not None}))
+    return max((each for each in found if each[1]), key=lambda each: mean(each[1].values()), default=("", {}))
 
 
 def _lead_in_time(results: Results, row: Row) -> Values:
@@ -320,32 +319,30 @@ def _limit(results: Results, row: Row) -> Values:
 
 
 MEASURES: dict[str, Measure] = {
-    "train_accuracy": Measure("training accuracy %", ".2f", _last("train_accuracy"), points=True),
-    "test_accuracy": Measure("test accuracy %", ".2f", _last("test_accuracy"), points=True),
-    "test_accuracy_bn": Measure("the same, BatchNorm re-estimated %", ".2f", _last("test_accuracy_bn"), points=True),
-    "test_loss": Measure("test loss", ".4f", _last("test_loss")),
+    "train_accuracy": Measure("training accuracy %", _last("train_accuracy"), points=True),
+    "test_accuracy": Measure("test accuracy %", _last("test_accuracy"), points=True),
+    "test_accuracy_bn": Measure("the same, BatchNorm re-estimated %", _last("test_accuracy_bn"), points=True),
+    "test_loss": Measure("test loss", _last("test_loss"), ".4f"),
     "exact_in_time": Measure(
-        "best exact stopped at the same time %", ".2f", lambda results, row: best_rival(results, row)[1], points=True
+        "best exact stopped at the same time %", lambda r, row: best_rival(r, row)[1], points=True
     ),
-    "lead_in_time": Measure("lead over that", ".2f", _lead_in_time, points=True),
-    "lead_over_line": Measure("lead over exact training for as long", ".2f", _lead_over_line, points=True),
-    "lead_over_ratios": Measure("lead over the best fixed ratio", ".2f", _lead_over_ratios, points=True),
+    "lead_in_time": Measure("lead over that", _lead_in_time, points=True),
+    "lead_over_line": Measure("lead over exact training for as long", _lead_over_line, points=True),
+    "lead_over_ratios": Measure("lead over the best fixed ratio", _lead_over_ratios, points=True),
     "parallel_epochs": Measure(
-        "parallel epochs", ".1f", _each(lambda run: sum(record.phase == "parallel" for record in run.records))
+        "parallel epochs", _each(lambda run: sum(r.phase == "parallel" for r in run.records)), ".1f"
     ),
-    "label_signal": Measure("label signal of stage 0", ".3f", _each(_label_signal)),
-    "violation": Measure("violation", ".3f", _each(lambda run: _late(run, _violation))),
-    "seconds": Measure("training and refresh s", ".1f", _each(lambda run: run.clock()[-1], timed=True), median=True),
-    "epoch_seconds": Measure("s an epoch", ".3g", _each(_epoch_seconds, timed=True), median=True),
-    "objective": Measure("augmented Lagrangian", ".4g", _last("objective")),
-    "objective_rises": Measure("rises", ".1f", _each(_rises)),
-    "residual": Measure("residual", ".3g", _last("residual")),
-    "residual_left": Measure("residual, last / largest", ".3g", _each(_residual_left)),
-    "rate": Measure("k · step², last / first quarter", ".3g", _each(_rate)),
-    "speedup": Measure("speed-up", ".2f", _speedup, median=True),
-    "run_speedup": Measure("speed-up of the run", ".2f", _run_speedup, median=True),
-    "limit": Measure("limit", ".2f", _limit, median=True),
-    "limit_share": Measure(
-        "share of the limit", ".2f", lambda r, row: _ratios(_speedup(r, row), _limit(r, row)), median=True
-    ),
+    "label_signal": Measure("label signal of stage 0", _each(_label_signal), ".3f"),
+    "violation": Measure("violation", _each(lambda run: _late(run, _violation)), ".3f"),
+    "seconds": Measure("training and refresh s", _each(lambda run: run.clock()[-1], timed=True), ".1f", median=True),
+    "epoch_seconds": Measure("s an epoch", _each(_epoch_seconds, timed=True), ".3g", median=True),
+    "objective": Measure("augmented Lagrangian", _last("objective"), ".4g"),
+    "objective_rises": Measure("rises", _each(_rises), ".1f"),
+    "residual": Measure("residual", _last("residual"), ".3g"),
+    "residual_left": Measure("residual, last / largest", _each(_residual_left), ".3g"),
+    "rate": Measure("k · step², last / first quarter", _each(_rate), ".3g"),
+    "speedup": Measure("speed-up", _speedup, median=True),
+    "run_speedup": Measure("speed-up of the run", _run_speedup, median=True),
+    "limit": Measure("limit", _limit, median=True),
+    "limit_share": Measure("share of the limit", lambda r, row: _ratios(_speedup(r, row), _limit(r, row)), median=True),
 }

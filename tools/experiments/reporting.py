@@ -17,6 +17,7 @@ from tools.experiments.measuring import MEASURES, Results, best_rival
 from tools.experiments.running import Failure
 
 ENOUGH = 8  # seeds from which on a difference under one percent point is claimed
+TIMED = ("seconds", "epoch_seconds", "speedup", "limit_share", "lead_in_time")  # measures
 
 
 # ------------------------------------------------------------------------------------------------ claims
@@ -50,15 +51,9 @@ def judge(claim: Claim, results: Results) -> Verdict | None:
         values = [(100 / its if claim.relative else 1.0) * (ours - its) for ours, its in both]
     if not values:
         return None
-    timed = claim.measure in ("seconds", "epoch_seconds", "speedup", "limit_share", "lead_in_time")
-    return Verdict(
-        claim,
-        answer(values, claim, points=MEASURES[claim.measure].points),
-        statistics.mean(values),
-        interval(values),
-        len(values),
-        counted=timed and any(map(results.counted, rows)),
-    )
+    said, timed = answer(values, claim, points=MEASURES[claim.measure].points), claim.measure in TIMED
+    counted = timed and any(map(results.counted, rows))
+    return Verdict(claim, said, statistics.mean(values), interval(values), len(values), counted)
 
 
 def answer(values: Sequence[float], claim: Claim, *, points: bool) -> str:
@@ -112,11 +107,8 @@ class Report:
 
     def markdown(self) -> str:
         e = self.results.experiment
-        parts = [
-            f"# {self.title}",
-            f"{e.source}; `tools/reproduce {e.name} --scale {self.scale}`.",
-            f"The paper: {e.says}",
-        ]
+        command = f"tools/reproduce {e.name} --scale {self.scale}"
+        parts = [f"# {self.title}", f"{e.source}; `{command}`.", f"The paper: {e.says}"]
         for group in dict.fromkeys(row.group for row in self.rows):
             parts += [f"## {group}"] if group else []
             parts += [self._table([row for row in self.rows if row.group == group])]
@@ -178,9 +170,8 @@ class Report:
         e = self.results.experiment
         legend = ["mean ± sample standard deviation (n runs), times and speed-ups: median (n)."]
         if "exact_in_time" in e.columns:
-            legend += [
-                "Best exact: the best exact row on no more ranks, stopped at the method's training and refresh time."
-            ]
+            stopped = "stopped at the method's training and refresh time"
+            legend += [f"Best exact: the best exact row on no more ranks, {stopped}."]
         if "limit" in e.columns:
             legend += ["Limit: as many independent one-rank runs at once, over one alone."]
         if any(self.results.counted(row) for row in self.rows):
@@ -214,11 +205,9 @@ class Report:
     def _versions(self) -> Iterable[str]:
         """Of every start that is in the table."""
         starts = self._starts()
+        torch = [f"torch {start['packages']['torch']}" for start in starts]
         mpi = [" ".join(start["mpi"].splitlines()[0].split()) for start in starts if start.get("mpi", "none") != "none"]
-        torch, python = (
-            [text.format(**start) for start in starts] for text in ("torch {packages[torch]}", "python {python}")
-        )
-        return dict.fromkeys([*torch, *mpi, *python])
+        return dict.fromkeys([*torch, *mpi, *(f"python {start['python']}" for start in starts)])
 
     def _starts(self, counts: Callable[[int], bool] = lambda seed: True) -> list[Mapping[str, Any]]:
         """How the runs of these seeds began."""

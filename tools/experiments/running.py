@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from hpcsplit.config import Config, load
@@ -110,27 +111,12 @@ class Failure:
         return f"{self.task.name}: {code}{self.sentence}"
 
 
-@dataclass(frozen=True)
-class _Started:
-    task: Task
-    process: subprocess.Popen[bytes]
-    cores: list[int]
-    began: float
-
-
 def _load(config: Path, settings: Settings) -> Config:
     return load(config, [(key, show(value)) for key, value in settings.items()])
 
 
 def tasks_of(
-    experiment: Experiment,
-    scale: ScaleName,
-    *,
-    rows: Sequence[Row],
-    seeds: int,
-    extra: Settings,
-    out: Path,
-    cores: int,
+    experiment: Experiment, scale: ScaleName, *, rows: Sequence[Row], seeds: int, extra: Settings, out: Path, cores: int
 ) -> list[Task]:
     """All runs, those that are to be alone first, seed by seed.  A row with more stages than cores runs in turn on one
     core, to the same weights, and so does a seed whose times do not count; where timings are the point it is left out,
@@ -141,10 +127,10 @@ def tasks_of(
             measured = row.stages <= cores and (experiment.times(seed) or row.stages == 1 or row.real)
             if ((experiment.in_turn or row.real) and not measured) or row.copies > cores:
                 continue
-            settings = {**experiment.base, **row.settings, **chosen.settings}
-            cuts = chosen.cuts.get(str(row.stages))
-            settings |= {} if cuts is None else {"split.cuts": cuts}
-            settings |= {**extra, "run.seed": seed, "run.threads": 1, "run.baseline": False, "checkpoint.keep": 1}
+            stages = str(row.stages)
+            cuts = {"split.cuts": chosen.cuts[stages]} if stages in chosen.cuts else {}
+            settings = {**experiment.base, **row.settings, **chosen.settings, **cuts, **extra}
+            settings |= {"run.seed": seed, "run.threads": 1, "run.baseline": False, "checkpoint.keep": 1}
             settings |= {} if measured else {"run.runner": "lockstep", "run.stages": row.stages}
             if row.share != 1.0:
                 settings["schedule.epochs"] = max(1, round(row.share * _load(file, settings).schedule.epochs))
@@ -178,33 +164,33 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
     if done:
         say(f"{done} of {total} runs are there already")
     free, failures = list(cores), []
-    running: list[_Started] = []
+    running: list[tuple[Task, subprocess.Popen[bytes], list[int], float]] = []  # its cores, and when it began
     try:
         while waiting or running:
             for task in list(waiting):
-                if task.cores <= len(free) and may_join(task, [other.task for other in running], in_turn=in_turn):
+                if task.cores <= len(free) and may_join(task, [other for other, *_ in running], in_turn=in_turn):
                     waiting.remove(task)
                     mine, free = free[: task.cores], free[task.cores :]
-                    running.append(_Started(task, start(task, mine), mine, time.monotonic()))
+                    running.append((task, start(task, mine), mine, time.monotonic()))
                 elif in_turn or task.alone:
                     break
             time.sleep(POLL_S)
-            for ended in [each for each in running if each.process.poll() is not None]:
+            for ended in [each for each in running if each[1].poll() is not None]:
                 running.remove(ended)
-                free += ended.cores
+                task, process, mine, began = ended
+                free += mine
                 done += 1
-                task = ended.task
                 if task.end():
                     outcome = summary(task.result())
                 else:
-                    failures.append(failure_of(task, ended.process.returncode))
+                    failures.append(failure_of(task, process.returncode))
                     outcome = f"FAILED, exit {failures[-1].exit_code}: {failures[-1].sentence} (log {task.log})"
-                say(f"[{done}/{total}] {task.name}: {outcome}, {time.monotonic() - ended.began:.0f} s")
+                say(f"[{done}/{total}] {task.name}: {outcome}, {time.monotonic() - began:.0f} s")
     finally:
-        for left in running:  # interrupted: each checkpoints at the end of its epoch
-            left.process.terminate()
-        for left in running:
-            left.process.wait()
+        for _, process, *_ in running:  # interrupted: each checkpoints at the end of its epoch
+            process.terminate()
+        for _, process, *_ in running:
+            process.wait()
     return failures
 
 
@@ -251,10 +237,7 @@ def ranks_of(experiment: Experiment) -> int:
 
 def turns_of(tasks: Sequence[Task]) -> list[list[Task]]:
     """The runs of each turn, a row with a seed, in order; its copies run at once.  It is one task of an array."""
-    turns: dict[tuple[str, int], list[Task]] = {}
-    for task in tasks:
-        turns.setdefault(task.turn, []).append(task)
-    return list(turns.values())
+    return [list(turn) for _, turn in groupby(tasks, lambda task: task.turn)]
 
 
 def arrays(turns: Sequence[Sequence[Task]], *, in_turn: bool) -> list[str]:
@@ -272,11 +255,10 @@ def words(turn: Sequence[Task]) -> list[str]:
     """The program of a turn and the words behind it; none if it is finished."""
     if all(task.finished() for task in turn):
         return []
-    first = turn[0]
-    if first.row.copies == 1:
-        return [first.row.program, *first.words()]
-    *most, folder = first.words()
-    return [COPIES, *most, folder.removesuffix("-copy0")]
+    words = turn[0].words()
+    if turn[0].row.copies == 1:
+        return [turn[0].row.program, *words]
+    return [COPIES, *words[:-1], words[-1].removesuffix("-copy0")]
 
 
 def missing(turns: Sequence[Sequence[Task]]) -> list[Failure]:

@@ -2,8 +2,8 @@
 
 A few ways are started, with the controls, and take turns, so that a slow minute of the machine strikes all of them;
 then come the next few with controls of their own.  A way and its rivals take turns with each other.  Every one has the
-same network, images, mini-batch, precision, memory format, optimizer and memory allocator (hpcsplit/host/memory.py).
-One that fails or hangs is listed with what it said.
+same network, images, mini-batch, precision, memory format, optimizer and memory allocator.  One that fails or hangs is
+listed with what it said.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import argparse
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.cuts import ranges
 from tools.program import ROOT, Sections, merged, write_toml
 from tools.timing.table import interval, options, ratio, write
-from tools.timing.turns import LIMIT_S, Contender, peer, play
+from tools.timing.turns import Contender, peer, play
 
 RANKS = 2
+LINE = "{:<50} {:>9} {:>9} {:>7} {:>7} {:>6} {:>9} {:>9}"
 Cuts = Mapping[int, Sequence[int]]  # by the number of stages
 
 
@@ -38,7 +39,7 @@ class Way:
     """A way to train.
 
     Attributes:
-        peer: the module in tools/timing/peers that does it, as its `kind`.
+        kind: what the module in tools/timing/peers that does it, the `peer`, calls it.
         starts: processes that are started one by one; `ranks`: of one start, by mpirun.
         microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
         parts: the stages that the network is cut into, whose balance bounds it; 1: none.
@@ -48,8 +49,8 @@ class Way:
 
     name: str
     label: str
-    peer: str
     kind: str
+    peer: str = "torch_alone"
     starts: int = 1
     ranks: int = 1
     microbatches: int = 0
@@ -58,10 +59,9 @@ class Way:
     settings: Sections = field(default_factory=dict)
 
     def contender(self, folder: Path, settings: Sections, cuts: Cuts) -> Contender:
-        own: Sections = {"split": {"cuts": list(cuts[self.parts])}} if self.parts > 1 else {}
-        if self.microbatches:
-            own["schedule"] = {"microbatches": self.microbatches}
-        toml = write_toml(folder / f"{self.name}.toml", merged(settings, own, self.settings))
+        cut: Sections = {"split": {"cuts": list(cuts[self.parts])}} if self.parts > 1 else {}
+        pieces: Sections = {"schedule": {"microbatches": self.microbatches}} if self.microbatches else {}
+        toml = write_toml(folder / f"{self.name}.toml", merged(settings, cut, pieces, self.settings))
         return Contender(self.name, [peer(self.peer, self.kind, toml, self.ranks)] * self.starts)
 
     @property
@@ -81,59 +81,56 @@ class Way:
         return balance / RANKS * (pieces / (RANKS + pieces - 1) if pieces else 1.0)
 
 
-ONE = Way("one", "one core, whole network", "torch_alone", "one")
-COPIES = Way("copies", "two independent copies of it at once", "torch_alone", "one", starts=RANKS)
+ONE = Way("one", "one core, whole network", "one")
+COPIES = Way("copies", "two independent copies of it at once", "one", starts=RANKS)
 CONTROLS = (ONE, COPIES)
-TWO_THREADS = Way("two", "one process, two threads", "torch_alone", "two")
-DDP = Way("ddp", "torch DistributedDataParallel, gloo", "torch_alone", "ddp", starts=RANKS)
-FSDP = Way("fsdp", "torch FSDP2, gloo", "torch_alone", "fsdp", starts=RANKS)
+TWO_THREADS = Way("two", "one process, two threads", "two")
+DDP = Way("ddp", "torch DistributedDataParallel, gloo", "ddp", starts=RANKS)
+FSDP = Way("fsdp", "torch FSDP2, gloo", "fsdp", starts=RANKS)
 
 
 def torch_pipeline(order: str, microbatches: int) -> Way:
-    """torch.distributed.pipelining: GPipe, 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
+    """torch.distributed.pipelining: 1F1B, ZB-H1 (one stage a rank) or ZBV (two)."""
     kind, parts = order.lower(), RANKS * (2 if order == "ZBV" else 1)
     label = f"torch pipelining, {order}, M = {microbatches}"
-    return Way(f"{kind}-{microbatches}", label, "torch_alone", kind, RANKS, 1, microbatches, parts)
+    return Way(f"{kind}-{microbatches}", label, kind, starts=RANKS, microbatches=microbatches, parts=parts)
 
 
-def ours(
-    name: str,
-    label: str,
-    kind: str,
-    microbatches: int = 0,
-    ranks: int = RANKS,
-    rivals: tuple[str, ...] = (),
-    **settings: dict[str, Any],
-) -> Way:
-    return Way(name, label, "ours", kind, 1, ranks, microbatches, ranks, rivals, settings)
+def ours(name: str, label: str, kind: str, ranks: int = RANKS, **more: Any) -> Way:
+    return Way(name, label, kind, "ours", ranks=ranks, parts=ranks, **more)
 
 
 def exact(microbatches: int, label: str = "", rivals: tuple[str, ...] = (), **settings: dict[str, Any]) -> Way:
-    name, label = "-".join([f"exact-{microbatches}", *label.strip(", ").split()]), f"M = {microbatches}{label}"
-    return ours(name, f"hpcsplit, exact epoch, {label}", "exact", microbatches, RANKS, rivals, **settings)
+    name, label = _named(f"exact-{microbatches}", label), f"hpcsplit, exact epoch, M = {microbatches}{label}"
+    return ours(name, label, "exact", microbatches=microbatches, rivals=rivals, settings=settings)
 
 
 def one_core_in_pieces(microbatches: int) -> Way:
     """The exact pipeline's own steps with nobody to share them: what small micro-batches cost alone."""
-    name, label = f"one-{microbatches}", f"one core, M = {microbatches}"
-    return ours(name, label, "exact", microbatches, ranks=1, split={"cuts": "flops"})
+    name, label, settings = f"one-{microbatches}", f"one core, M = {microbatches}", {"split": {"cuts": "flops"}}
+    return ours(name, label, "exact", ranks=1, microbatches=microbatches, settings=settings)
 
 
 PARALLEL = ours("parallel", "hpcsplit, parallel epoch", "parallel")
 
 
 def delayed(label: str = "", **method: str) -> Way:
-    name = "-".join(["delayed", *label.strip(", ").split()])
+    name, label = _named("delayed", label), f"hpcsplit, delayed gradients{label}"
     method = {"name": "delayed", "epoch_end": "run", **method}
-    schedule, label = {"ratio": "0:1", "warmup": 0}, f"hpcsplit, delayed gradients{label}"
-    return ours(name, label, "parallel", method=method, schedule=schedule)
+    return ours(name, label, "parallel", settings={"method": method, "schedule": {"ratio": "0:1", "warmup": 0}})
 
 
-def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5) -> argparse.ArgumentParser:
-    """The options of every race."""
-    return options(
+def _named(kind: str, label: str) -> str:
+    """With the words of ", word, word"."""
+    return "-".join([kind, *label.strip(", ").split()])
+
+
+def run(doc: str | None, name: str, ways: Sequence[Way], *, networks: str, steps: int, rounds: int = 5) -> None:
+    """Race with every network, print the tables and write them down; `doc` is what --help says, and networks, steps and
+    rounds are those of the command line where it names none."""
+    args = options(
         doc,
-        "NAME",
+        name,
         networks=networks,
         batch=(128, "samples of a mini-batch"),
         steps=(steps, "of a turn"),
@@ -142,36 +139,22 @@ def command_line(doc: str | None, networks: str, *, steps: int, rounds: int = 5)
         device={"default": "cpu", "choices": ("cpu", "cuda")},
         only=("", "names of ways, with commas"),
         at_once=(6, "ways that take turns beside the controls: all are in memory"),
-        out={"default": None, "type": Path, "help": "default: runs/bench-NAME"},
+        out=(ROOT / "runs" / f"bench-{name}", "default: runs/bench-NAME"),
     )
-
-
-Turned = Callable[[Contender], list[Contender]]
-
-
-def run(name: str, args: argparse.Namespace, ways: Sequence[Way], split: Turned = lambda each: [each]) -> None:
-    """Race with every network, print the tables and write them down.
-
-    Args:
-        split: makes the rows of a contender: itself, or several with different notes.
-    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no contender outlives it
-    wanted = args.only.split(",") if args.only else []
-    chosen = [way for way in ways if not wanted or way.name in wanted]
+    chosen = [way for way in ways if not args.only or way.name in args.only.split(",")]
     lines: list[str] = []
-    tables, folder, said = [], args.out or ROOT / "runs" / f"bench-{name}", ""
+    tables, said = [], ""
     for network in args.networks.split(","):
-        table, text = _measured(args, network, chosen, split)
+        table, text = _measured(args, network, chosen)
         tables.append(table)
         lines += ["", *text]
-        print("\n".join(["", *text]), flush=True)
-        said = write(folder, name, lines, tables)
-    print(f"\n{said}; table and values: {folder}")
+        print("", *text, sep="\n", flush=True)
+        said = write(args.out, name, lines, tables)
+    print(f"\n{said}; table and values: {args.out}")
 
 
-def _measured(
-    args: argparse.Namespace, network: str, ways: Sequence[Way], split: Turned
-) -> tuple[dict[str, Any], list[str]]:
+def _measured(args: argparse.Namespace, network: str, ways: Sequence[Way]) -> tuple[dict[str, Any], list[str]]:
     settings = raced(network, args.batch, args.steps, device=args.device, precision=args.precision)
     cuts, balances = _cut(settings, {way.parts for way in ways} - {1})
     rows: list[dict[str, Any]] = []
@@ -179,24 +162,21 @@ def _measured(
         with tempfile.TemporaryDirectory(prefix="hpcsplit-bench-") as name:
             folder = Path(name)
             players = [way.contender(folder, settings, cuts) for way in ways_at_once]
-            play(players, args.rounds, folder / "play", limit_s=LIMIT_S)
+            play(players, args.rounds, folder / "play")
         for way, player in zip(ways_at_once, players, strict=True):
             if number and way in CONTROLS:
                 continue
-            for part in split(player):
-                rows.append(row(part, players, way.rivals) | {"label": way.label + part.label, "norm": way.norm})
-                if "of_two_copies" in rows[-1]:
-                    rows[-1]["of_its_bound"] = rows[-1]["of_two_copies"] / way.bound(balances.get(way.parts, 1.0))
+            for part in charged_or_not(player):
+                found = row(part, players, way.rivals) | {"label": way.label + part.label, "norm": way.norm}
+                if "of_two_copies" in found:
+                    found["of_its_bound"] = found["of_two_copies"] / way.bound(balances.get(way.parts, 1.0))
+                rows.append(found)
     cut = "".join(f"cut {list(cuts[parts])} (balance {balances[parts]:.2f}), " for parts in sorted(cuts))
-    title = (
-        f"{network}, batch B = {args.batch}, {args.precision}, {args.device}, {cut}{args.steps} steps a turn, "
-        f"n = {args.rounds}"
-    )
-    header = (
-        f"{'':<50} {'BatchNorm':>9} {'s a step':>9} {'min':>7} {'max':>7} {'x one':>6} {'of copies':>9} {'of bound':>9}"
-    )
-    found = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
-    return found | {"balances": balances, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
+    about = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
+    title = "{network}, batch B = {batch}, {precision}, {device}, ".format_map(about)
+    title += f"{cut}{args.steps} steps a turn, n = {args.rounds}"
+    header = LINE.format("", "BatchNorm", "s a step", "min", "max", "x one", "of copies", "of bound")
+    return about | {"balances": balances, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
 
 
 def at_once(ways: Sequence[Way], most: int) -> list[list[Way]]:
@@ -207,13 +187,12 @@ def at_once(ways: Sequence[Way], most: int) -> list[list[Way]]:
         if way not in CONTROLS:
             rivals = [group for group in linked if any(other.name in way.rivals for other in group)]
             linked = [group for group in linked if group not in rivals] + [[*chain(*rivals), way]]
-    groups: list[list[Way]] = []
+    groups: list[list[Way]] = [[]]
     for group in linked:
-        if groups and len(groups[-1]) + len(group) <= most:
-            groups[-1] += group
-        else:
-            groups.append(group)
-    return [[*controls, *group] for group in groups] or [controls]
+        if len(groups[-1]) + len(group) > most and groups[-1]:
+            groups.append([])
+        groups[-1] += group
+    return [[*controls, *group] for group in groups]
 
 
 def raced(network: str, batch: int, steps: int, **run: Any) -> Sections:
@@ -231,9 +210,8 @@ def raced(network: str, batch: int, steps: int, **run: Any) -> Sections:
 def _cut(settings: Sections, numbers: Iterable[int]) -> tuple[Cuts, dict[int, float]]:
     """By the number of stages: cuts where the measured times of the blocks balance best, and the speed-up that this
     allows two ranks; a rank with two stages has one from each end."""
-    config = resolve(settings, (), stem="bench", source="tools/bench")
     torch.set_num_threads(1)
-    setting = Setting(config)
+    setting = Setting(resolve(settings, (), stem="bench", source="tools/bench"))
     measured = profile(setting, torch.device("cpu"))
     cuts, balances = {}, {}
     for stages in numbers:
@@ -244,9 +222,18 @@ def _cut(settings: Sections, numbers: Iterable[int]) -> tuple[Cuts, dict[int, fl
     return cuts, balances
 
 
+def charged_or_not(contender: Contender) -> list[Contender]:
+    """The rows of a contender: two, where a refresh is part of its turns."""
+    if contender.failure or "refresh_s" not in contender.notes[0][0]:
+        return [contender]
+    spared = [[note | {"seconds": note["seconds"] - note["refresh_s"]} for note in notes] for notes in contender.notes]
+    charged = replace(contender, label=", refresh charged")
+    return [charged, replace(contender, label=", refresh not charged", notes=spared)]
+
+
 def row(contender: Contender, everyone: Sequence[Contender], rivals: Sequence[str] = ()) -> dict[str, Any]:
     """Medians of a contender, and ratios of the same round: steps of one core in the time of one of its own."""
-    by_name = {each.name: each for each in everyone}
+    seconds = {each.name: each.seconds() for each in everyone if not each.failure}
     found: dict[str, Any] = {"name": contender.name, "failure": contender.failure}
     if contender.failure:
         return found
@@ -254,39 +241,28 @@ def row(contender: Contender, everyone: Sequence[Contender], rivals: Sequence[st
     found |= {"n": len(mine), "median_s": statistics.median(mine), "min_s": min(mine), "max_s": max(mine)}
     per_step = 1 / RANKS if contender.name == "copies" else 1.0  # two copies make two steps at once
     for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_two_copies", 1 / RANKS)):
-        rival = by_name.get(name)
-        if rival and not rival.failure:
-            found[key] = share / per_step * ratio(rival.seconds(), mine)
-    found["over"] = {
-        name: (ratio(theirs, mine), *interval(theirs, mine))
-        for name in rivals
-        if name in by_name and not by_name[name].failure and (theirs := by_name[name].seconds())
-    }
+        if name in seconds:
+            found[key] = share / per_step * ratio(seconds[name], mine)
+    others = {name: seconds[name] for name in rivals if name in seconds}
+    found["over"] = {name: (ratio(theirs, mine), *interval(theirs, mine)) for name, theirs in others.items()}
     for key in ("exposed_s", "imbalance_s", "io_s"):
         if key in contender.notes[0][0]:
-            found[key] = [
-                statistics.median(notes[rank][key] for notes in contender.notes) for rank in range(contender.processes)
-            ]
+            by_rank = zip(*contender.notes, strict=True)
+            found[key] = [statistics.median(note[key] for note in notes) for notes in by_rank]
     return found
 
 
 def line(found: dict[str, Any]) -> str:
     if found["failure"]:
         return f"{found['label']:<50} FAILED {found['failure']}"
-    ratios = [
-        f"{found[key]:.2f}" if key in found else "-" for key in ("over_one_core", "of_two_copies", "of_its_bound")
-    ]
-    text = (
-        f"{found['label']:<50} {found['norm']:>9} "
-        f"{found['median_s']:>9.3f} {found['min_s']:>7.3f} {found['max_s']:>7.3f} "
-        f"{ratios[0]:>6} {ratios[1]:>9} {ratios[2]:>9}"
-    )
+    times = [f"{found[key]:.3f}" for key in ("median_s", "min_s", "max_s")]
+    keys = ("over_one_core", "of_two_copies", "of_its_bound")
+    ratios = [f"{found[key]:.2f}" if key in found else "-" for key in keys]
+    text = LINE.format(found["label"], found["norm"], *times, *ratios)
     for name, (middle, low, high) in found["over"].items():
         text += f"\n    {middle:.3f} times as fast as {name}, 95 % interval {low:.3f} to {high:.3f}"
     if "exposed_s" in found:
         for rank, parts in enumerate(zip(found["exposed_s"], found["io_s"], found["imbalance_s"], strict=True)):
-            exposed, io, imbalance = (100 * part / found["median_s"] for part in parts)
-            text += (
-                f"\n    stage {rank}: exposed messages {exposed:.1f} %, store {io:.1f} %, imbalance {imbalance:.1f} %"
-            )
+            shares = [f"{100 * part / found['median_s']:.1f} %" for part in parts]
+            text += "\n    stage {}: exposed messages {}, store {}, imbalance {}".format(rank, *shares)
     return text

@@ -21,24 +21,15 @@ from hpcsplit.run.provenance import processor
 from tools.program import ROOT
 
 
-def options(doc: str | None, name: str, **known: Any) -> argparse.ArgumentParser:
-    """A command line: of each option its default and perhaps a sentence, or what argparse is told; then --out."""
+def options(doc: str | None, name: str, **known: Any) -> argparse.Namespace:
+    """What the command line says: of each option its default and perhaps a sentence, or what argparse is told."""
+    known.setdefault("out", ROOT / "runs" / f"bench-{name}")
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, what in {**known, **({} if "out" in known else {"out": ROOT / "runs" / f"bench-{name}"})}.items():
+    for option, what in known.items():
         default, *sentence = what if isinstance(what, tuple) else (what,)
-        told = what if isinstance(what, dict) else {"default": default, "help": "".join(sentence) or None}
-        parser.add_argument(f"--{option.replace('_', '-')}", **{"type": type(told["default"])} | told)
-    return parser
-
-
-def facts() -> dict[str, Any]:
-    """Hardware and versions, and how busy the machine is."""
-    return {
-        "hardware": f"{os.cpu_count()} x {processor()}",
-        "load": f"{os.getloadavg()[0]:.1f} (1 min), {os.getloadavg()[2]:.1f} (15 min)",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+        told = {"default": default, "type": type(default), "help": "".join(sentence) or None}
+        parser.add_argument(f"--{option.replace('_', '-')}", **(what if isinstance(what, dict) else told))
+    return parser.parse_args()
 
 
 def ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
@@ -55,15 +46,21 @@ def interval(theirs: Sequence[float], own: Sequence[float]) -> tuple[float, floa
     return float(found.low), float(found.high)
 
 
-def publish(folder: Path, name: str, lines: Sequence[str], values: Any, **about: Any) -> None:
-    """Print a benchmark's table, and write it as NAME.txt and its values as NAME.json."""
-    print("\n".join(lines))
-    print(f"\n{write(folder, name, lines, values, **about)}; table and values: {folder}")
+def publish(folder: Path, name: str, lines: Sequence[str], values: Any) -> None:
+    """Print a benchmark's table, and write it down."""
+    print(*lines, sep="\n")
+    print(f"\n{write(folder, name, lines, values)}; table and values: {folder}")
 
 
-def write(folder: Path, name: str, lines: Sequence[str], values: Any, **about: Any) -> str:
-    """Write NAME.txt, with the command before the table and the hardware behind it, and NAME.json; the last line."""
-    known = {**facts(), **about}
+def write(folder: Path, name: str, lines: Sequence[str], values: Any) -> str:
+    """Write NAME.txt, with the command before the table and the hardware behind it, and the values as NAME.json; the
+    last line: hardware and versions, and how busy the machine is."""
+    known = {
+        "hardware": f"{os.cpu_count()} x {processor()}",
+        "load": f"{os.getloadavg()[0]:.1f} (1 min), {os.getloadavg()[2]:.1f} (15 min)",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     said = ", ".join(f"{key} {value}" for key, value in known.items())
     command = " ".join(["tools/bench", name, *sys.argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)

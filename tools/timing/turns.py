@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hpcsplit.config import Config, load
 from tools.program import Start, kill, last_line, marked, text
 
 LIMIT_S = 400.0  # for everybody to get ready, and for a turn
@@ -29,8 +31,8 @@ class Contender:
     """What takes part under one name.
 
     Attributes:
-        starts: (words for Python, ranks) of each start; one with several ranks goes through mpirun.  The folder of the
-            play and the number of the start's first process are the last words.
+        starts: (words for Python, ranks) of each start.  The folder of the play and the number of the start's first
+            process are the last words.
         label: what a table adds to its name for it.
         notes: what every process noted in every round, and `failure` why there are no more.
     """
@@ -55,7 +57,7 @@ def peer(module: str, kind: str, config: Path, ranks: int) -> tuple[list[str], i
     return ["-m", f"tools.timing.peers.{module}", kind, str(config)], ranks
 
 
-def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float) -> None:
+def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s: float = LIMIT_S) -> None:
     """Let all take so many turns; their notes are in the contenders afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     processes: dict[str, list[Start]] = {}
@@ -63,7 +65,7 @@ def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s:
         for contender in contenders:
             place = folder / contender.name
             place.mkdir()
-            guards.callback(_end, place)
+            guards.callback(lambda place: kill(marked(str(place))), place)
             started, first = processes.setdefault(contender.name, []), 0
             for words, ranks in contender.starts:
                 started.append(Start([*words, place, first], ranks, str(place), place / "said"))
@@ -85,10 +87,6 @@ def play(contenders: Sequence[Contender], rounds: int, folder: Path, *, limit_s:
         time.sleep(1.0)  # for them to leave by themselves
 
 
-def _end(place: Path) -> None:
-    kill(marked(str(place)))
-
-
 def _await(contender: Contender, place: Path, what: str, started: Sequence[Start], limit_s: float) -> None:
     """Wait until every process has written its file, or strike the contender off."""
     until = time.monotonic() + limit_s
@@ -98,9 +96,16 @@ def _await(contender: Contender, place: Path, what: str, started: Sequence[Start
         if ended or time.monotonic() > until:
             reason = f"ended (exit {', '.join(map(str, codes))}): " if ended else f"no answer in {limit_s:.0f} s: "
             contender.failure = reason + last_line(text(place / "said"))
-            _end(place)
+            kill(marked(str(place)))
             return
         time.sleep(_NAP_S)
+
+
+def told() -> tuple[str, Config, str, int]:
+    """What `play` passes to a peer: what it calls its way, the configuration, the folder of the play, and the number of
+    the start's first process."""
+    kind, config, place, first = sys.argv[1:]
+    return kind, load(config), place, int(first)
 
 
 class Player:
@@ -109,19 +114,17 @@ class Player:
     def __init__(self, place: str, number: int, cores: int = 1) -> None:
         self.place, self.number = Path(place), number
         known = sorted(os.sched_getaffinity(0))  # more processes than cores share them
-        os.sched_setaffinity(0, {known[(self.number * cores + i) % len(known)] for i in range(cores)})
+        os.sched_setaffinity(0, {known[(number * cores + i) % len(known)] for i in range(cores)})
 
     def turns(self) -> Iterator[int]:
         """The number of each turn, when it has come; ends with the play."""
         (self.place / f"ready-{self.number}").touch()
-        number = 0
-        while True:
+        for number in count():
             while not (self.place / f"turn-{number}").exists():
                 if (self.place / OVER).exists():
                     return
                 time.sleep(_NAP_S)
             yield number
-            number += 1
 
     def note(self, number: int, seconds: float, **more: Any) -> None:
         """Write down how long turn `number` took."""

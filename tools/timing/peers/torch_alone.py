@@ -4,8 +4,7 @@ torch.distributed over gloo: data parallel, whole or sharded, and pipelines, eac
 
 from __future__ import annotations
 
-from tools.timing.peers.common import Problem, compete, told  # isort: skip; sets the allocator
-
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +12,75 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import ScheduleInterleavedZeroBubble as ScheduleZBH1
+from torch.distributed.pipelining import ScheduleZBVZeroBubble as ScheduleZBV
 from torch.nn.parallel import DistributedDataParallel
 
-from tools.timing.turns import Player
+from hpcsplit.config import Config
+from hpcsplit.data.catalog import lookup
+from hpcsplit.host.device import wait_for
+from hpcsplit.plan.setting import Setting
+from tools.timing.turns import Player, told
 
 RANKS = 2
+WARM_UP = 2
+
+
+class Problem:
+    """The network of a configuration, its optimizer, fused where that may be, and its mini-batches, on one device."""
+
+    fused = True
+
+    def __init__(self, config: Config, number: int) -> None:
+        self.config = config
+        on_gpu = config.run.device == "cuda"
+        self.device = torch.device(f"cuda:{number % torch.cuda.device_count()}" if on_gpu else "cpu")
+        self.format = torch.channels_last if config.run.channels_last else torch.contiguous_format
+        self.net = Setting(config).network().to(self.device).to(memory_format=self.format).train()
+        spec, size = lookup(config.data.name), config.data.batch_size
+        random = torch.Generator().manual_seed(0)
+        images = torch.randn(size, *spec.input_shape(config.data.pool), generator=random)
+        self.images = images.to(self.device, memory_format=self.format)
+        self.labels = torch.randint(spec.classes, (size,), generator=random).to(self.device)
+        self.loss = nn.CrossEntropyLoss()
+
+    def optimizer(self, part: nn.Module) -> torch.optim.Optimizer:
+        optimizer = Setting(self.config).optimizer(list(part.parameters()))
+        for group in optimizer.param_groups:
+            group["fused"] = group.get("fused") and self.fused
+        return optimizer
+
+    def autocast(self, **more: bool) -> torch.autocast:
+        half = self.config.run.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, **more)
+
+    def trainer(self, net: nn.Module, images: torch.Tensor, labels: torch.Tensor, **more: bool) -> Callable[[], None]:
+        """A step of ordinary training on one mini-batch."""
+        optimizer = self.optimizer(net)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with self.autocast(**more):
+                loss = self.loss(net(images), labels)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+
+def compete(player: Player, step: Callable[[], None], problem: Problem) -> None:
+    """Warm up, then time the steps of an epoch in every turn."""
+    steps = problem.config.data.limit_train // problem.config.data.batch_size
+    for _ in range(WARM_UP):
+        step()
+    for number in player.turns():
+        wait_for(problem.device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        wait_for(problem.device)
+        player.note(number, (time.perf_counter() - began) / steps)
 
 
 def main() -> None:
@@ -72,12 +128,8 @@ def pipeline(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     mine = [rank] if count == RANKS else [rank, count - 1 - rank]
     parts = [_Part(problem.net[edges[k] : edges[k + 1]], problem, k == 0, k + 1 == count, kind == "zbv") for k in mine]
     stages: list[Any] = [PipelineStage(part, k, count, problem.device) for part, k in zip(parts, mine, strict=True)]
-    schedule: Any
-    if kind in ("gpipe", "1f1b"):
-        schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind](stages[0], pieces, loss_fn=problem.loss)
-    else:
-        many = {"zb-h1": ScheduleInterleavedZeroBubble, "zbv": ScheduleZBVZeroBubble}[kind]
-        schedule = many(stages, pieces, loss_fn=problem.loss)
+    plan: Any = {"1f1b": Schedule1F1B, "zb-h1": ScheduleZBH1, "zbv": ScheduleZBV}[kind]
+    schedule = plan(stages[0] if kind == "1f1b" else stages, pieces, loss_fn=problem.loss)
     optimizer = problem.optimizer(nn.ModuleList(parts))
     images = (problem.images,) if 0 in mine else ()
     labels = {"target": problem.labels, "losses": []} if count - 1 in mine else {}
