@@ -12,8 +12,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.nets.layers import conv3x3, he_init
-from hpcsplit.nets.resnet import GROUP_CHANNELS, resnet
+from hpcsplit.nets.resnet import GROUP_CHANNELS, conv3x3, he_init, resnet
 
 LATENT = 32
 LARGEST = 10.0  # |ln σ²|: beyond that exp overflows before training can turn back

@@ -26,7 +26,7 @@ from hpcsplit.engine.job import FORWARD_ROWS, Identity
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import Recv, Send

@@ -10,7 +10,7 @@ from torch import nn
 
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import block_names, block_shapes
 
 FAMILIES = [

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import block_names
 
 MODULE = """

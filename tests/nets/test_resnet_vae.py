@@ -10,7 +10,7 @@ import torch
 
 from hpcsplit.data.dataset import load
 from hpcsplit.data.source import Source
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.resnet_vae import LATENT
 from hpcsplit.nets.shapes import block_names, block_shapes
 from hpcsplit.stage.stage import may_draw

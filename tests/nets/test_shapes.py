@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import block_names, block_shapes, trace, twin
 from hpcsplit.plan.blocks import kept_bytes
 

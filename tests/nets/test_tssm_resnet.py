@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import block_names, block_shapes
 from hpcsplit.plan.blocks import block_costs
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares

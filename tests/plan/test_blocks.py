@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import block_names, block_shapes
 from hpcsplit.plan import blocks as module
 from hpcsplit.plan.blocks import BlockTime, block_costs, block_times

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.nets.build import build
-from hpcsplit.nets.resnet import PostBlock, PreBlock
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.resnet import PostBlock, PreBlock, WideBlock
 from hpcsplit.nets.shapes import block_shapes
-from hpcsplit.nets.wideresnet import WideBlock
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 
 Map = Callable[[Tensor], Tensor]
