@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from hpcsplit.config.declared import DeclaredMethod
-from hpcsplit.config.rules import check_rules
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.catalog import lookup
 
 if TYPE_CHECKING:
     from hpcsplit.config.config import Config
 
-
 AUTO = "auto"
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+}
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "max": max,
+    "increasing": lambda values: all(a < b for a, b in pairwise(values)),
+}
 
 
 def parse_ratio(text: str) -> tuple[int, int]:
@@ -27,24 +40,25 @@ def parse_ratio(text: str) -> tuple[int, int]:
     return int(result[1]), int(result[2])
 
 
-def check_cuts(cuts: tuple[int, ...] | str, stages: int) -> None:
-    """Raise ConfigError for cuts that are no increasing block numbers or no known balance."""
+def check_combination(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError for a name of no network, wrong cuts, and two keys that exclude each other."""
+    name, task = config.model.name, config.model.task
+    wanted = lookup(name).task
+    if wanted and task != wanted:
+        raise ConfigError(
+            f'model.task = "{task}": {name} is made for {wanted}; set model.task = "{wanted}", or take a network '
+            f"such as {'resnet20-vae' if task == 'generation' else 'resnet20'}"
+        )
+    cuts, stages = config.split.cuts, config.run.stages
     if isinstance(cuts, str):
         if cuts not in ("time", "flops", "params"):
             raise ConfigError(f'split.cuts = "{cuts}" is not "time", "flops", "params" or a list of block numbers')
-        return
-    if list(cuts) != sorted(set(cuts)) or (cuts and cuts[0] < 1):
+    elif list(cuts) != sorted(set(cuts)) or (cuts and cuts[0] < 1):
         raise ConfigError(f"split.cuts = {list(cuts)} must be increasing block numbers from 1")
-    if stages and stages != len(cuts) + 1:
+    elif stages and stages != len(cuts) + 1:
         raise ConfigError(
             f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, run.stages says {stages}; change one of them"
         )
-
-
-def check_combination(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError where two keys exclude each other."""
-    _check_task(config)
-    check_cuts(config.split.cuts, config.run.stages)
     schedule = config.schedule
     _check_ratio(config, method)
     if schedule.warmup > schedule.epochs:
@@ -95,17 +109,6 @@ def _check_ratio(config: Config, method: DeclaredMethod) -> None:
             )
 
 
-def _check_task(config: Config) -> None:
-    """Raise ConfigError for a name of no network, or of one that has another output than the task compares."""
-    name, task = config.model.name, config.model.task
-    wanted = lookup(name).task
-    if wanted and task != wanted:
-        raise ConfigError(
-            f'model.task = "{task}": {name} is made for {wanted}; set model.task = "{wanted}", or take a network '
-            f"such as {'resnet20-vae' if task == 'generation' else 'resnet20'}"
-        )
-
-
 def check_method_stages(method: DeclaredMethod, stages: int) -> None:
     """Raise ConfigError where the method cannot run in so many stages."""
     if method.stages and stages > method.stages:
@@ -137,4 +140,40 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f'data.last_batch = "drop": {method.name} keeps variables of every sample, and each must be visited; set '
             'data.last_batch = "join"'
         )
-    check_rules(config, method)
+    _check_rules(config, method)
+
+
+def _check_rules(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError for the first option of the method whose value is refused (`Option.refused_if`).
+
+    Method files are read, not run (declared.py), so a condition is text: Python's comparisons, `and`, `or` and `not`,
+    of literals and of keys ("optim.momentum", "method.grow"), what the decorator says ("facts.augments"), and `max` and
+    `increasing` of a list.  It matters where the option has another value than its default.  The sentence of the error
+    may name keys in braces.
+    """
+    options = {key: list(v) if isinstance(v, tuple) else v for key, v in config.method.options.items()}
+    scope = {**vars(config), "method": SimpleNamespace(**options), "facts": method}
+    for option in method.options:
+        for condition, sentence in option.refused_if.items():
+            if config.method.options[option.name] != option.default and _value(
+                ast.parse(condition, mode="eval").body, scope
+            ):
+                raise ConfigError(sentence.format(**scope))
+
+
+def _value(node: ast.expr, scope: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.BoolOp(op=ast.And()):
+            return all(_value(part, scope) for part in node.values)
+        case ast.BoolOp():
+            return any(_value(part, scope) for part in node.values)
+        case ast.UnaryOp(op=ast.Not()):
+            return not _value(node.operand, scope)
+        case ast.Compare():
+            terms = pairwise(_value(term, scope) for term in (node.left, *node.comparators))
+            return all(_COMPARISONS[type(op)](*pair) for op, pair in zip(node.ops, terms, strict=True))
+        case ast.Attribute(value=ast.Name(id=section), attr=key):
+            return getattr(scope[section], key)
+        case ast.Call(func=ast.Name(id=name), args=[argument]):
+            return _FUNCTIONS[name](_value(argument, scope))
+    return ast.literal_eval(node)

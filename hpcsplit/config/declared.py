@@ -75,28 +75,26 @@ def declared_methods() -> dict[str, DeclaredMethod]:
 
     for node, stem in classes.values():
         for mark in node.decorator_list:
-            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
-                name = ast.literal_eval(mark.args[0])
-                facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
-                result[name] = DeclaredMethod(
-                    name=name,
-                    module=f"hpcsplit.methods.{stem}",
-                    class_name=node.name,
-                    summary=(ast.get_docstring(node) or name).splitlines()[0],
-                    options=options_of(node.name),
-                    **facts,
-                )
+            match mark:
+                case ast.Call(ast.Name("method"), args, keywords):
+                    name = ast.literal_eval(args[0])
+                    result[name] = DeclaredMethod(
+                        name=name,
+                        module=f"hpcsplit.methods.{stem}",
+                        class_name=node.name,
+                        summary=(ast.get_docstring(node) or name).splitlines()[0],
+                        options=options_of(node.name),
+                        **{k.arg: ast.literal_eval(k.value) for k in keywords if k.arg},
+                    )
     return result
 
 
 def _own_options(node: ast.ClassDef) -> tuple[Option, ...]:
     options = []
     for item in node.body:
-        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
-            continue
-        call = item.value
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "option":
-            default, doc = (ast.literal_eval(a) for a in call.args)
-            limits = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            options.append(Option(item.target.id, ast.unparse(item.annotation), default, doc, **limits))
+        match item:
+            case ast.AnnAssign(ast.Name(name), kind, ast.Call(ast.Name("option"), args, keywords)):
+                default, doc = map(ast.literal_eval, args)
+                facts = {k.arg: ast.literal_eval(k.value) for k in keywords if k.arg}
+                options.append(Option(name, ast.unparse(kind), default, doc, **facts))
     return tuple(options)

@@ -68,9 +68,5 @@ def resnet_vae(layers: int, input_shape: tuple[int, int, int], block: str) -> nn
 
 def _doubled(channels_in: int, channels: int) -> list[nn.Module]:
     """Twice the height and width."""
-    return [
-        nn.Upsample(scale_factor=2),
-        conv3x3(channels_in, channels),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-    ]
+    grown = (nn.Upsample(scale_factor=2), conv3x3(channels_in, channels))
+    return [*grown, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import Shadow, block_names, meta_sample, trace
+from hpcsplit.nets.shapes import Shadow, meta_sample, trace
 from hpcsplit.nets.shapes import twin as copied
 from hpcsplit.stage.deferred import DeferredGradients
 
@@ -37,10 +37,10 @@ class BlockCost:
 def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
     """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`.
 
-    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
+    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.shapes.trace.
     """
     params = [sum(parameter.numel() for parameter in block.parameters()) for block in net]
-    blocks = zip(block_names(net), params, trace(net, input_shape), strict=True)
+    blocks = zip(net._modules, params, trace(net, input_shape), strict=True)
     return [BlockCost(name, count, p.flops, p.in_shape, p.out_shape, p.by_value) for name, count, p in blocks]
 
 

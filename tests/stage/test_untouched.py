@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.nets.catalog import build
-from hpcsplit.nets.shapes import block_shapes
+from hpcsplit.nets.shapes import trace
 from hpcsplit.plan.blocks import block_costs, block_times
 
 IMAGE = (1, 8, 8)
@@ -52,7 +52,7 @@ class Snapshot:
 
 
 QUESTIONS: dict[str, Callable[[nn.Sequential], Sized]] = {
-    "shapes": lambda net: block_shapes(net, IMAGE),
+    "shapes": lambda net: [each.out_shape for each in trace(net, IMAGE)],
     "costs": lambda net: block_costs(net, IMAGE),
     "seconds": lambda net: block_times(net, block_costs(net, IMAGE), (4,), repeats=1)[0],
     "seconds, plain layout": lambda net: block_times(
