@@ -12,8 +12,8 @@ import torch
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
+from hpcsplit.data.dataset import Part
 from hpcsplit.data.order import permutation
-from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
 
 DIGITS = Path(__file__).with_name("digits.npz")  # source and licence: digits.txt

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.data.dataset import Dataset
-from hpcsplit.data.part import Part
+from hpcsplit.data.dataset import Dataset, Part
 from hpcsplit.engine.job import Job
 from hpcsplit.host.device import wait_for
 from hpcsplit.plan.blocks import BlockTime, block_times
@@ -160,10 +159,9 @@ def _packing_seconds(device: torch.device) -> float:
 
 def _data_seconds(setting: Setting, size: int, device: torch.device) -> float:
     """A mini-batch from images in memory, augmented where the run's are in exact epochs."""
-    spec, shape, ids, times = setting.spec, setting.input_shape, np.arange(size), []
+    shape, ids, times = setting.input_shape, np.arange(size), []
     part = Part(torch.zeros(size, *shape, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
-    statistics_of = torch.zeros(shape[0]), torch.ones(shape[0])
-    dataset = Dataset(spec.name, part, part, *statistics_of, spec.classes, spec.flip)
+    dataset = Dataset(part, part, torch.zeros(shape[0]), torch.ones(shape[0]))
     source = setting.source(dataset, part, device)
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
