@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from hpcsplit.errors import CheckpointError, LaunchError, StoreError
 from hpcsplit.files.atomic import copy_file, discard, free_bytes, fsync_dir, make_folders, write_failure
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
 from hpcsplit.files.nofollow import names, remove
-from hpcsplit.store.generation import Visits, no_room
+from hpcsplit.store.generation import Visits, generation_bytes, no_room
 from hpcsplit.store.rowfile import RowFile, wrap
 from hpcsplit.store.store import Field, Labels, Store
 
@@ -107,8 +108,7 @@ class HdfStore(Store):
         return (layout.rows, layout.row_shape, layout.dtype) == (self.rows, self.fields[name].shape, self.dtype)
 
     def _file_bytes(self, name: str) -> int:
-        elements = int(np.prod(self.fields[name].shape, dtype=np.int64))
-        return self.rows * (elements * self.dtype.itemsize + 8) + _HEADER_BYTES
+        return generation_bytes([self.fields[name]], self.rows, self.dtype) + _HEADER_BYTES
 
     def _no_room(self, needed: int, free: int) -> StoreError:
         return no_room(self.folder, f"stage {self.schema.stage}", needed, free, self.dtype)
@@ -133,11 +133,9 @@ class HdfStore(Store):
 
     def _gather(self, visits: Visits, step: int, names: list[str], slot: int) -> dict[str, torch.Tensor]:
         later = visits.batches[(step + AHEAD if step > visits.first else step) : step + AHEAD + 1]
-        for name in names:
-            for batch in later:
-                self._files[slot][name].advise(self._positions[batch])
-        positions = self._positions[visits.batches[step]]
-        rows = {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
+        for name, batch in product(names, later):
+            self._files[slot][name].advise(self._positions[batch])
+        rows = self._gathered(visits.batches[step], names, slot)
         return {name: values.pin_memory() for name, values in rows.items()} if self._pinned else rows
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
@@ -148,9 +146,12 @@ class HdfStore(Store):
         return self._result(self._reads.pop(step))
 
     def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
-        self._drain()
+        self._check(drain=True)
+        return self._gathered(ids, names, self.slot)
+
+    def _gathered(self, ids: np.ndarray, names: list[str], slot: int) -> dict[str, torch.Tensor]:
         positions = self._positions[ids]
-        return {name: self._files[self.slot][name].gather(positions).to(torch.float32) for name in names}
+        return {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
 
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
         self._check()
@@ -167,7 +168,7 @@ class HdfStore(Store):
             self._next_sums[name] = self._next_sums.get(name, 0) + self._files[slot][name].put(first, value)
 
     def _commit(self, visits: Visits) -> None:
-        self._drain()
+        self._check(drain=True)
         for read in self._reads.values():
             read.cancel()
         self._reads.clear()
@@ -192,16 +193,11 @@ class HdfStore(Store):
         if not future.cancelled() and isinstance(error := future.exception(), Exception):
             self.alarm(error)
 
-    def _check(self) -> None:
-        """Raise what the thread has failed with, now or before."""
+    def _check(self, *, drain: bool = False) -> None:
+        """Raise what the thread has failed with, now or before; with `drain`, when it has written all."""
         if self._failure is not None:
             raise self._failure
-        while self._writes and self._writes[0].done():
-            self._result(self._writes.popleft())
-
-    def _drain(self) -> None:
-        self._check()
-        while self._writes:
+        while self._writes and (drain or self._writes[0].done()):
             self._result(self._writes.popleft())
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -268,12 +264,6 @@ class HdfStore(Store):
         self._sums[name] = wrap(rows + file.put_index(index))
         self._locate(index)
         return self._sums[name]
-
-    # ------------------------------------------------------------------------------------------------ size and end
-
-    @property
-    def reserved_bytes(self) -> int:
-        return sum(file.layout.size_bytes for slot in self._files for file in slot.values())
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
