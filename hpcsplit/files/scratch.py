@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,6 +195,4 @@ def _take(folder: Path) -> str:
 
 def _unescaped(word: str) -> str:
     """The kernel writes blanks in a path as \\040."""
-    for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        word = word.replace(code, sign)
-    return word
+    return re.sub(r"\\(040|011|012|134)", lambda code: chr(int(code[1], 8)), word)
