@@ -40,7 +40,7 @@ write_epoch(store, 2)
 store.sync()
 print(json.dumps(store.describe()), flush=True)
 write_epoch(store, 3, steps=7)
-store._drain()
+store._check(drain=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     run = subprocess.run(
