@@ -23,10 +23,41 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
+    ast.Gt: operator.gt,
 }
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "max": max,
     "increasing": lambda values: all(a < b for a, b in pairwise(values)),
+    "exact": lambda ratio: ratio == AUTO or parse_ratio(ratio)[0] > 0,
+}
+
+# What is refused (see `_check_rules`), before the stages are looked at and after.
+_KEYS = {
+    "schedule.ratio == 'auto' and facts.parallel and not data.validation": 'schedule.ratio = "auto" judges epochs by '
+    "samples that are not trained on: set data.validation, such as to a tenth of the training samples",
+    "schedule.ratio == 'auto' and facts.parallel and run.evaluate_every > 1": 'schedule.ratio = "auto" looks at every '
+    "epoch, run.evaluate_every = {run.evaluate_every}; set it to 1",
+    "schedule.ratio == 'auto' and facts.parallel and schedule.lr_phases != 'run'": "schedule.lr_phases = "
+    '"{schedule.lr_phases}" needs to know which epochs are the last exact ones, schedule.ratio = "auto" decides that '
+    "on the way; leave lr_phases out, or take a fixed ratio",
+    "schedule.warmup > schedule.epochs": "schedule.warmup = {schedule.warmup} is more than schedule.epochs = "
+    "{schedule.epochs}",
+    "0 < data.batch_size < schedule.microbatches": "schedule.microbatches = {schedule.microbatches} is more than "
+    "data.batch_size = {data.batch_size}",  # 0: all training samples
+    "data.copies > 1 and not data.augment": "data.copies = {data.copies}: copies are crops and flips, and "
+    "data.augment = false allows none; set it to true, or copies to 1",
+    "method.frozen and not facts.parallel": "method.frozen is a control of parallel epochs; {facts.name} has none",
+}
+_OF_THE_METHOD = {
+    "facts.network and model.name != facts.network": 'model.name = "{model.name}": {facts.name} works layer by layer '
+    'and trains the "{facts.network}" only; choose that, or another method',
+    "facts.full_batch and exact(schedule.ratio)": 'schedule.ratio = "{schedule.ratio}": {facts.name} goes on from '
+    "iteration to iteration, and an exact epoch between them would throw its variables away; set schedule.ratio = "
+    '"0:1", with exact epochs at the start only (schedule.warmup)',
+    "facts.one_batch and data.batch_size": "data.batch_size = {data.batch_size}: {facts.name} takes all training "
+    "samples at once; set data.batch_size = 0",
+    "data.last_batch == 'drop' and facts.parallel and not facts.augments": 'data.last_batch = "drop": {facts.name} '
+    'keeps variables of every sample, and each must be visited; set data.last_batch = "join"',
 }
 
 
@@ -59,45 +90,21 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(
             f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, run.stages says {stages}; change one of them"
         )
-    schedule = config.schedule
-    _check_ratio(config, method)
-    if schedule.warmup > schedule.epochs:
-        raise ConfigError(f"schedule.warmup = {schedule.warmup} is more than schedule.epochs = {schedule.epochs}")
-    if 0 < config.data.batch_size < schedule.microbatches:  # 0: all training samples
-        raise ConfigError(
-            f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
-        )
-    if config.data.copies > 1 and not config.data.augment:
-        raise ConfigError(
-            f"data.copies = {config.data.copies}: copies are crops and flips, and data.augment = false allows none; "
-            "set it to true, or copies to 1"
-        )
-    if config.method.frozen and not method.parallel:
-        raise ConfigError(f"method.frozen is a control of parallel epochs; {method.name} has none")
-    _check_method(config, method)
+    _check_warmup(config, method)
+    options = {key: list(v) if isinstance(v, tuple) else v for key, v in config.method.options.items()}
+    scope = {**vars(config), "method": SimpleNamespace(frozen=config.method.frozen, **options), "facts": method}
+    _check_rules(_KEYS, scope)
+    check_method_stages(method, config.split.stages or config.run.stages)
+    _check_rules(_OF_THE_METHOD, scope)
+    for option in method.options:
+        if config.method.options[option.name] != option.default:
+            _check_rules(option.refused_if, scope)
 
 
-def _check_ratio(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError for a ratio that leaves no room for the warm-up, or that nothing can decide."""
+def _check_warmup(config: Config, method: DeclaredMethod) -> None:
+    """Raise ConfigError for a ratio that is none, or that leaves no room for the warm-up."""
     schedule = config.schedule
     if schedule.ratio == AUTO:
-        if not method.parallel:
-            return
-        if not config.data.validation:
-            raise ConfigError(
-                'schedule.ratio = "auto" judges epochs by samples that are not trained on: set data.validation, such '
-                "as to a tenth of the training samples"
-            )
-        if config.run.evaluate_every > 1:
-            raise ConfigError(
-                f'schedule.ratio = "auto" looks at every epoch, run.evaluate_every = {config.run.evaluate_every}; '
-                "set it to 1"
-            )
-        if schedule.lr_phases != "run":
-            raise ConfigError(
-                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are the last exact ones, '
-                'schedule.ratio = "auto" decides that on the way; leave lr_phases out, or take a fixed ratio'
-            )
         return
     serial, parallel = parse_ratio(schedule.ratio)
     if method.parallel and serial:
@@ -115,50 +122,17 @@ def check_method_stages(method: DeclaredMethod, stages: int) -> None:
         raise ConfigError(f"{stages} stages: {method.name} is sequential and runs on {method.stages} rank; start one")
 
 
-def _check_method(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError for what this method cannot train, or cannot train in this way."""
-    ratio = config.schedule.ratio
-    check_method_stages(method, config.split.stages or config.run.stages)
-    if method.network and config.model.name != method.network:
-        raise ConfigError(
-            f'model.name = "{config.model.name}": {method.name} works layer by layer and trains the '
-            f'"{method.network}" only; choose that, or another method'
-        )
-    if method.full_batch and (ratio == AUTO or parse_ratio(ratio)[0]):
-        raise ConfigError(
-            f'schedule.ratio = "{ratio}": {method.name} goes on from iteration to iteration, and an '
-            'exact epoch between them would throw its variables away; set schedule.ratio = "0:1", with exact epochs '
-            "at the start only (schedule.warmup)"
-        )
-    if method.one_batch and config.data.batch_size:
-        raise ConfigError(
-            f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
-            "set data.batch_size = 0"
-        )
-    if config.data.last_batch == "drop" and method.parallel and not method.augments:
-        raise ConfigError(
-            f'data.last_batch = "drop": {method.name} keeps variables of every sample, and each must be visited; set '
-            'data.last_batch = "join"'
-        )
-    _check_rules(config, method)
-
-
-def _check_rules(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError for the first option of the method whose value is refused (`Option.refused_if`).
+def _check_rules(rules: Mapping[str, str], scope: Mapping[str, Any]) -> None:
+    """Raise ConfigError, with its sentence, for the first condition that holds.
 
     Method files are read, not run (declared.py), so a condition is text: Python's comparisons, `and`, `or` and `not`,
-    of literals and of keys ("optim.momentum", "method.grow"), what the decorator says ("facts.augments"), and `max` and
-    `increasing` of a list.  It matters where the option has another value than its default.  The sentence of the error
-    may name keys in braces.
+    of literals and of keys ("optim.momentum", "method.grow"), what the decorator says ("facts.augments"), and the
+    functions above.  Those of an option matter where it has another value than its default.  The sentence may name keys
+    in braces.
     """
-    options = {key: list(v) if isinstance(v, tuple) else v for key, v in config.method.options.items()}
-    scope = {**vars(config), "method": SimpleNamespace(**options), "facts": method}
-    for option in method.options:
-        for condition, sentence in option.refused_if.items():
-            if config.method.options[option.name] != option.default and _value(
-                ast.parse(condition, mode="eval").body, scope
-            ):
-                raise ConfigError(sentence.format(**scope))
+    for condition, sentence in rules.items():
+        if _value(ast.parse(condition, mode="eval").body, scope):
+            raise ConfigError(sentence.format(**scope))
 
 
 def _value(node: ast.expr, scope: Mapping[str, Any]) -> Any:

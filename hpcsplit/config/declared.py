@@ -22,25 +22,19 @@ METHODS_DIR = Path(__file__).parent.parent / "methods"
 class Facts:
     """What `@method("name", …)` says of a class (methods/contract.py).
 
-    Attributes:
-        parallel: False says that its every epoch is exact back-propagation.
-        full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
-            variables go on from iteration to iteration, so exact epochs can only come before all of them.
-        one_batch: a step needs all samples together.
-        augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
-        images: every stage computes with the images in parallel epochs, not only the first one.
-        network: the only `model.name` that it trains, or "".
-        stages: the largest number of stages; 0 has no limit.
-        compared: options with which `plan` tells the size of its variables, whatever method is planned.
+    With `full_batch` an epoch is an iteration over all samples in their own order, no mini-batch moves the weights; its
+    variables go on from iteration to iteration, so exact epochs can only come before all of them.  A method that
+    `augments` keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
     """
 
-    parallel: bool = True
+    parallel: bool = True  # False says that its every epoch is exact back-propagation
     full_batch: bool = False
-    one_batch: bool = False
+    one_batch: bool = False  # a step needs all samples together
     augments: bool = False
-    images: bool = False
-    network: str = ""
-    stages: int = 0
+    images: bool = False  # every stage computes with the images in parallel epochs, not only the first one
+    network: str = ""  # the only `model.name` that it trains, or ""
+    stages: int = 0  # the largest number of stages; 0 has no limit
+    # Options with which `plan` tells the size of its variables, whatever method is planned.
     compared: tuple[Mapping[str, Any], ...] = ()
 
 

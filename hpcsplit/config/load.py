@@ -20,18 +20,13 @@ _COMMAND_LINE = "command line"  # the origin of a value whose text is still to b
 def load(
     path: str | Path, overrides: Iterable[tuple[str, str]] = (), *, read: Callable[[Path], bytes] = Path.read_bytes
 ) -> Config:
-    """Read, override, complete and check a configuration file.
+    """Read, override, complete and check a TOML file, whose content `read` gives.
 
-    Args:
-        path: a TOML file.
-        overrides: pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
-            another method.name than the file's, the file's keys that only its own method has are left out.
-        read: gives the content of the file.
+    `overrides` are pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
+    another method.name than the file's, the file's keys that only its own method has are left out.
 
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
-            keys exclude each other.
-        UsageError: an override does not have the form section.key.
+    ConfigError where the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
+    keys exclude each other; UsageError for an override that does not have the form section.key.
     """
     path = Path(path)
     try:

@@ -18,18 +18,10 @@ Value = int | float | str | bool | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A configuration key.
-
-    Attributes:
-        kind: the annotation that it was declared with, as text.
-        refused_if: conditions on other keys under which no value but the default is taken, with the sentence that says
-            so (checks.py).
-        later: earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
-        cures: "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
-    """
+    """A configuration key."""
 
     name: str
-    kind: str
+    kind: str  # the annotation that it was declared with, as text
     default: Any
     doc: str
     unit: str = ""
@@ -37,8 +29,11 @@ class Option:
     low: float | None = None
     above: float | None = None
     high: float | None = None
+    # Conditions on other keys under which no value but the default is taken, with what is said then (checks.py).
     refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
     later: bool = False
+    # "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, text: str) -> Any:

@@ -50,8 +50,7 @@ def complete(checkpoints: Path) -> list[Path]:
 def verify(folder: Path, names: Iterable[str]) -> None:
     """Compare files with SHA256SUMS.
 
-    Raises:
-        CheckpointError: a file is absent, changed or not listed; the sentence offers the checkpoint before.
+    CheckpointError, which offers the checkpoint before, where one is absent, changed or not listed.
     """
     sums = listed(folder)
     for name in names:
@@ -68,11 +67,7 @@ def verify(folder: Path, names: Iterable[str]) -> None:
 def image(folder: Path, name: str, most_bytes: int = 0) -> bytes:
     """The content of a file, read once, when it has the checksum that SHA256SUMS lists.
 
-    Args:
-        most_bytes: it may have; 0: as many as there is memory for.
-
-    Raises:
-        CheckpointError: as `verify`, or it is larger.
+    CheckpointError as `verify`, or where it has over `most_bytes`; 0: as many as there is memory for.
     """
     sums, most = listed(folder), min(memory_available_bytes(), most_bytes or sys.maxsize)
     if name not in sums:

@@ -142,17 +142,13 @@ class Header:
 
 
 class Stored:
-    """An image of a file by `write_tensors`: its headers and attributes, and each tensor when it is asked for.
+    """An image of a file by `write_tensors`: its `headers` by key, its `attributes` as str, int, float or bool, and
+    each tensor when it is asked for.
 
-    Attributes:
-        headers: of every tensor, by its key.
-        attributes: as str, int, float or bool.
-
-    CheckpointError when the file is damaged, or has anything in it that this program does not write.
+    CheckpointError, which names `path`, when the file is damaged or has anything that this program does not write.
     """
 
     def __init__(self, image: Buffer, path: Path) -> None:
-        """`path` is named in errors."""
         self._image, self._path = memoryview(image), path
         with _readable(path):
             result = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())

@@ -149,9 +149,6 @@ def link(path: Path, target: str | Path) -> None:
         os.symlink(target, name, dir_fd=folder)
 
 
-# ------------------------------------------------------------------------------------------------ inside
-
-
 @contextmanager
 def _parent(path: Path) -> Iterator[tuple[int, str]]:
     """A descriptor of the folder that `path` lies in, and the name there."""
@@ -222,9 +219,6 @@ def _named(path: Path | str) -> Iterator[None]:
 def _of(path: Path | str, error: OSError) -> OSError | LaunchError:
     """The error with the whole path; what is no fault of this path is no OSError, which might pass for one."""
     return too_many(error) or OSError(error.errno, error.strerror, str(path))
-
-
-# ------------------------------------------------------------------------------------------------ too many files
 
 
 def raise_limit() -> int:

@@ -95,9 +95,7 @@ def choose(name: str, needed_bytes: int, first: Path | None = None) -> Path:
 
     A place that holds this folder already goes before the others, so that a continued run finds its files; what they
     take counts as room.  Ranks of one node share the folder: `needed_bytes` is what all of them need together.
-
-    Raises:
-        StoreError: no place has room; the sentence lists each with its free bytes.
+    StoreError where no place has room; it lists each with its free bytes.
     """
     assert name == Path(name).name not in ("", ".."), f"{name!r} must be the name of a folder"
     places = sorted(candidates(first), key=lambda place: not _mine(place.path / name))

@@ -19,20 +19,15 @@ if TYPE_CHECKING:
 class Network:
     """What is known of a kind of networks without importing it.
 
-    Attributes:
-        words: its name, as help has it.
-        pattern: of its name; the groups are whole numbers.
-        builder: "module:function".  The function gives the network from those that it takes of the numbers of its name,
-            name, input_shape (C, H, W), classes, and of section [model] block, depth and width.
-        rule: what the numbers must be, in words, where they make no such network; else "".
-        task: what it is made for; "" for any.
+    The function `builder`, "module:function", gives the network from those that it takes of the numbers of its name,
+    name, input_shape (C, H, W), classes, and of section [model] block, depth and width.
     """
 
-    words: str
-    pattern: str
+    words: str  # its name, as help has it
+    pattern: str  # of its name; the groups are whole numbers
     builder: str
-    rule: Callable[..., str] = lambda **numbers: ""
-    task: str = "classification"
+    rule: Callable[..., str] = lambda **numbers: ""  # what they must be, in words, where they make no such network
+    task: str = "classification"  # what it is made for; "" for any
 
     def numbers(self, name: str) -> dict[str, int]:
         """Those in a name of this kind."""

@@ -24,17 +24,12 @@ FEW = 2  # samples
 
 @dataclass(frozen=True)
 class Pass:
-    """One block's pass; shapes are of one sample, without the batch dimension.
-
-    Attributes:
-        flops: multiply-adds of convolutions and matrix products, forward, one sample.
-        by_value: the block looks at values, so that with others it may have another course.
-    """
+    """One block's pass; shapes are of one sample, without the batch dimension."""
 
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    flops: int
-    by_value: bool
+    flops: int  # multiply-adds of convolutions and matrix products, forward, one sample
+    by_value: bool  # the block looks at values, so that with others it may have another course
 
 
 def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:

@@ -113,8 +113,6 @@ class HdfStore(Store):
     def _no_room(self, needed: int, free: int) -> StoreError:
         return no_room(self.folder, f"stage {self.schema.stage}", needed, free, self.dtype)
 
-    # ------------------------------------------------------------------------------------------------ an epoch
-
     def _begin(self, visits: Visits) -> None:
         self._check()
         for file in self._files[1 - self.slot].values() if visits.writes else ():
@@ -199,8 +197,6 @@ class HdfStore(Store):
             raise self._failure
         while self._writes and (drain or self._writes[0].done()):
             self._result(self._writes.popleft())
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def sync(self) -> None:
         self._mark()
