@@ -31,21 +31,10 @@ from hpcsplit.files.nofollow import open_file, opened
 
 Attribute = str | int | float
 
+_FRACTIONS = ("float64", "float32", "float16", "complex128", "complex64")
+_WHOLE = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
-    torch.float64: np.float64,
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.complex128: np.complex128,
-    torch.complex64: np.complex64,
-    torch.int64: np.int64,
-    torch.int32: np.int32,
-    torch.int16: np.int16,
-    torch.int8: np.int8,
-    torch.uint64: np.uint64,
-    torch.uint32: np.uint32,
-    torch.uint16: np.uint16,
-    torch.uint8: np.uint8,
-    torch.bool: np.bool_,
+    getattr(torch, name): np.dtype(name).type for name in (*_FRACTIONS, *_WHOLE)
 }
 _BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_e4m3fn, ...
     dtype: {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[dtype.itemsize]

@@ -77,16 +77,13 @@ class Shadow:
             with around() as seen, torch.device("meta"):
                 return self.blocks[index](x), seen, False
         except Exception:  # no values, or wrong: the CPU will tell
-            return *self._for_real(index, x, around), True
-
-    def _for_real(self, index: int, x: Tensor, around: Callable[[], AbstractContextManager[Seen]]) -> tuple[Any, Seen]:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(0)
-            block = twin(self._net[index], "cpu").train(self._training)
-            values = torch.randn(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
-            with around() as seen:
-                y = block(values)
-        return y.to("meta") if isinstance(y, Tensor) else y, seen
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.manual_seed(0)
+                block = twin(self._net[index], "cpu").train(self._training)
+                values = torch.randn(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
+                with around() as seen:
+                    y = block(values)
+            return y.to("meta") if isinstance(y, Tensor) else y, seen, True
 
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -6,6 +6,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, LaunchError, StoreError
-from hpcsplit.files.atomic import copy_file, discard, free_bytes, fsync_dir, make_folders, write_failure
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir, gone_on_failure, make_folders, write_failure
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
 from hpcsplit.files.nofollow import names, remove
 from hpcsplit.store.generation import Visits, generation_bytes, no_room
@@ -68,7 +69,7 @@ class HdfStore(Store):
             {name: self.folder / f"{field.file_stem}.{slot}.h5" for name, field in self.fields.items()}
             for slot in (0, 1)
         ]
-        needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
+        needed = 2 * sum(map(self._file_bytes, self.fields))
         try:
             make_folders(self.folder)
             absent = [(name, path) for slot in paths for name, path in slot.items() if not self._fits(name, path)]
@@ -78,20 +79,17 @@ class HdfStore(Store):
                 raise self._no_room(needed, free)
             for _, path in absent:
                 remove(path)
-            for name, path in absent:
-                fresh.append(path)
-                attributes = self.schema.attributes(name, None, None, 0) | {"complete": 0}
-                create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
-            slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
-            for path, layout in (file for slot in slots for file in slot.values()):
-                reserve(path, layout.size_bytes)
-            fsync_dir(self.folder)
-            return slots
-        except (OSError, LaunchError) as error:
-            for path in fresh:
-                discard(path)
-            if isinstance(error, LaunchError):
-                raise
+            with ExitStack() as fresh:
+                for name, path in absent:
+                    fresh.enter_context(gone_on_failure(path))
+                    attributes = self.schema.attributes(name, None, None, 0) | {"complete": 0}
+                    create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
+                slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
+                for path, layout in (file for slot in slots for file in slot.values()):
+                    reserve(path, layout.size_bytes)
+                fsync_dir(self.folder)
+                return slots
+        except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise self._no_room(needed, free_bytes(self.folder)) from error
             if error.errno in (errno.EDQUOT, errno.EFBIG):
