@@ -33,7 +33,7 @@ def content(path: Path, md5: str | None = None) -> bytes:
 
 
 def published(result: bytes, name: str, md5: str | None) -> bytes:
-    """`found` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
+    """`result` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
     if md5 and hashlib.md5(result, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{name} does not have the checksum of the published file")
     return result
