@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcsplit.data.part import Part
+from hpcsplit.data.dataset import Part
 from hpcsplit.engine.job import Choose, Identity, Job, Observer, seen
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Iterates, own_variables

@@ -17,7 +17,7 @@ from hpcsplit.config import load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
 from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
-from hpcsplit.files import open_files
+from hpcsplit.files import nofollow
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
 from hpcsplit.files.paths import expanded
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.  Without `argv` this is the program, and the process is its own."""
     if argv is None:
         terminal.protect()
-        open_files.raise_limit()
+        nofollow.raise_limit()
         _find_modules_here()
     os.umask(os.umask(0) | 0o027)
     return terminal.finish(_code_of(list(sys.argv[1:] if argv is None else argv)))
@@ -54,7 +54,7 @@ def _code_of(argv: list[str]) -> int:
         _say("interrupted")
         return INTERRUPTED
     except Exception as error:
-        known = open_files.too_many(error) or error
+        known = nofollow.too_many(error) or error
         if not isinstance(known, HpcsplitError):
             traceback.print_exc()
             return HpcsplitError.exit_code

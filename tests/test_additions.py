@@ -21,7 +21,7 @@ from tests.wire.launch import PYTHONPATH
 
 STRIPES = """
 import numpy as np
-from hpcsplit.data.part import Part
+from hpcsplit.data.dataset import Part
 
 def read(spec, root, download):
     def part(size):

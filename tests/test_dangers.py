@@ -16,7 +16,7 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
     "resolve_name": {
         "plan/setting.py": "a method, a task or an optimizer of this program, by the lists of them",
         "data/dataset.py": "a reader of this program, by the catalog",
-        "nets/build.py": "a builder of this program, by the catalog",
+        "nets/catalog.py": "a builder of this program, by the catalog",
         "report/figure.py": "a figure, by the list of them",
     },
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},

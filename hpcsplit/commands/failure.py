@@ -18,8 +18,7 @@ import torch
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import INTERNAL, STALLED, HpcsplitError
 from hpcsplit.files.atomic import REFUSALS, write_failure
-from hpcsplit.files.nofollow import open_file
-from hpcsplit.files.open_files import too_many
+from hpcsplit.files.nofollow import open_file, too_many
 from hpcsplit.host.printable import printable
 from hpcsplit.run.watchdog import Watchdog, who
 from hpcsplit.wire.port import World

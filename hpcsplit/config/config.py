@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_type_hints
 
 from hpcsplit.config import sections as s
 from hpcsplit.config.declared import declared_methods
@@ -42,17 +42,10 @@ class Config:
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and key, tuples as lists."""
-        tree: dict[str, dict[str, Any]] = {}
+        tree = {}
         for name, keys in option_tree(self.method.name).items():
-            section = getattr(self, name)
-            tree[name] = {}
-            for key in keys:
-                value = (
-                    section.options[key]
-                    if name == "method" and key not in ("name", "frozen")
-                    else getattr(section, key)
-                )
-                tree[name][key] = list(value) if isinstance(value, tuple) else value
+            values = vars(getattr(self, name)) | (dict(self.method.options) if name == "method" else {})
+            tree[name] = {key: list(values[key]) if isinstance(values[key], tuple) else values[key] for key in keys}
         return tree
 
     def with_values(self, values: Mapping[str, Any], origin: str) -> Config:
@@ -87,6 +80,9 @@ class Config:
         return prints | {"seed": str(self.run.seed)}
 
 
+SECTIONS = {name: kind for name, kind in get_type_hints(Config).items() if name not in ("stem", "origins")}
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], sections: Collection[str]) -> str:
     """What two configurations, by section and key, say differently in these sections of the fingerprint; or ""."""
     result = []
@@ -105,16 +101,9 @@ def option_tree(method: str) -> dict[str, dict[str, Option]]:
     declared = declared_methods()
     if method not in declared:
         raise ConfigError(f"method.name = {method!r} is not one of {', '.join(declared)}{nearest(method, declared)}")
-    tree = {}
-    for f in fields(Config):
-        if f.name == "method":
-            options: tuple[Option, ...] = (*options_of(MethodSection), *declared[method].options)
-        elif f.name in s.SECTIONS:
-            options = options_of(s.SECTIONS[f.name])
-        else:
-            continue
-        tree[f.name] = {o.name: o for o in options}
-    return tree
+    tree = {name: options_of(section) for name, section in SECTIONS.items()}
+    tree["method"] += declared[method].options
+    return {name: {o.name: o for o in options} for name, options in tree.items()}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

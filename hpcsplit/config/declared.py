@@ -22,25 +22,19 @@ METHODS_DIR = Path(__file__).parent.parent / "methods"
 class Facts:
     """What `@method("name", …)` says of a class (methods/contract.py).
 
-    Attributes:
-        parallel: False says that its every epoch is exact back-propagation.
-        full_batch: an epoch is one iteration over all samples in their own order, no mini-batch moves the weights; its
-            variables go on from iteration to iteration, so exact epochs can only come before all of them.
-        one_batch: a step needs all samples together.
-        augments: keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
-        images: every stage computes with the images in parallel epochs, not only the first one.
-        network: the only `model.name` that it trains, or "".
-        stages: the largest number of stages; 0 has no limit.
-        compared: options with which `plan` tells the size of its variables, whatever method is planned.
+    With `full_batch` an epoch is an iteration over all samples in their own order, no mini-batch moves the weights; its
+    variables go on from iteration to iteration, so exact epochs can only come before all of them.  A method that
+    `augments` keeps nothing of a sample from epoch to epoch, so its parallel epochs augment as exact ones do.
     """
 
-    parallel: bool = True
+    parallel: bool = True  # False says that its every epoch is exact back-propagation
     full_batch: bool = False
-    one_batch: bool = False
+    one_batch: bool = False  # a step needs all samples together
     augments: bool = False
-    images: bool = False
-    network: str = ""
-    stages: int = 0
+    images: bool = False  # every stage computes with the images in parallel epochs, not only the first one
+    network: str = ""  # the only `model.name` that it trains, or ""
+    stages: int = 0  # the largest number of stages; 0 has no limit
+    # Options with which `plan` tells the size of its variables, whatever method is planned.
     compared: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -75,28 +69,26 @@ def declared_methods() -> dict[str, DeclaredMethod]:
 
     for node, stem in classes.values():
         for mark in node.decorator_list:
-            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "method":
-                name = ast.literal_eval(mark.args[0])
-                facts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords if k.arg}
-                result[name] = DeclaredMethod(
-                    name=name,
-                    module=f"hpcsplit.methods.{stem}",
-                    class_name=node.name,
-                    summary=(ast.get_docstring(node) or name).splitlines()[0],
-                    options=options_of(node.name),
-                    **facts,
-                )
+            match mark:
+                case ast.Call(ast.Name("method"), args, keywords):
+                    name = ast.literal_eval(args[0])
+                    result[name] = DeclaredMethod(
+                        name=name,
+                        module=f"hpcsplit.methods.{stem}",
+                        class_name=node.name,
+                        summary=(ast.get_docstring(node) or name).splitlines()[0],
+                        options=options_of(node.name),
+                        **{k.arg: ast.literal_eval(k.value) for k in keywords if k.arg},
+                    )
     return result
 
 
 def _own_options(node: ast.ClassDef) -> tuple[Option, ...]:
     options = []
     for item in node.body:
-        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
-            continue
-        call = item.value
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "option":
-            default, doc = (ast.literal_eval(a) for a in call.args)
-            limits = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            options.append(Option(item.target.id, ast.unparse(item.annotation), default, doc, **limits))
+        match item:
+            case ast.AnnAssign(ast.Name(name), kind, ast.Call(ast.Name("option"), args, keywords)):
+                default, doc = map(ast.literal_eval, args)
+                facts = {k.arg: ast.literal_eval(k.value) for k in keywords if k.arg}
+                options.append(Option(name, ast.unparse(kind), default, doc, **facts))
     return tuple(options)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcsplit.config import sections as s
 from hpcsplit.config.checks import check_combination
-from hpcsplit.config.config import Config, MethodSection, nearest, option_tree
+from hpcsplit.config.config import SECTIONS, Config, MethodSection, nearest, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, number_in, options_of, show
 from hpcsplit.errors import ConfigError, UsageError
@@ -21,18 +20,13 @@ _COMMAND_LINE = "command line"  # the origin of a value whose text is still to b
 def load(
     path: str | Path, overrides: Iterable[tuple[str, str]] = (), *, read: Callable[[Path], bytes] = Path.read_bytes
 ) -> Config:
-    """Read, override, complete and check a configuration file.
+    """Read, override, complete and check a TOML file, whose content `read` gives.
 
-    Args:
-        path: a TOML file.
-        overrides: pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
-            another method.name than the file's, the file's keys that only its own method has are left out.
-        read: gives the content of the file.
+    `overrides` are pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
+    another method.name than the file's, the file's keys that only its own method has are left out.
 
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
-            keys exclude each other.
-        UsageError: an override does not have the form section.key.
+    ConfigError where the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
+    keys exclude each other; UsageError for an override that does not have the form section.key.
     """
     path = Path(path)
     try:
@@ -93,10 +87,8 @@ def resolve(
             values[key] = opt.accept(value, f"{section}.{key}")
             origins[f"{section}.{key}"] = origin
         if section == "method":
-            own = {k: values.pop(k) for k in list(values) if k not in ("name", "frozen")}
-            built[section] = MethodSection(**values, options=own)
-        else:
-            built[section] = s.SECTIONS[section](**values)
+            values["options"] = {k: values.pop(k) for k in list(values) if k not in ("name", "frozen")}
+        built[section] = SECTIONS[section](**values)
     config = Config(**built, stem=stem, origins=origins)
     check_combination(config, declared_methods()[config.method.name])
     return config
@@ -126,5 +118,6 @@ def _hint(section: str, key: str, options: Mapping[str, Option]) -> str:
         if owners:
             listed = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
             return f"; it belongs to {listed}"
-    homes = [f"{name}.{key}" for name in s.SECTIONS if key in {o.name for o in options_of(s.SECTIONS[name])}]
+    tree = option_tree("penalty")
+    homes = [f"{name}.{key}" for name in tree if name != "method" and key in tree[name]]
     return f"; did you mean {homes[0]}?" if homes else f"; [{section}] has {', '.join(options)}"

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What the program knows of an optimizer without importing it.
+    """What the program knows of an optimizer without importing it."""
 
-    `kind` is its class, "module:class"; it takes `lr` and `weight_decay`, and `momentum` or `betas` where that is true.
-    A `fused` one steps all real weights in one kernel: a third to a seventh of the time.
-    """
-
-    kind: str
+    kind: str  # its class, "module:class"; it takes `lr` and `weight_decay`, and these two where they are true
     momentum: bool = False
     betas: bool = False
-    fused: bool = False
+    fused: bool = False  # steps all real weights in one kernel: a third to a seventh of the time
 
 
 OPTIMIZERS = {

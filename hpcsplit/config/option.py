@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,10 @@ Value = int | float | str | bool | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A configuration key.
-
-    Attributes:
-        kind: the annotation that it was declared with, as text.
-        refused_if: conditions on other keys under which no value but the default is taken, with the sentence that says
-            so (rules.py).
-        later: earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
-        cures: "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
-    """
+    """A configuration key."""
 
     name: str
-    kind: str
+    kind: str  # the annotation that it was declared with, as text
     default: Any
     doc: str
     unit: str = ""
@@ -36,8 +29,11 @@ class Option:
     low: float | None = None
     above: float | None = None
     high: float | None = None
+    # Conditions on other keys under which no value but the default is taken, with what is said then (checks.py).
     refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
     later: bool = False
+    # "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, text: str) -> Any:
@@ -57,7 +53,8 @@ class Option:
             if isinstance(number, str | bool):
                 continue
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{where} = {number} is not a finite number; it must be one{self._limits(', ')}")
+                sentence = f"{where} = {number} is not a finite number; it must be one"
+                raise ConfigError(", ".join([sentence, *self._limits()]))
             if self.low is not None and number < self.low:
                 raise ConfigError(f"{where} = {number} is below its smallest value {self.low}")
             if self.above is not None and number <= self.above:
@@ -67,46 +64,38 @@ class Option:
         return value
 
     def _typed(self, value: Any, where: str) -> Any:
-        whole_number = isinstance(value, int) and not isinstance(value, bool)
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise ConfigError(f"{where} is beyond the whole numbers of TOML, -2^63 to 2^63 - 1")
         if self.kind == "bool" and isinstance(value, bool):
             return value
-        if self.kind == "int" and (whole_number or _is_whole(value)):
+        if self.kind == "int" and _is_whole(value):
             return int(value)
-        if self.kind == "float" and (whole_number or isinstance(value, float)):
+        if self.kind == "float" and (isinstance(value, float) or _is_whole(value)):
             return float(value)
         if "str" in self.kind and isinstance(value, str):
             if any("\ud800" <= c <= "\udfff" for c in value):  # bytes of the command line that are not UTF-8
                 raise ConfigError(f"{where} = {value!r} is not a text in UTF-8")
             return value
         if "tuple" in self.kind and isinstance(value, list | tuple):
-            if all((isinstance(v, int) and not isinstance(v, bool)) or _is_whole(v) for v in value):
+            if all(map(_is_whole, value)):
                 return tuple(map(int, value))
             raise ConfigError(f"{where} = {list(value)!r} must hold whole numbers only")
-        said = f"{where} = {value!r} is {_kind_of(value)}; it must be {_KINDS[self.kind]}"
+        given = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+        kind = given.get(type(value), f"a {type(value).__name__}")
+        said = f"{where} = {value!r} is {kind}; it must be {_KINDS[self.kind]}"
         if isinstance(value, str) and re.fullmatch(r"[+-]?\d+,\d+", value):
             said += f"; the decimal sign is a point: {value.replace(',', '.')}"
-        elif isinstance(value, float):
-            said += self._limits(", ")
-        raise ConfigError(said)
+        raise ConfigError(", ".join([said, *(self._limits() if isinstance(value, float) else [])]))
 
-    def _limits(self, before: str = "") -> str:
+    def _limits(self) -> list[str]:
         limits = {">=": self.low, ">": self.above, "<=": self.high}
-        text = ", ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
-        return before + text if text else ""
+        return [f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None]
 
     def describe(self) -> str:
         """One line of help: default, unit, limits, sentence."""
-        facts = [f"default {show(self.default)}"]
-        if self.unit:
-            facts.append(self.unit)
-        if self.choices:
-            facts.append(" | ".join(self.choices))
-        if limits := self._limits():
-            facts.append(limits)
-        return f"{self.doc} ({', '.join(facts)})"
+        facts = [f"default {show(self.default)}", self.unit, " | ".join(self.choices), *self._limits()]
+        return f"{self.doc} ({', '.join(filter(None, facts))})"
 
 
 _KINDS = {
@@ -119,11 +108,6 @@ _KINDS = {
 }
 
 
-def _kind_of(value: Any) -> str:
-    names = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def number_in(text: str) -> int | float | None:
     """The number that a text is, written as people do: 1e3, .1, 1., 1_000, 007; None where it is none."""
     text = text.strip()
@@ -132,10 +116,8 @@ def number_in(text: str) -> int | float | None:
     ):
         return None
     for kind in (int, float):
-        try:
+        with suppress(ValueError):  # not of this kind, or with more digits than Python takes
             return kind(text)
-        except ValueError:  # not of this kind, or with more digits than Python takes
-            continue
     return None
 
 
@@ -149,7 +131,9 @@ def _toml(text: str) -> Any:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # beyond, floats skip numbers
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2**53  # beyond, floats skip numbers
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def option(default: Any, doc: str, **facts: Any) -> Any:

@@ -25,12 +25,7 @@ class DataSection:
     download: bool = option(False, "allow torchvision to download what is absent")
     limit_train: int = option(0, "use only the first so many training samples; 0 uses all", unit="samples", low=0)
     limit_test: int = option(0, "use only the first so many test samples; 0 uses all", unit="samples", low=0)
-    batch_size: int = option(
-        128,
-        "mini-batch size; 0: all training samples (full batch)",
-        unit="samples",
-        low=0,
-    )
+    batch_size: int = option(128, "mini-batch size; 0: all training samples (full batch)", unit="samples", low=0)
     last_batch: str = option(
         "keep",
         "an epoch's last mini-batch, where it is smaller: trained too (joined where the network cannot take it), "
@@ -201,15 +196,3 @@ class RunSection:
     stall_limit: float = option(
         30.0, "end the job when a rank has made no progress for so long; 0: never", unit="minutes", low=0.0
     )
-
-
-SECTIONS: dict[str, type] = {
-    "data": DataSection,
-    "model": ModelSection,
-    "split": SplitSection,
-    "schedule": ScheduleSection,
-    "optim": OptimSection,
-    "store": StoreSection,
-    "checkpoint": CheckpointSection,
-    "run": RunSection,
-}

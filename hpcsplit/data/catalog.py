@@ -13,42 +13,30 @@ from hpcsplit.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set on a disk.
+    """A data set on a disk."""
 
-    `kind` is torchvision's class, `folder` has the `names` of the files below data.root, `archive` (.tar.gz) has that
-    folder.  Sets of one `family` have files of the same names, so a folder named after another one is not taken.
-    """
-
-    kind: str
-    folder: str
+    kind: str  # torchvision's class
+    folder: str  # of the files, below data.root
     names: tuple[str, ...]
-    archive: str = ""
-    family: str = ""
+    archive: str = ""  # .tar.gz that has that folder
+    family: str = ""  # sets of one have files of the same names, so a folder named after another set is not taken
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A data set as published.
-
-    `train` and `test` count samples, `shape` is (channels, height, width) in pixels, `classes` counts labels
-    0 .. classes-1.  `flip` says whether a mirrored image keeps its label (a mirrored digit does not).  An `endless` set
-    is made by the program, with as many samples as are asked for, at least `train` and `test`.  `names` are those of
-    the classes, for people; empty where a label says all.
-
-    `reader` is "module:function"; called with (spec, root, download), see dataset.load, the function returns the
-    training and the test part.  `layout` is for the reader of torchvision's files.
-    """
+    """A data set as published."""
 
     name: str
-    train: int
+    train: int  # samples
     test: int
-    shape: tuple[int, int, int]
-    classes: int
-    flip: bool
-    endless: bool = False
-    names: tuple[str, ...] = ()
+    shape: tuple[int, int, int]  # (channels, height, width) in pixels
+    classes: int  # of labels 0 .. classes-1
+    flip: bool  # a mirrored image keeps its label (a mirrored digit does not)
+    endless: bool = False  # made by the program, with as many samples as are asked for, at least `train` and `test`
+    names: tuple[str, ...] = ()  # of the classes, for people; empty where a label says all
+    # "module:function", called with (spec, root, download), see dataset.load: it returns training and test part.
     reader: str = "hpcsplit.data.vision:read"
-    layout: Layout | None = None
+    layout: Layout | None = None  # for the reader of torchvision's files
 
     def input_shape(self, pool: bool = False) -> tuple[int, int, int]:
         """(C, H, W) of one sample as the network sees it; `pool` halves height and width."""

@@ -1,4 +1,4 @@
-"""A data set ready for training: checked, cut to size, with the statistics that normalise it."""
+"""A data set ready for training, as it lies in memory: checked, cut to size, with the statistics that normalise it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,71 @@ import math
 import pkgutil
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from hpcsplit.data.catalog import Spec, lookup
-from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
 from hpcsplit.files.scratch import memory_available_bytes
 
-__all__ = ["Dataset", "Part", "fingerprint", "load"]
+
+@dataclass(frozen=True)
+class Part:
+    """`images` uint8 (N, C, H, W), contiguous; `labels` int64 (N,).  Sample i is row i of both."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        assert (self.images.dtype, self.images.ndim) == (torch.uint8, 4), f"{self.images.dtype}, {self.images.shape}"
+        assert self.images.is_contiguous()
+        assert self.labels.dtype == torch.int64, f"{self.labels.dtype}"
+        assert self.labels.shape == self.images.shape[:1], f"{self.labels.shape}, {self.images.shape}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @staticmethod
+    def of(images: np.ndarray, labels: np.ndarray) -> Part:
+        """From arrays: images uint8 (N, C, H, W) in any strides, labels of any whole type (N,).
+
+        Memory is shared where layout and type allow it.
+        """
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        return Part(pixels, torch.from_numpy(np.require(labels, np.int64, ["C", "W"])))
+
+    def first(self, limit: int) -> Part:
+        """The first `limit` samples in memory of their own, so that the rest can be freed; 0 keeps all."""
+        return Part(self.images[:limit].clone(), self.labels[:limit].clone()) if limit else self
+
+    def parted(self, size: int) -> tuple[Part, Part]:
+        """The first `size` samples, and the others."""
+        return Part(self.images[:size], self.labels[:size]), Part(self.images[size:], self.labels[size:])
+
+    def pooled(self) -> Part:
+        """Each 2 x 2 square of pixels replaced by its mean, halves rounded up: (N, C, H/2, W/2)."""
+        images = self.images
+        height, width = images.shape[2:]
+        assert (height % 2, width % 2) == (0, 0), f"odd height or width: {height} x {width}"
+        total = images[:, :, 0::2, 0::2].to(torch.int16)
+        for row, column in ((0, 1), (1, 0), (1, 1)):
+            total += images[:, :, row::2, column::2]
+        return Part(((total + 2) // 4).to(torch.uint8), self.labels)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels of both parts.
+    """Both parts of a data set.
 
     `mean` and `std` are float32 (C,) of the training images, pixels scaled to [0, 1]; a channel that never changes has
-    std 1.  `classes` counts labels 0 .. classes-1; `flip` says whether a mirrored image keeps its label.
-    `validation` are training samples that were held out; no other part has them.
+    std 1.  `validation` are training samples that were held out; no other part has them.
     """
 
-    name: str
     train: Part
     test: Part
     mean: torch.Tensor
     std: torch.Tensor
-    classes: int
-    flip: bool
     validation: Part | None = None
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
 
 
 def load(
@@ -63,9 +95,18 @@ def load(
     spec = lookup(name)
     if spec.endless:
         spec = replace(spec, train=max(spec.train, limit_train), test=max(spec.test, limit_test))
-        _check_memory(spec)
-    _check_limit(spec, "limit_train", limit_train, spec.train)
-    _check_limit(spec, "limit_test", limit_test, spec.test)
+        needed, free = (spec.train + spec.test) * math.prod(spec.shape), memory_available_bytes()
+        if needed > free:
+            raise DataError(
+                f"{spec.train} + {spec.test} samples of {spec.name} have {needed} bytes, {free} bytes of memory are "
+                "free; lower data.limit_train or data.limit_test"
+            )
+    for key, limit, size in (("limit_train", limit_train, spec.train), ("limit_test", limit_test, spec.test)):
+        if not 0 <= limit <= size:
+            raise DataError(
+                f"data.{key} = {limit}, but {spec.name} has {size} samples there; give 1 to {size}, or 0 for all of "
+                "them"
+            )
     train, test = pkgutil.resolve_name(spec.reader)(spec, root, download)
     _check_part(spec, "training", train, spec.train)
     _check_part(spec, "test", test, spec.test)
@@ -75,16 +116,14 @@ def load(
     held_out = None
     if validation:
         train, held_out = train.parted(len(train) - validation)
-    mean, std = channel_moments(train.images)
-    return Dataset(name, train, test, mean, std, spec.classes, spec.flip, held_out)
+    return Dataset(train, test, *channel_moments(train.images), held_out)
 
 
 def fingerprint(dataset: Dataset) -> str:
     """16 hexadecimal digits that change with any pixel, label or shape of any part."""
     digest = hashlib.sha256()
-    parts = [dataset.train, dataset.test] + ([dataset.validation] if dataset.validation is not None else [])
-    for part in parts:
-        for tensor in (part.images, part.labels):
+    for part in (dataset.train, dataset.test, dataset.validation):
+        for tensor in (part.images, part.labels) if part is not None else ():
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.numpy().data)
     return digest.hexdigest()[:16]
@@ -104,22 +143,6 @@ def channel_moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         means.append(mean)
         stds.append(variance.sqrt() if variance > 0 else torch.ones_like(variance))
     return torch.stack(means).float(), torch.stack(stds).float()
-
-
-def _check_memory(spec: Spec) -> None:
-    needed, free = (spec.train + spec.test) * math.prod(spec.shape), memory_available_bytes()
-    if needed > free:
-        raise DataError(
-            f"{spec.train} + {spec.test} samples of {spec.name} have {needed} bytes, {free} bytes of memory are free; "
-            "lower data.limit_train or data.limit_test"
-        )
-
-
-def _check_limit(spec: Spec, key: str, limit: int, size: int) -> None:
-    if not 0 <= limit <= size:
-        raise DataError(
-            f"data.{key} = {limit}, but {spec.name} has {size} samples there; give 1 to {size}, or 0 for all of them"
-        )
 
 
 def _check_part(spec: Spec, which: str, part: Part, size: int) -> None:

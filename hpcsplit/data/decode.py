@@ -20,14 +20,9 @@ MOST_BYTES = 1 << 30  # of a file; the largest one published, svhn's, has 182 MB
 
 
 def content(path: Path, md5: str | None = None) -> bytes:
-    """The bytes of a regular file, read once.
+    """The bytes of a regular file, read once; `md5` is what is published of it, 32 hexadecimal digits, if anything.
 
-    Args:
-        md5: what is published of it, 32 hexadecimal digits; None where nothing is.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, too large, or another one than was published.
+    OSError where it cannot be read; ValueError for no regular file, one too large, or another than was published.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         state = os.fstat(file.fileno())
@@ -38,7 +33,7 @@ def content(path: Path, md5: str | None = None) -> bytes:
 
 
 def published(result: bytes, name: str, md5: str | None) -> bytes:
-    """`found` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
+    """`result` itself, the content of the file `name`; ValueError where `md5` (see `content`) is not that of it."""
     if md5 and hashlib.md5(result, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{name} does not have the checksum of the published file")
     return result

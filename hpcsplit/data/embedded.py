@@ -12,8 +12,8 @@ import torch
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
+from hpcsplit.data.dataset import Part
 from hpcsplit.data.order import permutation
-from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
 
 DIGITS = Path(__file__).with_name("digits.npz")  # source and licence: digits.txt
@@ -25,10 +25,9 @@ FAKE_SEED = 20
 def digits(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part]:
     """The 1797 handwritten digits of 8 x 8 pixels (values 0 .. 16), enlarged to 32 x 32.
 
-    Source: UCI, Optical Recognition of Handwritten Digits, the test half (Alpaydin and Kaynak, 1998).
-
-    Which sample is for training is fixed once and for all; no seed of a run has a part in it.
-    DataError: the file of this package is absent or damaged.
+    Source: UCI, Optical Recognition of Handwritten Digits, the test half (Alpaydin and Kaynak, 1998).  Which sample is
+    for training is fixed once and for all; no seed of a run has a part in it.  DataError where this package's file is
+    absent or damaged.
     """
     try:
         pixels, labels = decode.npz(decode.content(DIGITS, DIGITS_MD5))

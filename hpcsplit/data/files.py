@@ -25,12 +25,8 @@ class Files:
         whole = next((folder for folder, result in there.items() if all(result)), None)
         self.complete = bool(whole or self.archive)  # all are there, by their names
         self.folder = whole or (None if self.archive else next((f for f, result in there.items() if any(result)), None))
+        self.place = self.folder or self.archive  # that they are read from; None where there is neither
         self._members: dict[str, bytes] = {}
-
-    @property
-    def place(self) -> Path | None:
-        """The folder or the archive that they are read from; None where there is neither."""
-        return self.folder or self.archive
 
     def read(self, name: str, md5: str | None = None) -> bytes:
         """The content of the file published as `name`, unpacked.  Raises OSError or ValueError (see decode.content)."""

@@ -25,9 +25,8 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def batches(order: np.ndarray, batch_size: int, last: str = "keep") -> list[np.ndarray]:
     """`order` dealt into mini-batches of `batch_size` ids (views of `order`).
 
-    Args:
-        last: what becomes of a smaller one at the end: "keep" it, "join" it to the one before, or "drop" it.  The only
-            one stays.
+    `last` is what becomes of a smaller one at the end: "keep" it, "join" it to the one before, or "drop" it.  The only
+    one stays.
     """
     assert batch_size >= 1, f"batch_size = {batch_size}"
     dealt = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

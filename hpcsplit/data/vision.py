@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from hpcsplit.data import decode
-from hpcsplit.data.catalog import Layout, Spec
+from hpcsplit.data.catalog import Spec
+from hpcsplit.data.dataset import Part
 from hpcsplit.data.files import Files
-from hpcsplit.data.part import Part
 from hpcsplit.errors import DataError
 from hpcsplit.files.paths import expanded
 
@@ -36,12 +36,18 @@ def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
     torchvision fetches what is still absent.  DataError says what to do when that leaves nothing, or when files cannot
     be read.
     """
-    folder = folder_of(root)
-    layout = _layout(spec)
+    folder, layout = folder_of(root), spec.layout
+    assert layout, f"{spec.name} has no layout"
     files = Files(layout, folder)
     packaged = None if root else PACKAGED.get(spec.name)
     if packaged and packaged.is_dir() and not files.place:
-        return _packaged(spec, packaged)
+        try:
+            return _parts(spec.name, Files(layout, packaged))
+        except (OSError, ValueError) as problem:
+            raise DataError(
+                f"{spec.name} in {packaged} cannot be read ({problem}); "
+                f"install Debian's package dataset-fashion-mnist again, or set data.root to another copy"
+            ) from problem
     if not files.place and not download:
         also = f" nor in {packaged}" if packaged else ""
         packed = f" ({', '.join(files.others()[:3])} cannot be read: unpack it there)" if files.others() else ""
@@ -53,9 +59,9 @@ def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
     try:
         with _calm():
             if download and not files.complete:
-                _download(spec, folder)
+                _download(spec.name, layout.kind, folder)
                 files = Files(layout, folder)
-            return _part(spec, files, True), _part(spec, files, False)
+            return _parts(spec.name, files)
     except MemoryError:
         raise
     except Exception as problem:  # torchvision meets damaged files and broken networks with errors of every kind
@@ -71,27 +77,27 @@ def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
         ) from problem
 
 
-def _layout(spec: Spec) -> Layout:
-    assert spec.layout, f"{spec.name} has no layout"
-    return spec.layout
-
-
-def _part(spec: Spec, files: Files, train: bool) -> Part:
+def _parts(name: str, files: Files) -> tuple[Part, Part]:
+    """Training and test part."""
     if files.layout.family:
-        return _idx_part(files, train)
+        return _idx(files, "train"), _idx(files, "t10k")
     from torchvision import datasets
 
     kind = getattr(datasets, files.layout.kind)
-    if spec.name == "svhn":
-        _, file, md5 = kind.split_list["train" if train else "test"]
-        return Part.of(*decode.svhn(files.read(file, md5)))
-    pieces = [decode.cifar(files.read(name, md5)) for name, md5 in (kind.train_list if train else kind.test_list)]
+    if name == "svhn":
+        train, test = (Part.of(*decode.svhn(files.read(*kind.split_list[split][1:]))) for split in ("train", "test"))
+    else:
+        train, test = (_cifar(files, pieces) for pieces in (kind.train_list, kind.test_list))
+    return train, test
+
+
+def _cifar(files: Files, published: list[list[str]]) -> Part:
+    pieces = [decode.cifar(files.read(name, md5)) for name, md5 in published]
     labels = [label for _, piece in pieces for label in piece]
     return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
 
 
-def _idx_part(files: Files, train: bool) -> Part:
-    prefix = "train" if train else "t10k"
+def _idx(files: Files, prefix: str) -> Part:
     images = decode.idx(files.read(f"{prefix}-images-idx3-ubyte"), 3)
     labels = decode.idx(files.read(f"{prefix}-labels-idx1-ubyte"), 1)
     if len(images) != len(labels):
@@ -99,14 +105,13 @@ def _idx_part(files: Files, train: bool) -> Part:
     return Part.of(images[:, None], labels)
 
 
-def _download(spec: Spec, folder: Path) -> None:
+def _download(name: str, kind_name: str, folder: Path) -> None:
     """Let torchvision fetch what is absent, and read nothing: its way of reading runs what a pickle says."""
     from torchvision import datasets
 
-    kind = getattr(datasets, _layout(spec).kind)
-    if spec.name == "svhn":
-        for split in ("train", "test"):
-            url, file, md5 = kind.split_list[split]
+    kind = getattr(datasets, kind_name)
+    if name == "svhn":
+        for url, file, md5 in (kind.split_list[split] for split in ("train", "test")):
             datasets.utils.download_url(url, str(folder), file, md5)
         return
     fetcher = kind.__new__(kind)  # without __init__, which reads
@@ -124,14 +129,3 @@ def _calm() -> Iterator[None]:
             yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _packaged(spec: Spec, folder: Path) -> tuple[Part, Part]:
-    files = Files(_layout(spec), folder)
-    try:
-        return _idx_part(files, True), _idx_part(files, False)
-    except (OSError, ValueError) as problem:
-        raise DataError(
-            f"{spec.name} in {folder} cannot be read ({problem}); "
-            f"install Debian's package dataset-fashion-mnist again, or set data.root to another copy"
-        ) from problem

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError, StoreError
-from hpcsplit.files.nofollow import link, make_folder, open_file, remove, replace
+from hpcsplit.files.nofollow import link, make_folder, open_file, opened, remove, replace
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # by a disk, of a program that is right
 Buffer = bytes | bytearray | memoryview
@@ -32,20 +32,6 @@ def write_all(descriptor: int, content: Buffer, offset: int | None = None) -> No
         if not written:
             raise OSError(errno.EIO, "the disk takes nothing more and gives no reason")
         left, offset = left[written:], None if offset is None else offset + written
-
-
-@contextmanager
-def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
-    """A descriptor by `open_file`, closed in the end; an OSError within the block names the file."""
-    try:
-        descriptor = open_file(path, flags, mode)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
 
 
 def fsync_dir(folder: Path) -> None:
@@ -79,11 +65,8 @@ def write_new(path: Path, content: Buffer, mode: int = 0o666) -> None:
 
 def write_bytes(path: Path, content: Buffer) -> None:
     """Put `content` at `path` atomically and durably.  Raises OSError."""
-    fresh = _beside(path)
-    with gone_on_failure(fresh):
+    with _taking_the_place_of(path) as fresh:
         write_new(fresh, content)
-        replace(fresh, path)
-    fsync_dir(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,10 +124,17 @@ def _kernel_copy(source: int, copy: int) -> None:
 
 def replace_symlink(path: Path, target: str | Path) -> None:
     """Let `path` point to `target` atomically, whether or not it exists.  Raises OSError."""
-    fresh = _beside(path)
-    remove(fresh)
-    with gone_on_failure(fresh):
+    with _taking_the_place_of(path) as fresh:
+        remove(fresh)
         link(fresh, target)
+
+
+@contextmanager
+def _taking_the_place_of(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what the block makes, which then gets that name, durably."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with gone_on_failure(fresh):
+        yield fresh
         replace(fresh, path)
     fsync_dir(path.parent)
 
@@ -157,10 +147,6 @@ def gone_on_failure(path: Path) -> Iterator[None]:
     except BaseException:
         discard(path)
         raise
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 # ------------------------------------------------------------------------------------------------ what to say

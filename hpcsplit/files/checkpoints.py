@@ -43,18 +43,16 @@ def is_ours(name: str) -> bool:
 
 def complete(checkpoints: Path) -> list[Path]:
     """The complete checkpoints, newest first.  ConfigError where one of them is a link."""
-    result = [checkpoints / name for name in names(checkpoints) if _NAME.fullmatch(name)]
-    result = [p for p in result if SUMS in names(p)]
-    return sorted(result, key=lambda p: tuple(map(int, _NAME.fullmatch(p.name).groups())), reverse=True)  # type: ignore[union-attr]
+    result = [p for p in map(checkpoints.joinpath, filter(is_ours, names(checkpoints))) if SUMS in names(p)]
+    return sorted(result, key=lambda p: [int(number) for number in p.name.split("-")[1::2]], reverse=True)
 
 
 def verify(folder: Path, names: Iterable[str]) -> None:
     """Compare files with SHA256SUMS.
 
-    Raises:
-        CheckpointError: a file is absent, changed or not listed; the sentence offers the checkpoint before.
+    CheckpointError, which offers the checkpoint before, where one is absent, changed or not listed.
     """
-    sums = _read_sums(folder)
+    sums = listed(folder)
     for name in names:
         if name not in sums:
             raise damaged(folder, f"{name} is not listed in {SUMS}")
@@ -69,13 +67,9 @@ def verify(folder: Path, names: Iterable[str]) -> None:
 def image(folder: Path, name: str, most_bytes: int = 0) -> bytes:
     """The content of a file, read once, when it has the checksum that SHA256SUMS lists.
 
-    Args:
-        most_bytes: it may have; 0: as many as there is memory for.
-
-    Raises:
-        CheckpointError: as `verify`, or it is larger.
+    CheckpointError as `verify`, or where it has over `most_bytes`; 0: as many as there is memory for.
     """
-    sums, most = _read_sums(folder), min(memory_available_bytes(), most_bytes or sys.maxsize)
+    sums, most = listed(folder), min(memory_available_bytes(), most_bytes or sys.maxsize)
     if name not in sums:
         raise damaged(folder, f"{name} is not listed in {SUMS}")
     try:
@@ -93,12 +87,8 @@ def image(folder: Path, name: str, most_bytes: int = 0) -> bytes:
     return content
 
 
-def listed(folder: Path) -> list[str]:
-    """The file names in SHA256SUMS."""
-    return list(_read_sums(folder))
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
+def listed(folder: Path) -> dict[str, str]:
+    """The names of the files in SHA256SUMS, with what is said of each.  CheckpointError where that is damaged."""
     try:
         lines = read_text(folder / SUMS).splitlines()
     except OSError as error:

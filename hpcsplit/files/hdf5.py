@@ -25,29 +25,16 @@ import numpy as np
 import torch
 
 from hpcsplit.errors import CheckpointError
-from hpcsplit.files.atomic import free_bytes, gone_on_failure, opened, write_failure, write_new
-from hpcsplit.files.changes import Changes
+from hpcsplit.files.atomic import Buffer, free_bytes, gone_on_failure, write_all, write_failure, write_new
 from hpcsplit.files.hdf5_format import VARIABLE_TEXT, Contents, StoredArray, Value, VariableText, parse
-from hpcsplit.files.nofollow import open_file
+from hpcsplit.files.nofollow import open_file, opened
 
 Attribute = str | int | float
-Buffer = bytes | bytearray | memoryview
 
+_FRACTIONS = ("float64", "float32", "float16", "complex128", "complex64")
+_WHOLE = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
-    torch.float64: np.float64,
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.complex128: np.complex128,
-    torch.complex64: np.complex64,
-    torch.int64: np.int64,
-    torch.int32: np.int32,
-    torch.int16: np.int16,
-    torch.int8: np.int8,
-    torch.uint64: np.uint64,
-    torch.uint32: np.uint32,
-    torch.uint16: np.uint16,
-    torch.uint8: np.uint8,
-    torch.bool: np.bool_,
+    getattr(torch, name): np.dtype(name).type for name in (*_FRACTIONS, *_WHOLE)
 }
 _BITS = {  # of the types that numpy does not know: bfloat16, complex32, float8_e4m3fn, ...
     dtype: {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[dtype.itemsize]
@@ -65,6 +52,47 @@ _PIECE = "#"  # begins the number of a further piece of a text in the name of it
 def dtype_name(dtype: torch.dtype) -> str:
     """torch.float32 -> "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+class Changes(io.RawIOBase):
+    """A file for the library to work on: it reads what is on the disk, and what it writes stays here until `apply`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self._position = 0
+        self._written: list[tuple[int, bytes]] = []
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view, first = memoryview(buffer).cast("B"), self._position
+        content = bytearray(os.pread(self.descriptor, len(view), first).ljust(len(view), b"\0"))
+        for offset, piece in self._written:
+            begin, end = max(first, offset), min(first + len(view), offset + len(piece))
+            if begin < end:
+                content[begin - first : end - first] = piece[begin - offset : end - offset]
+        view[:] = content
+        self._position += len(view)
+        return len(view)
+
+    def write(self, content: Any) -> int:
+        piece = bytes(content)
+        self._written.append((self._position, piece))
+        self._position += len(piece)
+        self.size = max(self.size, self._position)
+        return len(piece)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
+
+    def apply(self) -> None:
+        """Write to the disk what the library has written.  Raises OSError."""
+        for offset, piece in self._written:
+            write_all(self.descriptor, piece, offset)
 
 
 # ---------------------------------------------------------------------------------------------------- named tensors
@@ -103,17 +131,13 @@ class Header:
 
 
 class Stored:
-    """An image of a file by `write_tensors`: its headers and attributes, and each tensor when it is asked for.
+    """An image of a file by `write_tensors`: its `headers` by key, its `attributes` as str, int, float or bool, and
+    each tensor when it is asked for.
 
-    Attributes:
-        headers: of every tensor, by its key.
-        attributes: as str, int, float or bool.
-
-    CheckpointError when the file is damaged, or has anything in it that this program does not write.
+    CheckpointError, which names `path`, when the file is damaged or has anything that this program does not write.
     """
 
     def __init__(self, image: Buffer, path: Path) -> None:
-        """`path` is named in errors."""
         self._image, self._path = memoryview(image), path
         with _readable(path):
             result = parse(lambda offset, size: bytes(self._image[offset : offset + size]), len(self._image), _types())
@@ -220,15 +244,11 @@ def _set(file: h5py.File | h5py.StoredArray, attributes: Mapping[str, Attribute]
         if isinstance(value, str):
             raw = value.encode()
             for number, first in enumerate(range(0, max(1, len(raw)), _TEXT_BYTES)):
-                _set_text(
-                    file.attrs, f"{name}{_PIECE}{number:04d}" if number else name, raw[first : first + _TEXT_BYTES]
-                )
+                piece = raw[first : first + _TEXT_BYTES]
+                key = f"{name}{_PIECE}{number:04d}" if number else name
+                file.attrs.create(key, np.array(piece, f"S{max(1, len(piece))}"))
         else:
             file.attrs.modify(name, value)
-
-
-def _set_text(attributes: h5py.AttributeManager, name: str, raw: bytes) -> None:
-    attributes.create(name, np.array(raw, f"S{max(1, len(raw))}"))
 
 
 def _link(key: str, keys: Mapping[str, Any]) -> str:

@@ -80,12 +80,9 @@ class Contents:
 def parse(read: Callable[[int, int], bytes], size: int, types: Mapping[bytes, np.dtype[Any]]) -> Contents:
     """What the file of `size` bytes holds; no array is read.
 
-    Args:
-        read: (offset, bytes) -> the bytes; called only for what lies inside the file.
-        types: the numbers that may be there, by their description in the file.
-
-    Raises:
-        ValueError: it is no such file, or damaged, or has anything else in it.
+    `read` (offset, bytes) gives the bytes, and is called only for what lies inside the file; `types` are the numbers
+    that may be there, by their description in the file.  ValueError where it is no such file, or damaged, or has
+    anything else in it.
     """
     return _FileReader(read, size, types).contents()
 
@@ -115,8 +112,6 @@ class _FileReader:
             end = dataset.offset + dataset.size
         return Contents(datasets, attributes)
 
-    # ------------------------------------------------------------------------------------------------ pieces
-
     def _bytes(self, offset: int, size: int) -> bytes:
         if offset + size > self._size:
             raise ValueError(f"it is cut off or damaged: something lies at {offset + size}, it has {self._size} bytes")
@@ -133,8 +128,6 @@ class _FileReader:
             raise ValueError("two things in it lie at the same place, as in a circle of links")
         self._seen.add(offset)
         return offset
-
-    # ------------------------------------------------------------------------------------------------ objects
 
     def _object(self, address: int, path: str, depth: int, datasets: dict[str, StoredArray]) -> dict[str, Any]:
         """Put the arrays of the object at `address` into `datasets`; its own attributes."""
@@ -217,8 +210,6 @@ class _FileReader:
             if cached > 1:
                 raise ValueError("it has links by name, which are not followed")
             yield name, child
-
-    # ------------------------------------------------------------------------------------------------ values
 
     def _dataset(self, facts: Mapping[int, bytes], attributes: Mapping[str, Any]) -> StoredArray:
         shape, dtype, layout = _shape(facts[_DATASPACE]), self._number(facts[_DATATYPE]), facts[_LAYOUT]

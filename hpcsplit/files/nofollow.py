@@ -8,7 +8,9 @@ from a user resolves it first (`without_links`); from there on every link is ref
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Iterator
@@ -16,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcsplit.errors import ConfigError, LaunchError
-from hpcsplit.files.open_files import too_many
 
 MOST_BYTES = 1 << 30  # read of a text file
 
@@ -66,6 +67,20 @@ def open_file(path: Path | str, flags: int, mode: int = 0o666) -> int:
         return descriptor
 
 
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """A descriptor by `open_file`, closed in the end; an OSError within the block names the file."""
+    try:
+        descriptor = open_file(path, flags, mode)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
 def read_bytes(path: Path | str) -> bytes:
     """The whole content of a file of at most MOST_BYTES.  Raises as `open_file`; ConfigError where it is larger."""
     with open(path, "rb", opener=open_file) as file:
@@ -91,26 +106,19 @@ def state(path: Path | str) -> os.stat_result | None:
 
 def names(folder: Path) -> list[str]:
     """What is in a folder, sorted; nothing where it is absent.  Raises as `open_file`."""
-    try:
-        descriptor = open_file(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return []
-    try:
+    with suppress(FileNotFoundError), opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         return sorted(os.listdir(descriptor))
-    finally:
-        os.close(descriptor)
+    return []
 
 
 def make_folder(path: Path, mode: int = 0o777) -> bool:
     """Make a folder in one that is there; whether it was new.  ConfigError where something else has its name."""
-    with _parent(path) as (folder, name):
+    with _parent(path) as (folder, name), _named(path):
         try:
             os.mkdir(name, mode, dir_fd=folder)
         except FileExistsError:
             _refuse_others(path, folder, True)
             return False
-        except OSError as error:
-            raise _of(path, error) from None
     return True
 
 
@@ -131,23 +139,14 @@ def remove_tree(path: Path) -> None:
 
 def replace(source: Path, target: Path) -> None:
     """As `os.replace`."""
-    with _parent(source) as (there, name), _parent(target) as (here, new_name):
-        try:
-            os.replace(name, new_name, src_dir_fd=there, dst_dir_fd=here)
-        except OSError as error:
-            raise _of(target, error) from None
+    with _parent(source) as (there, name), _parent(target) as (here, new_name), _named(target):
+        os.replace(name, new_name, src_dir_fd=there, dst_dir_fd=here)
 
 
 def link(path: Path, target: str | Path) -> None:
     """As `os.symlink`: let the new name `path` point to `target`."""
-    with _parent(path) as (folder, name):
-        try:
-            os.symlink(target, name, dir_fd=folder)
-        except OSError as error:
-            raise _of(path, error) from None
-
-
-# ------------------------------------------------------------------------------------------------ inside
+    with _parent(path) as (folder, name), _named(path):
+        os.symlink(target, name, dir_fd=folder)
 
 
 @contextmanager
@@ -156,10 +155,8 @@ def _parent(path: Path) -> Iterator[tuple[int, str]]:
     *parts, name = path.parts if path.name else (*path.parts, ".")
     absolute = path.is_absolute()
     start = parts[0] if absolute else "."
-    try:
+    with _named(start):
         folder = os.open(start, _PART)
-    except OSError as error:
-        raise _of(start, error) from None
     try:
         for count, part in enumerate(parts[1:] if absolute else parts, 1 + absolute):
             try:
@@ -210,6 +207,49 @@ def _check(path: Path, result: os.stat_result, folders_owner: int, writes: bool)
         )
 
 
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """An OSError within the block is one of this path."""
+    try:
+        yield
+    except OSError as error:
+        raise _of(path, error) from None
+
+
 def _of(path: Path | str, error: OSError) -> OSError | LaunchError:
     """The error with the whole path; what is no fault of this path is no OSError, which might pass for one."""
     return too_many(error) or OSError(error.errno, error.strerror, str(path))
+
+
+def raise_limit() -> int:
+    """Raise this process's limit as far as it may go; the limit then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # beyond what the kernel lets any process have
+        return soft
+    return hard
+
+
+def too_many(error: BaseException) -> LaunchError | None:
+    """What to say when the system refused to open one more, as this error or as the reason for it; else None.
+
+    It is never a fault of the file that was to be opened, so nothing may go on as if that were damaged or absent.
+    """
+    reason: BaseException | None = error
+    seen: set[int] = set()
+    while reason is not None and id(reason) not in seen:  # causes and contexts can make a circle
+        seen.add(id(reason))
+        if isinstance(reason, OSError) and reason.errno == errno.EMFILE:
+            return LaunchError(
+                f"this process may have only {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files open; raise the "
+                "hard limit where it is started (ulimit -Hn, or LimitNOFILE of the batch system), or start fewer "
+                "stages in a process"
+            )
+        if isinstance(reason, OSError) and reason.errno == errno.ENFILE:
+            return LaunchError(
+                "all processes of this machine together have as many files open as it allows; raise fs.file-max "
+                "(sysctl), or start fewer processes on it"
+            )
+        reason = reason.__cause__ or reason.__context__
+    return None

@@ -14,8 +14,7 @@ _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|(\w*))")
 def expanded(text: str, where: str, refusal: type[HpcsplitError] = ConfigError) -> Path:
     """The path that is meant by `text`, itself where something has that name; `where` says where it stands.
 
-    Raises:
-        refusal: a variable is not set or empty, there is no such user, or the text can be no path.
+    Raises `refusal` where a variable is not set or empty, there is no such user, or the text can be no path.
     """
 
     def value(result: re.Match[str]) -> str:

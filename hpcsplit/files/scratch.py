@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,9 +95,7 @@ def choose(name: str, needed_bytes: int, first: Path | None = None) -> Path:
 
     A place that holds this folder already goes before the others, so that a continued run finds its files; what they
     take counts as room.  Ranks of one node share the folder: `needed_bytes` is what all of them need together.
-
-    Raises:
-        StoreError: no place has room; the sentence lists each with its free bytes.
+    StoreError where no place has room; it lists each with its free bytes.
     """
     assert name == Path(name).name not in ("", ".."), f"{name!r} must be the name of a folder"
     places = sorted(candidates(first), key=lambda place: not _mine(place.path / name))
@@ -194,6 +193,4 @@ def _take(folder: Path) -> str:
 
 def _unescaped(word: str) -> str:
     """The kernel writes blanks in a path as \\040."""
-    for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        word = word.replace(code, sign)
-    return word
+    return re.sub(r"\\(040|011|012|134)", lambda code: chr(int(code[1], 8)), word)

@@ -19,9 +19,8 @@ _STANDARD = Path(inspect.__file__).parent
 def block_label(net: nn.Sequential, index: int, error: BaseException | None = None) -> str:
     """Such as "block 2 head (Head, mynets.py line 17)".
 
-    Args:
-        error: what the block has raised; the line is the user's last one that it came through.  Without one, or where
-            it came through none, the line is that of the block's class, if that is the user's.
+    The line is the user's last one that `error`, raised by the block, came through.  Without one, or where it came
+    through none, it is that of the block's class, if that is the user's.
     """
     name, block = list(net._modules.items())[index]
     line = (line_raised(error) if error else "") or line_defined(type(block))

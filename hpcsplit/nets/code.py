@@ -41,8 +41,7 @@ _TOLERANCE = {"float64": 1e-8, "mixed": 1e-4, "float32": 2e-3}  # of the largest
 def function_of(make: Callable[[], nn.Sequential], input_shape: tuple[int, ...]) -> str:
     """Numbers that tell what a network computes, as JSON; "" where it computes nothing finite with them.
 
-    Args:
-        make: builds it, the same each time; the numbers do not depend on its initial weights where these can be set.
+    `make` builds it, the same each time; the numbers do not depend on its initial weights where these can be set.
     """
     for wide, filled in ((True, True), (False, True), (False, False)):
         with nothing_drawn(), torch.enable_grad():
@@ -192,9 +191,6 @@ def _text(file: Path) -> str:
     left_out = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
     marks = {tokenize.INDENT: "{", tokenize.DEDENT: "}"}
     return "\0".join(marks.get(t.type, t.string) for t in tokens if t.type not in left_out)
-
-
-# ------------------------------------------------------------------------------------------------ both
 
 
 def change_of(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -12,8 +12,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.nets.layers import conv3x3, he_init
-from hpcsplit.nets.resnet import GROUP_CHANNELS, resnet
+from hpcsplit.nets.resnet import GROUP_CHANNELS, conv3x3, he_init, resnet
 
 LATENT = 32
 LARGEST = 10.0  # |ln σ²|: beyond that exp overflows before training can turn back
@@ -69,9 +68,5 @@ def resnet_vae(layers: int, input_shape: tuple[int, int, int], block: str) -> nn
 
 def _doubled(channels_in: int, channels: int) -> list[nn.Module]:
     """Twice the height and width."""
-    return [
-        nn.Upsample(scale_factor=2),
-        conv3x3(channels_in, channels),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-    ]
+    grown = (nn.Upsample(scale_factor=2), conv3x3(channels_in, channels))
+    return [*grown, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

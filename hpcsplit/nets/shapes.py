@@ -24,36 +24,20 @@ FEW = 2  # samples
 
 @dataclass(frozen=True)
 class Pass:
-    """One block's pass; shapes are of one sample, without the batch dimension.
-
-    Attributes:
-        flops: multiply-adds of convolutions and matrix products, forward, one sample.
-        by_value: the block looks at values, so that with others it may have another course.
-    """
+    """One block's pass; shapes are of one sample, without the batch dimension."""
 
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    flops: int
-    by_value: bool
-
-
-def block_names(net: nn.Sequential) -> list[str]:
-    """The name of each block, first to last."""
-    return list(net._modules)
-
-
-def block_shapes(net: nn.Sequential, input_shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """The output shape of each block for ONE sample of shape `input_shape`, both without the batch dimension.
-
-    In evaluation mode, so that BatchNorm takes one sample; on a copy, so that nothing in `net` changes.
-    Raises ConfigError, naming the block, where a block does not take or does not return one tensor.
-    """
-    return [each.out_shape for each in trace(net, input_shape)]
+    flops: int  # multiply-adds of convolutions and matrix products, forward, one sample
+    by_value: bool  # the block looks at values, so that with others it may have another course
 
 
 def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:
-    """Pass a few samples (of one alone, squeeze() would take the dimension) through the blocks of a copy.  Mode and
-    errors as in block_shapes."""
+    """Pass a few samples (of one alone, squeeze() would take the dimension) of shape `input_shape` through the blocks.
+
+    In evaluation mode, and on a copy, so that nothing in `net` changes.
+    Raises ConfigError, naming the block, where a block does not take or does not return one tensor.
+    """
     shadow, x, result = Shadow(net, training=False), meta_sample(net, input_shape, FEW), []
     for index in range(len(net)):
         try:
@@ -93,16 +77,13 @@ class Shadow:
             with around() as seen, torch.device("meta"):
                 return self.blocks[index](x), seen, False
         except Exception:  # no values, or wrong: the CPU will tell
-            return *self._for_real(index, x, around), True
-
-    def _for_real(self, index: int, x: Tensor, around: Callable[[], AbstractContextManager[Seen]]) -> tuple[Any, Seen]:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(0)
-            block = twin(self._net[index], "cpu").train(self._training)
-            values = torch.randn(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
-            with around() as seen:
-                y = block(values)
-        return y.to("meta") if isinstance(y, Tensor) else y, seen
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.manual_seed(0)
+                block = twin(self._net[index], "cpu").train(self._training)
+                values = torch.randn(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
+                with around() as seen:
+                    y = block(values)
+            return y.to("meta") if isinstance(y, Tensor) else y, seen, True
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -115,15 +96,15 @@ def twin(module: Module, device: torch.device | str) -> Module:
     else that refuses to be copied, such as an open file, is shared.
     Raises ConfigError where a module refuses as a whole.
     """
-    device, memo = torch.device(device), dict[int, object]()
-    for part in module.modules():
-        memo |= {id(p): _moved_weight(p, device) for p in part._parameters.values() if p is not None}
-        memo |= {id(b): _moved(b, device, buffer=True) for b in part._buffers.values() if b is not None}
-        for value in vars(part).values():
-            if isinstance(
-                value, Tensor
-            ):  # a constant, or what old weight_norm makes of its weights: no copy of a graph
-                memo[id(value)] = value.detach().to(device if device.type == "meta" else value.device, copy=True)
+    device = torch.device(device)
+    memo: dict[int, object] = {  # first constants, and what old weight_norm makes of its weights: no copy of a graph
+        id(value): value.detach().to(device if device.type == "meta" else value.device, copy=True)
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor)
+    }
+    memo |= {id(p): nn.Parameter(_moved(p, device), p.requires_grad) for p in module.parameters()}
+    memo |= {id(b): _moved(b, device, buffer=True) for b in module.buffers()}
     try:
         return copy.deepcopy(module, dict(memo))
     except Exception:
@@ -145,10 +126,6 @@ def _share_what_refuses(module: nn.Module, memo: dict[int, object]) -> None:
                 copy.deepcopy(value, dict(memo))
             except Exception:
                 memo[id(value)] = value
-
-
-def _moved_weight(p: nn.Parameter, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(_moved(p, device), requires_grad=p.requires_grad)
 
 
 def _moved(t: Tensor, device: torch.device, *, buffer: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import Pass, Shadow, block_names, meta_sample, trace, twin
+from hpcsplit.nets.shapes import Pass, Shadow, meta_sample, trace, twin
 from hpcsplit.stage.deferred import DeferredGradients
 
 
@@ -31,13 +31,11 @@ class BlockCost(Pass):
 def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
     """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`.
 
-    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.block_shapes.
+    Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.shapes.trace.
     """
-    blocks = zip(trace(net, input_shape), block_names(net), net, strict=True)
-    return [
-        BlockCost(**vars(seen), name=name, params=sum(parameter.numel() for parameter in block.parameters()))
-        for seen, name, block in blocks
-    ]
+    params = [sum(parameter.numel() for parameter in block.parameters()) for block in net]
+    blocks = zip(trace(net, input_shape), net._modules, params, strict=True)
+    return [BlockCost(**vars(seen), name=name, params=count) for seen, name, count in blocks]
 
 
 def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:

@@ -18,15 +18,14 @@ from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.data.catalog import Spec, lookup
-from hpcsplit.data.dataset import Dataset, load
+from hpcsplit.data.dataset import Dataset, Part, load
 from hpcsplit.data.order import batches
-from hpcsplit.data.part import Part
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
@@ -121,7 +120,7 @@ class Setting:
             data.mean,
             data.std,
             seed=self.config.run.seed,
-            flip=data.flip,
+            flip=self.spec.flip,
             padding=2 if self.config.data.pool else 4,
             copies=self.config.data.copies if part is data.train else 1,
             channels_last=self.config.run.channels_last,

@@ -24,8 +24,8 @@ from typing import Annotated
 import msgspec
 
 from hpcsplit.errors import ConfigError, LaunchError
-from hpcsplit.files.atomic import append_text, discard, gone_on_failure, opened, write_all
-from hpcsplit.files.nofollow import remove
+from hpcsplit.files.atomic import append_text, discard, gone_on_failure, write_all
+from hpcsplit.files.nofollow import opened, remove
 from hpcsplit.host.process import Process
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL

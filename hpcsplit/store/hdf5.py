@@ -6,18 +6,20 @@ import errno
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from hpcsplit.errors import CheckpointError, LaunchError, StoreError
-from hpcsplit.files.atomic import copy_file, discard, free_bytes, fsync_dir, make_folders, write_failure
+from hpcsplit.errors import CheckpointError, StoreError
+from hpcsplit.files.atomic import copy_file, free_bytes, fsync_dir, gone_on_failure, make_folders, write_failure
 from hpcsplit.files.hdf5 import RowsLayout, create_rows, reserve, rows_layout, set_attributes
 from hpcsplit.files.nofollow import names, remove
-from hpcsplit.store.generation import Visits, no_room
+from hpcsplit.store.generation import Visits, generation_bytes, no_room
 from hpcsplit.store.rowfile import RowFile, wrap
 from hpcsplit.store.store import Field, Labels, Store
 
@@ -67,7 +69,7 @@ class HdfStore(Store):
             {name: self.folder / f"{field.file_stem}.{slot}.h5" for name, field in self.fields.items()}
             for slot in (0, 1)
         ]
-        needed, fresh = 2 * sum(map(self._file_bytes, self.fields)), []
+        needed = 2 * sum(map(self._file_bytes, self.fields))
         try:
             make_folders(self.folder)
             absent = [(name, path) for slot in paths for name, path in slot.items() if not self._fits(name, path)]
@@ -77,20 +79,17 @@ class HdfStore(Store):
                 raise self._no_room(needed, free)
             for _, path in absent:
                 remove(path)
-            for name, path in absent:
-                fresh.append(path)
-                attributes = self.schema.attributes(name, None, None, 0) | {"complete": 0}
-                create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
-            slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
-            for path, layout in (file for slot in slots for file in slot.values()):
-                reserve(path, layout.size_bytes)
-            fsync_dir(self.folder)
-            return slots
-        except (OSError, LaunchError) as error:
-            for path in fresh:
-                discard(path)
-            if isinstance(error, LaunchError):
-                raise
+            with ExitStack() as fresh:
+                for name, path in absent:
+                    fresh.enter_context(gone_on_failure(path))
+                    attributes = self.schema.attributes(name, None, None, 0) | {"complete": 0}
+                    create_rows(path, self.rows, self.fields[name].shape, self.dtype, attributes)
+                slots = [{name: (path, rows_layout(path)) for name, path in slot.items()} for slot in paths]
+                for path, layout in (file for slot in slots for file in slot.values()):
+                    reserve(path, layout.size_bytes)
+                fsync_dir(self.folder)
+                return slots
+        except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise self._no_room(needed, free_bytes(self.folder)) from error
             if error.errno in (errno.EDQUOT, errno.EFBIG):
@@ -107,13 +106,10 @@ class HdfStore(Store):
         return (layout.rows, layout.row_shape, layout.dtype) == (self.rows, self.fields[name].shape, self.dtype)
 
     def _file_bytes(self, name: str) -> int:
-        elements = int(np.prod(self.fields[name].shape, dtype=np.int64))
-        return self.rows * (elements * self.dtype.itemsize + 8) + _HEADER_BYTES
+        return generation_bytes([self.fields[name]], self.rows, self.dtype) + _HEADER_BYTES
 
     def _no_room(self, needed: int, free: int) -> StoreError:
         return no_room(self.folder, f"stage {self.schema.stage}", needed, free, self.dtype)
-
-    # ------------------------------------------------------------------------------------------------ an epoch
 
     def _begin(self, visits: Visits) -> None:
         self._check()
@@ -133,11 +129,9 @@ class HdfStore(Store):
 
     def _gather(self, visits: Visits, step: int, names: list[str], slot: int) -> dict[str, torch.Tensor]:
         later = visits.batches[(step + AHEAD if step > visits.first else step) : step + AHEAD + 1]
-        for name in names:
-            for batch in later:
-                self._files[slot][name].advise(self._positions[batch])
-        positions = self._positions[visits.batches[step]]
-        rows = {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
+        for name, batch in product(names, later):
+            self._files[slot][name].advise(self._positions[batch])
+        rows = self._gathered(visits.batches[step], names, slot)
         return {name: values.pin_memory() for name, values in rows.items()} if self._pinned else rows
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
@@ -148,9 +142,12 @@ class HdfStore(Store):
         return self._result(self._reads.pop(step))
 
     def _look_up(self, ids: np.ndarray, names: list[str]) -> dict[str, torch.Tensor]:
-        self._drain()
+        self._check(drain=True)
+        return self._gathered(ids, names, self.slot)
+
+    def _gathered(self, ids: np.ndarray, names: list[str], slot: int) -> dict[str, torch.Tensor]:
         positions = self._positions[ids]
-        return {name: self._files[self.slot][name].gather(positions).to(torch.float32) for name in names}
+        return {name: self._files[slot][name].gather(positions).to(torch.float32) for name in names}
 
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
         self._check()
@@ -167,7 +164,7 @@ class HdfStore(Store):
             self._next_sums[name] = self._next_sums.get(name, 0) + self._files[slot][name].put(first, value)
 
     def _commit(self, visits: Visits) -> None:
-        self._drain()
+        self._check(drain=True)
         for read in self._reads.values():
             read.cancel()
         self._reads.clear()
@@ -192,19 +189,12 @@ class HdfStore(Store):
         if not future.cancelled() and isinstance(error := future.exception(), Exception):
             self.alarm(error)
 
-    def _check(self) -> None:
-        """Raise what the thread has failed with, now or before."""
+    def _check(self, *, drain: bool = False) -> None:
+        """Raise what the thread has failed with, now or before; with `drain`, when it has written all."""
         if self._failure is not None:
             raise self._failure
-        while self._writes and self._writes[0].done():
+        while self._writes and (drain or self._writes[0].done()):
             self._result(self._writes.popleft())
-
-    def _drain(self) -> None:
-        self._check()
-        while self._writes:
-            self._result(self._writes.popleft())
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def sync(self) -> None:
         self._mark()
@@ -268,12 +258,6 @@ class HdfStore(Store):
         self._sums[name] = wrap(rows + file.put_index(index))
         self._locate(index)
         return self._sums[name]
-
-    # ------------------------------------------------------------------------------------------------ size and end
-
-    @property
-    def reserved_bytes(self) -> int:
-        return sum(file.layout.size_bytes for slot in self._files for file in slot.values())
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

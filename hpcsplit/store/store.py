@@ -170,9 +170,9 @@ class Store(ABC):
             "boundaries": {name: field.boundary for name, field in self.fields.items()},
         }
 
-    @abstractmethod
     def sync(self) -> None:
-        """Return when the current generation would survive a crash of the machine."""
+        """Return when the current generation would survive a crash of the machine, where it can."""
+        self._resting()
 
     @abstractmethod
     def adopt(self, description: Mapping[str, Any]) -> None:
@@ -228,26 +228,13 @@ class Store(ABC):
     def keep_only(self, fields: Collection[str]) -> None:  # noqa: B027
         """Other cuts than before: drop what is kept of fields with none of these names (`Field.file_stem`)."""
 
-    # ------------------------------------------------------------------------------------------------ size and end
-
-    @property
-    def generation_bytes(self) -> int:
-        """Bytes of one generation of all fields."""
-        return generation_bytes(list(self.fields.values()), self.rows, self.dtype)
-
-    @property
-    @abstractmethod
-    def reserved_bytes(self) -> int:
-        """Bytes of disk or of memory that the store holds for its generations."""
-
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of files and threads, whatever is under way.  Raises a failure that no call has raised yet."""
 
     # ------------------------------------------------------------------------------------------------ what the kinds do
 
-    @abstractmethod
-    def _begin(self, visits: Visits) -> None: ...
+    def _begin(self, visits: Visits) -> None:  # noqa: B027
+        """What must be done before the first step."""
 
     @abstractmethod
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]: ...
@@ -259,8 +246,8 @@ class Store(ABC):
     def _put(self, visits: Visits, step: int, values: Mapping[str, torch.Tensor], arrive: Callable[[], None]) -> None:
         """Write values (on the host) that are there when `arrive` has returned."""
 
-    @abstractmethod
-    def _commit(self, visits: Visits) -> None: ...
+    def _commit(self, visits: Visits) -> None:  # noqa: B027
+        """What must be done behind the last step."""
 
     @abstractmethod
     def _save_field(self, name: str, path: Path) -> None:
@@ -319,9 +306,6 @@ class MemoryStore(Store):
         super().__init__(fields, rows, dtype, stage, labels)
         self._values = {field.name: torch.zeros((rows, *field.shape), dtype=dtype) for field in fields}
 
-    def sync(self) -> None:
-        self._resting()
-
     def adopt(self, description: Mapping[str, Any]) -> None:
         raise StoreError(
             "auxiliary variables in memory end with the process, so none are left to take up; "
@@ -330,16 +314,6 @@ class MemoryStore(Store):
 
     def _save_field(self, name: str, path: Path) -> None:
         write_rows(path, self._values[name], self.schema.attributes(name, self.epoch, None, self._checksum(name)))
-
-    @property
-    def reserved_bytes(self) -> int:
-        return sum(value.numel() * value.element_size() for value in self._values.values())
-
-    def close(self) -> None:
-        pass
-
-    def _begin(self, visits: Visits) -> None:
-        pass
 
     def _fetch(self, visits: Visits, step: int) -> dict[str, torch.Tensor]:
         return self._look_up(visits.batches[step], self._stored())
@@ -353,9 +327,6 @@ class MemoryStore(Store):
         samples = torch.from_numpy(visits.batches[step])
         for name, value in values.items():
             self._values[name].index_copy_(0, samples, narrowed(value, self.dtype, self.fields[name].file_stem))
-
-    def _commit(self, visits: Visits) -> None:
-        pass
 
     def _checksum(self, name: str) -> int:
         index = np.arange(self.rows).view(np.uint8).reshape(-1, 8)

@@ -14,7 +14,7 @@ import torch
 from hpcsplit.checkpoint.state import digest
 from hpcsplit.data.dataset import load
 from hpcsplit.files.atomic import sha256_file
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from tests.commands.conftest import Run
 from tests.commands.damage import flip_a_bit, within_an_epoch
 from tests.engine.small import records

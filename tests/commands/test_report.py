@@ -17,7 +17,7 @@ import torch
 
 from hpcsplit.commands.evaluate import examples_of
 from hpcsplit.data.dataset import load
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.run.folder import RunDir
 from tests.commands.conftest import Run, finished

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.data.augment import crop_flip, draw
+from hpcsplit.data.source import crop_flip, draw
 
 MASK = 2**64 - 1
 

@@ -24,13 +24,13 @@ def digits() -> Dataset:
 
 def _accuracy_of_nearest_class_mean(data: Dataset) -> float:
     train, test = data.train.images.flatten(1).float(), data.test.images.flatten(1).float()
-    means = torch.stack([train[data.train.labels == label].mean(0) for label in range(data.classes)])
+    means = torch.stack([train[data.train.labels == label].mean(0) for label in range(10)])
     return (torch.cdist(test, means).argmin(1) == data.test.labels).float().mean().item()
 
 
 def test_digits_are_all_there_once(digits: Dataset) -> None:
     """How many samples each class has in the test half says UCI's optdigits.names."""
-    assert (len(digits.train), len(digits.test), digits.input_shape) == (1437, 360, (1, 32, 32))
+    assert (len(digits.train), len(digits.test), digits.train.images.shape[1:]) == (1437, 360, (1, 32, 32))
     labels = torch.cat([digits.train.labels, digits.test.labels])
     assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     images = torch.cat([digits.train.images, digits.test.images]).flatten(1)

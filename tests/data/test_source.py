@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.data.augment import crop_flip
-from hpcsplit.data.part import Part
-from hpcsplit.data.source import Source
+from hpcsplit.data.dataset import Part
+from hpcsplit.data.source import Source, crop_flip
 
 IDS = np.array([4, 0, 19, 7, 7])
 

@@ -250,7 +250,7 @@ def test_files_in_the_folder_come_before_the_package(tmp_path: Path, monkeypatch
 
 def test_real_mnist(mnist_root: Path) -> None:
     data = load("mnist", str(mnist_root), limit_test=500, pool=True)
-    assert (len(data.train), len(data.test), data.input_shape) == (60000, 500, (1, 14, 14))
+    assert (len(data.train), len(data.test), data.train.images.shape[1:]) == (60000, 500, (1, 14, 14))
     assert data.train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     full = load("mnist", str(mnist_root))
     assert full.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]

@@ -16,7 +16,7 @@ from hpcsplit.errors import CheckpointError, LaunchError, StoreError
 from hpcsplit.files import nofollow
 from hpcsplit.files.atomic import write_failure, write_in_words
 from hpcsplit.files.hdf5 import create_rows, read_attributes, read_tensors, rows_layout, write_tensors
-from hpcsplit.files.open_files import too_many
+from hpcsplit.files.nofollow import too_many
 
 LAST = 3  # descriptors that a process always has
 

@@ -172,7 +172,7 @@ def test_what_stands_for_no_path_is_refused(toml: Path, tmp_path: Path, path: st
 
 
 def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
-    code = "from hpcsplit.files.open_files import raise_limit; import resource\n"
+    code = "from hpcsplit.files.nofollow import raise_limit; import resource\n"
     code += "print(raise_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     done = program(f"ulimit -Sn 100; ulimit -Hn 300; {sys.executable} -c '{code}'", tmp_path)
     assert done.stdout == "300 300 300\n"

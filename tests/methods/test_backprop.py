@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.schedule.timetable import ORDERS, Order
 from hpcsplit.wire.port import Recv, Send
 from tests.methods import tiny

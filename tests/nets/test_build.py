@@ -10,8 +10,8 @@ from torch import nn
 
 from hpcsplit.data.catalog import lookup
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
-from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.shapes import trace
 
 FAMILIES = [
     ("resnet8", {}),
@@ -70,7 +70,7 @@ def test_parameter_counts_of_the_papers(name: str, block: str, classes: int, cou
 def test_boundary_shapes_of_the_memory_table(name: str, cut_behind: str, shape: tuple[int, ...]) -> None:
     with torch.device("meta"):
         net = build(name, (3, 32, 32), 10)
-    shapes = dict(zip(block_names(net), block_shapes(net, (3, 32, 32)), strict=True))
+    shapes = dict(zip(net._modules, (each.out_shape for each in trace(net, (3, 32, 32))), strict=True))
     assert shapes[cut_behind] == shape
 
 
@@ -84,7 +84,7 @@ def test_blocks_return_the_shapes_that_were_forecast(
     for block in net:
         x = block(x)
         measured.append(tuple(x.shape[1:]))
-    assert block_shapes(net, image) == measured
+    assert [each.out_shape for each in trace(net, image)] == measured
     assert measured[-1] == (7,)
 
 
@@ -116,28 +116,29 @@ def test_the_small_convolutional_network_of_tssm() -> None:
 
 
 def test_sizes_are_halved_rounding_up() -> None:
-    shapes = block_shapes(build("resnet8", (1, 28, 28), 10), (1, 28, 28))
+    shapes = [each.out_shape for each in trace(build("resnet8", (1, 28, 28), 10), (1, 28, 28))]
     assert shapes == [(16, 28, 28), (16, 28, 28), (32, 14, 14), (64, 7, 7), (10,)]
-    assert block_shapes(build("resnet8", (1, 7, 7), 10), (1, 7, 7))[2:4] == [(32, 4, 4), (64, 2, 2)]
+    halved = trace(build("resnet8", (1, 7, 7), 10), (1, 7, 7))[2:4]
+    assert [each.out_shape for each in halved] == [(32, 4, 4), (64, 2, 2)]
 
 
 def test_block_names() -> None:
-    assert block_names(build("resnet14", SMALL, 2)) == [
+    assert list(build("resnet14", SMALL, 2)._modules) == [
         "stem",
         *(f"group{group}_block{index}" for group in (1, 2, 3) for index in (1, 2)),
         "head",
     ]
-    assert block_names(build("wrn-10-1", SMALL, 2)) == [
+    assert list(build("wrn-10-1", SMALL, 2)._modules) == [
         "stem",
         "group1_block1",
         "group2_block1",
         "group3_block1",
         "head",
     ]
-    assert block_names(build("mlp", SMALL, 2)) == [*(f"hidden{index}" for index in range(1, 10)), "head"]
-    assert block_names(build("cnn", SMALL, 2)) == ["conv1", "conv2", "fc1", "fc2", "head"]
+    assert list(build("mlp", SMALL, 2)._modules) == [*(f"hidden{index}" for index in range(1, 10)), "head"]
+    assert list(build("cnn", SMALL, 2)._modules) == ["conv1", "conv2", "fc1", "fc2", "head"]
     blocks = [f"block{index}" for index in range(1, 25)]
-    assert block_names(build("tssm-resnet", SMALL, 2)) == ["stem", *blocks, "fc1", "fc2", "head"]
+    assert list(build("tssm-resnet", SMALL, 2)._modules) == ["stem", *blocks, "fc1", "fc2", "head"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -184,7 +185,7 @@ def test_a_network_on_the_meta_device_has_no_memory(family: tuple[str, dict[str,
     with torch.device("meta"):
         net = build(family[0], SMALL, 3, **family[1])
     assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
-    assert block_shapes(net, SMALL)[-1] == (3,)
+    assert trace(net, SMALL)[-1].out_shape == (3,)
 
 
 @pytest.mark.parametrize("name", ["resnet21", "wrn-11-1", "vgg", "resnet2", "tssm-resnet2"])

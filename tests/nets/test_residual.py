@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
-from hpcsplit.nets.resnet import PostBlock, PreBlock, Shortcut
-from hpcsplit.nets.wideresnet import WideBlock
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.resnet import PostBlock, PreBlock, Shortcut, WideBlock
 
 
 def silence(block: PostBlock | PreBlock | WideBlock) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from hpcsplit.data.dataset import load
 from hpcsplit.data.source import Source
-from hpcsplit.nets.build import build
+from hpcsplit.nets.catalog import build
 from hpcsplit.nets.resnet_vae import LATENT
-from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.shapes import trace
 from hpcsplit.stage.stage import may_draw
 from hpcsplit.tasks.generation import Generation
 from tests.engine.small import records, train_here, weights, write_toml
@@ -36,8 +36,8 @@ def test_it_ends_in_an_image_and_moments(image: tuple[int, int, int], block: str
     values = image[0] * image[1] * image[2]
     with torch.device("meta"):
         net = build("resnet8-vae", image, 10, block=block)
-    assert block_names(net)[-2:] == ["latent", "decoder"]
-    assert block_shapes(net, image)[-2:] == [(3 * LATENT,), (values + 2 * LATENT,)]
+    assert list(net._modules)[-2:] == ["latent", "decoder"]
+    assert [each.out_shape for each in trace(net, image)][-2:] == [(3 * LATENT,), (values + 2 * LATENT,)]
     assert len(net) == len(build("resnet8", image, 10)) + 1
 
 

@@ -1,4 +1,4 @@
-"""block_shapes works on a copy without memory, for networks of any kind."""
+"""trace works on a copy without memory, for networks of any kind."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
-from hpcsplit.nets.shapes import block_names, block_shapes, trace, twin
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.shapes import trace, twin
 from hpcsplit.plan.blocks import kept_bytes
 
 
@@ -30,28 +30,28 @@ class Shift(nn.Module):
 
 def test_constants_and_tensors_made_on_the_way() -> None:
     net = nn.Sequential(Shift(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(100, 2))
-    assert block_shapes(net, (3, 7, 7)) == [(3, 7, 7), (4, 5, 5), (100,), (2,)]
+    assert [each.out_shape for each in trace(net, (3, 7, 7))] == [(3, 7, 7), (4, 5, 5), (100,), (2,)]
 
 
 def test_a_batchnorm_of_one_pixel_takes_one_sample() -> None:
-    assert block_shapes(build("resnet8", (1, 1, 1), 2, block="pre"), (1, 1, 1))[-1] == (2,)
+    assert trace(build("resnet8", (1, 1, 1), 2, block="pre"), (1, 1, 1))[-1].out_shape == (2,)
 
 
 def test_double_precision() -> None:
-    assert block_shapes(nn.Sequential(nn.Linear(3, 2).double()), (3,)) == [(2,)]
+    assert trace(nn.Sequential(nn.Linear(3, 2).double()), (3,))[0].out_shape == (2,)
 
 
 def test_a_block_used_twice_is_counted_twice() -> None:
     twice = nn.ReLU()
     net = nn.Sequential(OrderedDict(a=twice, b=nn.Linear(3, 2), c=twice))
-    assert block_names(net) == ["a", "b", "c"]
-    assert block_shapes(net, (3,)) == [(3,), (2,), (2,)]
+    assert list(net._modules) == ["a", "b", "c"]
+    assert [each.out_shape for each in trace(net, (3,))] == [(3,), (2,), (2,)]
 
 
 def test_a_block_that_does_not_fit_is_named() -> None:
     net = nn.Sequential(OrderedDict(first=nn.Linear(3, 4), second=nn.Linear(5, 2)))
     with pytest.raises(ConfigError, match=r"block 1 second \(Linear\) .* shape \(4,\).*block 0 first \(Linear\)"):
-        block_shapes(net, (3,))
+        trace(net, (3,))
 
 
 class Doubts(nn.Module):
@@ -85,7 +85,7 @@ def test_integers_are_no_activations() -> None:
             return x.int()
 
     with pytest.raises(ConfigError, match=r"block 0 \(Rounds, test_shapes.py line \d+\).*int32.*floating point"):
-        block_shapes(nn.Sequential(Rounds(), nn.Linear(3, 2)), (3,))
+        trace(nn.Sequential(Rounds(), nn.Linear(3, 2)), (3,))
 
 
 class Stubborn(nn.Module):
@@ -128,4 +128,4 @@ def test_what_forbids_copies_is_said() -> None:
 
 def test_a_block_that_returns_no_tensor_is_named() -> None:
     with pytest.raises(ConfigError, match=r"block 0 .* returns tuple"):
-        block_shapes(nn.Sequential(nn.LSTM(3, 4)), (5, 3))
+        trace(nn.Sequential(nn.LSTM(3, 4)), (5, 3))

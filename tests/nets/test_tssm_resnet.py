@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.build import build
-from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.shapes import trace
 from hpcsplit.plan.blocks import block_costs
 from hpcsplit.stage.cuts import balanced_cuts, stage_shares
 
@@ -50,7 +50,7 @@ def test_parameters(image: tuple[int, int, int], count: int) -> None:
     [(CIFAR, (4, 4)), ((1, 28, 28), (4, 4)), ((3, 16, 16), (2, 2)), ((1, 14, 14), (2, 2)), ((1, 9, 64), (1, 8))],
 )
 def test_every_block_keeps_the_size_that_the_stem_leaves(image: tuple[int, int, int], size: tuple[int, int]) -> None:
-    assert block_shapes(meta(image), image) == [*[(64, *size)] * 25, (512,), (512,), (10,)]
+    assert [each.out_shape for each in trace(meta(image), image)] == [*[(64, *size)] * 25, (512,), (512,), (10,)]
 
 
 def test_the_stem_and_the_average() -> None:
@@ -80,7 +80,7 @@ def test_it_can_be_cut_evenly_between_residual_blocks(stages: int) -> None:
     """The paper trains it as two, three and four subnetworks."""
     costs = [block.flops for block in block_costs(meta(), CIFAR)]
     cuts = balanced_cuts(costs, stages)
-    assert {block_names(meta())[cut].rstrip("0123456789") for cut in cuts} == {"block"}
+    assert {list(meta()._modules)[cut].rstrip("0123456789") for cut in cuts} == {"block"}
     assert max(stage_shares(costs, cuts)) < 1.1 / stages
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcsplit.nets.build import build
-from hpcsplit.nets.shapes import block_names, block_shapes
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.shapes import trace
 from hpcsplit.plan import blocks as module
 from hpcsplit.plan.blocks import BlockTime, block_costs, block_times
 from hpcsplit.stage.deferred import DeferredGradients
@@ -48,8 +48,8 @@ def test_published_multiply_adds() -> None:
 def test_block_costs_tell_the_same_as_the_single_functions() -> None:
     net = build("resnet8", (1, 28, 28), 10)
     costs = block_costs(net, (1, 28, 28))
-    assert [c.name for c in costs] == block_names(net)
-    assert [c.out_shape for c in costs] == block_shapes(net, (1, 28, 28))
+    assert [c.name for c in costs] == list(net._modules)
+    assert [c.out_shape for c in costs] == [each.out_shape for each in trace(net, (1, 28, 28))]
     assert [c.in_shape for c in costs] == [(1, 28, 28), *(c.out_shape for c in costs[:-1])]
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.nets.build import build
-from hpcsplit.nets.shapes import block_shapes
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.shapes import trace
 from hpcsplit.plan.blocks import block_costs, block_times
 
 IMAGE = (1, 8, 8)
@@ -57,7 +57,7 @@ def seconds(net: nn.Sequential, **options: Any) -> Sized:
 
 
 QUESTIONS: dict[str, Callable[[nn.Sequential], Sized]] = {
-    "shapes": lambda net: block_shapes(net, IMAGE),
+    "shapes": lambda net: [each.out_shape for each in trace(net, IMAGE)],
     "costs": lambda net: block_costs(net, IMAGE),
     "seconds": lambda net: seconds(net),
     "seconds, plain layout": lambda net: seconds(net, channels_last=False),

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcsplit.nets.build import build
-from hpcsplit.nets.resnet import PostBlock, PreBlock
-from hpcsplit.nets.shapes import block_shapes
-from hpcsplit.nets.wideresnet import WideBlock
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.resnet import PostBlock, PreBlock, WideBlock
+from hpcsplit.nets.shapes import trace
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 
 Map = Callable[[Tensor], Tensor]
@@ -166,7 +165,7 @@ def test_no_sampled_quotient_of_a_network_is_above_the_estimate(
     torch.manual_seed(4)
     net = build(name, shape, 10, block=block, depth=3, width=32)
     drawn(net)
-    shapes = [shape, *block_shapes(net, shape)]
+    shapes = [shape, *(each.out_shape for each in trace(net, shape))]
     half = len(net) // 2
     for part, shape_in in [(net[half:], shapes[half]), *zip(net[half:], shapes[half:-1], strict=True)]:
         estimate = lipschitz(part.eval(), shape_in)
