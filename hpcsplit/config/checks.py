@@ -90,7 +90,16 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(
             f"split.cuts = {list(cuts)} makes {len(cuts) + 1} stages, run.stages says {stages}; change one of them"
         )
-    _check_warmup(config, method)
+    schedule = config.schedule
+    if schedule.ratio != AUTO:
+        serial, parallel = parse_ratio(schedule.ratio)
+        cycles, rest = divmod(schedule.epochs, serial + parallel)
+        exact = cycles * serial + rest
+        if method.parallel and serial and schedule.warmup > exact:
+            raise ConfigError(
+                f"schedule.warmup = {schedule.warmup} is more than the {exact} serial epochs that ratio "
+                f'"{schedule.ratio}" leaves of {schedule.epochs}; lower warmup or raise epochs'
+            )
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in config.method.options.items()}
     scope = {**vars(config), "method": SimpleNamespace(frozen=config.method.frozen, **options), "facts": method}
     _check_rules(_KEYS, scope)
@@ -99,21 +108,6 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
     for option in method.options:
         if config.method.options[option.name] != option.default:
             _check_rules(option.refused_if, scope)
-
-
-def _check_warmup(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError for a ratio that is none, or that leaves no room for the warm-up."""
-    schedule = config.schedule
-    if schedule.ratio == AUTO:
-        return
-    serial, parallel = parse_ratio(schedule.ratio)
-    if method.parallel and serial:
-        cycles, rest = divmod(schedule.epochs, serial + parallel)
-        if schedule.warmup > cycles * serial + rest:
-            raise ConfigError(
-                f"schedule.warmup = {schedule.warmup} is more than the {cycles * serial + rest} serial epochs that "
-                f'ratio "{schedule.ratio}" leaves of {schedule.epochs}; lower warmup or raise epochs'
-            )
 
 
 def check_method_stages(method: DeclaredMethod, stages: int) -> None:

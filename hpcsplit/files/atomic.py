@@ -52,13 +52,13 @@ def free_bytes(path: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def write_new(path: Path, content: Buffer, mode: int = 0o666) -> None:
+def write_new(path: Path, content: Buffer) -> None:
     """Make a file with this content and wait until that is on the disk; its name is durable after `fsync_dir`.
 
     A file that is there is removed first, so give a name that nobody reads yet.  Raises OSError.
     """
     remove(path)
-    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode) as descriptor:
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         write_all(descriptor, content)
         os.fsync(descriptor)
 

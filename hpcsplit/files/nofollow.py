@@ -111,11 +111,11 @@ def names(folder: Path) -> list[str]:
     return []
 
 
-def make_folder(path: Path, mode: int = 0o777) -> bool:
+def make_folder(path: Path) -> bool:
     """Make a folder in one that is there; whether it was new.  ConfigError where something else has its name."""
     with _parent(path) as (folder, name), _named(path):
         try:
-            os.mkdir(name, mode, dir_fd=folder)
+            os.mkdir(name, dir_fd=folder)
         except FileExistsError:
             _refuse_others(path, folder, True)
             return False

@@ -136,7 +136,7 @@ def _moved(t: Tensor, device: torch.device, *, buffer: bool = False) -> Tensor:
     return made.fill_(1) if buffer or not made.is_floating_point() else made.normal_(std=0.05)
 
 
-def meta_sample(net: nn.Module, input_shape: Sequence[int], size: int = 1) -> Tensor:
+def meta_sample(net: nn.Module, input_shape: Sequence[int], size: int) -> Tensor:
     """So many samples without values, in the type of the weights."""
     floating = (p.dtype for p in net.parameters() if p.is_floating_point())
     return torch.empty(size, *input_shape, device="meta", dtype=next(floating, torch.get_default_dtype()))
