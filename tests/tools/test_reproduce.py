@@ -821,3 +821,12 @@ def test_data_parallel_training_is_exact_without_batch_norm(tmp_path: Path) -> N
     assert first is not None
     assert last is not None
     assert last < first
+
+
+def test_each_start_has_a_log_of_its_own(tmp_path: Path) -> None:
+    """Where the name of its row has a point, too: exact-0.8 with seed 1."""
+    logs = {
+        Task(Row("row", ""), 0, tmp_path / "c.toml", {}, tmp_path / name, measured=False).log
+        for name in ("exact-0.8-1", "exact-0.8-2", "exact-0.9-1", "exact-0-1")
+    }
+    assert len(logs) == 4

@@ -58,6 +58,13 @@ def test_the_same_seed_draws_the_same_faults() -> None:
     assert draw(50, 3, [2, 3], CALLS) != draw(50, 4, [2, 3], CALLS)
 
 
+def test_runs_of_one_stage_have_no_faults_of_what_they_never_do() -> None:
+    """They have no store."""
+    moments = {fault.moment for fault in draw(200, 0, [1], CALLS)}
+    assert "checkpoint between the runs" in moments
+    assert "store between the runs" not in moments
+
+
 def test_a_disk_refuses_only_where_it_is_asked() -> None:
     by_key = {hook.key: hook for hook in HOOKS}
     faults = draw(400, 1, [2], CALLS)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.fuzz import SHARE
 from tests.wire.launch import ROOT
-from tools.campaigns.refusing import KINDS, Trial, build, table
+from tools.campaigns import refusing
+from tools.campaigns.refusing import KINDS, Trial, build, program, table
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,16 @@ def test_the_table_counts_and_names_what_is_wrong() -> None:
     assert "copy | 3/1/1/1" in text
     assert "3 refusals, 1 signals, 1 wrong" in text
     assert "WRONG: copy, call 3 (write /b), EIO: signal 11" in text
+
+
+def test_results_of_another_library_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusing, "ROOT", tmp_path)
+    source = tmp_path / "tools" / "campaigns" / "refuse.c"
+    source.parent.mkdir(parents=True)
+    found = set()
+    for text in ("one", "another", "one"):
+        source.write_text(text)
+        program.cache_clear()
+        found.add(program())
+    program.cache_clear()
+    assert len(found) == 2

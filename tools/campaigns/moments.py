@@ -166,7 +166,7 @@ def draw(count: int, seed: int, stages: Sequence[int], counts: Counts) -> list[F
     """`count` faults for runs of these numbers of stages: every moment as often as every other, the rarest kind that
     fits it first."""
     chance = random.Random(seed)
-    moments = list(MOMENTS)
+    moments = [moment for moment in MOMENTS if any(_ranks(moment, size, counts) for size in stages)]
     chance.shuffle(moments)
     tried: Counter[str] = Counter()
     faults = []

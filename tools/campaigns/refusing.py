@@ -205,7 +205,7 @@ def _cell(trials: Sequence[Trial]) -> str:
 @cache
 def program() -> str:
     """Which program it is that is tried: results of another one do not count."""
-    return content(ROOT, "hpcsplit", "tools/campaigns")
+    return content(ROOT, "hpcsplit", "tools/campaigns", "tools/campaigns/refuse.c")
 
 
 def refuse(out: Path, scenes: Sequence[str], every: int) -> int:

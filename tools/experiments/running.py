@@ -49,7 +49,7 @@ class Task:
 
     @property
     def log(self) -> Path:
-        return self.folder.with_suffix(".log")
+        return self.folder.with_name(f"{self.name}.log")  # a name may have a point
 
     @property
     def cores(self) -> int:
