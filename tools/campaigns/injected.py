@@ -21,8 +21,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hpcsplit.host.proc import stat
-
+from hpcsplit.host.process import stat
 from tools.campaigns.moments import DAMAGES, DISK, HOOKS, IMPORT, SIGNALS, TORN, Hook
 
 ALONE = "PMI_RANK" not in os.environ
