@@ -93,6 +93,7 @@ def test_results_of_another_library_do_not_count(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(refusing, "ROOT", tmp_path)
     source = tmp_path / "tools" / "campaigns" / "refuse.c"
     source.parent.mkdir(parents=True)
+    (tmp_path / "hpcsplit").mkdir()
     found = set()
     for text in ("one", "another", "one"):
         source.write_text(text)
