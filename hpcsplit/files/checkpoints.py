@@ -88,7 +88,7 @@ def image(folder: Path, name: str, most_bytes: int = 0) -> bytes:
 
 
 def listed(folder: Path) -> dict[str, str]:
-    """The names of the files in SHA256SUMS, with what is said of each.  CheckpointError where that is damaged."""
+    """The SHA-256 of each file that SHA256SUMS lists, by its name.  CheckpointError where that is damaged."""
     try:
         lines = read_text(folder / SUMS).splitlines()
     except OSError as error:

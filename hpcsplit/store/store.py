@@ -170,9 +170,9 @@ class Store(ABC):
             "boundaries": {name: field.boundary for name, field in self.fields.items()},
         }
 
+    @abstractmethod
     def sync(self) -> None:
-        """Return when the current generation would survive a crash of the machine, where it can."""
-        self._resting()
+        """Return when the current generation would survive a crash of the machine."""
 
     @abstractmethod
     def adopt(self, description: Mapping[str, Any]) -> None:
@@ -305,6 +305,9 @@ class MemoryStore(Store):
     ) -> None:
         super().__init__(fields, rows, dtype, stage, labels)
         self._values = {field.name: torch.zeros((rows, *field.shape), dtype=dtype) for field in fields}
+
+    def sync(self) -> None:
+        self._resting()
 
     def adopt(self, description: Mapping[str, Any]) -> None:
         raise StoreError(
