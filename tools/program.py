@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -160,27 +159,30 @@ def kill(processes: Iterable[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def forked(act: Callable[[], int], said: Path, limit_s: float) -> int | None:
+def forked(act: Callable[[], int], said: Path, limit_s: float, nap_s: float = 0.01) -> int | None:
     """The exit code of what a child does in a session of its own, its output in a file; minus a signal; None where it
     was killed at the limit."""
-
-    def apart() -> None:
-        os.setsid()
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        for copy, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
-            os.dup2(source, copy)
-        sys.exit(act())
-
-    child = multiprocessing.get_context("fork").Process(target=apart)
-    child.start()
-    assert child.pid
-    try:
-        child.join(limit_s)
-        return child.exitcode
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.join()
+    child, until = os.fork(), time.monotonic() + limit_s
+    if not child:
+        code = 70
+        try:
+            os.setsid()
+            output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for copy, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+                os.dup2(source, copy)
+            code = act()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(nap_s)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+    if not ended[0]:
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def last_line(text: str) -> str:

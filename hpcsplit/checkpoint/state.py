@@ -94,7 +94,9 @@ def check_weights(weights: Mapping[str, torch.Tensor | Header], own: Mapping[str
     if absent := sorted(wanted - saved):
         raise CheckpointError(f"the checkpoint has no {absent[0]}, this network has; {_OTHER}")
     for name, t in own.items():
-        there = t if is_extra(name) else weights[name]
+        if is_extra(name):
+            continue
+        there = weights[name]
         if (there.shape, there.dtype) != (t.shape, t.dtype):
             raise CheckpointError(
                 f"{name} has shape {tuple(there.shape)} ({there.dtype}) in the checkpoint and {tuple(t.shape)} "

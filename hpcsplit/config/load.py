@@ -118,6 +118,6 @@ def _hint(section: str, key: str, options: Mapping[str, Option]) -> str:
         if owners:
             listed = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
             return f"; it belongs to {listed}"
-    tree = option_tree("penalty")
-    homes = [f"{name}.{key}" for name in tree if name != "method" and key in tree[name]]
+    tree = {name: {o.name for o in options_of(section)} for name, section in SECTIONS.items() if name != "method"}
+    homes = [f"{name}.{key}" for name, keys in tree.items() if key in keys]
     return f"; did you mean {homes[0]}?" if homes else f"; [{section}] has {', '.join(options)}"

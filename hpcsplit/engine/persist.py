@@ -76,9 +76,11 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
         aux: dict[str, Any] | None = None
         if job.store and have_aux and policy != "recompute":
             job.store.sync()
-            if policy == "keep" or action.need_aux:
+            if policy == "keep":
                 aux = job.store.describe()
-                sums_of |= {} if policy == "keep" else job.store.save(folder)
+            elif action.need_aux:
+                aux = job.store.describe()
+                sums_of |= job.store.save(folder)
         fsync_dir(folder)
         parts = yield Share({"sums": sums_of, "aux": aux, "left_out": job.stage.besides.attributes()})
 

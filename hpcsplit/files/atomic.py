@@ -131,7 +131,7 @@ def replace_symlink(path: Path, target: str | Path) -> None:
 
 @contextmanager
 def _taking_the_place_of(path: Path) -> Iterator[Path]:
-    """A name beside `path` for what the block makes, which then gets that name, durably."""
+    """A name beside `path` for what the block makes, which then takes the place of `path`, durably."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with gone_on_failure(fresh):
         yield fresh

@@ -222,7 +222,8 @@ def _of(path: Path | str, error: OSError) -> OSError | LaunchError:
 
 
 def raise_limit() -> int:
-    """Raise this process's limit as far as it may go; the limit then."""
+    """Raise this process's limit of open files, which many systems set low for old programs' sake, as far as it may go;
+    the limit then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -232,7 +233,7 @@ def raise_limit() -> int:
 
 
 def too_many(error: BaseException) -> LaunchError | None:
-    """What to say when the system refused to open one more, as this error or as the reason for it; else None.
+    """What to say when the system refused to open one more file, as this error or as the reason for it; else None.
 
     It is never a fault of the file that was to be opened, so nothing may go on as if that were damaged or absent.
     """

@@ -40,8 +40,11 @@ class Process:
             return False
         except PermissionError:
             pass
-        letter, started = _state(self.pid) or ("", self.started)  # there may be no /proc, or it hides others' processes
-        return letter not in ("Z", "X") and (started == self.started or not self.started)
+        result = _state(self.pid)
+        if result is None:  # there is no /proc, or it hides other users' processes
+            return True
+        state, started = result
+        return state not in "ZX" and (started == self.started or not self.started)
 
 
 @cache
@@ -102,5 +105,7 @@ def moved_bytes() -> int:
 def peak_resident_bytes() -> int | None:
     """The most memory that this process has had resident so far, shared libraries included; None where Linux does not
     say.  getrusage would count the program before exec, too."""
-    peak = value_in("/proc/self/status", "VmHWM")
-    return 1024 * int(peak.split()[0]) if peak else None
+    with suppress(ValueError):
+        if peak := value_in("/proc/self/status", "VmHWM"):
+            return 1024 * int(peak.split()[0])
+    return None

@@ -1,4 +1,4 @@
-"""What rank 0 does with the news of a run: the console, records.jsonl, and at the end the table and the picture."""
+"""What rank 0 does with the news of a run: the console, records.jsonl, and at the end the picture."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""The folder of a run: its paths, the lock that keeps a second run out, whose it is, and who made what is in it."""
+"""The folder of a run: its paths, the lock that keeps a second run out, whose it is, who made what is in it, and the
+watchdog that ends a run that hangs."""

@@ -59,8 +59,8 @@ class RunLock:
 
     @classmethod
     def acquire(cls, path: Path, pace: Pace | None = None, say: Callable[[str], None] | None = None) -> RunLock:
-        """Own the lock file `path`, in a folder that is there; `say` when this has to wait for the silence of an owner
-        on another machine, up to `pace.limit`.
+        """Own the lock file `path`, in a folder that is there; `say` is told when this has to wait for the silence of
+        an owner on another machine, up to `pace.limit`.
 
         Raises:
             LaunchError: its owner is alive.

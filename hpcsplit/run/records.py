@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -109,9 +109,9 @@ def flat(record: EpochRecord) -> dict[str, Any]:
 
     Parts have their place in front: terms.phi, theorem.residuals.1 (of a list, from 1), stage0.violation.
     """
-    values = asdict(record) | {"epoch": record.epoch + 1}
+    values = _values(record) | {"epoch": record.epoch + 1}
     parts = {"terms": values.pop("terms") or {}, "theorem": values.pop("theorem") or {}}
-    parts |= {f"stage{stage['stage']}": stage for stage in values.pop("stages")}
+    parts |= {f"stage{stage.stage}": _values(stage) for stage in values.pop("stages")}
     for place, part in parts.items():
         for name, value in part.items():
             if isinstance(value, list | tuple):
@@ -119,6 +119,10 @@ def flat(record: EpochRecord) -> dict[str, Any]:
             elif name != "stage":
                 values[f"{place}.{name}"] = value
     return values
+
+
+def _values(record: EpochRecord | StageRecord) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def known(records: Iterable[EpochRecord], name: str) -> list[tuple[float, int]]:

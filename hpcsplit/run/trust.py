@@ -25,18 +25,22 @@ def check_folder(folder: Path, *, take_over: bool, may_be_link: bool = False, in
         may_be_link: it may be a link, which the user has named.
         instead: what to do otherwise, such as "choose another --run-dir".
     """
-    link = f"{folder} is a link to {os.readlink(folder)}" if folder.is_symlink() else ""
-    if link and not may_be_link:
-        raise ConfigError(f"{link}; {instead}, or have links to folders followed with --follow-links")
+    is_link = folder.is_symlink()
+    if is_link and not may_be_link:
+        raise ConfigError(
+            f"{folder} is a link to {os.readlink(folder)}; {instead}, or have links to folders followed with "
+            "--follow-links"
+        )
     try:
         state = os.stat(folder)
     except FileNotFoundError:
-        if link:
-            raise ConfigError(f"{link}, which is absent; remove it, or {instead}") from None
+        if is_link:
+            target = os.readlink(folder)
+            raise ConfigError(f"{folder} is a link to {target}, which is absent; remove it, or {instead}") from None
         return
     except OSError as error:
         raise ConfigError(f"{folder} cannot be looked at ({error.strerror}); {instead}") from None
-    what = f"{folder} (a link to {os.path.realpath(folder)})" if link else str(folder)
+    what = f"{folder} (a link to {os.path.realpath(folder)})" if is_link else str(folder)
     if not stat.S_ISDIR(state.st_mode):
         raise ConfigError(f"{what} is no folder; {instead}")
     if take_over:

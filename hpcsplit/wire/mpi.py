@@ -71,7 +71,8 @@ class Wire(World):
             except StopIteration as end:
                 self._drain()
                 return [end.value]
-            self.beats, answer = self.beats + 1, None
+            self.beats += 1
+            answer = None
             if isinstance(verb, Send):
                 self._send(verb)
             elif isinstance(verb, Recv):
@@ -108,8 +109,9 @@ class Wire(World):
             return len(self.leaving) + len(self.outgoing) >= _IN_FLIGHT
 
         start = time.perf_counter()
+        if full():
+            self._waiting = f"stage {peer} to take in messages", time.monotonic()
         while full():
-            self._waiting = self._waiting or (f"stage {peer} to take in messages", time.monotonic())
             self.progress(asked=True, source=peer)
             if full():
                 _pause(start)

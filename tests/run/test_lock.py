@@ -333,3 +333,15 @@ def test_a_lock_that_was_lost(path: Path, monkeypatch: pytest.MonkeyPatch, how: 
     left = look(path)
     lock.release()
     assert look(path) == left
+
+
+@pytest.mark.parametrize(
+    ("token", "read"),
+    [("a1", True), ("a" * 63, True), ("a" * 64, False), ("", False), ("../x", False), ("a_b", False), ("a\n", False)],
+)
+def test_a_token_can_be_a_part_of_a_file_name(tmp_path: Path, token: str, read: bool) -> None:
+    path = tmp_path / "lock"
+    left_behind(path, dead_process(), token=token)
+    found = look(path)
+    assert found
+    assert bool(found.owner) == read

@@ -121,10 +121,10 @@ def _reproduce(parser: Parser, args: Namespace) -> int:
         parser.error(f"there is no finished run of {experiment.name} in {out}; leave --show out, or add --kept")
     report = Report(results, args.scale, shown, extra, failures, left_out, ranks)
     text = report.markdown()
-    stem = out / experiment.name
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
-    draw(results, shown, stem.with_suffix(".png"), report.title)
+    stem = str(out / experiment.name)
+    Path(f"{stem}.md").write_text(text, encoding="utf-8")
+    Path(f"{stem}.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
+    draw(results, shown, Path(f"{stem}.png"), report.title)
     print(text)
     print(f"table, values and curves: {stem}.md, .json, .png", file=sys.stderr)
     return FAILED if failures else 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
-from operator import add, itemgetter
+from operator import itemgetter
 from statistics import mean, median
 from typing import Any
 
@@ -37,8 +37,8 @@ class Run:
 
     def clock(self) -> list[float]:
         """Training and refresh up to the end of each epoch."""
-        refresh_s = (record.refresh_s or 0.0 for record in self.records)
-        return list(accumulate(map(add, self.epoch_seconds(), refresh_s)))
+        both = zip(self.epoch_seconds(), self.records, strict=True)
+        return list(accumulate(seconds + (record.refresh_s or 0.0) for seconds, record in both))
 
     def series(self, quantity: str) -> list[float | None]:
         """One of CURVES in each epoch."""

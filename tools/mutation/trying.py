@@ -126,9 +126,9 @@ def try_all(
     with workers(root, min(jobs, len(waiting))) as pool:
         seconds, index = who_passes(root, out, files, pool)
         tests = [chosen(mutant, seconds, index[mutant.path]) for mutant in waiting]
-        tried = {pool.submit(tried, *each): each[0] for each in zip(waiting, tests, strict=True)}
-        for number, answer in enumerate(as_completed(tried), 1):
-            found = results.keep(mutant := tried[answer], answer.result())
+        mutant_of = {pool.submit(tried, *each): each[0] for each in zip(waiting, tests, strict=True)}
+        for number, answer in enumerate(as_completed(mutant_of), 1):
+            found = results.keep(mutant := mutant_of[answer], answer.result())
             word = "late" if found["late"] else "noticed" if found["noticed"] else "SURVIVED"
             say(f"{number}/{len(waiting)} {found['seconds']:5.1f} s {word:8} {mutant}")
 
