@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,10 +339,7 @@ class Delayed(TrainingMethod):
                 _before(stage, back).update(younger)
         lr, rate = stage.lr, self._rate(stage, delay)
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
-        keep: Any = nullcontext
-        if self.weights == "stale":  # the graphs in flight have saved the weights, and go backward with the new ones
-            keep = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-        with keep(tuple(stage.parameters)):
+        with self._graphs_kept(stage):
             if self.spike and corrects:
                 spiked(stage, rate, delay)
             elif self.feedback and corrects:
@@ -351,6 +348,12 @@ class Delayed(TrainingMethod):
                 stage.set_lr(rate)
                 stage.update()
         stage.set_lr(lr)
+
+    def _graphs_kept(self, stage: Stage) -> AbstractContextManager[None]:
+        """An update inside leaves graphs valid that have saved the weights: "stale" goes backward with the new ones."""
+        if self.weights != "stale":
+            return nullcontext()
+        return torch.autograd._unsafe_preserve_version_counter(tuple(stage.parameters))  # type: ignore[attr-defined]
 
 
 def _flights(stage: Stage) -> list[tuple[int, ...]]:

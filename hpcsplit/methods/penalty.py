@@ -117,7 +117,8 @@ class Penalty(TrainingMethod):
             return {}
         x, slope = (average(t.to(stage.wide), self.downsample) for t in (x, g))
         _, m = self.curvature(stage.in_shape, stage.device, stage.wide)
-        return self.correct(stage, x, torch.zeros_like(x) if "kappa" in self.BEGINS else None, slope * m, x)
+        multiplier = "kappa" in {v.name for v in self.variables(stage.place)}
+        return self.correct(stage, x, torch.zeros_like(x) if multiplier else None, slope * m, x)
 
     def at(self, parallel_epoch: int) -> Penalty:
         limit = max(self.beta, self.beta_max)

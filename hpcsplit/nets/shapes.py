@@ -103,8 +103,11 @@ def twin(module: Module, device: torch.device | str) -> Module:
         for value in vars(part).values()
         if isinstance(value, Tensor)
     }
-    memo |= {id(p): nn.Parameter(_moved(p, device), p.requires_grad) for p in module.parameters()}
-    memo |= {id(b): _moved(b, device, buffer=True) for b in module.buffers()}
+    for part in module.modules():
+        memo |= {
+            id(p): nn.Parameter(_moved(p, device), p.requires_grad) for p in part._parameters.values() if p is not None
+        }
+        memo |= {id(b): _moved(b, device, buffer=True) for b in part._buffers.values() if b is not None}
     try:
         return copy.deepcopy(module, dict(memo))
     except Exception:

@@ -92,7 +92,9 @@ def _adaptations(config: Config) -> list[dict[str, Any]]:
 def training_sizes(setting: Setting) -> dict[int, str]:
     """The mini-batches that a run has in training mode, and where they come from."""
     config, samples, most = setting.config, setting.epoch_samples, setting.batch_size
-    cures = 'data.last_batch = "join" or ' * (config.data.last_batch == "keep") + "another data.batch_size"
+    cures = "another data.batch_size"
+    if config.data.last_batch == "keep":
+        cures = f'data.last_batch = "join" or {cures}'
     whole = set(setting.batch_sizes)
     result = {most: f"data.batch_size is {most}"}
     for size in whole - {most}:

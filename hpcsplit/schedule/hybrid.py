@@ -27,14 +27,20 @@ def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> 
     if serial == 0:
         return tuple(exact * warmup + split * (epochs - warmup))
     cycles = epochs // (serial + parallel)
+    p_left = cycles * parallel
+    s_left = epochs - p_left - warmup
     if order == "parallel-first":
-        return tuple(exact * warmup + split * (cycles * parallel) + exact * (epochs - cycles * parallel - warmup))
-    plan = (exact * serial + split * parallel) * cycles
-    plan += exact * (epochs - len(plan))
-    while "parallel" in plan[:warmup]:  # a longer warm-up takes exact epochs from the end
-        del plan[max(epoch for epoch, phase in enumerate(plan) if phase == "serial")]
-        plan.insert(0, "serial")
-    return tuple(plan)
+        return tuple(exact * warmup + split * p_left + exact * s_left)
+    missing = min(max(serial - warmup, 0), s_left)
+    plan = exact * (warmup + missing)
+    s_left -= missing
+    while p_left:
+        plan += split * parallel
+        p_left -= parallel
+        count = min(serial, s_left) if p_left else s_left
+        plan += exact * count
+        s_left -= count
+    return tuple(plan + exact * s_left)  # some are left where the epochs fill no cycle at all
 
 
 def initials(plan: Sequence[Phase]) -> str:

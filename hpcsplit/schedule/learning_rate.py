@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from hpcsplit.schedule.actions import Phase
 
 SCHEDULES: dict[str, Callable[..., float]] = {  # optim.lr_schedule -> its factor at `epoch` (from 0) of `epochs`
     "constant": lambda epoch, epochs, **_: 1.0,
     "cosine": lambda epoch, epochs, **_: 0.5 * (1.0 + math.cos(math.pi * epoch / epochs)),
-    "step": lambda epoch, epochs, step=50, gamma=0.1, **_: gamma ** (epoch // step),
-    "multistep": lambda epoch, epochs, milestones=(), gamma=0.1, **_: gamma ** sum(epoch >= m for m in milestones),
+    "step": lambda epoch, epochs, step, gamma, **_: gamma ** (epoch // step),
+    "multistep": lambda epoch, epochs, milestones, gamma, **_: gamma ** sum(epoch >= m for m in milestones),
 }
 
 
-def learning_rate(epoch: int, epochs: int, lr: float, kind: str, **options: Any) -> float:
-    """The learning rate of an epoch (counted from 0) in a run of `epochs`; `options` are those of SCHEDULES[kind]."""
-    return lr * SCHEDULES[kind](epoch, epochs, **options)
+def learning_rate(
+    epoch: int,
+    epochs: int,
+    lr: float,
+    kind: str,
+    *,
+    step: int = 50,
+    milestones: tuple[int, ...] = (),
+    gamma: float = 0.1,
+) -> float:
+    """The learning rate of an epoch (counted from 0) in a run of `epochs`."""
+    return lr * SCHEDULES[kind](epoch, epochs, step=step, milestones=milestones, gamma=gamma)
 
 
 def within(epoch: int, phases: Sequence[Phase], *, restarts: bool) -> tuple[int, int]:

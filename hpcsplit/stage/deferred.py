@@ -11,14 +11,12 @@ A parameter that is used several times gets the sum of each pass at once, as aut
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.amp import is_autocast_available
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -79,7 +77,9 @@ class _Halving(TorchFunctionMode):
         super().__init__()
         self._queue, self._sums = queue, _PassGradients()
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         named = kwargs or {}
         if func in _HALVED and torch.is_grad_enabled():
             layer, x, weight, bias = _HALVED[func](*args, **named)
@@ -103,7 +103,7 @@ def _usual(device: str) -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
-def _plain(p: Tensor | None) -> bool:
+def _plain(p: torch.Tensor | None) -> bool:
     """Whether it takes its gradient as it comes."""
     if p is None:
         return True
@@ -115,14 +115,17 @@ class _PassGradients:
     """The gradients of one pass by parameter; each is added to those of other passes when it is whole."""
 
     def __init__(self) -> None:
-        self.left: Counter[int] = Counter()  # how many a parameter waits for
-        self._sums: dict[int, Tensor] = {}
+        self._left: Counter[int] = Counter()
+        self._sums: dict[int, torch.Tensor] = {}
 
-    def add(self, p: Tensor, g: Tensor) -> None:
+    def await_one(self, p: torch.Tensor) -> None:
+        self._left[id(p)] += 1
+
+    def add(self, p: torch.Tensor, g: torch.Tensor) -> None:
         key = id(p)
         g = self._sums.pop(key) + g if key in self._sums else g
-        self.left[key] -= 1
-        if self.left[key]:
+        self._left[key] -= 1
+        if self._left[key]:
             self._sums[key] = g
         else:
             p.grad = g if p.grad is None else p.grad.add_(g)
@@ -134,47 +137,71 @@ class _Convolution:
     def __init__(self, *how: Any) -> None:
         self._how = how
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        return torch.ops.aten.convolution(x, weight, bias, *self._how)
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *self._how)
+        return y
 
-    def slopes(self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> Any:
-        """At input, weight and bias, those that `mask` asks for."""
+    def at_input(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        slope: torch.Tensor = self._slopes(g, x, weight, [True, False, False])[0]
+        return slope
+
+    def at_weights(
+        self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, slope, shift = self._slopes(g, x, weight, [False, True, bias])
+        return slope, shift
+
+    def _slopes(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> Any:
         return torch.ops.aten.convolution_backward(g, x, weight, [weight.shape[0]], *self._how, mask)
 
 
 class _Product:
     """torch.nn.functional.linear."""
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
 
-    def slopes(self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
-        if mask[0]:
-            return g.matmul(weight), None, None
+    def at_input(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return g.matmul(weight)
+
+    def at_weights(
+        self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = g.reshape(-1, g.shape[-1])
-        return None, rows.t().mm(x.reshape(-1, x.shape[-1])), rows.sum(0) if mask[2] else None
+        return rows.t().mm(x.reshape(-1, x.shape[-1])), rows.sum(0) if bias else rows
 
 
 def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> tuple[_Convolution | None, Tensor, Tensor, Tensor | None]:
+) -> tuple[_Convolution | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What a call of torch.conv1d, conv2d or conv3d computes, and from what; None where it stays whole."""
     if isinstance(padding, str) or input.dim() != weight.dim():
         return None, input, weight, bias
     sizes = weight.dim() - 2
-    each = [list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)]
-    return _Convolution(*each, False, [0] * sizes, groups), input, weight, bias
+    stride, padding, dilation = (
+        list(v) if isinstance(v, tuple | list) else [v] * sizes for v in (stride, padding, dilation)
+    )
+    return _Convolution(stride, padding, dilation, False, [0] * sizes, groups), input, weight, bias
+
+
+def _product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[_Product, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same of torch.nn.functional.linear."""
+    return _Product(), input, weight, bias
 
 
 _HALVED: dict[Any, Any] = {
-    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
-    F.linear: lambda input, weight, bias=None: (_Product(), input, weight, bias),
+    torch.conv1d: _convolution,
+    torch.conv2d: _convolution,
+    torch.conv3d: _convolution,
+    torch.nn.functional.linear: _product,
 }
 
 
@@ -182,23 +209,31 @@ class _Layer(torch.autograd.Function):
     """y of a layer; backward gives the gradient at x and queues those of weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Any:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        layer: _Convolution | _Product,
+        queue: DeferredGradients,
+        sums: _PassGradients,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.how = bias, how
-        return how[0].forward(x, weight, bias)
+        ctx.bias, ctx.layer, ctx.queue, ctx.sums = bias, layer, queue, sums
+        return layer.forward(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None, None]:
         x, weight = ctx.saved_tensors
-        layer, queue, sums = ctx.how
-        parameters = [weight] if ctx.bias is None else [weight, ctx.bias]
-        mask = [False, True, len(parameters) > 1]
+        layer, bias, sums = ctx.layer, ctx.bias, ctx.sums
+        parameters = [weight] if bias is None else [weight, bias]
 
         def late() -> None:
-            _, *slopes = layer.slopes(g, x, weight, mask)
+            slopes = layer.at_weights(g, x, weight, bias=bias is not None)
             for p, slope in zip(parameters, slopes, strict=False):
                 sums.add(p, slope)
 
-        sums.left.update(map(id, parameters))
-        queue.put(late)
-        return layer.slopes(g, x, weight, [True, False, False])[0] if ctx.needs_input_grad[0] else None, *[None] * 5
+        for p in parameters:
+            sums.await_one(p)
+        ctx.queue.put(late)
+        return layer.at_input(g, x, weight) if ctx.needs_input_grad[0] else None, None, None, None, None, None

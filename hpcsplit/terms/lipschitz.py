@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -57,9 +57,12 @@ def lipschitz(
 ) -> float:
     """Estimate H of a module in evaluation mode; its state stays as it was, and no random number is drawn.
 
-    `in_shape` is that of one sample.  Power iteration ends after `iterations` steps, or when a step raises the norm by
-    less than `rel_change` of it.  Raises NoEstimate for a layer without a rule, and for a forward that torch.fx cannot
-    trace.
+    Args:
+        in_shape: of one sample, without the batch dimension.
+        iterations, rel_change: power iteration ends after so many steps, or when a step raises the norm by less than
+            this fraction of it.
+    Raises:
+        NoEstimate: for a layer without a rule, and for a forward that torch.fx cannot trace.
     """
     assert not module.training, "the constant is that of evaluation mode"
     tensors = (t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
@@ -68,13 +71,20 @@ def lipschitz(
         return _Walk(iterations, rel_change).through(module, like.new_zeros(1, *in_shape))[0]
 
 
+class _Children(fx.Tracer):
+    """Traces a module's own forward and leaves every child as one call."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
 class _Walk:
     """Follows one sample through a module; only its shape matters."""
 
     def __init__(self, iterations: int, rel_change: float) -> None:
         self.iterations, self.rel_change = iterations, rel_change
 
-    def through(self, module: nn.Module, x: Tensor) -> tuple[float, Any]:
+    def through(self, module: nn.Module, x: torch.Tensor) -> tuple[float, Any]:
         """The constant of `module` and its output at x (1, *in_shape)."""
         kind = type(module)
         if kind.forward is nn.Sequential.forward:
@@ -96,7 +106,7 @@ class _Walk:
             raise NoEstimate(kind.__name__)
         return self._graph(module, x)
 
-    def _norm(self, layer: nn.Module, x: Tensor) -> float:
+    def _norm(self, layer: nn.Module, x: torch.Tensor) -> float:
         """Largest singular value of the layer without its bias: v ← AᵀA v / ‖AᵀA v‖, always from the same v."""
         weights = {name: p.detach() for name, p in layer.named_parameters()}
         if "bias" in weights:
@@ -113,12 +123,11 @@ class _Walk:
             (v,) = torch.autograd.grad(y, v, y.detach())
         return sigma
 
-    def _graph(self, module: nn.Module, x: Tensor) -> tuple[float, Any]:
+    def _graph(self, module: nn.Module, x: torch.Tensor) -> tuple[float, Any]:
         """A module of several layers: every node's constant with respect to the module's input."""
-        owner, tracer = type(module).__name__, fx.Tracer()
-        tracer.is_leaf_module = lambda m, module_qualified_name: True  # type: ignore[method-assign]  # every child is one call
+        owner = type(module).__name__
         try:
-            graph = tracer.trace(module)
+            graph = _Children().trace(module)
         except Exception as error:  # user code runs here, on stand-ins for tensors
             raise NoEstimate(owner) from error
         constant: dict[fx.Node, float] = {}
@@ -135,9 +144,11 @@ class _Walk:
                 constant[node] = own * parts[0]
             elif node.op in ("call_function", "call_method"):
                 constant[node] = _of_call(node.target, args, kwargs, parts, owner)
-                call = node.target if callable(node.target) else getattr(type(args[0]), node.target)
-                value[node] = call(*args, **kwargs)
-            elif node.op == "output" and isinstance(args[0], Tensor):
+                method = node.op == "call_method"
+                value[node] = (
+                    getattr(args[0], node.target)(*args[1:], **kwargs) if method else node.target(*args, **kwargs)
+                )
+            elif node.op == "output" and isinstance(args[0], torch.Tensor):
                 return parts[0], args[0]
             else:
                 break

@@ -232,6 +232,7 @@ def test_variables_start_anew_at_each_switch_and_restart_and_right_before_their_
     assert epochs_of(Refresh, found) == anew(letters, restarts)
     followed = [b for a, b in pairwise(found) if isinstance(a, Refresh)]
     assert [b.epoch for b in followed if isinstance(b, Train)] == anew(letters, restarts)
+    assert epochs_of(Train, found) == list(range(len(letters)))
 
 
 @given(PLANS, RESTARTS, st.integers(0, 3))

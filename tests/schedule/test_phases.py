@@ -84,3 +84,9 @@ def test_the_ratio_fixes_the_number_of_parallel_epochs_whatever_the_warm_up_and_
 )
 def test_plans_by_hand(given_parameters: Parameters, plan: str) -> None:
     assert short(phases(*given_parameters)) == plan
+
+
+def test_a_long_plan_takes_no_longer_than_its_epochs() -> None:
+    plan = phases(10**6, 1, 1, "alternate", 4 * 10**5)
+    assert len(plan) == 10**6
+    assert plan.count("parallel") == 5 * 10**5
