@@ -82,6 +82,8 @@ def test_linear_has_its_largest_singular_value(bias: bool) -> None:
 )
 def test_linear_maps_have_the_norm_of_their_dense_matrix(layer: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        layer.reset_parameters()  # it was made before the seed; two largest singular values alike take many iterations
     drawn(layer.double())
     assert lipschitz(layer, shape, **EXACT) == pytest.approx(largest_singular_value(layer, shape), rel=1e-6)
 
