@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from hpcsplit.config.option import show
 from hpcsplit.host.launchers import alone, mpirun
-from hpcsplit.host.process import stat
+from hpcsplit.host.proc import stat
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "HPCSPLIT_STARTED_AS"  # in the environment of everything that a marked start has started

@@ -29,7 +29,7 @@ class Option:
     low: float | None = None
     above: float | None = None
     high: float | None = None
-    # Conditions on other keys under which no value but the default is taken, with what is said then (checks.py).
+    # Conditions on other keys under which no value but the default is taken, with what is said then (rules.py).
     refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
     later: bool = False

@@ -23,7 +23,7 @@ from hpcsplit.engine.resume import State, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
 from hpcsplit.files.hdf5 import dtype_name
-from hpcsplit.host.process import peak_resident_bytes
+from hpcsplit.host.proc import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
 from hpcsplit.run.records import EpochRecord, StageRecord, finite
 from hpcsplit.schedule.actions import Action, Refresh, Save, Stop, Train, Trained, from_json, to_json

@@ -22,7 +22,7 @@ proof, eq. (9)).  Three things to know when reading the two sides:
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.job import Job
@@ -32,8 +32,15 @@ from hpcsplit.stage.stage import Stage
 from hpcsplit.terms.lipschitz import NoEstimate, lipschitz
 from hpcsplit.wire.port import NEXT, PREV, Send, Share, Verb
 
-# A stage's share: ‖r‖ of each sample at its input, its constant or why it has none, and from the last each sample's gap
-Part = tuple[Sequence[float], float | None, str | None, Sequence[float]]
+
+class _Part(NamedTuple):
+    """One stage's share: ‖r‖ of each sample at its input, its constant or why it has none, and on the last stage each
+    sample's gap."""
+
+    residual: Sequence[float] = ()
+    constant: float | None = None
+    missing: str | None = None
+    gap: Sequence[float] = ()
 
 
 def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, TheoremRecord | None]:
@@ -52,10 +59,10 @@ def theorem(job: Job, parallel_epoch: int) -> Generator[Verb, Any, TheoremRecord
     part = yield from _own_part(job, method)
     for module, training in modes:
         module.training = training
-    return _put_together((yield Share(part)))
+    return _put_together([_Part(*values) for values in (yield Share(part))])
 
 
-def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, Part]:
+def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, _Part]:
     """All stages start from their own input at once; the exact pass goes through them while constants are estimated."""
     stage, ids = job.stage, job.measured()[0]
     batch = job.batch(ids)
@@ -70,16 +77,16 @@ def _own_part(job: Job, method: TrainingMethod) -> Generator[Verb, Any, Part]:
         yield Send(NEXT, "split", f)
     if stage.first:
         yield Send(NEXT, "exact", exact)
-        return (), None, None, ()
+        return _Part()
     f_prev = yield stage.receive(PREV, "split", batch.size)
     residual = (p.double() - f_prev.double()).flatten(1).norm(dim=1).tolist()
     constant, missing = _constant(stage)
     exact = stage.infer((yield stage.receive(PREV, "exact", batch.size)))
     if not stage.last:
         yield Send(NEXT, "exact", exact)
-        return residual, constant, missing, ()
+        return _Part(residual, constant, missing)
     gap = stage.loss(exact.double(), batch.y) - stage.loss(f.double(), batch.y)
-    return residual, constant, missing, gap.abs().tolist()
+    return _Part(residual, constant, missing, gap.abs().tolist())
 
 
 def _constant(stage: Stage) -> tuple[float | None, str | None]:
@@ -91,8 +98,8 @@ def _constant(stage: Stage) -> tuple[float | None, str | None]:
     return (own * (stage.task.lipschitz or 1.0) if stage.last else own), None
 
 
-def _put_together(parts: Sequence[Part]) -> TheoremRecord:
-    gaps, (residuals, constants, reasons, _) = parts[-1][3], zip(*parts[1:], strict=True)
+def _put_together(parts: Sequence[_Part]) -> TheoremRecord:
+    gaps, (residuals, constants, reasons, _) = parts[-1].gap, zip(*parts[1:], strict=True)
     result = TheoremRecord(
         gap=_mean(gaps),
         bound=None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsplit.errors import LaunchError
-from hpcsplit.host.process import ancestors
+from hpcsplit.host.proc import ancestors
 
 _LOOK_S = 1.0
 

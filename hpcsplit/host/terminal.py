@@ -26,7 +26,8 @@ from hpcsplit.errors import DONE, StoreError
 
 _GONE = (errno.EPIPE, errno.ECONNRESET)
 _GONE_UNLESS_A_FILE = (errno.EIO, errno.ENXIO)  # of a terminal; of a disk they are damage
-_ASCII = dict(zip("×−–—·µ", "x---*u", strict=True)) | {"‖": "||", "→": "->", "←": "<-", "≤": "<=", "≥": ">="}
+_ASCII = {"×": "x", "−": "-", "–": "-", "—": "-", "·": "*", "µ": "u"}  # minus, en dash, em dash
+_ASCII |= {"‖": "||", "→": "->", "←": "<-", "≤": "<=", "≥": ">="}
 
 _streams: dict[str, _Stream] = {}
 _run = False

@@ -26,7 +26,7 @@ With W_b the stage's weights after b updates, x_b its input and g_b the gradient
                 too: all take the same, exact gradient; D is one update with as many micro-batches M as d
                 (PipeDream-2BW, Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", 2021)
 
-Corrections, each off by default:
+Corrections, each off by default (corrections.py):
 
     predict        forward with W − d η v, where momentum will have carried them (SpecTrain, Chen et al. 2018), or
                    Adam's step (PipeOptim, Guan et al. 2023); with lr_anneal η is the rate that it allows now
@@ -64,6 +64,7 @@ from torch import Tensor
 
 from hpcsplit.config.option import option
 from hpcsplit.config.sections import OptimSection
+from hpcsplit.methods import corrections
 from hpcsplit.methods.contract import Advice, Aux, Batch, Step, StepResult, Talk, Tally, TrainingMethod, method
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.batchnorm import FreshStatistics
@@ -266,7 +267,7 @@ class Delayed(TrainingMethod):
         if self.predict and stage.optimizer:
             rate = self._rate(stage, self.delay(stage.index, stage.count))
             for name, p in trained.items():
-                if (along := direction(stage.optimizer, p)) is not None:
+                if (along := corrections.direction(stage.optimizer, p)) is not None:
                     weights[name].sub_(along, alpha=updates * rate)
         return weights
 
@@ -341,9 +342,9 @@ class Delayed(TrainingMethod):
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
         with self._graphs_kept(stage):
             if self.spike and corrects:
-                spiked(stage, rate, delay)
+                corrections.spiked(stage, rate, delay)
             elif self.feedback and corrects:
-                fed_back(stage, rate, self.feedback * delay, stage.carry.stage.below(_LAST))
+                corrections.fed_back(stage, rate, self.feedback * delay, stage.carry.stage.below(_LAST))
             else:
                 stage.set_lr(rate)
                 stage.update()
@@ -372,42 +373,3 @@ def _before(stage: Stage, updates: int) -> Carry:
 
 def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in stage.blocks.named_parameters() if p.requires_grad}
-
-
-def direction(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | None:
-    """Along which the optimizer goes if gradients stay away, like `weight`: W − η direction is its step.  sgd's
-    momentum buffer, or Adam's m̂ / (√v̂ + ε); None before the first step."""
-    state = optimizer.state.get(weight, {})
-    if "exp_avg" not in state:
-        moving: Tensor | None = state.get("momentum_buffer")
-        return moving
-    (b1, b2), done = optimizer.param_groups[0]["betas"], float(state["step"])
-    spread = (state["exp_avg_sq"] / (1 - b2**done)).sqrt() + optimizer.param_groups[0]["eps"]
-    along: Tensor = state["exp_avg"] / (1 - b1**done) / spread
-    return along
-
-
-def spiked(stage: Stage, rate: float, delay: float) -> None:
-    """The optimizer's step as long as momentum m still has it after the delay, and the rest along the gradient."""
-    assert stage.optimizer
-    group = stage.optimizer.param_groups[0]
-    rest = group["momentum"] ** delay
-    before = {p: p.detach().clone() for p in stage.parameters if p.grad is not None}
-    stage.set_lr(rate * rest)
-    stage.update()
-    for p, w in before.items():
-        assert p.grad is not None
-        p.data.sub_(p.grad.add(w, alpha=group["weight_decay"]), alpha=rate * (1 - rest) / (1 - group["momentum"]))
-
-
-def fed_back(stage: Stage, rate: float, share: float, last: Carry) -> None:
-    """The optimizer's step u, and `share` times what it has more than the one before, which `last` keeps by name."""
-    before = {name: p.detach().clone() for name, p in stage.blocks.named_parameters() if p.grad is not None}
-    stage.set_lr(rate)
-    stage.update()
-    for name, p in stage.blocks.named_parameters():
-        if name in before:
-            step = p.detach() - before[name]
-            if name in last:
-                p.data.add_(step - last[name], alpha=share)
-            last[name] = step

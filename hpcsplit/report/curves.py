@@ -70,7 +70,7 @@ def curves(
         for order, (label, value, style) in enumerate(chosen):
             lines = groups.setdefault(label if several and len(chosen) > 1 else "", [])
             for place, (name, records) in enumerate(runs.items()):
-                points = _points(records, value, (None, 0) if scale == "log" else (None,), factor)
+                points = _by_epoch(records, value, (None, 0) if scale == "log" else (None,), factor)
                 if points and several:
                     lines.append(Line(name, colour_of(place, len(runs)), style if style in MARKERS else "-", points))
                 elif points:
@@ -126,7 +126,7 @@ def _draw(runs: Runs, lines: Sequence[Line], unit: str, scale: Scale, panel: Any
     return drawn + shades[:1]
 
 
-def _points(records: Sequence[EpochRecord], value: Value, gaps: Sequence[object], factor: float) -> dict[int, float]:
+def _by_epoch(records: Sequence[EpochRecord], value: Value, gaps: Sequence[object], factor: float) -> dict[int, float]:
     """Values by epoch, NaN for a gap; nothing where there is no value."""
     shown = [record for record in records if record.loss is not None] if value in EVALUATED else records
     result = {r.epoch + 1: flat(r).get(value) if isinstance(value, str) else value(r) for r in shown}

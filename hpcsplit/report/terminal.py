@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from hpcsplit.host.launchers import RELAYS
-from hpcsplit.host.process import ancestors
+from hpcsplit.host.proc import ancestors
 
 DAEMONS = {"orted", "prted"}  # stand in for an Open MPI launcher on another machine
 DEFAULT_WIDTH = 100

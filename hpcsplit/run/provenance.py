@@ -23,7 +23,8 @@ from hpcsplit.errors import StoreError
 from hpcsplit.files.atomic import write_in_words
 from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.printable import spans
-from hpcsplit.host.process import Process, value_in
+from hpcsplit.host.proc import value_in
+from hpcsplit.host.process import Process
 from hpcsplit.run.trust import user
 
 if TYPE_CHECKING:

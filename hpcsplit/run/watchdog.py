@@ -30,7 +30,7 @@ import msgspec
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file, read_text, remove, replace
 from hpcsplit.host.printable import printable
-from hpcsplit.host.process import moved_bytes
+from hpcsplit.host.proc import moved_bytes
 
 GRACE_S = 2.0
 ORPHAN_S = 30.0  # of silence without a launcher, which may have ended other ranks: nobody else would end this one

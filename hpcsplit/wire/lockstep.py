@@ -134,8 +134,10 @@ class _Lockstep:
                 others = [name for (a, b, name), queue in self.queues.items() if (a, b) == (peer, rank) and queue]
                 got = f", got '{others[0]}'" if others else ""
                 lines.append(f"stage {rank} waits for '{verb.name}' from stage {peer}{got}")
-            elif verb:
-                lines.append(f"stage {rank} waits for all stages to {type(verb).__name__.lower()}")
+            elif isinstance(verb, Share):
+                lines.append(f"stage {rank} waits for all stages to share")
+            elif isinstance(verb, Agree):
+                lines.append(f"stage {rank} waits for all stages to agree")
             elif not self.running[rank]:
                 lines.append(f"stage {rank} has ended")
         return lines

@@ -19,6 +19,7 @@ ELSEWHERE = {  # what opens no file of a run directory, and why
     "files/nofollow.py": "is the one way",
     "files/scratch.py": "looks for a folder on the disks of a node",
     "run/folder.py": "makes the folder itself, which the user has named",
+    "host/proc.py": "/proc",
     "host/process.py": "/proc",
     "host/launchers.py": "finds mpirun",
     "report/terminal.py": "/proc, and a terminal",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcsplit.host.process import peak_resident_bytes
+from hpcsplit.host.proc import peak_resident_bytes
 from tests.wire.launch import python
 
 _PROGRAM = """

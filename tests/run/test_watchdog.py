@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcsplit.host.process import moved_bytes
+from hpcsplit.host.proc import moved_bytes
 from hpcsplit.run import watchdog
 from hpcsplit.run.watchdog import Heartbeat, Heartbeats, Silence, Watchdog, heartbeat_of
 

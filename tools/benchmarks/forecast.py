@@ -36,7 +36,7 @@ from hpcsplit.schedule.actions import Phase, Refresh, Train
 from hpcsplit.wire.lockstep import Alone
 from hpcsplit.wire.port import Meter, Verb
 from tools.program import Start, last_line
-from tools.timing.peers.ours import close, jobs_of
+from tools.timing.engine import close, jobs_of
 from tools.timing.race import raced
 from tools.timing.table import options, publish
 

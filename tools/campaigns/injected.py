@@ -21,6 +21,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcsplit.host.proc import stat
 from tools.campaigns.moments import DAMAGES, DISK, HOOKS, IMPORT, SIGNALS, TORN, Hook
 
 ALONE = "PMI_RANK" not in os.environ
@@ -53,8 +54,6 @@ def strike(kind: str, marker: Path, file: Path | None = None) -> None:
         number = getattr(errno, kind)
         raise OSError(number, os.strerror(number), str(file) if file else None)
     elif kind in SIGNALS:
-        from hpcsplit.host.process import stat  # not before a fault that comes before all imports
-
         mine = kind == "USR1 to one rank" or ALONE
         os.kill(os.getpid() if mine else int(stat(os.getppid())[2]), SIGNALS[kind])  # mpirun is above the proxy
         time.sleep(0.2)  # on its way to all ranks

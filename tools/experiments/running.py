@@ -111,6 +111,14 @@ class Failure:
         return f"{self.task.name}: {code}{self.sentence}"
 
 
+@dataclass(frozen=True)
+class _Started:
+    task: Task
+    process: subprocess.Popen[bytes]
+    cores: list[int]
+    began: float
+
+
 def _load(config: Path, settings: Settings) -> Config:
     return load(config, [(key, show(value)) for key, value in settings.items()])
 
@@ -164,33 +172,33 @@ def run_all(tasks: Sequence[Task], cores: Sequence[int], *, in_turn: bool, say: 
     if done:
         say(f"{done} of {total} runs are there already")
     free, failures = list(cores), []
-    running: list[tuple[Task, subprocess.Popen[bytes], list[int], float]] = []  # its cores, and when it began
+    running: list[_Started] = []
     try:
         while waiting or running:
             for task in list(waiting):
-                if task.cores <= len(free) and may_join(task, [other for other, *_ in running], in_turn=in_turn):
+                if task.cores <= len(free) and may_join(task, [other.task for other in running], in_turn=in_turn):
                     waiting.remove(task)
                     mine, free = free[: task.cores], free[task.cores :]
-                    running.append((task, start(task, mine), mine, time.monotonic()))
+                    running.append(_Started(task, start(task, mine), mine, time.monotonic()))
                 elif in_turn or task.alone:
                     break
             time.sleep(POLL_S)
-            for ended in [each for each in running if each[1].poll() is not None]:
+            for ended in [each for each in running if each.process.poll() is not None]:
                 running.remove(ended)
-                task, process, mine, began = ended
-                free += mine
+                free += ended.cores
                 done += 1
+                task = ended.task
                 if task.end():
                     outcome = summary(task.result())
                 else:
-                    failures.append(failure_of(task, process.returncode))
+                    failures.append(failure_of(task, ended.process.returncode))
                     outcome = f"FAILED, exit {failures[-1].exit_code}: {failures[-1].sentence} (log {task.log})"
-                say(f"[{done}/{total}] {task.name}: {outcome}, {time.monotonic() - began:.0f} s")
+                say(f"[{done}/{total}] {task.name}: {outcome}, {time.monotonic() - ended.began:.0f} s")
     finally:
-        for _, process, *_ in running:  # interrupted: each checkpoints at the end of its epoch
-            process.terminate()
-        for _, process, *_ in running:
-            process.wait()
+        for left in running:  # interrupted: each checkpoints at the end of its epoch
+            left.process.terminate()
+        for left in running:
+            left.process.wait()
     return failures
 
 

@@ -35,8 +35,8 @@ from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import NEXT, PREV, Recv, Send, Verb
 from hpcsplit.wire.timing import one_way_times
 from tools.program import Sections, merged, text
-from tools.timing.peers.ours import close, jobs_of, turn
-from tools.timing.peers.torch_alone import Problem
+from tools.timing.engine import close, jobs_of, turn
+from tools.timing.peers.common import Problem
 
 Finding = dict[str, Any]  # with "ok": True, False, or None for what could not be asked here
 Check = Callable[["Setting"], Iterator[Finding]]
