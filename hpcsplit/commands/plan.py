@@ -116,7 +116,8 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
     finer = max(stage_shares(halves, balanced_cuts(halves, count)))
     gamma, copied = gamma_of(phases), setting.aux_policy == "copy"
     order, most, late = setting.exact.order, setting.exact.waiting, setting.exact.defers(count)
-    equal = course(timetables(order, count, m), HALVED if late else WHOLE, most)
+    tables = timetables(order, count, m)
+    equal = course(tables, HALVED if late else WHOLE, most)
     bound = 3 * count * m / equal.length
     edges = [stage.edge_bytes for stage in stages[:-1]]
     expected = measured and forecast(measured, cuts, gamma, edges, setting.exact)
@@ -147,7 +148,7 @@ def plan(subject: Subject, count: int) -> tuple[dict[str, Any], HpcsplitError | 
             "microbatches": m,
             "speed_up_bound": bound,
             "in_flight": [in_flight(order, k, count, m) for k in range(count)],
-            "waiting": [waiting(k, m, most) if late else 0 for k in range(count)],
+            "waiting": [waiting(k, works, most) if late else 0 for k, works in enumerate(tables)],
             "drawn": equal.drawn(),
         },
         "parallel_speed_up_bound": 1 / largest,

@@ -12,9 +12,10 @@ mini-batch, to the mean over the micro-batches.  With `recompute` a stage keeps 
 flight only and passes them forward once more before it goes backward (Chen et al., "Training deep nets with sublinear
 memory cost", 2016), for a third more arithmetic.  With `deferred` a gradient goes to the stage before as soon as it is
 there, and those of the weights, W, follow where a stage would wait (stage/deferred.py), of so many micro-batches at
-most as timetable.py says:
+most as timetable.py says.  A backward pass of the first stage is whole once no forward pass is left, and takes as long
+as two others here:
 
-    stage 0   F0 F1 F2 .. .. B0 F3 B1 W0 B2 W1 B3 W2 W3
+    stage 0   F0 F1 F2 .. .. B0 F3 W0 B1 -- B2 -- B3 --
     stage 1   .. F0 F1 .. B0 F2 B1 F3 B2 W0 B3 W1 W2 W3
     stage 2   .. .. F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
 """
@@ -28,7 +29,7 @@ from itertools import zip_longest
 from torch import Tensor
 
 from hpcsplit.methods.contract import Aux, Batch, Step, StepResult, Tally, TrainingMethod, method
-from hpcsplit.schedule.timetable import Order, Work, slices, timetable, waiting
+from hpcsplit.schedule.timetable import Order, Work, slices, timetable, unawaited, waiting
 from hpcsplit.stage.batchnorm import FreshStatistics
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire.port import NEXT, PREV, Send
@@ -55,8 +56,9 @@ class Backprop(TrainingMethod):
         pieces = slices(batch.size, self.microbatches)
         flight: dict[int, tuple[Tensor, Tensor | None, int]] = {}  # input, output where it is kept, number of the pass
         works = timetable(self.order, stage.index, stage.count, len(pieces))
+        whole = unawaited(stage.index, works) if self.defers(stage.count) else range(len(pieces))
         fresh = FreshStatistics(stage) if len(pieces) > 1 else None
-        most = waiting(stage.index, len(pieces), self.waiting)
+        most = waiting(stage.index, works, self.waiting)
         late = deque[int](maxlen=most)  # how many weight gradients the newest micro-batches have left
         for work, following in zip_longest(works, works[1:]):
             m, piece = work.microbatch, pieces[work.microbatch]
@@ -66,7 +68,7 @@ class Backprop(TrainingMethod):
                 if not stage.first:
                     x = (yield stage.receive(PREV, "x", size, m)).requires_grad_()
                 keep = not self.recompute or following == Work("B", m)
-                y = self._forward(stage, x) if keep else stage.infer(x)
+                y = self._forward(stage, x, m in whole) if keep else stage.infer(x)
                 flight[m] = x, y if keep else None, stage.passes
                 if not stage.last:
                     yield Send(NEXT, "x", y.detach(), m)
@@ -74,12 +76,14 @@ class Backprop(TrainingMethod):
             x, y_kept, number = flight.pop(m)
             before = stage.deferred.count
             if stage.last:
-                loss = stage.loss(self._output(stage, x, y_kept, number), batch.y[piece]).sum()
+                loss = stage.loss(self._output(stage, x, y_kept, number, m in whole), batch.y[piece]).sum()
                 tally.count("phi", loss)
                 (loss / batch.size).backward()
             else:
                 g = yield stage.receive(NEXT, "g", size, m)
-                y = self._output(stage, x, y_kept, number)
+                y = self._output(stage, x, y_kept, number, m in whole)
+                if m in whole:
+                    stage.deferred.finish(stage.between_blocks)  # gradients add up in the micro-batches' order
                 if y.requires_grad:  # a first stage may have no weights
                     y.backward(g)
             if not stage.first:
@@ -92,15 +96,15 @@ class Backprop(TrainingMethod):
         stage.update()
         return StepResult(tally)
 
-    def _forward(self, stage: Stage, x: Tensor) -> Tensor:
-        if not self.defers(stage.count):
+    def _forward(self, stage: Stage, x: Tensor, whole: bool) -> Tensor:
+        if whole:
             return stage.forward(x)
         with stage.deferred.active():
             return stage.forward(x)
 
-    def _output(self, stage: Stage, x: Tensor, y: Tensor | None, number: int) -> Tensor:
+    def _output(self, stage: Stage, x: Tensor, y: Tensor | None, number: int, whole: bool) -> Tensor:
         """The output that was kept, or the pass with this number once more."""
         if y is not None:
             return y
         with stage.pass_again(number):
-            return self._forward(stage, x)
+            return self._forward(stage, x, whole)

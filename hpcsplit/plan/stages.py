@@ -18,7 +18,7 @@ from torch import nn
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.methods.contract import flights, own_variables
 from hpcsplit.plan.setting import Setting, made
-from hpcsplit.schedule.timetable import in_flight, waiting
+from hpcsplit.schedule.timetable import in_flight, timetable, waiting
 from hpcsplit.stage.cuts import ranges, stage_shares
 from hpcsplit.stage.stage import Place, Shape
 from hpcsplit.store.hdf5 import AHEAD, BEHIND
@@ -124,7 +124,8 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
     ends = [_WIDE_BYTES * math.prod(shape) for shape in (stage.in_shape, stage.out_shape)]
     pieces = in_flight(setting.exact.order, stage.stage, ranks, schedule.microbatches)
     kept = ends[0] if schedule.recompute else sample
-    late = waiting(stage.stage, schedule.microbatches, schedule.waiting) if setting.exact.defers(ranks) else 0
+    works = timetable(setting.exact.order, stage.stage, ranks, schedule.microbatches)
+    late = waiting(stage.stage, works, schedule.waiting) if setting.exact.defers(ranks) else 0
     late = min(late, schedule.microbatches - pieces)  # gradients take the place of activations that autograd lets go
     exact = -(-size // schedule.microbatches) * ((1 + late) * sample + (pieces - 1) * kept)
     held = 1 + round(flights(method, stage.stage, ranks) * method.microbatches)  # pieces at once

@@ -9,6 +9,7 @@ the bubble.  All go backward in the order of the micro-batches, so that gradient
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,13 +42,6 @@ def in_flight(order: Order, stage: int, stages: int, microbatches: int) -> int:
     return min(most[order], microbatches)
 
 
-def waiting(stage: int, microbatches: int, most: int = 0) -> int:
-    """Of how many micro-batches the weight gradients wait at most when a stage that defers them goes on: `most`, or
-    where it is 0 one more than there are stages before it.  So in 1F1B order no stage keeps more than the first one's
-    K + 1 micro-batches."""
-    return min(most or stage + 1, microbatches)
-
-
 def timetable(order: Order, stage: int, stages: int, microbatches: int) -> list[Work]:
     """What stage number `stage` does in one step, in order."""
     ahead = in_flight(order, stage, stages, microbatches)
@@ -59,6 +53,20 @@ def timetable(order: Order, stage: int, stages: int, microbatches: int) -> list[
     return works
 
 
+def unawaited(stage: int, works: Sequence[Work]) -> set[int]:
+    """The micro-batches whose backward pass no stage waits for: on the first one, after its last forward pass.  Nothing
+    is gained where such a pass leaves its weight gradients for later."""
+    last = max(i for i, work in enumerate(works) if work.kind == "F")
+    return {work.microbatch for work in works[last:] if work.kind == "B"} if stage == 0 else set()
+
+
+def waiting(stage: int, works: Sequence[Work], most: int = 0) -> int:
+    """Of how many micro-batches the weight gradients wait at most when a stage that defers them goes on: `most`, or
+    where it is 0 one more than there are stages before it.  So in 1F1B order no stage keeps more than the first one's
+    K + 1 micro-batches."""
+    return min(most or stage + 1, len(works) // 2 - len(unawaited(stage, works)))
+
+
 class Passes(NamedTuple):
     """How long a stage's passes of a micro-batch take.  Of a backward pass `weights` are weight gradients that wait: it
     computes them where it would wait itself, and those of more micro-batches than `waiting` before it goes on."""
@@ -67,7 +75,9 @@ class Passes(NamedTuple):
     backward: float = 2
     weights: float = 0
 
-    def of(self, work: Work) -> float:
+    def of(self, work: Work, *, whole: bool = False) -> float:
+        if whole and work.kind == "B":
+            return self.backward
         return {"F": self.forward, "B": self.backward - self.weights, "W": self.weights}[work.kind]
 
 
@@ -87,13 +97,13 @@ class Course:
         starts: for each stage, when each of its works starts.
         length: when the last one ends.
         in_flight: for each stage, of how many micro-batches it keeps activations at most.
-        passes: of each stage.
+        ends: when each work of each stage ends.
     """
 
     starts: tuple[dict[Work, float], ...]
     length: float
     in_flight: tuple[int, ...]
-    passes: Sequence[Passes]
+    ends: dict[tuple[int, Work], float]
 
     def drawn(self) -> str:
         """A line for each stage, a column for each unit of time; times are whole units."""
@@ -103,7 +113,7 @@ class Course:
             cells = ["."] * int(self.length)
             for work, start in starts.items():
                 cells[int(start)] = str(work)
-                for later in range(int(start) + 1, int(start + self.passes[stage].of(work))):
+                for later in range(int(start) + 1, int(self.ends[stage, work])):
                     cells[later] = "-"
             lines.append(f"stage {stage:<3} " + "".join(cell.ljust(width) for cell in cells).rstrip())
         return "\n".join(lines)
@@ -118,10 +128,16 @@ def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes =
     late: list[deque[Work]] = [deque() for _ in tables]
     clock = [0.0] * len(tables)
     alive, peak = [0] * len(tables), [0] * len(tables)
+    whole = [unawaited(k, table) for k, table in enumerate(tables)]
 
     def do(k: int, work: Work, earliest: float = 0.0) -> None:
         starts[k][work] = max(clock[k], earliest)
-        clock[k] = ends[k, work] = starts[k][work] + each[k].of(work)
+        clock[k] = ends[k, work] = starts[k][work] + each[k].of(work, whole=work.microbatch in whole[k])
+
+    def catch_up(k: int, left: int = 0, until: float = math.inf) -> None:
+        """Weight gradients of all micro-batches but the newest `left`, as long as there is time."""
+        while len(late[k]) > left and clock[k] < until:
+            do(k, late[k].popleft())
 
     left = [deque(table) for table in tables]
     while any(left):
@@ -129,20 +145,20 @@ def course(tables: Sequence[Sequence[Work]], passes: Sequence[Passes] | Passes =
         for k, works in enumerate(left):
             while works and ((awaited := _awaited(k, works[0], len(tables))) is None or awaited in ends):
                 work, there = works.popleft(), ends[awaited] if awaited else 0
-                while late[k] and clock[k] < there:
-                    do(k, late[k].popleft())
+                catch_up(k, until=there)
+                if work.kind == "B" and work.microbatch in whole[k]:
+                    catch_up(k)
                 do(k, work, there)
                 alive[k] += 1 if work.kind == "F" else -1
                 peak[k] = max(peak[k], alive[k])
-                if each[k].weights and work.kind == "B":
+                if each[k].weights and work.kind == "B" and work.microbatch not in whole[k]:
                     late[k].append(Work("W", work.microbatch))
-                while len(late[k]) > (waiting(k, len(tables[k]) // 2, most) if works else 0):
-                    do(k, late[k].popleft())
+                catch_up(k, waiting(k, tables[k], most) if works else 0)
                 moved = True
         if not moved:
             stuck = ", ".join(f"stage {k} at {works[0]}" for k, works in enumerate(left) if works)
             raise ValueError(f"the stages wait for each other: {stuck}")
-    return Course(starts, max(clock), tuple(peak), each)
+    return Course(starts, max(clock), tuple(peak), ends)
 
 
 def _awaited(stage: int, work: Work, stages: int) -> tuple[int, Work] | None:

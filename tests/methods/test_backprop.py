@@ -243,6 +243,22 @@ def test_the_neighbour_has_its_gradient_before_a_weight_has_its_own(microbatches
     assert [len(s.deferred) for s in stages] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("microbatches", "order", "left"), [(1, "1f1b", 0), (2, "1f1b", 0), (4, "1f1b", 2), (4, "zb", 1), (4, "gpipe", 0)]
+)
+def test_the_first_stage_leaves_weight_gradients_where_forward_passes_are_to_come(
+    microbatches: int, order: Order, left: int
+) -> None:
+    """Of so many micro-batches; nobody waits for what it does after them."""
+    parts = [nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)) for _ in range(2)]
+    images, labels = tiny.batch_of((5,), size=8, dtype=torch.float32)
+    stages = tiny.make_stages(parts, images)
+    for s in stages:
+        s.deferred.looked = True  # as behind the first pass of a run
+    tiny.step(Backprop(microbatches, order, deferred=True), stages, images, labels, {})
+    assert [s.deferred.count for s in stages] == [2 * left, 2 * microbatches]
+
+
 def test_recomputation_keeps_inputs_only() -> None:
     """Of a micro-batch in flight no activation inside the stage is alive, where the kept graph has them all."""
     kept = {}

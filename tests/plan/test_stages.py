@@ -152,8 +152,8 @@ def test_deferred_weight_gradients_keep_micro_batches_alive(ranks: int, times: i
 
 
 def test_deferred_weight_gradients_keep_no_more_than_the_mini_batch() -> None:
-    """With as many micro-batches as stages: the last stage keeps both, of which one waits; the first has both in
-    flight before it goes backward, and what waits takes the place of what autograd lets go."""
+    """With as many micro-batches as stages: the last stage keeps both, of which one waits; the first has passed both
+    forward before it goes backward, so none is left to wait."""
     exact = {"method__name": "backprop", "schedule__ratio": "1:0", "schedule__warmup": 0, "schedule__microbatches": 2}
     late, plain = (memory(2, **exact, schedule__deferred=on) for on in (True, False))
     assert late[0]["activations"] == plain[0]["activations"]

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from hpcsplit.schedule.timetable import HALVED, ORDERS, Order, Passes, Work, course, in_flight, timetables, waiting
+from hpcsplit.schedule.timetable import (
+    HALVED,
+    ORDERS,
+    Order,
+    Passes,
+    Work,
+    course,
+    in_flight,
+    timetable,
+    timetables,
+    unawaited,
+    waiting,
+)
 
 SIZES = [(stages, microbatches) for stages in range(1, 9) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
 
@@ -45,15 +57,25 @@ def test_stages_that_wait_for_each_other_are_named() -> None:
 @pytest.mark.parametrize(("stages", "microbatches"), [(k, m) for k, m in SIZES if m >= k])
 def test_weight_gradients_that_wait_leave_the_bubble_of_zb_h1(order: Order, stages: int, microbatches: int) -> None:
     """(K - 1)(F + B - W), Qi et al., Table 1; and no stage keeps more than the first one of 1F1B, with one waiting."""
-    found = course(timetables(order, stages, microbatches), HALVED)
+    tables = timetables(order, stages, microbatches)
+    found = course(tables, HALVED)
     assert found.length == 3 * microbatches + (stages - 1)
     for k, starts in enumerate(found.starts):
-        ends = {work.microbatch: start for work, start in starts.items() if work.kind == "W"}
-        assert list(ends) == list(range(microbatches))  # the order of the sums
+        whole = unawaited(k, tables[k])
+        ends = {w.microbatch: at for w, at in starts.items() if w.kind == ("B" if w.microbatch in whole else "W")}
+        assert sorted(ends, key=lambda m: ends[m]) == list(range(microbatches))  # the order of the sums
         kept = [sum(s <= at < ends[w.microbatch] for w, s in starts.items() if w.kind == "F") for at in ends.values()]
-        assert max(kept) <= in_flight(order, k, stages, microbatches) + waiting(k, microbatches)
+        assert max(kept) <= in_flight(order, k, stages, microbatches) + waiting(k, tables[k])
     if order == "1f1b":
-        assert {in_flight(order, k, stages, stages) + waiting(k, stages) for k in range(stages)} <= {stages, stages + 1}
+        most = {in_flight(order, k, stages, microbatches) + waiting(k, works) for k, works in enumerate(tables)}
+        assert most <= {stages, stages + 1}
+
+
+def test_a_backward_pass_that_no_stage_waits_for_is_whole() -> None:
+    """Of the first stage, once it has passed all micro-batches forward; a stage behind it is waited for to the end."""
+    whole = {order: [unawaited(k, works) for k, works in enumerate(timetables(order, 2, 4))] for order in ORDERS}
+    assert whole == {"1f1b": [{2, 3}, set()], "gpipe": [{0, 1, 2, 3}, set()], "zb": [{1, 2, 3}, set()]}
+    assert [waiting(0, works) for works in (timetable("1f1b", 0, 2, m) for m in (1, 2, 3, 8))] == [0, 0, 1, 1]
 
 
 def test_what_waits_is_bounded() -> None:
@@ -76,6 +98,6 @@ def test_the_picture() -> None:
         "stage 1   .  F0 B0 -  F1 B1 -  F2 B2 -  .  .",
     ]
     assert course(timetables("1f1b", 2, 3), HALVED).drawn().splitlines() == [
-        "stage 0   F0 F1 .  B0 F2 B1 W0 B2 W1 W2",
+        "stage 0   F0 F1 .  B0 F2 W0 B1 -  B2 -",
         "stage 1   .  F0 B0 F1 B1 F2 B2 W0 W1 W2",
     ]
