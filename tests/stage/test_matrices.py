@@ -34,6 +34,28 @@ def steps(optimizer: torch.optim.Optimizer, p: nn.Parameter, gradients: Sequence
     return p.detach().clone()
 
 
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
+def test_orthogonalised_is_five_steps_of_the_quintic_on_each_singular_value(shape: tuple[int, int]) -> None:
+    m = normal(*shape, seed=3)
+    u, s, vt = torch.linalg.svd(m, full_matrices=False)
+    s = s / (m.norm() + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalised(m), u @ torch.diag(s) @ vt)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8)])
+def test_muon_is_its_formula(shape: tuple[int, int]) -> None:
+    gradients = [normal(*shape, seed=seed) for seed in range(3)]
+    p = nn.Parameter(normal(*shape, seed=9))
+    w, v = p.detach().clone(), torch.zeros(shape, dtype=torch.float64)
+    for g in gradients:
+        v = 0.95 * v + g
+        along = max(1.0, shape[0] / shape[1]) ** 0.5 * orthogonalised(g + 0.95 * v)
+        w = w - 0.02 * (along + 0.3 * w)
+    torch.testing.assert_close(steps(Muon([p], weight_decay=0.3), p, gradients), w)
+
+
 @pytest.mark.parametrize("shape", [(8, 5), (5, 8)])
 def test_muon_is_torchs_on_matrices(shape: tuple[int, int]) -> None:
     """torch iterates in bfloat16, and weighs the newest gradient with 1 - μ, which the polar factor does not see."""
@@ -85,6 +107,30 @@ def test_rotated_adam_goes_with_a_rotation_of_its_matrix(shape: tuple[int, ...])
     torch.testing.assert_close(end(RotatedAdam, before=True), end(RotatedAdam, before=False), rtol=1e-6, atol=1e-8)
     if len(shape) > 1:
         assert float((end(torch.optim.Adam, before=True) - end(torch.optim.Adam, before=False)).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3), (4, 3, 2, 2), (3, 3)])
+def test_rotated_adam_is_its_formula(shape: tuple[int, ...]) -> None:
+    """By matrices, from one side; the basis is that of the first gradient, and turns every third step."""
+    gradients = [normal(*shape, seed=seed) for seed in range(7)]
+    p = nn.Parameter(normal(*shape, seed=9))
+    found = steps(RotatedAdam([p], weight_decay=0.3, eps=1e-3, every=3), p, gradients)
+    flat = [g.flatten(1) for g in gradients]
+    tall = flat[0].shape[0] > flat[0].shape[1]
+    flat = [g.T if tall else g for g in flat]
+    w = normal(*shape, seed=9).flatten(1)
+    w = w.T if tall else w
+    m, v, gram, q = torch.zeros_like(w), torch.zeros_like(w), torch.zeros(len(w), len(w), dtype=w.dtype), None
+    for done, g in enumerate(flat, start=1):
+        m, gram = 0.9 * m + 0.1 * g, 0.999 * gram + 0.001 * g @ g.T
+        if q is None:
+            q = torch.linalg.eigh(g @ g.T).eigenvectors
+        elif done % 3 == 0:
+            q = torch.linalg.qr(gram @ q).Q
+        v = 0.999 * v + 0.001 * (q.T @ g).square()
+        along = q @ ((q.T @ m) / (1 - 0.9**done) / ((v / (1 - 0.999**done)).sqrt() + 1e-3))
+        w = w - 1e-3 * (along + 0.3 * w)
+    torch.testing.assert_close(found, (w.T if tall else w).reshape(shape))
 
 
 def test_rotated_adam_is_adamw_where_the_basis_is_the_axes() -> None:
