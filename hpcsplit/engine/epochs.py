@@ -37,6 +37,7 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
     to pause, 0 at the epoch's end."""
     job.stage.set_lr(job.learning_rate(action.epoch))
     job.stage.blocks.train()
+    job.stage.defers = job.exact.defers(job.stage.count)
     method, parallel = job.method.at(action.parallel_epochs), action.phase == "parallel"
     order = job.epoch_batches(action.epoch, parallel=parallel)
     passes = sweeps(method) if parallel else (job.exact.step,)

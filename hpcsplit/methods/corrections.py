@@ -38,10 +38,10 @@ def spiked(stage: Stage, rate: float, delay: float) -> None:
 
 def fed_back(stage: Stage, rate: float, share: float, last: Carry) -> None:
     """The optimizer's step u, and `share` times what it has more than the one before, which `last` keeps by name."""
-    before = {name: p.detach().clone() for name, p in stage.blocks.named_parameters() if p.grad is not None}
+    before = {name: p.detach().clone() for name, p in stage.trained.items() if p.grad is not None}
     stage.set_lr(rate)
     stage.update()
-    for name, p in stage.blocks.named_parameters():
+    for name, p in stage.trained.items():
         if name in before:
             step = p.detach() - before[name]
             if name in last:

@@ -38,6 +38,8 @@ Corrections, each off by default (corrections.py):
                    compensation, Kosson et al., "Pipelined Backpropagation at Scale", 2021)
     lr_anneal      η / (1 + d)^p with p from 1 down to 0 over so many steps (PipeMare's T1, Yang et al. 2021)
 
+The last stage passes its gradient on before it computes those of its own weights, unless schedule.deferred is false or
+"2bw" has lent it others (stage/deferred.py): the stage before it then waits the less for a slow step.
 d is the delay that a gradient really has: behind the beginning, and behind a drain, the first gradients are younger.
 
 With M = `microbatches` a mini-batch is cut, and its pieces go through the stages in place of the mini-batches above; a
@@ -188,18 +190,21 @@ class Delayed(TrainingMethod):
                 if len(_flights(stage)) > self._behind(stage.index, stage.count):
                     yield from self._backward(stage)
                 continue
-            loss = stage.loss(stage.forward(x, older), batch.y[piece]).sum()
+            with stage.deferred.active() if stage.defers else nullcontext():
+                y = stage.forward(x, older)
+            loss = stage.loss(y, batch.y[piece]).sum()
             tally.count("phi", loss)
             if loss.requires_grad:  # a network may have no weights
                 (loss / batch.size).backward()
             if not stage.first:
                 assert x.grad is not None
                 yield Send(PREV, "g", x.grad, number)
+            stage.deferred.finish(stage.between_blocks)  # nobody waits for the rest
         if fresh:
             fresh.step()
         if stage.last:
             for name, weight in (older or {}).items():
-                _trained(stage)[name].grad = weight.grad
+                stage.trained[name].grad = weight.grad
             self._update(stage, age)
         return StepResult(tally)
 
@@ -262,11 +267,10 @@ class Delayed(TrainingMethod):
 
     def _ahead(self, stage: Stage, updates: int) -> dict[str, Tensor]:
         """A copy of today's weights, or of those that the optimizer is likely to have made of them after so many."""
-        trained = _trained(stage)
-        weights = {name: p.detach().clone() for name, p in trained.items()}
+        weights = {name: p.detach().clone() for name, p in stage.trained.items()}
         if self.predict and stage.optimizer:
             rate = self._rate(stage, self.delay(stage.index, stage.count))
-            for name, p in trained.items():
+            for name, p in stage.trained.items():
                 if (along := corrections.direction(stage.optimizer, p)) is not None:
                     weights[name].sub_(along, alpha=updates * rate)
         return weights
@@ -282,8 +286,7 @@ class Delayed(TrainingMethod):
         ages = share * age + float(stage.carry.stage.pop("age", torch.zeros(())))
         if g is None:
             g = yield stage.receive(NEXT, "g", len(y), self._number(flight))
-        trained = _trained(stage)
-        before = {name: kept.pop(f"w/{name}", p) for name, p in trained.items()}
+        before = {name: kept.pop(f"w/{name}", p) for name, p in stage.trained.items()}
         stage.carry.stage[_FLIGHTS] = torch.tensor(rest, dtype=torch.int64)
         if not rest:
             stage.carry.stage.below("used/").update(x=y.detach(), g=g * flight[3])
@@ -298,7 +301,7 @@ class Delayed(TrainingMethod):
             assert x.grad is not None
             yield Send(PREV, "g", x.grad, self._number(flight))
         ends = not rest or rest[0][:2] != flight[:2]
-        for name, p in trained.items():
+        for name, p in stage.trained.items():
             mine, others = before[name].grad if p.grad is None else p.grad, sums.pop(name, None)
             if self.compensation and mine is not None:
                 mine = mine + self.compensation / share * mine.square() * (p.detach() - before[name].detach())
@@ -317,12 +320,12 @@ class Delayed(TrainingMethod):
         """The output with its graph, as a replay, or because a checkpoint could not keep it."""
         epoch, step, number, _ = flight
         if self.weights != "replay":
-            for name, p in _trained(stage).items():
+            for name, p in stage.trained.items():
                 before[name] = torch.empty_like(p).copy_(before[name].detach()).requires_grad_()  # in the format of p
         with stage.pass_again(number, (epoch, step)):
             y = stage.forward(x, None if self.weights == "replay" else before)
         if self.weights == "stale":
-            for name, p in _trained(stage).items():
+            for name, p in stage.trained.items():
                 before[name].data.copy_(p)
         return y
 
@@ -369,7 +372,3 @@ def _kept(stage: Stage, flight: tuple[int, ...]) -> Carry:
 def _before(stage: Stage, updates: int) -> Carry:
     """The weights before the last so many updates."""
     return stage.carry.stage.below(f"{_BEFORE}{updates}/")
-
-
-def _trained(stage: Stage) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in stage.blocks.named_parameters() if p.requires_grad}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hpcsplit.nets.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
@@ -44,6 +43,7 @@ class Stage:
         dtype: type of activations and gradients that exact back-propagation passes between stages; bfloat16 computes
             under autocast.
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
+        trained: the parameters that the optimizer has, by name in the whole network.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
         carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.
         task: what the last stage's output is compared with.
@@ -52,6 +52,7 @@ class Stage:
         passes: the number of the latest forward pass since `at`.
         repeats: a pass of before is made once more (`pass_again`).
         deferred: weight gradients that wait until there is time for them.
+        defers: whether they may wait in parallel epochs, too.
         besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
     """
 
@@ -87,8 +88,12 @@ class Stage:
         if channels_last:
             self.blocks.to(memory_format=torch.channels_last)
         self.besides = Besides(self.blocks)
-        self.deferred = DeferredGradients()
-        self.parameters = [p for p in self.blocks.parameters() if p.requires_grad]
+        self.deferred, self.defers = DeferredGradients(), False
+        self.trained = {name: p for name, p in self.blocks.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
+        names = {id(p): name for name, p in self.trained.items()}
+        tables = [module._parameters for module in self.blocks.modules()]
+        self._homes = [(table, key, names[id(p)]) for table in tables for key, p in table.items() if id(p) in names]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
         self.clip, self.frozen = clip, frozen
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
@@ -124,9 +129,21 @@ class Stage:
         name in the whole network, are used in place of the stage's own."""
         self.passes += 1
         x = self.in_own_format(x)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            y: Tensor = self.blocks(x) if weights is None else functional_call(self.blocks, dict(weights), (x,))
+        half = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), self._using(weights):
+            y: Tensor = self.blocks(x)
         return y.to(self.wide if self.last else self.dtype)
+
+    @contextmanager
+    def _using(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """As torch.func.functional_call, whose search for names in every call takes longer than small layers do."""
+        for table, key, name in self._homes if weights else ():
+            table[key] = weights[name]  # type: ignore[index,assignment]
+        try:
+            yield
+        finally:
+            for table, key, name in self._homes if weights else ():
+                table[key] = self.trained[name]
 
     def in_own_format(self, t: Tensor) -> Tensor:
         """An activation or gradient in the memory format that the stage computes in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from hpcsplit.methods.delayed import Delayed
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
+from hpcsplit.wire.port import Recv, Send
 from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
 from tests.methods.tiny import weights as weights_of
 
@@ -436,3 +438,36 @@ def test_what_was_used_is_the_last_mini_batchs(pieces: int) -> None:
     torch.testing.assert_close(used, (y.detach()[-rows:], g[-rows:]))
     assert method.used(stages[0]) is None
     assert method.used(stages[1]) is None
+
+
+@pytest.mark.parametrize("weights", VARIANTS)
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("count", [2, 3])
+def test_weight_gradients_of_the_last_stage_that_wait_are_the_same_bits(count: int, pieces: int, weights: str) -> None:
+    ends, halves = [], []
+    for waits in (False, True):
+        stages = make_stages(linear_parts(count), vectors()[0][0], lr=LR)
+        for stage in stages:
+            stage.defers = waits
+        run(Delayed(weights=weights, microbatches=pieces), stages, vectors())
+        ends.append(weights_of(stages))
+        halves.append([stage.deferred.count for stage in stages])
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+    layers = STEPS * pieces - 1  # the first pass of all leaves them whole
+    assert halves == [[0] * count, [0] * (count - 1) + [0 if weights == "2bw" else layers]]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_the_last_stages_neighbour_has_its_gradient_before_a_weight_has_its_own(pieces: int) -> None:
+    stages = make_stages(linear_parts(2), vectors()[0][0])
+    last, waiting, answer = stages[1], [], None
+    last.defers = last.deferred.looked = True  # as behind the first pass of a run
+    program = Delayed(microbatches=pieces).step(last, {}, batch_for(last, *vectors()[0]))
+    with suppress(StopIteration):
+        while True:
+            verb = program.send(answer)
+            answer = torch.randn(verb.shape, dtype=verb.dtype) if isinstance(verb, Recv) else None
+            if isinstance(verb, Send):
+                waiting.append(len(last.deferred))
+    assert waiting == [1] * pieces  # of one layer, and of no micro-batch before
+    assert not last.deferred

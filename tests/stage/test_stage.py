@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from hpcsplit.nets.resnet import PostBlock
 from hpcsplit.stage.stage import Stage, may_draw
@@ -33,6 +34,26 @@ def test_a_stage_knows_where_it_stands() -> None:
     assert [(s.place.first_block, s.net_blocks) for s in (first, last)] == [(0, 2), (2, 3)]
     first.carry["sum"] = torch.ones(1)
     assert last.carry == {}
+
+
+def test_other_weights_take_the_place_of_its_own_for_one_pass() -> None:
+    """Also where a layer is used twice, and where the pass fails; what is not trained keeps its own."""
+    shared, fixed = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+    blocks = nn.Sequential(shared, nn.Sequential(nn.ReLU(), fixed), nn.Sequential(shared, nn.Tanh()))
+    it = Stage(0, 1, blocks, ((3,),) * 4, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    assert list(it.trained) == ["0.weight", "0.bias"]
+    own = {name: p.detach().clone() for name, p in blocks.named_parameters()}
+    others = {name: torch.randn_like(p).requires_grad_() for name, p in it.trained.items()}
+    x = torch.randn(2, 3)
+    y = it.forward(x, others)
+    torch.testing.assert_close(y, functional_call(blocks, {**own, **others}, (x,)), rtol=0, atol=0)
+    y.sum().backward()
+    assert all(t.grad is not None for t in others.values())
+    assert all(p.grad is None for p in it.parameters)
+    with pytest.raises(RuntimeError):
+        it.forward(torch.randn(2, 5), others)
+    assert all(p is it.trained.get(name, p) for name, p in blocks.named_parameters())
+    torch.testing.assert_close(dict(blocks.named_parameters()), own, rtol=0, atol=0)
 
 
 class Users(nn.Module):
