@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from hpcsplit.nets.catalog import lookup
 from tools.benchmarks import page
 from tools.benchmarks.hybrid import hybrid
 from tools.benchmarks.step import NETWORKS
 from tools.program import marked
+from tools.timing.networks import ODE, blank110, ode
 from tools.timing.race import (
     COPIES,
     DDP,
@@ -27,6 +34,8 @@ from tools.timing.race import (
     line,
     row,
     torch_pipeline,
+    torchbraid,
+    torchgpipe,
 )
 from tools.timing.table import interval, write
 from tools.timing.turns import Contender, play
@@ -76,7 +85,7 @@ def test_turns_interleave_and_failures_end_one_contender_only(tmp_path: Path, pr
 def test_ratios_are_those_of_the_same_round() -> None:
     def played(name: str, seconds: list[float], processes: int = 1) -> Contender:
         starts: list[tuple[list[str], int]] = [([], 1)] * processes
-        return Contender(name, starts, [[{"seconds": s}] * processes for s in seconds])
+        return Contender(name, starts, [[{"seconds": s, "cpu_s": 2 * s}] * processes for s in seconds])
 
     one, copies = played("one", [1.0, 2.0, 4.0]), played("copies", [1.1, 2.2, 4.4], 2)
     ours = played("parallel", [0.6, 1.2, 2.4])
@@ -85,6 +94,8 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert row(ours, everyone)["of_two_copies"] == pytest.approx(0.55 / 0.6)
     assert row(copies, everyone)["over_one_core"] == pytest.approx(2 / 1.1)
     assert row(copies, everyone)["of_two_copies"] == pytest.approx(1.0)
+    more = {each.name: row(each, everyone)["more_cpu_s"] for each in everyone}  # than 4 s, of all processes, in round 2
+    assert more == {"one": 0.0, "copies": pytest.approx(0.4), "parallel": pytest.approx(-1.6)}
     assert row(ours, everyone)["over"] == {}
     found = row(ours, everyone, ["one", "two"])["over"]
     assert found == {"one": (pytest.approx(1 / 0.6), pytest.approx(1 / 0.6), pytest.approx(1 / 0.6))}
@@ -115,10 +126,10 @@ def test_a_row_of_a_race_tells_its_waits_apart() -> None:
     assert found["exposed_s"] == [pytest.approx(0.26), pytest.approx(0.39)]
     assert found["imbalance_s"] == [pytest.approx(0.14), pytest.approx(0.21)]
     assert found["io_s"] == [pytest.approx(0.46), pytest.approx(0.69)]
-    ratios = {"over_one_core": 1.25, "of_two_copies": 0.75, "of_its_bound": 0.875}
+    ratios = {"over_one_core": 1.25, "of_two_copies": 0.75, "of_its_bound": 0.875, "more_cpu_s": 0.0123}
     said = {"label": "ours", "norm": "B/4", "over": {"zb-h1-4": (1.0312, 0.9871, 1.0449)}}
     first, over, *stages = line(found | ratios | said).splitlines()
-    assert first.split() == ["ours", "B/4", "2.000", "1.800", "2.200", "1.25", "0.75", "0.88"]
+    assert first.split() == ["ours", "B/4", "2.000", "1.800", "2.200", "1.25", "0.75", "0.88", "+12.3"]
     assert over == "    1.031 times as fast as zb-h1-4, 95 % interval 0.987 to 1.045"
     assert stages == [
         "    stage 0: exposed messages 13.0 %, store 23.0 %, imbalance 7.0 %",
@@ -140,6 +151,25 @@ def test_what_batch_norm_sees_is_said() -> None:
 def test_the_networks_of_step_exist() -> None:
     for name in NETWORKS.split(","):
         lookup(name)
+
+
+def test_who_cannot_take_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ONE.missing("resnet8") == exact(4).missing("resnet8") == ""
+    assert "no torchgpipe here" in torchgpipe(4).missing("resnet8")
+    assert torchbraid("mgrit").missing("resnet8").startswith("trains tools.timing.networks:ode only")
+    assert "no torchbraid here" in torchbraid("mgrit").missing(ODE)
+    monkeypatch.setitem(sys.modules, "torchgpipe", ModuleType("torchgpipe", None))
+    sys.modules["torchgpipe"].__spec__ = ModuleSpec("torchgpipe", None)
+    assert torchgpipe(4).missing("resnet8") == ""
+
+
+@pytest.mark.parametrize("build", [blank110, ode])
+def test_networks_of_races_train(build: Callable[..., nn.Sequential]) -> None:
+    net = build((3, 32, 32), 10)
+    net(torch.zeros(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == {blank110: 109, ode: 33}[build]
 
 
 def test_controls_take_part_in_every_group() -> None:

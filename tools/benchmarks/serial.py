@@ -11,7 +11,17 @@ activations in between.  Rows that are compared with each other have taken turns
 
 from __future__ import annotations
 
-from tools.timing.race import CONTROLS, DDP, Way, exact, one_core_in_pieces, run, torch_pipeline
+from tools.timing.race import (
+    CONTROLS,
+    DDP,
+    Way,
+    exact,
+    one_core_in_pieces,
+    run,
+    torch_pipeline,
+    torchbraid,
+    torchgpipe,
+)
 
 MICROBATCHES = (1, 2, 4, 8)
 DEFERRED = {"deferred": True}
@@ -31,6 +41,9 @@ WAYS = (
     *CONTROLS,
     *(way for m in MICROBATCHES for way in pipelines(m)),
     DDP,
+    *(torchgpipe(m) for m in MICROBATCHES[1:]),
+    torchbraid("serial"),
+    torchbraid("mgrit"),
     *(one_core_in_pieces(m) for m in MICROBATCHES[1:]),
     exact(8, ", gpipe", schedule={"pipeline": "gpipe"}),
     exact(8, ", recompute", schedule={"recompute": True}),

@@ -9,11 +9,14 @@ listed with what it said.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,12 @@ from hpcsplit.plan.prepare import choose_cuts
 from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.cuts import ranges
 from tools.program import ROOT, Sections, merged, write_toml
+from tools.timing.networks import ODE
 from tools.timing.table import interval, options, ratio, write
 from tools.timing.turns import Contender, peer, play
 
 RANKS = 2
-LINE = "{:<50} {:>9} {:>9} {:>7} {:>7} {:>6} {:>9} {:>9}"
+LINE = "{:<50} {:>9} {:>9} {:>7} {:>7} {:>6} {:>9} {:>9} {:>8}"
 Cuts = Mapping[int, Sequence[int]]  # by the number of stages
 
 
@@ -44,6 +48,8 @@ class Way:
         microbatches: of a way that is cut into stages and passes exact gradients between them; 0 for others.
         parts: the stages that the network is cut into, whose balance bounds it; 1: none.
         rivals: names of ways before it that its times are compared with.
+        needs: a package that is installed with no extra; --checkouts says where it is.
+        trains: the only network that it can train; "": any.
         settings: those of this way, over those of the race.
     """
 
@@ -56,7 +62,19 @@ class Way:
     microbatches: int = 0
     parts: int = 1
     rivals: tuple[str, ...] = ()
+    needs: str = ""
+    trains: str = ""
     settings: Sections = field(default_factory=dict)
+
+    def missing(self, network: str) -> str:
+        """Why it cannot take part, in words; "" where it can."""
+        if self.trains and network != self.trains:
+            return f"trains {self.trains} only; add it to --networks"
+        if self.needs and not find_spec(self.needs):
+            return (
+                f"there is no {self.needs} here; name the folder of a checkout, built where it must be, in --checkouts"
+            )
+        return ""
 
     def contender(self, folder: Path, settings: Sections, cuts: Cuts) -> Contender:
         cut: Sections = {"split": {"cuts": list(cuts[self.parts])}} if self.parts > 1 else {}
@@ -96,6 +114,17 @@ def torch_pipeline(order: str, microbatches: int) -> Way:
     return Way(f"{kind}-{microbatches}", label, kind, starts=RANKS, microbatches=microbatches, parts=parts)
 
 
+def torchgpipe(microbatches: int) -> Way:
+    """Threads of one process in place of ranks."""
+    name, label = f"torchgpipe-{microbatches}", f"torchgpipe, M = {microbatches}"
+    return Way(name, label, "", "gpipe", microbatches=microbatches, parts=RANKS, needs="torchgpipe")
+
+
+def torchbraid(kind: str) -> Way:
+    label = f"TorchBraid, {'one level' if kind == 'serial' else 'MGRIT, inexact'}"
+    return Way(f"torchbraid-{kind}", label, kind, "braid", ranks=RANKS, needs="torchbraid", trains=ODE)
+
+
 def ours(name: str, label: str, kind: str, ranks: int = RANKS, **more: Any) -> Way:
     return Way(name, label, kind, "ours", ranks=ranks, parts=ranks, **more)
 
@@ -114,10 +143,11 @@ def one_core_in_pieces(microbatches: int) -> Way:
 PARALLEL = ours("parallel", "hpcsplit, parallel epoch", "parallel")
 
 
-def delayed(label: str = "", **method: str) -> Way:
+def delayed(label: str = "", rivals: tuple[str, ...] = (), whole: bool = False, **method: str) -> Way:
     name, label = _named("delayed", label), f"hpcsplit, delayed gradients{label}"
-    method = {"name": "delayed", "epoch_end": "run", **method}
-    return ours(name, label, "parallel", settings={"method": method, "schedule": {"ratio": "0:1", "warmup": 0}})
+    schedule = {"ratio": "0:1", "warmup": 0, "deferred": not whole}
+    settings = {"method": {"name": "delayed", "epoch_end": "run", **method}, "schedule": schedule}
+    return ours(name, label, "parallel", rivals=rivals, settings=settings)
 
 
 def _named(kind: str, label: str) -> str:
@@ -138,16 +168,22 @@ def run(doc: str | None, name: str, ways: Sequence[Way], *, networks: str, steps
         precision={"default": "float32", "choices": ("float32", "bfloat16")},
         device={"default": "cpu", "choices": ("cpu", "cuda")},
         only=("", "names of ways, with commas"),
+        checkouts=("", "folders with torchgpipe or torchbraid, with commas"),
         at_once=(6, "ways that take turns beside the controls: all are in memory"),
         out=(ROOT / "runs" / f"bench-{name}", "default: runs/bench-NAME"),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no contender outlives it
     chosen = [way for way in ways if not args.only or way.name in args.only.split(",")]
+    checkouts = [str(Path(folder).resolve()) for folder in args.checkouts.split(",") if folder]
+    sys.path += checkouts
+    os.environ["PYTHONPATH"] = os.pathsep.join([*checkouts, *filter(None, [os.environ.get("PYTHONPATH")])])
     lines: list[str] = []
     tables, said = [], ""
     for network in args.networks.split(","):
-        table, text = _measured(args, network, chosen)
+        missing = {way.label: why for way in chosen if (why := way.missing(network))}
+        table, text = _measured(args, network, [way for way in chosen if way.label not in missing])
         tables.append(table)
+        text += [f"{label} is left out: {why}" for label, why in missing.items()]
         lines += ["", *text]
         print("", *text, sep="\n", flush=True)
         said = write(args.out, name, lines, tables)
@@ -175,7 +211,7 @@ def _measured(args: argparse.Namespace, network: str, ways: Sequence[Way]) -> tu
     about = {"network": network, "batch": args.batch, "precision": args.precision, "device": args.device}
     title = "{network}, batch B = {batch}, {precision}, {device}, ".format_map(about)
     title += f"{cut}{args.steps} steps a turn, n = {args.rounds}"
-    header = LINE.format("", "BatchNorm", "s a step", "min", "max", "x one", "of copies", "of bound")
+    header = LINE.format("", "BatchNorm", "s a step", "min", "max", "x one", "of copies", "of bound", "+CPU ms")
     return about | {"balances": balances, "cuts": cuts, "rows": rows}, [title, header, *map(line, rows)]
 
 
@@ -233,16 +269,19 @@ def charged_or_not(contender: Contender) -> list[Contender]:
 
 def row(contender: Contender, everyone: Sequence[Contender], rivals: Sequence[str] = ()) -> dict[str, Any]:
     """Medians of a contender, and ratios of the same round: steps of one core in the time of one of its own."""
-    seconds = {each.name: each.seconds() for each in everyone if not each.failure}
     found: dict[str, Any] = {"name": contender.name, "failure": contender.failure}
     if contender.failure:
         return found
-    mine = contender.seconds()
+    able = {each.name: each for each in everyone if not each.failure}
+    seconds, mine = {name: each.seconds() for name, each in able.items()}, contender.seconds()
     found |= {"n": len(mine), "median_s": statistics.median(mine), "min_s": min(mine), "max_s": max(mine)}
     per_step = 1 / RANKS if contender.name == "copies" else 1.0  # two copies make two steps at once
     for name, key, share in (("one", "over_one_core", 1.0), ("copies", "of_two_copies", 1 / RANKS)):
         if name in seconds:
             found[key] = share / per_step * ratio(seconds[name], mine)
+    if "one" in able:  # that of all processes
+        spent = zip(contender.cpu_seconds(), able["one"].cpu_seconds(), strict=True)
+        found["more_cpu_s"] = statistics.median(per_step * cpu_s - alone for cpu_s, alone in spent)
     others = {name: seconds[name] for name in rivals if name in seconds}
     found["over"] = {name: (ratio(theirs, mine), *interval(theirs, mine)) for name, theirs in others.items()}
     for key in ("exposed_s", "imbalance_s", "io_s"):
@@ -258,7 +297,8 @@ def line(found: dict[str, Any]) -> str:
     times = [f"{found[key]:.3f}" for key in ("median_s", "min_s", "max_s")]
     keys = ("over_one_core", "of_two_copies", "of_its_bound")
     ratios = [f"{found[key]:.2f}" if key in found else "-" for key in keys]
-    text = LINE.format(found["label"], found["norm"], *times, *ratios)
+    cpu = f"{1e3 * found['more_cpu_s']:+.1f}" if "more_cpu_s" in found else "-"
+    text = LINE.format(found["label"], found["norm"], *times, *ratios, cpu)
     for name, (middle, low, high) in found["over"].items():
         text += f"\n    {middle:.3f} times as fast as {name}, 95 % interval {low:.3f} to {high:.3f}"
     if "exposed_s" in found:

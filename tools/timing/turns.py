@@ -51,6 +51,10 @@ class Contender:
         """The slowest process of each round."""
         return [max(note["seconds"] for note in notes) for notes in self.notes]
 
+    def cpu_seconds(self) -> list[float]:
+        """Of all processes together, in each round."""
+        return [sum(note["cpu_s"] for note in notes) for notes in self.notes]
+
 
 def peer(module: str, kind: str, config: Path, ranks: int) -> tuple[list[str], int]:
     """A start of a module in tools/timing/peers, which does what it calls `kind`."""

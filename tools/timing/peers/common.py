@@ -66,8 +66,9 @@ def compete(player: Player, step: Callable[[], None], problem: Problem) -> None:
         step()
     for number in player.turns():
         wait_for(problem.device)
-        began = time.perf_counter()
+        cpu, began = time.process_time(), time.perf_counter()
         for _ in range(steps):
             step()
         wait_for(problem.device)
-        player.note(number, (time.perf_counter() - began) / steps)
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+        player.note(number, seconds / steps, cpu_s=cpu_s / steps)
