@@ -38,8 +38,9 @@ Corrections, each off by default (corrections.py):
                    compensation, Kosson et al., "Pipelined Backpropagation at Scale", 2021)
     lr_anneal      η / (1 + d)^p with p from 1 down to 0 over so many steps (PipeMare's T1, Yang et al. 2021)
 
-The last stage passes its gradient on before it computes those of its own weights, unless schedule.deferred is false or
-"2bw" has lent it others (stage/deferred.py): the stage before it then waits the less for a slow step.
+The last stage passes its gradient on before it computes those of its own weights (stage/deferred.py), unless "2bw" has
+lent it others or schedule.deferred is false: so the stage before it waits less.
+
 d is the delay that a gradient really has: behind the beginning, and behind a drain, the first gradients are younger.
 
 With M = `microbatches` a mini-batch is cut, and its pieces go through the stages in place of the mini-batches above; a
