@@ -100,7 +100,7 @@ class ScheduleSection:
     pipeline: str = option("1f1b", "order of the micro-batches in an exact epoch", choices=ORDERS)
     recompute: bool = option(False, "keep the inputs of micro-batches only, and pass them forward once more")
     deferred: bool = option(
-        True, "a stage may pass gradients on before it computes those of its weights, in exact and in delayed epochs: the same bits"
+        True, "gradients go on before those of the weights are computed, in exact and in delayed epochs: the same bits"
     )
     waiting: int = option(
         0,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
 from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
@@ -89,7 +90,7 @@ class Job:
 
     stage: Stage
     method: TrainingMethod
-    exact: TrainingMethod
+    exact: Backprop
     store: Store | None
     aux_dtype: torch.dtype
     train: Samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ import torch
 
 from hpcsplit.assemble import make_jobs
 from hpcsplit.commands import train
+from hpcsplit.engine.epochs import train_epoch
 from hpcsplit.engine.job import Job
 from hpcsplit.methods.backprop import Backprop
+from hpcsplit.methods.contract import Tally
 from hpcsplit.plan import measure
 from hpcsplit.plan.measure import rehearse, rehearse_exact
 from hpcsplit.plan.prepare import prepare
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.folder import RunDir
+from hpcsplit.schedule.actions import Train
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import World
 from tests.engine.conftest import Make
@@ -80,12 +84,15 @@ def test_exact_steps_keep_the_form_that_is_the_quicker_one(
 
 
 def test_a_process_with_several_stages_waits_for_nobody(make: Make, tmp_path: Path) -> None:
-    assert [cast(Backprop, job.exact).deferred for job in make(2)] == [False, False]
+    assert [job.exact.deferred for job in make(2)] == [False, False]
     setting, cpu = Setting(config(2, store__kind="memory")), torch.device("cpu")
     for waits in (True, False):
         prepared = replace(prepare(setting, RunDir(tmp_path / "one"), 2, cpu), deferred=waits)
         (job,) = make_jobs(setting, prepared, RunDir(tmp_path / "one"), [1], cpu)
         assert job.exact == replace(setting.exact, deferred=waits)
+        with suppress(StopIteration):  # at the first message
+            next(train_epoch(job, Train(0, "serial", 0), Tally()))
+        assert job.stage.defers is waits
 
 
 def test_what_does_not_fit_is_not_timed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

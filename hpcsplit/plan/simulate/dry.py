@@ -22,6 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hpcsplit.engine.job import Identity, Job
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.simulate.machine import Clock, Link, Machine
@@ -39,7 +40,7 @@ class Problem:
     """What is trained: `shapes` are one sample's at the input of each block and at the output of the last one."""
 
     method: TrainingMethod
-    exact: TrainingMethod
+    exact: Backprop
     shapes: Sequence[Shape]
     profile: Profile
     batch_size: int
