@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import pairwise, product
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.catalog import build
 from hpcsplit.schedule.timetable import ORDERS, Order
-from hpcsplit.wire.port import Recv, Send
 from tests.methods import tiny
 
 SHAPE = (1, 8, 8)
@@ -225,17 +223,10 @@ def test_the_neighbour_has_its_gradient_before_a_weight_has_its_own(microbatches
     parts = [nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)) for _ in range(2)]
     images, labels = tiny.batch_of((5,), size=6, dtype=torch.float32)
     stages = tiny.make_stages(parts, images)
-    waiting = []
     stages[1].deferred.looked = True  # as behind the first pass of a run
-    method, batch, answer = Backprop(microbatches, deferred=True), tiny.batch_for(stages[1], images, labels), None
-    program = method.step(stages[1], {}, batch)
-    with suppress(StopIteration):
-        while True:
-            verb = program.send(answer)
-            answer = torch.randn(verb.shape) if isinstance(verb, Recv) else None
-            if isinstance(verb, Send) and verb.name == "g":
-                waiting.append(len(stages[1].deferred))
-    assert waiting == [2, 4, 6, 6][:microbatches]
+    method = Backprop(microbatches, deferred=True)
+    program = method.step(stages[1], {}, tiny.batch_for(stages[1], images, labels))
+    assert tiny.waiting_at_gradients(program, stages[1]) == [2, 4, 6, 6][:microbatches]
     (alone,) = tiny.make_stages([nn.Sequential(*parts)], images)  # one that waits for nobody
     with patch.object(alone.deferred, "active") as active:
         tiny.step(method, [alone], images, labels, {})

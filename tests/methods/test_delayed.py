@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,8 +19,15 @@ from hpcsplit.methods.delayed import Delayed
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import Recv, Send
-from tests.methods.tiny import CLASSES, batch_for, batch_of, conv_parts, linear_parts, make_stages
+from tests.methods.tiny import (
+    CLASSES,
+    batch_for,
+    batch_of,
+    conv_parts,
+    linear_parts,
+    make_stages,
+    waiting_at_gradients,
+)
 from tests.methods.tiny import weights as weights_of
 
 STEPS, LR, MOMENTUM, DECAY = 9, 0.2, 0.7, 0.01
@@ -460,14 +466,8 @@ def test_weight_gradients_of_the_last_stage_that_wait_are_the_same_bits(count: i
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_the_last_stages_neighbour_has_its_gradient_before_a_weight_has_its_own(pieces: int) -> None:
     stages = make_stages(linear_parts(2), vectors()[0][0])
-    last, waiting, answer = stages[1], [], None
+    last = stages[1]
     last.defers = last.deferred.looked = True  # as behind the first pass of a run
     program = Delayed(microbatches=pieces).step(last, {}, batch_for(last, *vectors()[0]))
-    with suppress(StopIteration):
-        while True:
-            verb = program.send(answer)
-            answer = torch.randn(verb.shape, dtype=verb.dtype) if isinstance(verb, Recv) else None
-            if isinstance(verb, Send):
-                waiting.append(len(last.deferred))
-    assert waiting == [1] * pieces  # of one layer, and of no micro-batch before
+    assert waiting_at_gradients(program, last) == [1] * pieces  # of one layer, and of no micro-batch before
     assert not last.deferred

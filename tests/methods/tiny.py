@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.config.declared import DeclaredMethod
-from hpcsplit.methods.contract import Batch, StepResult, TrainingMethod, own_variables
+from hpcsplit.methods.contract import Batch, Step, StepResult, TrainingMethod, own_variables
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
-from hpcsplit.wire.port import NEXT, PREV
+from hpcsplit.wire.port import NEXT, PREV, Recv, Send
 
 CLASSES = 3
 Rows = Mapping[str, Sequence[Tensor]]  # by variable and stage
@@ -199,3 +200,16 @@ def statistics_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def weights(stages: Sequence[Stage]) -> list[Tensor]:
     """Every stage's parameters, in layer order, copied."""
     return [p.detach().clone() for s in stages for p in s.parameters]
+
+
+def waiting_at_gradients(program: Step, stage: Stage) -> list[int]:
+    """Of a stage's step beside neighbours that send anything: how many weight gradients wait whenever it sends one."""
+    waiting: list[int] = []
+    answer: Tensor | None = None
+    with suppress(StopIteration):
+        while True:
+            verb = program.send(answer)
+            answer = torch.randn(verb.shape, dtype=verb.dtype) if isinstance(verb, Recv) else None
+            if isinstance(verb, Send) and verb.name == "g":
+                waiting.append(len(stage.deferred))
+    return waiting

@@ -5,7 +5,8 @@
 
 Images are random and lie in memory.  A turn of hpcsplit is a whole epoch of `--steps` steps, with the reading and
 writing of rows, messages, and the first and last steps that nothing overlaps.  With delayed gradients it is an epoch in
-the middle of a run (`method.epoch_end = "run"`): what is in flight goes on in the next turn.  BatchNorm: the samples
+the middle of a run (`method.epoch_end = "run"`): what is in flight goes on in the next turn, but all ranks
+meet between turns, so that the last stage waits for a forward pass in each.  BatchNorm: the samples
 that it normalises over.  x one: steps of one core in the time of one step.  Of copies: steps in the time of one, over
 what two independent processes make of the two cores.  Bound: the same over what the cut's balance and, for exact
 gradients in M micro-batches, 1F1B's bubble leave of that.  +CPU: CPU time a step of all processes together over that of

@@ -175,8 +175,9 @@ def run(doc: str | None, name: str, ways: Sequence[Way], *, networks: str, steps
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no contender outlives it
     chosen = [way for way in ways if not args.only or way.name in args.only.split(",")]
     checkouts = [str(Path(folder).resolve()) for folder in args.checkouts.split(",") if folder]
-    sys.path += checkouts
-    os.environ["PYTHONPATH"] = os.pathsep.join([*checkouts, *filter(None, [os.environ.get("PYTHONPATH")])])
+    if checkouts:  # for this process and for the contenders
+        sys.path += checkouts
+        os.environ["PYTHONPATH"] = os.pathsep.join([*checkouts, *filter(None, [os.environ.get("PYTHONPATH")])])
     lines: list[str] = []
     tables, said = [], ""
     for network in args.networks.split(","):

@@ -16,6 +16,7 @@ from torch.distributed.pipelining import ScheduleInterleavedZeroBubble as Schedu
 from torch.distributed.pipelining import ScheduleZBVZeroBubble as ScheduleZBV
 from torch.nn.parallel import DistributedDataParallel
 
+from hpcsplit.stage.cuts import ranges
 from tools.timing.peers.common import Problem, compete
 from tools.timing.turns import Player, told
 
@@ -62,10 +63,12 @@ def half(problem: Problem, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def pipeline(problem: Problem, rank: int, kind: str) -> Callable[[], None]:
     """The stages that the configuration cuts, with its number of micro-batches; in ZBV a rank has two of them."""
-    edges = [0, *(int(cut) for cut in problem.config.split.cuts), len(problem.net)]
-    count, pieces = len(edges) - 1, problem.config.schedule.microbatches
+    cut = ranges([int(cut) for cut in problem.config.split.cuts], len(problem.net))
+    count, pieces = len(cut), problem.config.schedule.microbatches
     mine = [rank] if count == RANKS else [rank, count - 1 - rank]
-    parts = [_Part(problem.net[edges[k] : edges[k + 1]], problem, k == 0, k + 1 == count, kind == "zbv") for k in mine]
+    parts = [
+        _Part(problem.net[cut[k].start : cut[k].stop], problem, k == 0, k + 1 == count, kind == "zbv") for k in mine
+    ]
     stages: list[Any] = [PipelineStage(part, k, count, problem.device) for part, k in zip(parts, mine, strict=True)]
     plan: Any = {"1f1b": Schedule1F1B, "zb-h1": ScheduleZBH1, "zbv": ScheduleZBV}[kind]
     schedule = plan(stages[0] if kind == "1f1b" else stages, pieces, loss_fn=problem.loss)
