@@ -16,7 +16,7 @@ from hpcsplit.assemble import make_jobs
 from hpcsplit.checkpoint.state import Whole, digest, load_weights
 from hpcsplit.commands.saved import Saved, find, warn
 from hpcsplit.config import MethodSection
-from hpcsplit.data.dataset import Dataset
+from hpcsplit.data.dataset import Dataset, Part
 from hpcsplit.engine.evaluate import Scores, evaluate, outcomes, outputs
 from hpcsplit.engine.job import Job
 from hpcsplit.errors import CheckpointError
@@ -126,7 +126,7 @@ def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
     data = saved.data()
     job = _alone(saved, saved.weights())
     source = f"checkpoint {saved.name}, {saved.position()}"
-    ids, shape = np.arange(min(SHOWN, job.test_size)), tuple(data.test.images.shape[1:])
+    ids, shape = np.arange(min(SHOWN, job.test_size)), saved.setting.input_shape
     made = lockstep.run([outputs(job, [ids])])[0]
     pictures = job.stage.task.pictures(made, shape)
     if pictures is None:
@@ -134,18 +134,20 @@ def examples_of(run: RunDir, data_root: str = "") -> Mistakes | Reconstructions:
     loss = job.stage.task.score(made, job.targets(ids, job.test)).tolist()
     mean, std = (each.view(1, -1, 1, 1) for each in (data.mean, data.std))
     pixels = (255 * (pictures * std + mean)).round().clamp(0, 255).to(torch.uint8)
-    both = (x.permute(0, 2, 3, 1).numpy() for x in (data.test.images[: len(ids)], pixels))
+    both = (x.permute(0, 2, 3, 1).numpy() for x in (data.test.inputs(ids), pixels))
     return Reconstructions(source, list(zip(*both, strict=True)), loss)
 
 
-def _mistakes(saved: Saved, data: Dataset, job: Job, source: str) -> Mistakes:
+def _mistakes(saved: Saved, data: Dataset[Part], job: Job, source: str) -> Mistakes:
     result, spec = lockstep.run([outcomes(job)])[0], saved.setting.spec
     names = spec.names or tuple(map(str, range(spec.classes)))
     labels, predicted, chance, loss = (
         x.tolist() for x in (result.labels, result.predicted, result.chance, result.loss)
     )
     shown = [
-        Wrong(k, labels[k], predicted[k], chance[k], loss[k], data.test.images[k].permute(1, 2, 0).numpy())
+        Wrong(
+            k, labels[k], predicted[k], chance[k], loss[k], data.test.inputs(np.array([k]))[0].permute(1, 2, 0).numpy()
+        )
         for k in worst(result.labels, result.predicted, result.loss)
     ]
     return Mistakes(source, names, confusion_matrix(result.labels, result.predicted, spec.classes), shown)

@@ -11,7 +11,7 @@ from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.state import Whole, read_weights
 from hpcsplit.config import Config, load, resolve
-from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.data.dataset import Dataset, Part, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.host.launchers import claimed_size
@@ -49,7 +49,7 @@ class Saved:
         """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
         return read_weights(self.folder, tensors_of(self.setting.net))
 
-    def data(self) -> Dataset:
+    def data(self) -> Dataset[Part]:
         """The data of the run, from where the user says.
 
         Raises:

@@ -116,6 +116,8 @@ def _run(
     places = world.share(place(world.host, device))
     prepared = _prepare_together(setting, run_dir, world, device, sharing(places))
     setting = setting.adapted(prepared.adapted)
+    if prepared.spec:
+        setting = setting.with_spec(prepared.spec)
     guards.enter_context(_log_to(run_dir, world, watchdog))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(

@@ -71,7 +71,7 @@ class Config:
     def fingerprint(self) -> dict[str, str]:
         """A short hash of each section that must not change over the life of a run."""
         tree, options, prints = self.as_dict(), option_tree(self.method.name), dict[str, str]()
-        aside = {("data", "root"), ("data", "download"), ("data", "eval_train")}
+        aside = {("data", "root"), ("data", "download"), ("data", "eval_train"), ("data", "workers")}
         aside |= {("schedule", "deferred"), ("schedule", "waiting")}  # the same bits
         for name in ("data", "model", "method", "optim", "schedule"):
             later = {key: option.default for key, option in options[name].items() if option.later}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
-from hpcsplit.data.catalog import SPECS
+from hpcsplit.data.catalog import OPENERS, SPECS, known_name
 from hpcsplit.nets.catalog import NETWORKS
 from hpcsplit.schedule.learning_rate import SCHEDULES
 from hpcsplit.schedule.timetable import ORDERS
@@ -18,10 +18,36 @@ _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.beta
 
 @dataclass(frozen=True)
 class DataSection:
-    """Which images, and how they are dealt into mini-batches."""
+    """Which samples, and how they are dealt into mini-batches."""
 
-    name: str = option("digits", "data set", choices=tuple(SPECS))
-    root: str = option("", "folder with the data in torchvision's layout; empty: ./data, or Debian's package")
+    name: str = option("digits", " | ".join((*SPECS, *OPENERS)), spelling=known_name)
+    root: str = option("", "folder or file with the data; empty: ./data, or Debian's package")
+    size: int = option(
+        0,
+        "height and width that images of files get (shorter side resized, middle cut out); 0: they are all of one size",
+        unit="pixels",
+        low=0,
+        high=10_000,
+        later=True,
+    )
+    classes: int = option(0, "of the labels, or tokens; 0: as many as are found", low=0, high=10_000_000, later=True)
+    context: int = option(
+        128, "bytes in a row that make a sample of a text", unit="tokens", low=1, high=1_000_000, later=True
+    )
+    normalise: str = option(
+        "images",
+        "by mean and standard deviation of the training samples: images of bytes, numbers (all), or nothing",
+        choices=("images", "all", "none"),
+        later=True,
+    )
+    skip_broken: bool = option(False, "leave out files that are no images, and say how many", later=True)
+    workers: int = option(
+        -1,
+        "processes of a rank that read samples ahead which are not in memory; 0: none; -1: of its cores all but one",
+        low=-1,
+        high=1024,
+        later=True,
+    )
     download: bool = option(False, "allow torchvision to download what is absent")
     limit_train: int = option(0, "use only the first so many training samples; 0 uses all", unit="samples", low=0)
     limit_test: int = option(0, "use only the first so many test samples; 0 uses all", unit="samples", low=0)

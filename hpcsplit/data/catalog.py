@@ -1,14 +1,17 @@
 """What is known of every data set before it is read: sizes, shape, classes, where it comes from.
 
 The one list of data sets: a new one is an entry here, and a file with its reader where torchvision does not know it.
+What users bring is opened by what `OPENERS` names, and is described when it has been looked at.
 Imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass
 
-from hpcsplit.errors import DataError
+from hpcsplit.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,35 @@ class Layout:
 
 @dataclass(frozen=True)
 class Spec:
-    """A data set as published."""
+    """A data set as published, or as it was found."""
 
     name: str
     train: int  # samples
-    test: int
-    shape: tuple[int, int, int]  # (channels, height, width) in pixels
-    classes: int  # of labels 0 .. classes-1
+    test: int  # 0: the training samples that are held out serve as the test set
+    shape: tuple[int, ...]  # of a sample: (channels, height, width) in pixels, (features,), (tokens,) ...
+    classes: int  # of labels 0 .. classes-1, or tokens of the vocabulary; 0 where targets are numbers
     flip: bool  # a mirrored image keeps its label (a mirrored digit does not)
+    kind: str = "images"  # "images" of uint8, "numbers" of floating point, or "tokens": whole numbers below `classes`
+    target_shape: tuple[int, ...] = ()  # of a sample's target; () is a class, or one number
+    views: bool = True  # of a sample that differ: crops, flips, transforms, shifts
+    padding: int = 4  # pixels that crops are moved by at most; 0 where nothing is cropped
+    in_memory: bool = True  # all of it, as it is; else samples are read when they are needed
     endless: bool = False  # made by the program, with as many samples as are asked for, at least `train` and `test`
     names: tuple[str, ...] = ()  # of the classes, for people; empty where a label says all
     # "module:function", called with (spec, root, download), see dataset.load: it returns training and test part.
     reader: str = "hpcsplit.data.vision:read"
     layout: Layout | None = None  # for the reader of torchvision's files
 
-    def input_shape(self, pool: bool = False) -> tuple[int, int, int]:
-        """(C, H, W) of one sample as the network sees it; `pool` halves height and width."""
+    def input_shape(self, pool: bool = False) -> tuple[int, ...]:
+        """Of one sample as the network sees it; `pool` halves the height and width of images."""
+        if not pool:
+            return self.shape
+        if self.name not in SPECS:
+            raise DataError(
+                f"data.pool = true is for the published sets of images, not for {self.name}; set it to false"
+            )
         channels, height, width = self.shape
-        return (channels, height // 2, width // 2) if pool else self.shape
+        return (channels, height // 2, width // 2)
 
 
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -68,10 +82,48 @@ _ALL = (
 )
 
 SPECS: dict[str, Spec] = {spec.name: spec for spec in _ALL}
+OPENERS = {  # data.name of what users bring -> "module:function" that opens it, see dataset.Opener
+    "imagefolder": "hpcsplit.data.folder:open_folder",
+    "arrays": "hpcsplit.data.arrays:open_arrays",
+    "text": "hpcsplit.data.text:open_text",
+    "torchvision:CLASS": "hpcsplit.data.vision:open_class",
+    "package.module:factory": "hpcsplit.data.factory:open_factory",
+}
+_CLASSES = (  # of torchvision.datasets that have a class for each image
+    *("Caltech101", "Caltech256", "Country211", "DTD", "EuroSAT", "FGVCAircraft", "FakeData", "Flowers102", "Food101"),
+    *("GTSRB", "Imagenette", "LFWPeople", "OxfordIIITPet", "PCAM", "QMNIST", "RenderedSST2", "SEMEION", "STL10"),
+    *("SUN397", "StanfordCars", "USPS"),
+)
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def opener(name: str) -> str:
+    """Which entry of `OPENERS` opens the data set `name`; "" for a published one."""
+    if name.startswith("torchvision:"):
+        return "torchvision:CLASS"
+    return "package.module:factory" if ":" in name else name if name in OPENERS else ""
+
+
+def known_name(name: str) -> str:
+    """The name as this list spells it: case, dashes and underscores do not matter.  ConfigError where it has none."""
+    if _FACTORY.fullmatch(name):
+        return name
+    spellings = {plain(known): f"torchvision:{known}" for known in _CLASSES}
+    spellings |= {plain(known): known for known in (*SPECS, *OPENERS) if ":" not in known}
+    if plain(name) in spellings:
+        return spellings[plain(name)]
+    close = difflib.get_close_matches(plain(name), spellings, n=1, cutoff=0.5)
+    hint = f"; did you mean {spellings[close[0]]}?" if close else ""
+    raise DataError(f'data.name = "{name}" is no known data set; choose one of {", ".join((*SPECS, *OPENERS))}{hint}')
 
 
 def lookup(name: str) -> Spec:
-    """The Spec called `name`; DataError lists the known names when there is none."""
+    """The published data set called `name`; DataError lists the known names when there is none."""
     if name not in SPECS:
         raise DataError(f'data.name = "{name}" is no known data set; choose one of {", ".join(SPECS)}')
     return SPECS[name]
+
+
+def plain(name: str) -> str:
+    """A name without what people write in different ways."""
+    return name.lower().replace("-", "").replace("_", "")

@@ -12,7 +12,7 @@ import torch
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import Part
+from hpcsplit.data.dataset import InMemory, Part
 from hpcsplit.data.order import permutation
 from hpcsplit.errors import DataError
 
@@ -22,7 +22,7 @@ SPLIT_SEED = 0
 FAKE_SEED = 20
 
 
-def digits(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part]:
+def digits(spec: Spec, root: str = "", download: bool = False) -> tuple[InMemory, InMemory]:
     """The 1797 handwritten digits of 8 x 8 pixels (values 0 .. 16), enlarged to 32 x 32.
 
     Source: UCI, Optical Recognition of Handwritten Digits, the test half (Alpaydin and Kaynak, 1998).  Which sample is
@@ -42,7 +42,7 @@ def digits(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Pa
     return Part.of(images[train], labels[train]), Part.of(images[test], labels[test])
 
 
-def fake(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part]:
+def fake(spec: Spec, root: str = "", download: bool = False) -> tuple[InMemory, InMemory]:
     """One pattern of 4 x 4 blocks for each class under three times as much noise; classes take turns, 0 1 2 ...
 
     For the same sizes they are always the same.  Training and test noise differ, so a network can generalise.
@@ -52,7 +52,7 @@ def fake(spec: Spec, root: str = "", download: bool = False) -> tuple[Part, Part
     coarse = _random_bytes(words, (spec.classes, channels, height // 4, width // 4))
     patterns = coarse.repeat(4, axis=2).repeat(4, axis=3).astype(np.uint16)
 
-    def part(size: int) -> Part:
+    def part(size: int) -> InMemory:
         labels = np.arange(size) % spec.classes
         noise = _random_bytes(words, (size, *spec.shape)).astype(np.uint16)
         return Part.of(((patterns[labels] + 3 * noise) // 4).astype(np.uint8), labels)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hpcsplit.data import decode
-from hpcsplit.data.catalog import SPECS, Layout
+from hpcsplit.data.catalog import SPECS, Layout, plain
 
 _PACKED = (".zip", ".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z", ".rar", ".part", ".crdownload")
 
@@ -58,10 +58,10 @@ def _folders(layout: Layout, root: Path) -> Iterator[Path]:
     """Where the files may lie, the usual place first."""
     yield root / layout.folder
     yield root / layout.kind
-    own = {_plain(part) for part in (root.absolute().name, root.absolute().parent.name)}
+    own = {plain(part) for part in (root.absolute().name, root.absolute().parent.name)}
     layouts = [spec.layout for spec in SPECS.values() if spec.layout]
-    others = {_plain(other.kind) for other in layouts if layout.family and other.family == layout.family}
-    if not own & (others - {_plain(layout.kind)}):
+    others = {plain(other.kind) for other in layouts if layout.family and other.family == layout.family}
+    if not own & (others - {plain(layout.kind)}):
         yield root
         yield root / "raw"
 
@@ -107,7 +107,3 @@ def _form(folder: Path, name: str) -> Path | None:
     plain: Sequence[str] = (name, name.replace("-idx", ".idx"))
     forms = (folder / f"{stem}{suffix}" for suffix in ("", ".gz") for stem in plain)
     return next((path for path in forms if path.is_file()), None)
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")

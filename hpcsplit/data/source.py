@@ -1,4 +1,4 @@
-"""Mini-batches as a network wants them: float32, normalised, on the device, cropped and flipped at random.
+"""Mini-batches as a network wants them: on the device, images normalised, cropped and flipped at random.
 
 Crops and flips belong to a sample, not to the batch it happens to be in.  Its random number is a hash of (seed, epoch,
 sample id): element `id` of the splitmix64 sequence that starts at a hash of seed and epoch.  A stage that meets the
@@ -7,33 +7,39 @@ sample later, alone or in another batch, sees the same picture.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hpcsplit.data.dataset import Part
+from hpcsplit.data.dataset import AS_IT_IS, InMemory, Part
 from hpcsplit.host.device import upload
 
-FOR_EVER = -1  # in place of an epoch's number
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Source:
     """Hands out the samples of one part by id.
 
-    The uint8 images stay on `device`; a batch is picked there, augmented if asked, converted once and normalised in
-    place: (pixel / 255 - mean) / std with `mean` and `std` float32 (C,).  `seed`, `flip` and `padding` (pixels) steer
-    the augmentation; there are `copies` of each sample.
+    What is in memory stays on `device`; a batch is picked there, augmented if asked, converted once and normalised in
+    place: (pixel / 255 - mean) / std with `mean` and `std` float32 (C,), and for numbers (x - mean) / std; None leaves
+    them as they are.  `seed`, `flip` and `padding` (pixels) steer the augmentation of images; there are `copies` of
+    each sample.
     `channels_last` sets the memory format of batches of colour images; with one channel the two formats are the same
     bytes and the plain one is kept.
+
+    Attributes:
+        waited_s: how long samples have been waited for that are not in memory.
     """
 
     def __init__(
         self,
         part: Part,
-        mean: torch.Tensor,
-        std: torch.Tensor,
+        mean: Tensor | None,
+        std: Tensor | None,
         *,
         seed: int,
         flip: bool,
@@ -42,42 +48,68 @@ class Source:
         channels_last: bool,
         device: torch.device | str,
     ) -> None:
-        channels = part.images.shape[1]
-        assert mean.shape == std.shape == (channels,), f"{tuple(mean.shape)}, {tuple(std.shape)}, {channels} channels"
-        self._device = torch.device(device)
-        self._images = part.images.to(self._device)
-        self._labels = part.labels.to(self._device)
-        self._centre = (255 * mean).to(self._device, torch.float32).view(1, -1, 1, 1)
-        self._scale = (255 * std).to(self._device, torch.float32).view(1, -1, 1, 1)
-        self._moved = partial(crop_flip, seed=seed, flip=flip, padding=padding)
-        self._copies = copies
-        self._format = torch.channels_last if channels_last and channels > 1 else torch.contiguous_format
+        self._part, self._device, self.waited_s = part, torch.device(device), 0.0
+        self._here = None
+        if isinstance(part, InMemory) and not part.mapped:
+            self._here = part.images.to(self._device), part.labels.to(self._device)
+        self._mean, self._std = (None if t is None else t.to(self._device, torch.float32) for t in (mean, std))
+        self._moved = partial(crop_flip, seed=seed, flip=flip, padding=padding) if padding or flip else None
+        self._copies, self._channels_last = copies, channels_last
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._part)
 
-    def images(self, ids: np.ndarray | torch.Tensor, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
-        """Normalised float32 (B, C, H, W) of samples `ids` int64 (B,); n + c · len(self) is copy c of sample n.
+    def expect(self, batches: Sequence[np.ndarray], *, epoch: int = 0, augment: bool = False) -> None:
+        """These mini-batches will be asked for, in this order: what is not in memory is read ahead."""
+        if self._here is None:
+            self._part.expect(batches, epoch if augment else AS_IT_IS)
 
-        With `augment` cropped and flipped at random, the same for the same (seed, epoch, id).  Without it copy 0 is the
-        image as it is, the other copies are cropped and flipped in a way that is theirs for ever.
+    def images(self, ids: np.ndarray | Tensor, *, epoch: int = 0, augment: bool = False) -> Tensor:
+        """The inputs (B, *shape) of samples `ids` int64 (B,); n + c · len(self) is copy c of sample n.
+
+        Images and numbers are float32, tokens int64.  With `augment` images are cropped and flipped at random, the same
+        for the same (seed, epoch, id).  Without it copy 0 is the image as it is, the other copies are cropped and
+        flipped in a way that is theirs for ever.
         """
-        picked, copied = self._images.index_select(0, self._rows(ids)), np.asarray(ids) >= len(self)
-        if augment:
+        ids = self._checked(ids)
+        if self._here is not None:
+            picked = self._here[0].index_select(0, self._rows(ids))
+        else:
+            picked = self._waited(lambda: self._part.inputs(ids, epoch if augment else AS_IT_IS))
+        pixels, copied = picked.dtype == torch.uint8, ids >= len(self)
+        if pixels and self._moved and augment:
             picked = self._moved(picked, ids, epoch=epoch)
-        elif copied.any():
+        elif pixels and self._moved and copied.any():
             own = upload(copied, self._device)[:, None, None, None]
-            picked = torch.where(own, self._moved(picked, ids, epoch=FOR_EVER), picked)
-        batch = picked.to(torch.float32, memory_format=self._format)
-        return batch.sub_(self._centre).div_(self._scale)
+            picked = torch.where(own, self._moved(picked, ids, epoch=AS_IT_IS), picked)
+        if picked.dtype == torch.int64:
+            return picked
+        coloured = picked.dim() == 4 and picked.shape[1] > 1 and self._channels_last
+        batch = picked.to(torch.float32, memory_format=torch.channels_last if coloured else torch.contiguous_format)
+        if self._mean is None or self._std is None:
+            return batch
+        scale, shape = (255 if pixels else 1), (-1, *(1 for _ in batch.shape[2:]))
+        return batch.sub_((scale * self._mean).view(shape)).div_((scale * self._std).view(shape))
 
-    def labels(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """int64 (B,) of samples `ids` int64 (B,)."""
-        return self._labels.index_select(0, self._rows(ids))
+    def labels(self, ids: np.ndarray | Tensor, *, epoch: int = 0, augment: bool = False) -> Tensor:
+        """The targets of samples `ids` int64 (B,): int64 classes (B,) or tokens (B, *shape), or float32 numbers."""
+        ids = self._checked(ids)
+        if self._here is not None:
+            return self._here[1].index_select(0, self._rows(ids))
+        return self._waited(lambda: self._part.targets(ids, epoch if augment else AS_IT_IS))
 
-    def _rows(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def _checked(self, ids: np.ndarray | Tensor) -> np.ndarray:
         assert len(ids) == 0 or int(ids.max()) < self._copies * len(self), f"sample {ids.max()} of {len(self)}"
-        return upload(torch.as_tensor(ids, dtype=torch.int64) % len(self), self._device)
+        return np.asarray(ids)
+
+    def _rows(self, ids: np.ndarray) -> Tensor:
+        return upload(ids.astype(np.int64) % len(self), self._device)
+
+    def _waited(self, read: Callable[[], Tensor]) -> Tensor:
+        began = time.perf_counter()
+        answer = upload(read(), self._device)
+        self.waited_s += time.perf_counter() - began
+        return answer
 
 
 def crop_flip(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import Part
+from hpcsplit.data.dataset import Asked, InMemory, Opened, Part
+from hpcsplit.data.factory import MapItems, opened_map
 from hpcsplit.data.files import Files
 from hpcsplit.errors import DataError
 from hpcsplit.files.paths import expanded
@@ -29,7 +33,7 @@ def folder_of(root: str) -> Path:
     return expanded(given or "data", "data.root =" if root else "$HPCSPLIT_DATA =")
 
 
-def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
+def read(spec: Spec, root: str, download: bool) -> tuple[InMemory, InMemory]:
     """Training and test part of `spec` from folder_of(root), in any of the places of data/files.py.
 
     When `root` is empty and the folder lacks the set, Debian's package is taken if installed.  With `download`,
@@ -77,7 +81,7 @@ def read(spec: Spec, root: str, download: bool) -> tuple[Part, Part]:
         ) from problem
 
 
-def _parts(name: str, files: Files) -> tuple[Part, Part]:
+def _parts(name: str, files: Files) -> tuple[InMemory, InMemory]:
     """Training and test part."""
     if files.layout.family:
         return _idx(files, "train"), _idx(files, "t10k")
@@ -91,13 +95,13 @@ def _parts(name: str, files: Files) -> tuple[Part, Part]:
     return train, test
 
 
-def _cifar(files: Files, published: list[list[str]]) -> Part:
+def _cifar(files: Files, published: list[list[str]]) -> InMemory:
     pieces = [decode.cifar(files.read(name, md5)) for name, md5 in published]
     labels = [label for _, piece in pieces for label in piece]
     return Part.of(np.concatenate([images for images, _ in pieces]), np.array(labels))
 
 
-def _idx(files: Files, prefix: str) -> Part:
+def _idx(files: Files, prefix: str) -> InMemory:
     images = decode.idx(files.read(f"{prefix}-images-idx3-ubyte"), 3)
     labels = decode.idx(files.read(f"{prefix}-labels-idx1-ubyte"), 1)
     if len(images) != len(labels):
@@ -129,3 +133,65 @@ def _calm() -> Iterator[None]:
             yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+_SPLITS = (("train", "test"), ("train", "val"), ("train", "valid"), ("trainval", "test"))  # as torchvision calls them
+
+
+def open_class(asked: Asked) -> Opened:
+    """A set of torchvision's with a class for each image, by the name of its class: "torchvision:EuroSAT".
+
+    DataError where torchvision has no such set, or where it is absent or damaged.
+    """
+    from torchvision import datasets
+
+    name, root = asked.name.partition(":")[2], str(folder_of(asked.root))
+    kind = getattr(datasets, name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, datasets.VisionDataset):
+        raise DataError(f'data.name = "{asked.name}": torchvision has no data set {name}; see torchvision.datasets')
+    parameters = inspect.signature(kind).parameters
+    common: dict[str, Any] = {"name": name, "root": root, "download": asked.download and "download" in parameters}
+    parts: list[dict[str, Any]] = [{}]
+    if "train" in parameters:
+        parts = [{"train": True}, {"train": False}]
+    elif "split" in parameters:
+        known = next((pair for pair in _SPLITS if _has_split(kind, root, pair)), _SPLITS[0])
+        parts = [{"split": split} for split in known]
+    every = [
+        MapItems(_of_class, {**common, "options": part}, f'data.name = "{asked.name}"', (), draws=False)
+        for part in parts
+    ]
+    with _calm():
+        for items in every:
+            try:
+                assert items.dataset is not None
+            except Exception as problem:  # torchvision meets what it does not find with errors of every kind
+                reason = " ".join(str(problem).split()) or type(problem).__name__
+                raise DataError(
+                    f"{name} in {root} cannot be read ({reason}); set data.root to a folder that has it in "
+                    "torchvision's layout, or data.download = true"
+                ) from problem
+    opened = opened_map(asked, every, f'data.name = "{asked.name}"')
+    padding = max(1, min(opened.spec.shape[1:]) // 8)
+    return replace(opened, spec=replace(opened.spec, flip=True, padding=padding))
+
+
+def _has_split(kind: Any, root: str, splits: tuple[str, str]) -> bool:
+    """Whether a class knows both; it refuses the others with ValueError, before or behind the search for files."""
+    for split in splits:
+        try:
+            kind(root, split=split)
+        except ValueError as problem:
+            if split in str(problem):
+                return False
+        except Exception:
+            continue
+    return True
+
+
+def _of_class(name: str, root: str, *, download: bool, options: dict[str, Any]) -> Any:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    keywords = {"root": root} if "root" in inspect.signature(kind).parameters else {}
+    return kind(**keywords, **options, **({"download": True} if download else {}))

@@ -64,6 +64,8 @@ def _sweep(
     store, copies = job.store if parallel else None, Rows()
     if store:
         store.start(order, first=first, write=last)
+    augment = job.augments(action.phase)
+    job.expect(order[first:], epoch=action.epoch, augment=augment)
     upcoming = yield from _fetch(job, store, first)
     for step in range(first, len(order)):
         loop.enter(step)
@@ -72,7 +74,7 @@ def _sweep(
             upcoming = yield from _fetch(job, store, step + 1)
         if parallel:
             copies = yield from receive_copies(job, len(order[step]), step)
-        batch = job.batch(order[step], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
+        batch = job.batch(order[step], phase=action.phase, epoch=action.epoch, augment=augment)
         result = yield from method_step(job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if store and last:

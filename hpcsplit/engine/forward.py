@@ -26,6 +26,7 @@ def forward_pass(
     """Run every batch through the whole network in the blocks' present mode, without gradients, and `visit` every stage
     with (step, ids, its input, its output)."""
     stage = job.stage
+    job.expect(order, source, augment=augment)
     for step, ids in enumerate(order):
         if stage.first:
             x = (job.train if source is None else source).images(ids, augment=augment)
@@ -42,6 +43,7 @@ def pass_back(job: Job, order: Sequence[np.ndarray], visit: VisitBack) -> Genera
     `visit` every stage with (step, ids, its input, its output, the samples' gradients at its input, empty on the first
     stage)."""
     stage, under_way = job.stage, dict[int, tuple[Batch, torch.Tensor, torch.Tensor]]()
+    job.expect(order)
     for kind, step in timetable("1f1b", stage.index, stage.count, len(order)):
         if kind == "F":
             batch = job.batch(order[step])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.data.source import Source
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
 from hpcsplit.run.records import EpochRecord
@@ -167,6 +168,17 @@ class Job:
             y=self.targets(ids, epoch=epoch, augment=augment) if self.stage.last else torch.empty(0),
             total=self.train_size,
         )
+
+    def expect(self, order: Sequence[np.ndarray], source: Samples | None = None, **view: Any) -> None:
+        """These mini-batches will be asked for, in this order, of the training set where no other is named."""
+        samples = source or self.train
+        if isinstance(samples, Source):
+            samples.expect(order, **view)
+
+    @property
+    def data_wait_s(self) -> float:
+        """How long training samples have been waited for so far."""
+        return self.train.waited_s if isinstance(self.train, Source) else 0.0
 
     def targets(self, ids: np.ndarray, source: Samples | None = None, **view: Any) -> torch.Tensor:
         """What the outputs of these samples should be, of the training set where no other is named."""

@@ -141,6 +141,7 @@ def _train(job: Job, action: Train, state: State) -> Generator[Verb, Any, int]:
     sums, began = state.epoch, time.perf_counter()
     before: Traffic = replace((yield Meter()))  # as it is now
     io_before = job.store.io_wait_s if job.store else 0.0
+    data_before = job.data_wait_s
     paused = yield from train_epoch(job, action, sums.tally)
     after: Traffic = yield Meter()
     sums.add_seconds(
@@ -149,6 +150,7 @@ def _train(job: Job, action: Train, state: State) -> Generator[Verb, Any, int]:
         imbalance=after.imbalance_s - before.imbalance_s,
         turn=after.turn_s - before.turn_s,
         io=(job.store.io_wait_s if job.store else 0.0) - io_before,
+        data=job.data_wait_s - data_before,
         refresh=state.refresh_s,
         save=state.save_s,  # of the checkpoint before it
     )
@@ -177,7 +179,7 @@ def _report(job: Job, action: Train, sums: EpochSums, signals: Signals) -> Stage
     exact, tally, seconds = action.phase == "serial", sums.tally, sums.seconds
     violation = signals.violation_next if exact or not tally.aux_sq else math.sqrt(tally.gap_sq / tally.aux_sq)
     terms = {name: value / tally.samples for name, value in tally.terms.items()}
-    waited = seconds["exposed"] + seconds["imbalance"] + seconds["io"]
+    waited = seconds["exposed"] + seconds["imbalance"] + seconds["io"] + seconds["data"]
     return StageReport(
         stage=StageRecord(
             stage=job.rank,
@@ -188,6 +190,7 @@ def _report(job: Job, action: Train, sums: EpochSums, signals: Signals) -> Stage
             compute_s=seconds["turn"] or seconds["train"] - waited,
             exposed_comm_s=seconds["exposed"],
             exposed_io_s=seconds["io"],
+            exposed_data_s=seconds["data"] or None,
             imbalance_s=seconds["imbalance"],
             sent_bytes=sums.sent_bytes,
             peak_rss_bytes=peak_resident_bytes(),

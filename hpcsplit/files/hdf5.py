@@ -1,9 +1,9 @@
 """HDF5 files of two kinds: a mapping of tensors, and a table of equal rows that is filled without the library.
 
 This is the only module that imports h5py, for writing; hdf5_format reads, since the library does not survive a damaged
-file.  It does not survive a disk that refuses, either, so it writes into memory alone, and what it has made goes to the
-disk by checked writes.  Files are never locked (many parallel file systems cannot); every function has closed its file
-when it returns.
+file.  Only what users bring in files of their own, `user_arrays`, is read by it.  It does not survive a disk that
+refuses, either, so it writes into memory alone, and what it has made goes to the disk by checked writes.  Files are
+never locked (many parallel file systems cannot); every function has closed its file when it returns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -335,3 +335,26 @@ def rows_layout(path: Path) -> RowsLayout:
         return RowsLayout(
             rows.shape[0], tuple(rows.shape[1:]), _torch_type(rows), rows.offset, index.offset, size_bytes=size
         )
+
+
+# ------------------------------------------------------------------------------------------------ users' own files
+
+
+def user_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The data sets of these names in any HDF5 file.
+
+    One that lies in one piece is mapped: it stays on the disk, and changes of the array stay in memory.  Raises OSError
+    or ValueError where the file cannot be read.
+    """
+    result: dict[str, np.ndarray] = {}
+    with h5py.File(path, "r", locking=False) as file:
+        for name in names:
+            data = file.get(name)
+            if not isinstance(data, h5py.Dataset):
+                continue
+            offset = data.id.get_offset()
+            if offset is not None and data.dtype.isnative:
+                result[name] = np.memmap(path, data.dtype, "c", offset, data.shape)
+            else:
+                result[name] = data[()]
+    return result

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hpcsplit.nets.chance import nothing_drawn, seed_all
+from hpcsplit.host.chance import nothing_drawn, seed_all
 
 NETWORK, FUNCTION, SOURCE = "network", "function", "source"  # names among the fingerprints of a run
 _SAMPLES, _NUMBERS, _PERIOD = 4, 24, 65521

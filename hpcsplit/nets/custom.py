@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.blame import block_label, line_defined, line_raised, said
+from hpcsplit.host.blame import block_label, line_defined, line_raised, said
 from hpcsplit.nets.statedict import check_state
 
 

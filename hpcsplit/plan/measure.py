@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.data.dataset import Dataset, Part
 from hpcsplit.engine.job import Job
 from hpcsplit.host.device import upload, wait_for
 from hpcsplit.methods.backprop import Backprop
@@ -181,11 +180,9 @@ def _packing_seconds(device: torch.device) -> float:
 
 
 def _data_seconds(setting: Setting, size: int, device: torch.device) -> float:
-    """A mini-batch from images in memory, augmented where the run's are in exact epochs."""
-    shape, ids = setting.input_shape, np.arange(size)
-    part = Part(torch.zeros(size, *shape, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
-    dataset = Dataset(part, part, torch.zeros(shape[0]), torch.ones(shape[0]))
-    source = setting.source(dataset, part, device)
+    """A mini-batch from samples in memory, augmented where the run's are in exact epochs."""
+    data, ids = setting.made_up(size), np.arange(size)
+    source = setting.source(data, data.train, device)
     return _seconds(lambda: source.images(ids, augment=setting.config.data.augment), device)
 
 

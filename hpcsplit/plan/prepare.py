@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hpcsplit.config.checks import check_method_stages
+from hpcsplit.data.catalog import Spec
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
@@ -35,6 +36,7 @@ class Prepared:
         rehearse: rank 0 has written a forecast, which wants the times of stages that compute at once.
         deferred: weight gradients may wait; false where an earlier start has found that this takes longer.
         plans: of the stages, as plain values.
+        spec: of the data, which only the first and the last rank look at.
         adapted: values that the network needs in place of the configuration's, {"section.key": value}.
         notes: what there is to say of the network.
     """
@@ -48,6 +50,7 @@ class Prepared:
     code: Mapping[str, str] = field(default_factory=dict)
     plans: tuple[dict[str, Any], ...] = ()
     adapted: Mapping[str, Any] = field(default_factory=dict)
+    spec: Spec | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -139,8 +142,18 @@ def prepare(
         setting.code,
         tuple(asdict(plan) for plan in plans),
         checked.adapted,
-        checked.notes,
+        setting.spec,
+        (*_data_notes(setting), *checked.notes),
     )
+
+
+def _data_notes(setting: Setting) -> tuple[str, ...]:
+    """What there is to say of the data."""
+    held_out, opened = setting.config.data.validation, setting.opened
+    if not opened:
+        return ()
+    both = () if opened.test else (f"note: the {held_out} samples held out are the test set, too",)
+    return (*opened.notes, *both)
 
 
 def expect_together(

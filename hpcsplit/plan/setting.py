@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.config.optimizers import OPTIMIZERS
-from hpcsplit.data.catalog import Spec, lookup
-from hpcsplit.data.dataset import Dataset, Part, load
+from hpcsplit.data.catalog import Spec, lookup, opener
+from hpcsplit.data.dataset import Asked, Dataset, InMemory, Opened, Part, cut_to_size, load, open_set
 from hpcsplit.data.order import batches
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
@@ -37,6 +39,8 @@ from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.tasks.catalog import TASKS
 from hpcsplit.tasks.task import Task
 
+MOST_WORKERS = 8  # that data.workers = -1 takes
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -54,19 +58,59 @@ class Setting:
     def replaced(self, config: Config) -> Setting:
         """Another configuration with the same network and data, which are not looked at again."""
         other, known = Setting(config), vars(self)
-        vars(other).update({name: known[name] for name in ("net", "blocks", "kept", "data", "code") if name in known})
+        shared = ("net", "blocks", "kept", "spec", "opened", "data", "code")
+        vars(other).update({name: known[name] for name in shared if name in known})
         return other
+
+    def with_spec(self, spec: Spec) -> Setting:
+        """The same where another rank has looked at the data."""
+        vars(self)["spec"] = spec
+        return self
 
     # -------------------------------------------------------------------------------------------- data
 
     @cached_property
+    def opened(self) -> Opened | None:
+        """The data set as it was found; None for a published one, which need not be looked at to be known."""
+        d, run = self.config.data, self.config.run
+        if not opener(d.name):
+            return None
+        workers = d.workers if d.workers >= 0 else min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
+        return open_set(
+            Asked(
+                d.name,
+                d.root,
+                download=d.download,
+                size=d.size,
+                classes=d.classes,
+                context=d.context,
+                normalise=d.normalise,
+                skip_broken=d.skip_broken,
+                workers=workers,
+                seed=run.seed,
+                validation=d.validation,
+            )
+        )
+
+    @cached_property
     def spec(self) -> Spec:
-        return lookup(self.config.data.name)
+        spec = self.opened.spec if self.opened else lookup(self.config.data.name)
+        if self.config.data.copies > 1 and not spec.views:
+            raise ConfigError(
+                f"data.copies = {self.config.data.copies}: copies are other views of a sample, and {spec.name} has "
+                "none; set it to 1"
+            )
+        return spec
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample, (C, H, W) of an image."""
         return self.spec.input_shape(self.config.data.pool)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of what the network takes: int64 of tokens, else float32."""
+        return torch.int64 if self.spec.kind == "tokens" else torch.float32
 
     @cached_property
     def train_size(self) -> int:
@@ -78,7 +122,7 @@ class Setting:
 
     @property
     def test_size(self) -> int:
-        return self.config.data.limit_test or self.spec.test
+        return self.config.data.limit_test or self.spec.test or self.config.data.validation
 
     @property
     def eval_train_size(self) -> int:
@@ -107,21 +151,38 @@ class Setting:
         return [len(ids) for ids in batches(order, self.batch_size, self.config.data.last_batch)]
 
     @cached_property
-    def data(self) -> Dataset:
+    def data(self) -> Dataset[Part]:
         d = self.config.data
         assert self.train_size  # refuses a set that leaves nothing to train on
         limits = {"limit_train": d.limit_train, "limit_test": d.limit_test, "validation": d.validation}
+        if self.opened:
+            return cut_to_size(self.opened, **limits)
         return load(d.name, d.root, download=d.download, pool=d.pool, **limits)
 
-    def source(self, data: Dataset, part: Part, device: torch.device) -> Source:
+    @property
+    def sample_bytes(self) -> int:
+        """What a sample takes in memory for the whole run; 0 where it is read when it is needed."""
+        each = {"images": 1, "numbers": 4, "tokens": 8}[self.spec.kind]
+        return each * math.prod(self.input_shape) if self.spec.in_memory else 0
+
+    def made_up(self, size: int) -> Dataset[Part]:
+        """As many samples of zeros in place of the data."""
+        spec, inputs = self.spec, torch.zeros(size, *self.input_shape)
+        inputs = inputs.to({"images": torch.uint8, "numbers": torch.float32, "tokens": torch.int64}[spec.kind])
+        labels = torch.zeros(size, *spec.target_shape, dtype=torch.int64 if spec.classes else torch.float32)
+        part, channels = InMemory(inputs, labels), self.input_shape[0]
+        return Dataset(part, part, known=(torch.zeros(channels), torch.ones(channels)))
+
+    def source(self, data: Dataset[Part], part: Part, device: torch.device) -> Source:
         """The samples of a part of the data as a stage on `device` takes them."""
+        mean, std = data.moments if data.normalise else (None, None)
         return Source(
             part,
-            data.mean,
-            data.std,
+            mean,
+            std,
             seed=self.config.run.seed,
             flip=self.spec.flip,
-            padding=2 if self.config.data.pool else 4,
+            padding=self.spec.padding // 2 if self.config.data.pool else self.spec.padding,
             copies=self.config.data.copies if part is data.train else 1,
             channels_last=self.config.run.channels_last,
             device=device,

@@ -138,7 +138,7 @@ def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, stat
         "activations": max(exact, at_once),
         "rows": rows * (1 + AHEAD + BEHIND) + 2 * size * sum(ends) if ranks > 1 else rows,
         "store": stage.store_bytes if setting.parallel and setting.config.store.kind == "memory" else 0,
-        "images": images * math.prod(setting.input_shape) if sees else 0,
+        "images": images * setting.sample_bytes if sees else 0,
         "checkpoint": _WIDE_BYTES * (1 + states) * stage.params,
     }
     step = max(found["activations"] + found["rows"], found["checkpoint"])

@@ -26,8 +26,8 @@ from hpcsplit.config.option import show
 from hpcsplit.data.order import batches
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.blame import block_label, line_raised, other_types, said
-from hpcsplit.nets.chance import nothing_drawn
+from hpcsplit.host.blame import block_label, line_raised, other_types, said
+from hpcsplit.host.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
 from hpcsplit.plan.setting import Setting

@@ -13,7 +13,7 @@ from hpcsplit.report.times import Runs, of_phase, run_parts, stage_parts
 
 EXACT = "#d9d9d9"
 THICK = 0.5  # of a bar, where bars are 1 apart
-_COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#f0e442", "#bbbbbb", "#009e73", "#56b4e9", "#000000")
+_COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#7a5195", "#f0e442", "#bbbbbb", "#009e73", "#56b4e9", "#000000")
 COLOURS = dict(zip(times.ALL, _COLOURS, strict=True))
 COLOURS[times.UNSPLIT] = COLOURS[times.EVALUATION]
 SMALLEST = 0.002  # a part below this share of a bar cannot be seen

@@ -214,11 +214,15 @@ def _stages(records: Sequence[EpochRecord], stages: Sequence[Mapping[str, Any]])
         train_s = last.train_s
         heading = f"stages in epoch {last.epoch + 1}, the last parallel one"
         heading += f"; comm, I/O, imbalance: exposed share of its {number(train_s, '.2f')} s of training"
-    columns = ["stage", "blocks", "parameters", "cost", "compute s", "balance", "comm", "I/O", "imbalance"]
-    rows = []
+    columns = ["stage", "blocks", "parameters", "cost", "compute s", "balance", "comm", "I/O"]
+    exposed, reads = ["exposed_comm_s", "exposed_io_s"], any(stage.exposed_data_s for stage in measured.values())
+    if reads:  # samples that are not in memory
+        columns, exposed = [*columns, "data"], [*exposed, "exposed_data_s"]
+        heading = heading.replace("I/O,", "I/O, data,")
+    columns, exposed, rows = [*columns, "imbalance"], [*exposed, "imbalance_s"], []
     for info in stages:
         stage = measured.get(info["stage"], StageRecord(info["stage"]))
-        shares = [_ratio(each, train_s) for each in (stage.exposed_comm_s, stage.exposed_io_s, stage.imbalance_s)]
+        shares = [_ratio(getattr(stage, name), train_s) for name in exposed]
         rows.append(
             [
                 *(str(info["stage"]), str(info["blocks"]), f"{info['params']:,d}", f"{info['share']:.1%}"),

@@ -12,6 +12,7 @@ PARTS = {
     "compute_s": "computing",
     "exposed_comm_s": "exposed messages",
     "exposed_io_s": "exposed I/O",
+    "exposed_data_s": "exposed data",
     "imbalance_s": "imbalance",
 }
 OTHER, REFRESH, EVALUATION, CHECKPOINT = "other training", "refresh", "evaluation", "checkpoint"

@@ -45,6 +45,7 @@ class StageRecord:
     compute_s: Number | None = None
     exposed_comm_s: Number | None = None
     exposed_io_s: Number | None = None
+    exposed_data_s: Number | None = None
     imbalance_s: Number | None = None
     sent_bytes: Whole | None = None
     peak_rss_bytes: Whole | None = None  # the most that its process has had resident so far

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcsplit.nets.chance import seed_all
+from hpcsplit.host.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry

@@ -16,7 +16,7 @@ class Samples(Protocol):
 
     def images(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor: ...
 
-    def labels(self, ids: np.ndarray) -> Tensor: ...
+    def labels(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor: ...
 
 
 class Task(ABC):
@@ -56,7 +56,7 @@ class Classification(Task):
     lipschitz = math.sqrt(2.0)  # the slope softmax − e_y is shorter, and comes close
 
     def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> Tensor:
-        return samples.labels(ids)
+        return samples.labels(ids, **view)
 
     def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
         if shape == (classes,):

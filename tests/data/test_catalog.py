@@ -8,13 +8,19 @@ import pytest
 
 from hpcsplit.config.option import options_of
 from hpcsplit.config.sections import DataSection
-from hpcsplit.data.catalog import SPECS, lookup
-from hpcsplit.errors import DataError
+from hpcsplit.data.catalog import OPENERS, SPECS, lookup
+from hpcsplit.errors import ConfigError, DataError
 
 
 def test_every_name_that_the_configuration_allows_is_known() -> None:
     [option] = [option for option in options_of(DataSection) if option.name == "name"]
-    assert option.choices == tuple(SPECS)
+    assert option.doc.split(" | ") == [*SPECS, *OPENERS]
+    assert [option.accept(name, "data.name") for name in SPECS] == list(SPECS)
+    other = ("CIFAR-10", "Fashion-MNIST", "ImageFolder", "EuroSAT", "eurosat", "my.data:make")
+    known = ["cifar10", "fashion_mnist", "imagefolder", "torchvision:EuroSAT", "torchvision:EuroSAT", "my.data:make"]
+    assert [option.accept(name, "data.name") for name in other] == known
+    with pytest.raises(ConfigError, match="did you mean cifar100"):
+        option.accept("cifar1000", "data.name")
     assert all(name == spec.name for name, spec in SPECS.items())
 
 

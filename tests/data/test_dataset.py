@@ -9,30 +9,30 @@ import torch
 
 from hpcsplit.data import embedded
 from hpcsplit.data.catalog import SPECS
-from hpcsplit.data.dataset import Dataset, Part, channel_moments, fingerprint, load
+from hpcsplit.data.dataset import Dataset, InMemory, Part, channel_moments, fingerprint, load
 from hpcsplit.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def fake() -> Dataset:
+def fake() -> Dataset[InMemory]:
     return load("fake")
 
 
-def test_shapes_and_types(fake: Dataset) -> None:
+def test_shapes_and_types(fake: Dataset[InMemory]) -> None:
     assert fake.train.images.shape == (1024, 3, 32, 32)
     assert fake.test.images.shape == (256, 3, 32, 32)
     assert (fake.train.images.dtype, fake.train.labels.dtype) == (torch.uint8, torch.int64)
     assert len(fake.test) == 256
 
 
-def test_mean_and_std_are_those_of_the_training_pixels_between_0_and_1(fake: Dataset) -> None:
+def test_mean_and_std_are_those_of_the_training_pixels_between_0_and_1(fake: Dataset[InMemory]) -> None:
     pixels = fake.train.images.double() / 255
     torch.testing.assert_close(fake.mean, pixels.mean((0, 2, 3)).float())
     torch.testing.assert_close(fake.std, pixels.std((0, 2, 3), correction=0).float())
     assert fake.mean.dtype == fake.std.dtype == torch.float32
 
 
-def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset) -> None:
+def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset[InMemory]) -> None:
     few = load("fake", limit_train=30, limit_test=7)
     assert torch.equal(few.train.images, fake.train.images[:30])
     assert torch.equal(few.test.labels, fake.test.labels[:7])
@@ -43,7 +43,7 @@ def test_limits_keep_the_first_samples_and_the_statistics_follow(fake: Dataset) 
 
 @pytest.mark.parametrize(("key", "limit", "size"), [("limit_train", 1438, 1437), ("limit_test", 361, 360)])
 def test_limit_above_the_size(key: str, limit: int, size: int) -> None:
-    def limited(count: int) -> Dataset:
+    def limited(count: int) -> Dataset[InMemory]:
         options: dict[str, Any] = {key: count}
         return load("digits", **options)
 
@@ -52,7 +52,7 @@ def test_limit_above_the_size(key: str, limit: int, size: int) -> None:
     assert len(getattr(limited(size), key.removeprefix("limit_"))) == size
 
 
-def test_random_images_are_as_many_as_are_asked_for(fake: Dataset) -> None:
+def test_random_images_are_as_many_as_are_asked_for(fake: Dataset[InMemory]) -> None:
     many = load("fake", limit_train=1500, limit_test=7)
     assert (len(many.train), len(many.test)) == (1500, 7)
     assert torch.equal(many.train.images[: len(fake.train)], fake.train.images)
@@ -70,7 +70,7 @@ def test_negative_limit() -> None:
         load("fake", limit_test=-1)
 
 
-def test_pooling_averages_squares_and_rounds_halves_up(fake: Dataset) -> None:
+def test_pooling_averages_squares_and_rounds_halves_up(fake: Dataset[InMemory]) -> None:
     pooled = load("fake", pool=True)
     wide = fake.train.images.double()
     exact = torch.nn.functional.avg_pool2d(wide, 2)
@@ -81,7 +81,7 @@ def test_pooling_averages_squares_and_rounds_halves_up(fake: Dataset) -> None:
 
 
 def test_pooling_reaches_both_ends_of_the_scale() -> None:
-    part = Part(torch.tensor([[[[255, 255, 0, 1], [255, 255, 0, 0]]]], dtype=torch.uint8), torch.zeros(1).long())
+    part = InMemory(torch.tensor([[[[255, 255, 0, 1], [255, 255, 0, 0]]]], dtype=torch.uint8), torch.zeros(1).long())
     assert part.pooled().images.tolist() == [[[[255, 0]]]]
 
 
@@ -133,7 +133,7 @@ def test_images_that_are_not_of_this_set(monkeypatch: pytest.MonkeyPatch, shape:
         load("fake")
 
 
-def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset) -> None:
+def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset[InMemory]) -> None:
     mark = fingerprint(fake)
     assert len(mark) == 16
     assert fingerprint(load("fake")) == mark
@@ -146,6 +146,6 @@ def test_fingerprint_sees_every_pixel_label_and_shape(fake: Dataset) -> None:
     pixel[-1, -1, -1, -1] ^= 1
     label = fake.test.labels.clone()
     label[-1] = (label[-1] + 1) % 10
-    assert changed(train=Part(pixel, fake.train.labels)) != mark
-    assert changed(test=Part(fake.test.images, label)) != mark
-    assert changed(train=Part(fake.train.images.view(1024, 3, 16, 64), fake.train.labels)) != mark
+    assert changed(train=InMemory(pixel, fake.train.labels)) != mark
+    assert changed(test=InMemory(fake.test.images, label)) != mark
+    assert changed(train=InMemory(fake.train.images.view(1024, 3, 16, 64), fake.train.labels)) != mark

@@ -11,24 +11,24 @@ import pytest
 import torch
 
 from hpcsplit.data import decode, embedded
-from hpcsplit.data.dataset import Dataset, fingerprint, load
+from hpcsplit.data.dataset import Dataset, InMemory, fingerprint, load
 from hpcsplit.errors import DataError
 
 PROJECT = Path(embedded.__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> Dataset[InMemory]:
     return load("digits")
 
 
-def _accuracy_of_nearest_class_mean(data: Dataset) -> float:
+def _accuracy_of_nearest_class_mean(data: Dataset[InMemory]) -> float:
     train, test = data.train.images.flatten(1).float(), data.test.images.flatten(1).float()
     means = torch.stack([train[data.train.labels == label].mean(0) for label in range(10)])
     return (torch.cdist(test, means).argmin(1) == data.test.labels).float().mean().item()
 
 
-def test_digits_are_all_there_once(digits: Dataset) -> None:
+def test_digits_are_all_there_once(digits: Dataset[InMemory]) -> None:
     """How many samples each class has in the test half says UCI's optdigits.names."""
     assert (len(digits.train), len(digits.test), digits.train.images.shape[1:]) == (1437, 360, (1, 32, 32))
     labels = torch.cat([digits.train.labels, digits.test.labels])
@@ -37,7 +37,7 @@ def test_digits_are_all_there_once(digits: Dataset) -> None:
     assert len(images.unique(dim=0)) == 1797
 
 
-def test_digits_are_enlarged_without_a_shift(digits: Dataset) -> None:
+def test_digits_are_enlarged_without_a_shift(digits: Dataset[InMemory]) -> None:
     pixels, labels = map(torch.from_numpy, decode.npz(embedded.DIGITS.read_bytes()))
     shrunk = torch.nn.functional.avg_pool2d(digits.train.images.float(), 4).flatten(1) * 16 / 255
     originals = pixels.flatten(1).float()
@@ -88,12 +88,12 @@ def test_the_package_takes_its_data_along() -> None:
     assert "hpcsplit/data/digits.txt" in project["project"]["license-files"]
 
 
-def test_both_sets_are_the_same_on_every_machine(digits: Dataset) -> None:
+def test_both_sets_are_the_same_on_every_machine(digits: Dataset[InMemory]) -> None:
     assert fingerprint(digits) == "d9c4a59f7128a5e9"
     assert fingerprint(load("fake")) == "0f15fdb140363fd3"
 
 
-def test_both_sets_can_be_learned(digits: Dataset) -> None:
+def test_both_sets_can_be_learned(digits: Dataset[InMemory]) -> None:
     assert _accuracy_of_nearest_class_mean(digits) > 0.85
     assert _accuracy_of_nearest_class_mean(load("fake")) > 0.95
 

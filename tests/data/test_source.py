@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcsplit.data.dataset import Part
+from hpcsplit.data.dataset import InMemory, Part
 from hpcsplit.data.source import Source, crop_flip
 
 IDS = np.array([4, 0, 19, 7, 7])
@@ -18,7 +18,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def _part(channels: int) -> Part:
+def _part(channels: int) -> InMemory:
     pixels = np.random.default_rng(1).integers(0, 256, (20, channels, 8, 8), dtype=np.uint8)
     return Part.of(pixels, np.arange(20) % 10)
 

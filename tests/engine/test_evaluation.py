@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from hpcsplit.data.dataset import fingerprint
+from hpcsplit.data.dataset import InMemory, fingerprint
 from hpcsplit.engine.job import Observer, seen
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError, NumericalError
@@ -70,14 +71,15 @@ def test_what_is_held_out_is_the_end_of_the_training_samples() -> None:
     whole, parted = Setting(config()).data, Setting(config(data__validation=30)).data
     assert parted.validation
     assert (len(parted.train), len(parted.validation)) == (70, 30)
-    assert torch.equal(parted.train.images, whole.train.images[:70])
-    assert torch.equal(parted.validation.labels, whole.train.labels[70:])
+    first, last = np.arange(70), np.arange(30)
+    assert torch.equal(parted.train.inputs(first), whole.train.inputs(first))
+    assert torch.equal(parted.validation.targets(last), whole.train.targets(70 + last))
     assert whole.validation is None
 
 
 def test_the_fingerprint_of_the_images_has_those_held_out() -> None:
     one, other = Setting(config(data__validation=30)).data, Setting(config(data__validation=30)).data
-    assert other.validation
+    assert isinstance(other.validation, InMemory)
     assert fingerprint(one) == fingerprint(other)
     other.validation.labels[0] = (other.validation.labels[0] + 1) % 10
     assert fingerprint(one) != fingerprint(other)
