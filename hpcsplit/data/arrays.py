@@ -122,6 +122,9 @@ def _largest(part: Part, *, inputs: bool) -> int:
 
 
 def _part(x: Any, y: Any, where: str) -> InMemory:
+    for name, values in (("x", x), ("y", y)):
+        if not isinstance(values, Tensor) and np.asarray(values).dtype.kind not in "biuf":
+            raise DataError(f"{name} of {where} are {np.asarray(values).dtype}, not numbers; give numbers")
     if len(x) != len(y) or not len(x):
         raise DataError(f"{where} has {len(x)} x and {len(y)} y; give as many of both, at least 1")
     mapped = isinstance(x, np.memmap)

@@ -114,7 +114,7 @@ def known_name(name: str) -> str:
         return spellings[plain(name)]
     close = difflib.get_close_matches(plain(name), spellings, n=1, cutoff=0.5)
     hint = f"; did you mean {spellings[close[0]]}?" if close else ""
-    raise DataError(f'data.name = "{name}" is no known data set; choose one of {", ".join((*SPECS, *OPENERS))}{hint}')
+    raise ConfigError(f'data.name = "{name}" is no known data set; choose one of {", ".join((*SPECS, *OPENERS))}{hint}')
 
 
 def lookup(name: str) -> Spec:

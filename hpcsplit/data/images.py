@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hpcsplit.errors import DataError
 
@@ -78,5 +78,6 @@ def _why(path: Path, error: Exception) -> str:
             return "the file is empty"
     except OSError:
         pass
-    said = " ".join(str(error).split()).replace(str(path), "the file")
-    return said or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no known format"
+    return " ".join(str(error).split()) or type(error).__name__

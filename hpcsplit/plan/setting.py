@@ -193,11 +193,11 @@ class Setting:
     def network(self, *, meta: bool = False) -> nn.Sequential:
         """The whole network anew, with the initial weights of this seed, the same on every rank; `meta`: without
         values."""
-        m = self.config.model
+        m, shape, classes = self.config.model, self.input_shape, self.spec.classes
         if not meta:
             torch.manual_seed(self.config.run.seed)
         with torch.device("meta" if meta else "cpu"):
-            return build(m.name, self.input_shape, self.spec.classes, block=m.block, depth=m.depth, width=m.width)
+            return build(m.name, shape, classes, block=m.block, depth=m.depth, width=m.width)
 
     @property
     def users_network(self) -> bool:
