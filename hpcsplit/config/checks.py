@@ -81,7 +81,7 @@ def _check_ratio(config: Config, method: DeclaredMethod) -> None:
             )
         if schedule.lr_phases != "run":
             raise ConfigError(
-                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are the last exact ones, '
+                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are exact, '
                 'schedule.ratio = "auto" decides that on the way; leave lr_phases out, or take a fixed ratio'
             )
         return

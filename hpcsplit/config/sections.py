@@ -8,7 +8,7 @@ from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import SPECS
 from hpcsplit.nets.catalog import NETWORKS
-from hpcsplit.schedule.learning_rate import SCHEDULES
+from hpcsplit.schedule.learning_rate import KINDS
 from hpcsplit.schedule.timetable import ORDERS
 from hpcsplit.tasks.catalog import TASKS
 
@@ -110,8 +110,9 @@ class ScheduleSection:
     )
     lr_phases: str = option(
         "run",
-        "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end",
-        choices=("run", "restart"),
+        "optim.lr_schedule goes over the whole run, begins again with the exact epochs at its end, or at each switch "
+        "between exact and parallel epochs",
+        choices=("run", "restart", "each"),
         later=True,
     )
 
@@ -126,7 +127,35 @@ class OptimSection:
     beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)
     beta2: float = option(0.999, "decay of its square there", low=0.0, high=0.9999999, later=True)
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
-    lr_schedule: str = option("cosine", "over the run, or over each of schedule.lr_phases", choices=tuple(SCHEDULES))
+    lr_schedule: str = option(
+        "cosine",
+        "over the run, or over each of schedule.lr_phases; onecycle as torch's OneCycleLR (along a cosine, the momentum "
+        "stays), lr the highest",
+        choices=KINDS,
+        refused_if={
+            "optim.lr_schedule == 'onecycle' and optim.lr_steps == 'epoch' and (schedule.epochs < 4 or "
+            "schedule.lr_phases != 'run')": 'optim.lr_schedule = "onecycle" rises and falls within too few epochs here; '
+            'set optim.lr_steps = "step"',
+        },
+    )
+    lr_steps: str = option(
+        "epoch", "it goes on with every epoch, or every mini-batch", choices=("epoch", "step"), later=True
+    )
+    lr_warmup: float = option(
+        0.0,
+        "first epochs (0.5: half of one) in which the rate rises step by step to lr; cosine, linear and polynomial begin "
+        "behind it",
+        unit="epochs",
+        low=0.0,
+        refused_if={
+            "schedule.epochs < optim.lr_warmup": "optim.lr_warmup = {optim.lr_warmup:g} is more than "
+            "schedule.epochs = {schedule.epochs}",
+            "optim.lr_schedule == 'onecycle'": "optim.lr_warmup = {optim.lr_warmup:g}: onecycle rises by itself, in 0.3 "
+            "of its steps; leave lr_warmup out, or take another optim.lr_schedule",
+        },
+        later=True,
+    )
+    lr_power: float = option(1.0, "polynomial: power of what is left", above=0.0, later=True)
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)

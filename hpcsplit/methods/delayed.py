@@ -206,7 +206,7 @@ class Delayed(TrainingMethod):
         if stage.last:
             for name, weight in (older or {}).items():
                 stage.trained[name].grad = weight.grad
-            self._update(stage, age)
+            self._update(stage, age, stage.position)
         return StepResult(tally)
 
     def settle(self, stage: Stage) -> Talk:
@@ -313,7 +313,7 @@ class Delayed(TrainingMethod):
             if mine is not None and not ends:
                 sums[name] = mine
         if ends:
-            self._update(stage, ages)
+            self._update(stage, ages, flight[:2])
         else:
             stage.carry.stage["age"] = torch.tensor(ages, dtype=torch.float64)
 
@@ -335,14 +335,18 @@ class Delayed(TrainingMethod):
         power = 1.0 - min(int(stage.carry[_STEPS]) / self.lr_anneal, 1.0) if self.lr_anneal else 0.0
         return stage.lr / math.pow(1 + delay, power)
 
-    def _update(self, stage: Stage, delay: float) -> None:
+    def _update(self, stage: Stage, delay: float, position: tuple[int, ...]) -> None:
+        """With the gradient of the mini-batch that went forward at this position."""
         if stage.frozen and not stage.last:
             return
         if self.weights == "2bw":
             for back in range(self._uniform(stage.count), 0, -1):
                 younger = _before(stage, back - 1) if back > 1 else self._ahead(stage, self._uniform(stage.count))
                 _before(stage, back).update(younger)
-        lr, rate = stage.lr, self._rate(stage, delay)
+        lr = stage.lr
+        if stage.rate:
+            stage.set_lr(stage.rate(*position))
+        rate = self._rate(stage, delay)
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
         with self._graphs_kept(stage):
             if self.spike and corrects:

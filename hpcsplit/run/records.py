@@ -72,7 +72,7 @@ class EpochRecord:
     # the parts of the method's objective: means over samples, sums over stages
     terms: Mapping[str, Number | None] | None = None
     theorem: TheoremRecord | None = None  # after the last epoch of a parallel phase
-    lr: Number | None = None
+    lr: Number | None = None  # of its last step
     beta: Number | None = None
     weights_sha256: str | None = None
     stages: tuple[StageRecord, ...] = ()

@@ -28,6 +28,7 @@ from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.simulate.machine import Clock, Link, Machine
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
+from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.store.generation import Visits
@@ -100,7 +101,7 @@ def make_jobs(
                 augment=False,
                 epochs=1,
                 plan=(phase,),
-                learning_rate=lambda epoch: 0.1,
+                learning_rate=LearningRate(0.1, "constant", (phase,)),
                 save_policy=SavePolicy(0, 0.0, "copy"),
                 checkpoints=None,
                 keep_checkpoints=1,

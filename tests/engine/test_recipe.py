@@ -1,0 +1,139 @@
+"""The keys of [optim] in a run of stages, beside a loop that knows nothing of stages: torch's own optimizer, scheduler
+and loss on the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim import lr_scheduler as torchs
+
+from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.engine.rank import rank_program
+from hpcsplit.methods.delayed import Delayed
+from hpcsplit.plan.setting import Setting
+from hpcsplit.schedule.hybrid import of_initials
+from hpcsplit.schedule.learning_rate import LearningRate
+from hpcsplit.wire import lockstep
+from tests.checkpoint.starts import Course, learned
+from tests.engine.conftest import Make
+from tests.engine.small import CUTS, config
+from tests.methods.test_delayed import run, vectors
+from tests.methods.tiny import linear_parts, make_stages
+
+EXACT = {"method__name": "backprop", "schedule__epochs": 2, "run__channels_last": False}
+STEPS = 4  # of an epoch
+
+
+def trained_plainly(
+    changes: dict[str, Any],
+    optimizer: Callable[[nn.Sequential], Optimizer],
+    scheduler: Callable[[Optimizer], torchs.LRScheduler] = lambda optimizer: torchs.ConstantLR(optimizer, 1.0),
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> dict[str, Tensor]:
+    """The weights after two epochs."""
+    setting = Setting(config(1, **EXACT, **changes))
+    net, data = setting.network(), setting.data
+    source = setting.source(data, data.train, torch.device("cpu"))
+    moving = optimizer(net)
+    rates = scheduler(moving)
+    for epoch in range(2):
+        for ids in batches(epoch_order(0, epoch, 100), 32):
+            moving.zero_grad()
+            loss(net(source.images(ids, epoch=epoch, augment=True)), source.labels(ids)).backward()
+            moving.step()
+            rates.step()
+    return dict(net.state_dict())
+
+
+def assert_trained_so(make: Make, changes: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+    """A run of two stages ends there, and runs of one and three stages end with the bits of that."""
+    ends = []
+    for stages in (2, 1, 3):
+        jobs = make(stages, None, str(stages), **EXACT, **changes)
+        lockstep.run([rank_program(job) for job in jobs])
+        ends.append({name: t for job in jobs for name, t in job.stage.state().items()})
+    for name, t in wanted.items():
+        torch.testing.assert_close(ends[0][name], t, rtol=1e-4, atol=1e-5)
+        assert torch.equal(ends[0][name], ends[1][name])
+        assert torch.equal(ends[0][name], ends[2][name])
+
+
+# ------------------------------------------------------------------------------------------------ learning rate
+
+
+def sgd(net: nn.Sequential) -> Optimizer:
+    return SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+
+
+def test_a_rate_that_moves_with_every_step(make: Make) -> None:
+    changes = {"optim__lr_schedule": "onecycle", "optim__lr_steps": "step"}
+    plain = trained_plainly(changes, sgd, lambda o: torchs.OneCycleLR(o, 0.05, 2 * STEPS, cycle_momentum=False))
+    assert_trained_so(make, changes, plain)
+
+
+def test_the_rate_of_every_step_and_of_the_record(make: Make) -> None:
+    changes = {"optim__lr_schedule": "linear", "optim__lr_steps": "step", "optim__lr_warmup": 0.5}
+    (job,) = make(1, **EXACT, **changes)
+    found: list[float] = []
+    update = job.stage.update
+    job.stage.update = lambda: (found.append(job.stage.lr), update())[1]  # type: ignore[method-assign,func-returns-value]
+    noted: list[Any] = []
+    job.observer.epoch_done = noted.append  # type: ignore[method-assign]
+    lockstep.run([rank_program(job)])
+    wanted = [0.05 * factor for factor in (1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)]
+    assert found == pytest.approx(wanted)
+    assert [record.lr for record in noted] == pytest.approx([wanted[3], wanted[7]])
+
+
+@pytest.mark.parametrize("timetable", ["1f1b", "step"])
+def test_what_is_in_flight_keeps_the_rate_of_its_own_step(timetable: str) -> None:
+    """So all stages take a mini-batch's gradient with one rate, however late it comes."""
+    method, data = Delayed(timetable=timetable), vectors(6)
+    stages = make_stages(linear_parts(3), data[0][0])
+    rate = LearningRate(0.1, "cosine", of_initials("P"), by_step=True)
+    found: list[list[float]] = [[], [], []]
+    for stage in stages:
+        stage.rate = lambda epoch, step: rate(epoch, step, 6)
+
+        def noted(stage: Any = stage, update: Callable[[], None] = stage.update) -> None:
+            found[stage.index].append(stage.lr)
+            update()
+
+        stage.update = noted  # type: ignore[method-assign]
+        at = stage.at
+
+        def moved(epoch: int, step: int, stage: Any = stage, at: Any = at) -> None:  # as the engine does
+            at(epoch, step)
+            stage.set_lr(rate(epoch, step, 6))
+
+        stage.at = moved  # type: ignore[method-assign]
+    run(method, stages, data)
+    assert found == [[rate(0, step, 6) for step in range(6)]] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("penalty", {"optim__lr_steps": "step", "optim__lr_warmup": 1.5}),
+        ("delayed", {"optim__lr_steps": "step", "method__epoch_end": "run", "optim__lr_schedule": "linear"}),
+        ("gsadmm", {"optim__lr_steps": "step", "schedule__lr_phases": "each", "method__update": "set"}),
+    ],
+)
+def test_a_run_stopped_within_an_epoch_goes_on_with_the_same_rates(
+    tmp_path: Path, method: str, changes: dict[str, Any]
+) -> None:
+    shape = {"data__batch_size": 15, "schedule__epochs": 4, "schedule__ratio": "1:2", "checkpoint__every_epochs": 0}
+    changes = {**shape, "method__name": method, **changes}
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start(CUTS[3])
+    for place in [(0, 1), (1, 0), (2, 1)]:
+        assert not parts.start(CUTS[3], stop=place)
+    assert parts.start(CUTS[3])
+    assert learned(parts) == learned(whole)
