@@ -110,8 +110,8 @@ class ScheduleSection:
     )
     lr_phases: str = option(
         "run",
-        "optim.lr_schedule goes over the whole run, begins again with the exact epochs at its end, or at each switch "
-        "between exact and parallel epochs",
+        "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end, or at each "
+        "switch between exact and parallel epochs",
         choices=("run", "restart", "each"),
         later=True,
     )
@@ -126,16 +126,29 @@ class OptimSection:
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)
     beta2: float = option(0.999, "decay of its square there", low=0.0, high=0.9999999, later=True)
+    nesterov: bool = option(
+        False,
+        "the momentum of sgd looks ahead (Nesterov)",
+        refused_if={
+            "optim.name != 'sgd' or optim.momentum == 0": "optim.nesterov = true looks ahead along sgd's momentum; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum, or leave '
+            "nesterov out"
+        },
+        later=True,
+    )
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
+    decay_norms: bool = option(
+        True, "weight_decay also holds for parameters of one dimension: scales of norms, and biases", later=True
+    )
     lr_schedule: str = option(
         "cosine",
-        "over the run, or over each of schedule.lr_phases; onecycle as torch's OneCycleLR (along a cosine, the momentum "
-        "stays), lr the highest",
+        "over the run, or over each of schedule.lr_phases; onecycle as torch's OneCycleLR: along a cosine, lr is the "
+        "highest, and the momentum stays",
         choices=KINDS,
         refused_if={
             "optim.lr_schedule == 'onecycle' and optim.lr_steps == 'epoch' and (schedule.epochs < 4 or "
-            "schedule.lr_phases != 'run')": 'optim.lr_schedule = "onecycle" rises and falls within too few epochs here; '
-            'set optim.lr_steps = "step"',
+            "schedule.lr_phases != 'run')": 'optim.lr_schedule = "onecycle" rises and falls within too few epochs '
+            'here; set optim.lr_steps = "step"',
         },
     )
     lr_steps: str = option(
@@ -143,15 +156,15 @@ class OptimSection:
     )
     lr_warmup: float = option(
         0.0,
-        "first epochs (0.5: half of one) in which the rate rises step by step to lr; cosine, linear and polynomial begin "
-        "behind it",
+        "first epochs (0.5: half of one) in which the rate rises step by step to lr; cosine, linear and polynomial "
+        "begin behind it",
         unit="epochs",
         low=0.0,
         refused_if={
             "schedule.epochs < optim.lr_warmup": "optim.lr_warmup = {optim.lr_warmup:g} is more than "
             "schedule.epochs = {schedule.epochs}",
-            "optim.lr_schedule == 'onecycle'": "optim.lr_warmup = {optim.lr_warmup:g}: onecycle rises by itself, in 0.3 "
-            "of its steps; leave lr_warmup out, or take another optim.lr_schedule",
+            "optim.lr_schedule == 'onecycle'": "optim.lr_warmup = {optim.lr_warmup:g}: onecycle rises by itself, in "
+            "0.3 of its steps; leave lr_warmup out, or take another optim.lr_schedule",
         },
         later=True,
     )

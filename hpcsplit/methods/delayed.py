@@ -99,6 +99,8 @@ class Delayed(TrainingMethod):
             "optim.name != 'adam' and optim.name != 'adamw' and (optim.name != 'sgd' or not 0 < optim.momentum < 1)": ""
             'method.predict = true follows the momentum of sgd, adam or adamw; optim.name = "{optim.name}", '
             "optim.momentum = {optim.momentum:g}. Take one of them, sgd with a momentum below 1, or leave it out",
+            "optim.nesterov": "method.predict = true follows the plain momentum of sgd, and optim.nesterov = true "
+            "looks ahead by itself; leave one of them out",
         },
     )
     feedback: float = option(
@@ -126,7 +128,9 @@ class Delayed(TrainingMethod):
         refused_if={
             "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.spike = true follows the momentum of sgd; "
             'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
-            "leave spike out"
+            "leave spike out",
+            "optim.nesterov": "method.spike = true is made for the plain momentum of sgd, not for optim.nesterov = "
+            "true; leave one of them out",
         },
     )
     lr_anneal: int = option(
@@ -162,7 +166,7 @@ class Delayed(TrainingMethod):
             then = oldest * self.microbatches / pieces
             why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
             choices.append(("method.microbatches", str(pieces), why))
-        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and self.weights != "stale"
+        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and not optim.nesterov and self.weights != "stale"
         if oldest and follows and not (self.predict and self.spike):
             why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
             choices.append(("method.predict, method.spike", "true", why))

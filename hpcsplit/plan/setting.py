@@ -260,11 +260,13 @@ class Setting:
         options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
         options |= {"momentum": o.momentum} if known.momentum else {}
         options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
-        groups: list[dict[str, Any]] = [{"params": list(parameters)}]
-        if known.fused:
-            kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}
-            groups = [{"params": those, "fused": fused} for fused, those in kinds.items() if those]
-        optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(groups, **options)
+        options |= {"nesterov": True} if o.nesterov else {}
+        groups: dict[str, dict[str, Any]] = {}
+        for p in parameters:
+            own = {"fused": p.is_floating_point()} if known.fused else {}
+            own |= {} if o.decay_norms or p.dim() > 1 else {"weight_decay": 0.0}
+            groups.setdefault(str(own), {"params": [], **own})["params"].append(p)
+        optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(list(groups.values()), **options)
         optimizer.register_step_pre_hook(_start_late_momentum)
         return optimizer
 

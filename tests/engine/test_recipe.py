@@ -14,14 +14,16 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as torchs
 
+from hpcsplit.config import resolve
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.rank import rank_program
+from hpcsplit.errors import ConfigError
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.plan.setting import Setting
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.wire import lockstep
-from tests.checkpoint.starts import Course, learned
+from tests.checkpoint.starts import Course, learned, weights
 from tests.engine.conftest import Make
 from tests.engine.small import CUTS, config
 from tests.methods.test_delayed import run, vectors
@@ -137,3 +139,81 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_the_same_rates(
         assert not parts.start(CUTS[3], stop=place)
     assert parts.start(CUTS[3])
     assert learned(parts) == learned(whole)
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def spared(net: nn.Sequential) -> Optimizer:
+    """SGD looking ahead, without weight decay of what has one dimension."""
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+
+
+def test_nesterov_without_decay_of_norms_and_biases(make: Make) -> None:
+    changes = {"optim__nesterov": True, "optim__decay_norms": False, "optim__weight_decay": 0.1}
+    changes |= {"optim__lr_schedule": "constant"}
+    assert_trained_so(make, changes, trained_plainly(changes, spared))
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "muon"])
+def test_norms_and_biases_are_spared_by_any_optimizer(name: str) -> None:
+    """With gradients of 0 nothing but the decay moves a weight."""
+    setting = Setting(config(optim__name=name, optim__decay_norms=False, optim__weight_decay=0.1))
+    weights = [nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,), (), (2, 1, 1, 1))]
+    optimizer = setting.optimizer(weights)
+    for p in weights:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert [bool((p != 1).any()) for p in weights] == [True, False, False, True]
+
+
+def test_spike_compensation_spares_them_too() -> None:
+    method, data = Delayed(spike=True), vectors(6)
+    ends = []
+    for decay in (0.0, 0.3):
+        (stage, *others) = make_stages(linear_parts(2), data[0][0], weight_decay=decay)
+        for each in (stage, *others):
+            assert each.optimizer
+            each.optimizer.add_param_group({"params": [], "lr": 0.1})
+            biases = [p for p in each.parameters if p.dim() == 1]
+            each.optimizer.param_groups[1] |= {"params": biases, "weight_decay": 0.0}
+            each.optimizer.param_groups[0]["params"] = [p for p in each.parameters if p.dim() > 1]
+        run(method, [stage, *others], data[:1])
+        ends.append([p.detach().clone() for p in stage.parameters])
+    (matrix, bias), (decayed, spared_bias) = ends
+    assert torch.equal(bias, spared_bias)
+    assert not torch.equal(matrix, decayed)
+
+
+MOVED: list[dict[str, Any]] = [
+    {"optim__nesterov": True, "optim__decay_norms": False},
+    {"optim__name": "adamw", "optim__lr": 1e-3, "optim__decay_norms": False},
+]
+
+
+@pytest.mark.parametrize("changes", MOVED, ids=str)
+def test_stopped_and_cut_elsewhere_it_ends_with_the_same_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    changes = {**EXACT, "data__batch_size": 15, "optim__lr_steps": "step", "checkpoint__every_epochs": 0, **changes}
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start(CUTS[1])
+    assert not parts.start(CUTS[3], stop=(0, 1))
+    assert not parts.start(CUTS[2], stop=(1, 0))
+    assert parts.start(CUTS[1])
+    assert weights(parts) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"optim": {"nesterov": True, "name": "adam"}}, r"nesterov = true looks ahead along sgd's momentum"),
+        ({"optim": {"nesterov": True, "momentum": 0}}, r"Take sgd with a momentum, or leave nesterov out"),
+        ({"optim": {"nesterov": True}, "method": {"name": "delayed", "predict": True}}, r"leave one of them out"),
+        ({"optim": {"nesterov": True}, "method": {"name": "delayed", "spike": True}}, r"leave one of them out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tree: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(tree)
