@@ -161,5 +161,5 @@ class Nowhere:
     def images(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
         raise AssertionError("only the first stage reads images")
 
-    def labels(self, ids: Any) -> torch.Tensor:
+    def labels(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
         raise AssertionError("only the last stage reads labels")

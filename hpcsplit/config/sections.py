@@ -10,9 +10,15 @@ from hpcsplit.data.catalog import SPECS
 from hpcsplit.nets.catalog import NETWORKS
 from hpcsplit.schedule.learning_rate import KINDS
 from hpcsplit.schedule.timetable import ORDERS
-from hpcsplit.tasks.catalog import TASKS
+from hpcsplit.tasks.catalog import LOSSES, TASKS
 
 _WITH_MOMENTUM = ", ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
+_CROSS_ENTROPY = {  # what only it has
+    "model.task != 'classification' and model.task != 'language'": "model.class_weights and optim.label_smoothing are "
+    'for classification and language; model.task = "{model.task}". Leave them out',
+    "model.loss != '' and model.loss != 'cross_entropy'": "model.class_weights and optim.label_smoothing belong to the "
+    'cross-entropy; model.loss = "{model.loss}". Leave them out',
+}
 _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.betas)
 
 
@@ -59,8 +65,29 @@ class DataSection:
 class ModelSection:
     """The whole network, a sequence of named blocks."""
 
-    name: str = option("resnet20", " | ".join(network.words for network in NETWORKS))
-    task: str = option("classification", "what it learns: the class, or to generate the image", choices=tuple(TASKS))
+    name: str = option("resnet20", " | ".join(network.words for network in NETWORKS), code=True)
+    task: str = option(
+        "classification",
+        "what it learns: the class, numbers, the next token at every place, or to generate the image",
+        choices=tuple(TASKS),
+    )
+    loss: str = option(
+        "",
+        "in place of the task's own: "
+        + " | ".join(LOSSES)
+        + ", the mean over a sample's values of torch's function of "
+        "that name (bce: with logits), or package.module:factory, a function of no arguments whose answer "
+        "loss(outputs, targets) gives the loss of each sample, (B,)",
+        code=True,
+        later=True,
+    )
+    class_weights: tuple[float, ...] = option(
+        (),
+        "one for each class: its samples' losses are so many times larger; the mean is over samples",
+        low=0.0,
+        refused_if=_CROSS_ENTROPY | {"max(model.class_weights) == 0": "model.class_weights are all 0; raise some"},
+        later=True,
+    )
     block: str = option(
         "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
     )
@@ -172,6 +199,14 @@ class OptimSection:
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
+    label_smoothing: float = option(
+        0.0,
+        "share of a label that all classes get in equal parts; reported losses are those without it",
+        low=0.0,
+        high=1.0,
+        refused_if=_CROSS_ENTROPY,
+        later=True,
+    )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)
 
 

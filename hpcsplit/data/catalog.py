@@ -32,6 +32,7 @@ class Spec:
     shape: tuple[int, int, int]  # (channels, height, width) in pixels
     classes: int  # of labels 0 .. classes-1
     flip: bool  # a mirrored image keeps its label (a mirrored digit does not)
+    target_shape: tuple[int, ...] = ()  # of a sample's target; () is a class, or one number
     endless: bool = False  # made by the program, with as many samples as are asked for, at least `train` and `test`
     names: tuple[str, ...] = ()  # of the classes, for people; empty where a label says all
     # "module:function", called with (spec, root, download), see dataset.load: it returns training and test part.

@@ -71,7 +71,7 @@ class Source:
         batch = picked.to(torch.float32, memory_format=self._format)
         return batch.sub_(self._centre).div_(self._scale)
 
-    def labels(self, ids: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def labels(self, ids: np.ndarray | torch.Tensor, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
         """int64 (B,) of samples `ids` int64 (B,)."""
         return self._labels.index_select(0, self._rows(ids))
 

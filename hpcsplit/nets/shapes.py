@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets.blame import block_label, other_types, said
+from hpcsplit.host.blame import block_label, other_types, said
 
 Seen = TypeVar("Seen")
 FEW = 2  # samples

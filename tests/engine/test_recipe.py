@@ -3,6 +3,7 @@ and loss on the whole network."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,25 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as torchs
 
+from hpcsplit import cli
 from hpcsplit.config import resolve
 from hpcsplit.data.order import batches, epoch_order
+from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.plan.setting import Setting
+from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.schedule.learning_rate import LearningRate
+from hpcsplit.tasks import task
 from hpcsplit.wire import lockstep
 from tests.checkpoint.starts import Course, learned, weights
 from tests.engine.conftest import Make
-from tests.engine.small import CUTS, config
+from tests.engine.small import CUTS, config, records, train_here, write_toml
 from tests.methods.test_delayed import run, vectors
 from tests.methods.tiny import linear_parts, make_stages
+from tests.tasks import mylosses
 
 EXACT = {"method__name": "backprop", "schedule__epochs": 2, "run__channels_last": False}
 STEPS = 4  # of an epoch
@@ -87,7 +93,7 @@ def test_the_rate_of_every_step_and_of_the_record(make: Make) -> None:
     update = job.stage.update
     job.stage.update = lambda: (found.append(job.stage.lr), update())[1]  # type: ignore[method-assign,func-returns-value]
     noted: list[Any] = []
-    job.observer.epoch_done = noted.append  # type: ignore[method-assign]
+    job.observer.epoch_done = noted.append  # type: ignore[method-assign,assignment]
     lockstep.run([rank_program(job)])
     wanted = [0.05 * factor for factor in (1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)]
     assert found == pytest.approx(wanted)
@@ -153,7 +159,7 @@ def spared(net: nn.Sequential) -> Optimizer:
 
 
 def test_nesterov_without_decay_of_norms_and_biases(make: Make) -> None:
-    changes = {"optim__nesterov": True, "optim__decay_norms": False, "optim__weight_decay": 0.1}
+    changes: dict[str, Any] = {"optim__nesterov": True, "optim__decay_norms": False, "optim__weight_decay": 0.1}
     changes |= {"optim__lr_schedule": "constant"}
     assert_trained_so(make, changes, trained_plainly(changes, spared))
 
@@ -203,6 +209,157 @@ def test_stopped_and_cut_elsewhere_it_ends_with_the_same_weights(tmp_path: Path,
     assert not parts.start(CUTS[2], stop=(1, 0))
     assert parts.start(CUTS[1])
     assert weights(parts) == weights(whole)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+WEIGHTS = [1.0, 2.0, 0.5, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0, 0.25]
+LOSSES: dict[str, tuple[dict[str, Any], Callable[[Tensor, Tensor], Tensor]]] = {
+    "smoothed": (
+        {"optim__label_smoothing": 0.1},
+        lambda outputs, y: F.cross_entropy(outputs, y, label_smoothing=0.1),
+    ),
+    "weighed": (
+        {"model__class_weights": WEIGHTS},
+        lambda outputs, y: F.cross_entropy(outputs, y, torch.tensor(WEIGHTS), reduction="sum") / len(y),
+    ),
+    "squares": ({"model__loss": "mse"}, lambda outputs, y: F.mse_loss(outputs, F.one_hot(y, 10).float())),
+    "a user's": (
+        {"model__loss": "tests.tasks.mylosses:focal"},
+        lambda outputs, y: mylosses.focal()(outputs, y).mean(),
+    ),
+    "regression": (
+        {"model__task": "regression", "model__name": "tests.engine.recipenets:one_number", "optim__lr": 0.001},
+        lambda outputs, y: F.mse_loss(outputs[:, 0], y.float()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_descends_its_loss(make: Make, name: str) -> None:
+    changes, loss = LOSSES[name]
+    changes = {"optim__lr_schedule": "constant", **changes}
+    lr = changes.get("optim__lr", 0.05)
+    plain = trained_plainly(
+        changes, lambda net: SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4), loss=loss
+    )
+    assert_trained_so(make, changes, plain)
+
+
+def last_record(make: Make, stages: int, **changes: Any) -> tuple[EpochRecord, list[Job]]:
+    jobs, noted = make(stages, None, str(stages), **changes), list[EpochRecord]()
+    jobs[0].observer.epoch_done = noted.append  # type: ignore[method-assign,assignment]
+    lockstep.run([rank_program(job) for job in jobs])
+    return noted[-1], jobs
+
+
+def test_what_is_reported_is_the_plain_cross_entropy_and_the_top_five(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "MANY", 9)
+    changes = {"optim__label_smoothing": 0.3, "model__class_weights": WEIGHTS}
+    record, (job,) = last_record(make, 1, **EXACT, **changes)
+    ids = torch.arange(60).numpy()
+    with torch.no_grad():
+        logits, labels = job.stage.blocks.eval()(job.test.images(ids)), job.test.labels(ids)
+    assert record.test_loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+    places = logits.argsort(1, descending=True)
+    assert record.test_accuracy_top5 == float((places[:, :5] == labels[:, None]).any(1).double().mean())
+    assert (record.test_perplexity, record.test_r2) == (None, None)
+
+
+@pytest.mark.parametrize("method", ["penalty", "delayed", "backprop"])
+def test_a_regression_reports_no_accuracy_but_r2(make: Make, method: str) -> None:
+    changes = {"model__task": "regression", "model__name": "tests.engine.recipenets:one_number", "optim__lr": 0.001}
+    changes |= {"method__name": method, "schedule__ratio": "1:1", "schedule__epochs": 2}
+    found = [last_record(make, stages, **changes) for stages in ((1, 2, 3) if method == "backprop" else (3,))]
+    assert len({record.weights_sha256 for record, _ in found}) == 1
+    record, jobs = found[-1]
+    ids, x = torch.arange(60).numpy(), jobs[0].test.images(torch.arange(60).numpy())
+    with torch.no_grad():
+        for job in jobs:
+            x = job.stage.blocks.eval()(x)
+    y = jobs[-1].test.labels(ids).double()
+    error = (x[:, 0].double() - y).square()
+    assert record.test_loss == pytest.approx(float(error.mean()), rel=1e-4)
+    assert record.test_r2 == pytest.approx(1 - float(error.sum() / (y - y.mean()).square().sum()), abs=1e-4)
+    assert (record.test_accuracy, record.train_accuracy, record.test_accuracy_bn) == (None, None, None)
+
+
+class Sequences:
+    """Images, and five tokens in the place of a label."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images.images
+        self._labels = images.labels
+
+    def labels(self, ids: Any, **view: Any) -> Tensor:
+        labels: Tensor = self._labels(ids)
+        return (labels[:, None] + torch.arange(5)) % 10
+
+
+@pytest.mark.parametrize("method", ["penalty", "delayed", "backprop"])
+def test_a_language_model_reports_nats_a_token_and_its_perplexity(make: Make, method: str) -> None:
+    changes: dict[str, Any] = {"model__task": "language", "model__name": "tests.engine.recipenets:five_tokens"}
+    changes |= {"method__name": method, "schedule__ratio": "1:1", "schedule__epochs": 2, "optim__label_smoothing": 0.1}
+    hashes = set()
+    for stages in (1, 2, 3) if method == "backprop" else (3,):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Setting, "target_shape", (5,))
+            jobs, noted = make(stages, None, str(stages), **changes), list[EpochRecord]()
+        for job in jobs:
+            job.train, job.test = Sequences(job.train), Sequences(job.test)
+        jobs[0].observer.epoch_done = noted.append  # type: ignore[method-assign,assignment]
+        lockstep.run([rank_program(job) for job in jobs])
+        hashes.add(noted[-1].weights_sha256)
+    assert len(hashes) == 1
+    ids = torch.arange(60).numpy()
+    x, y = jobs[0].test.images(ids), jobs[-1].test.labels(ids)
+    with torch.no_grad():
+        for job in jobs:
+            x = job.stage.blocks.eval()(x)
+    nats = float(F.cross_entropy(x.flatten(0, 1), y.flatten()))
+    assert noted[-1].test_loss == pytest.approx(nats, rel=1e-4)
+    assert noted[-1].test_perplexity == pytest.approx(math.exp(nats), rel=1e-3)
+    assert noted[-1].test_accuracy == pytest.approx(float((x.argmax(2) == y).double().mean()))
+
+
+def test_a_users_loss_that_fails_in_training_ends_it_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = write_toml(tmp_path / "c.toml", 1, **EXACT, model__loss="tests.tasks.mylosses:later")
+    assert train_here(toml, tmp_path / "run") == 65
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert 'model.loss = "tests.tasks.mylosses:later" fails for outputs of shape (32, 10)' in err
+    assert "ValueError: too many samples, mylosses.py line 61); correct it" in err
+
+
+@pytest.mark.parametrize(("command", "refused"), [("evaluate", True), ("plan", True), ("report", False)])
+def test_a_loss_is_not_run_on_the_word_of_a_run_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, refused: bool
+) -> None:
+    loss = "tests.tasks.mylosses:focal"
+    toml = write_toml(tmp_path / "c.toml", 1, **EXACT, model__loss=loss, model__name="resnet8")
+    run_dir = tmp_path / "run"
+    assert train_here(toml, run_dir) == 0
+    capsys.readouterr()
+    inside = [str(run_dir / "config.toml") if command == "plan" else str(run_dir)]
+    page = ["--out", str(tmp_path / "page.html")] if command == "report" else []
+    code, said = cli.main([command, *inside, *page]), capsys.readouterr()
+    if refused:
+        assert code == 65
+        assert f'model.loss = "{loss}" in {run_dir / "config.toml"} names code to be run' in said.err
+    else:
+        assert code == 0
+        assert "is code of the user" in (tmp_path / "page.html").read_text()
+    if command == "evaluate":
+        assert cli.main([command, *inside, "--config", str(toml)]) == 0
+        assert f"test loss{records(run_dir)[-1]['test_loss']:>42.4f}" in capsys.readouterr().out
+        other = write_toml(tmp_path / "other.toml", 1, **EXACT, model__name="resnet8")
+        assert cli.main([command, *inside, "--config", str(other)]) == 65
+        assert 'other.toml has model.loss = ""' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

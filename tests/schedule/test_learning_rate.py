@@ -66,7 +66,7 @@ def of_torch(make: Scheduler, count: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler, found = make(optimizer), []
     for _ in range(count):
-        found.append(scheduler.get_last_lr()[0])
+        found.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
     return found
@@ -88,7 +88,7 @@ def test_by_epoch_it_is_torchs_of_as_many_steps_as_epochs(kind: str) -> None:
 def test_a_warm_up_and_a_cosine_behind_it_are_torchs_one_after_the_other() -> None:
     def make(optimizer: torch.optim.Optimizer) -> torchs.LRScheduler:
         parts = [torchs.LinearLR(optimizer, 1 / 10, 1.0, 9), torchs.CosineAnnealingLR(optimizer, 20)]
-        return torchs.SequentialLR(optimizer, parts, [10])  # type: ignore[arg-type]
+        return torchs.SequentialLR(optimizer, parts, [10])
 
     found = rates(EPOCHS, "cosine", steps=STEPS, by_step=True, warmup=2.0)
     assert found == pytest.approx(of_torch(make, ALL), abs=1e-12)
