@@ -20,7 +20,7 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
-from hpcsplit.schedule.learning_rate import learning_rate, within
+from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
@@ -96,13 +96,17 @@ def _job(
         epochs=schedule.epochs,
         plan=() if choose else setting.phases,
         choose=choose,
-        learning_rate=lambda epoch: learning_rate(
-            *within(epoch, setting.phases, restarts=schedule.lr_phases == "restart"),
+        learning_rate=LearningRate(
             optim.lr,
             optim.lr_schedule,
+            setting.phases,
+            by_step=optim.lr_steps == "step",
+            warmup=optim.lr_warmup,
             step=optim.lr_step,
             milestones=optim.lr_milestones,
             gamma=optim.lr_gamma,
+            power=optim.lr_power,
+            begins=schedule.lr_phases,
         ),
         save_policy=SavePolicy(save.every_epochs, save.every_minutes, setting.aux_policy),
         checkpoints=run_dir.checkpoints,

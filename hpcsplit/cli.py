@@ -143,10 +143,11 @@ def _dispatch(argv: list[str]) -> int:
         print(config.to_toml(), end="")
         return 0
     keep_freed_memory()
-    if args.command in ("plan", "simulate") and config.origins["model.name"] != "command line":
+    if args.command in ("plan", "simulate"):
         from hpcsplit.run import trust
 
-        trust.check_code(config.model.name, args.config, f"if it is yours, add --model.name {config.model.name}")
+        code = {key: name for key, name in config.code().items() if config.origins[key] != "command line"}
+        trust.check_code(code, args.config, "if it is yours, add --{key} {name}")
     run_path = Path("runs") / f"{config.stem}-{config.run.seed}"
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command

@@ -31,7 +31,10 @@ from hpcsplit.wire import lockstep
 
 NAMES = {"loss": "training loss", "train_accuracy": "training accuracy", "test_loss": "test loss"}
 NAMES |= {"test_accuracy": "test accuracy", "test_accuracy_bn": "test accuracy, BatchNorm re-estimated"}
+NAMES |= {"test_accuracy_top5": "  among the five most likely", "test_perplexity": "test perplexity"}
+NAMES |= {"test_r2": "test R²"}
 NAMES |= {"validation_loss": "loss of the samples held out", "validation_accuracy": "their accuracy"}
+_SOME = ("test_accuracy_top5", "test_perplexity", "test_r2")  # not of every task
 _SAME = 1e-2  # apart from rounding on another device
 
 
@@ -107,7 +110,7 @@ def _text(saved: Saved, result: dict[str, Any]) -> str:
         *(
             f"{title:<40} {shown(key, result):>10} {shown(key, recorded or {}):>10}"
             for key, title in NAMES.items()
-            if result[key] is not None or not key.startswith("validation")
+            if result[key] is not None or not key.startswith(("validation", *_SOME))
         ),
         f"weights_sha256 {result['weights_sha256']}",
     ]

@@ -16,7 +16,7 @@ from hpcsplit.report import picture
 from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.report.lines import table
 from hpcsplit.report.page import Run, page
-from hpcsplit.report.summary import COLUMNS, EXPLAINED, beside, csv_text, overview
+from hpcsplit.report.summary import EXPLAINED, beside, columns, csv_text, overview
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import starts
 from hpcsplit.run.records import EpochRecord, Records
@@ -35,7 +35,7 @@ def report_command(run_dirs: Sequence[RunDir], out: Path | None, data_root: str 
     records = {name: _records(run) for name, run in result.items()}
     configs = {name: _config(run) for name, run in result.items()}
     _check_data(configs)
-    print(table(COLUMNS, overview(records)))
+    print(table(columns(records), overview(records)))
     print(EXPLAINED)
     forecasts = {name: forecast for name, run in result.items() if (forecast := run.load_forecast())}
     if lines := beside({name * (len(result) > 1): (each, records[name]) for name, each in forecasts.items()}):
@@ -128,8 +128,12 @@ def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) 
     """What the newest checkpoint gets wrong, or why nobody knows."""
     from hpcsplit.commands.evaluate import examples_of
 
-    if isinstance(config, Config) and ":" in config.model.name:
-        return f'Not known: model.name = "{config.model.name}" is code of the user\'s, which a report does not run.'
+    if isinstance(config, Config):
+        for key, value in config.code().items():
+            if key != "optim.name":
+                return f'Not known: {key} = "{value}" is code of the user\'s, which a report does not run.'
+        if config.model.task in ("regression", "language"):
+            return f'Nothing to show: model.task = "{config.model.task}" has neither classes nor images.'
     print(f"{name}: test set through the network (--no-mistakes leaves it out)", flush=True)
     try:
         return examples_of(run_dir, data_root)

@@ -11,6 +11,7 @@ from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.state import Whole, read_weights
 from hpcsplit.config import Config, load, resolve
+from hpcsplit.config.option import names_code
 from hpcsplit.data.dataset import Dataset, Part, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
@@ -110,21 +111,27 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
     """The configuration of a run as its directory has it, overrides included, but for what reaches outside of it.
 
     A run directory may come from somebody else.  So it is the user who says where data are, by `data_root` or by the
-    file, whether they may be downloaded, and whether blocks are compiled; and the file vouches for a network of the
-    user's own, which is code to be run.
+    file, whether they may be downloaded, and whether blocks are compiled; and the file vouches for functions of the
+    user's own, which are code to be run.  An optimizer of the user's is not needed.
 
     Raises:
-        ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
-            the run directory says so.
+        ConfigError: as `load`; or the file names another network or function; or a key is "package.module:factory" and
+            only the run directory says so.
     """
     config, theirs = run.load_config(), load(config_path) if config_path else None
-    if theirs and theirs.model.name != config.model.name:
-        raise ConfigError(
-            f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
-            "the file that the run was started with"
-        )
+    if names_code(config.optim.name):  # nothing is trained
+        config = replace(config, optim=resolve({}).optim)
+    code = config.code()
+    tree = (theirs or config).as_dict()
+    for key, name in {"model.name": config.model.name, **code}.items():
+        section, _, last = key.partition(".")
+        if (other := tree[section][last]) != name:
+            raise ConfigError(
+                f'{config_path} has {key} = "{other}", {run.config} has "{name}"; give the file that the run was '
+                "started with"
+            )
     if not theirs:
-        trust.check_code(config.model.name, run.config, "give the run's own CONFIG.toml with --config")
+        trust.check_code(code, run.config, "give the run's own CONFIG.toml with --config")
     own = theirs or resolve({})
     return replace(
         config,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from hpcsplit.config.config import nearest
 from hpcsplit.config.declared import DeclaredMethod
+from hpcsplit.config.option import names_code
 from hpcsplit.config.rules import check_rules
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.catalog import lookup
+from hpcsplit.tasks.catalog import LOSSES
 
 if TYPE_CHECKING:
     from hpcsplit.config.config import Config
 
 
 AUTO = "auto"
+_EXAMPLES = {"generation": "resnet20-vae", "language": "one of your own"}
 
 
 def parse_ratio(text: str) -> tuple[int, int]:
@@ -81,7 +85,7 @@ def _check_ratio(config: Config, method: DeclaredMethod) -> None:
             )
         if schedule.lr_phases != "run":
             raise ConfigError(
-                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are the last exact ones, '
+                f'schedule.lr_phases = "{schedule.lr_phases}" needs to know which epochs are exact, '
                 'schedule.ratio = "auto" decides that on the way; leave lr_phases out, or take a fixed ratio'
             )
         return
@@ -99,10 +103,23 @@ def _check_task(config: Config) -> None:
     """Raise ConfigError for a name of no network, or of one that has another output than the task compares."""
     name, task = config.model.name, config.model.task
     wanted = lookup(name).task
-    if wanted and task != wanted:
+    if wanted and task != wanted and (wanted, task) != ("classification", "regression"):  # any vector will do
         raise ConfigError(
             f'model.task = "{task}": {name} is made for {wanted}; set model.task = "{wanted}", or take a network '
-            f"such as {'resnet20-vae' if task == 'generation' else 'resnet20'}"
+            f"such as {_EXAMPLES.get(task, 'resnet20')}"
+        )
+    loss = config.model.loss
+    if not loss or names_code(loss):
+        return
+    if loss not in LOSSES:
+        raise ConfigError(
+            f'model.loss = "{loss}" is not one of {", ".join(LOSSES)}, nor package.module:factory'
+            f"{nearest(loss, LOSSES)}"
+        )
+    if task not in LOSSES[loss][1]:
+        fitting = [name for name, (_, tasks) in LOSSES.items() if task in tasks]
+        raise ConfigError(
+            f'model.loss = "{loss}" does not fit model.task = "{task}"; take {", ".join([*fitting, "one of your own"])}'
         )
 
 

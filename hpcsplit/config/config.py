@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from hpcsplit.config import sections as s
 from hpcsplit.config.declared import declared_methods
-from hpcsplit.config.option import Option, option, options_of, show
+from hpcsplit.config.option import Option, names_code, option, options_of, show
 from hpcsplit.errors import ConfigError
 
 
@@ -47,6 +47,16 @@ class Config:
             values = vars(getattr(self, name)) | (dict(self.method.options) if name == "method" else {})
             tree[name] = {key: list(values[key]) if isinstance(values[key], tuple) else values[key] for key in keys}
         return tree
+
+    def code(self) -> dict[str, str]:
+        """Which keys name functions of the user's, that run when they are used: {"model.name": "mynets:small"}."""
+        tree = self.as_dict()
+        return {
+            f"{section}.{key}": tree[section][key]
+            for section, options in option_tree(self.method.name).items()
+            for key, option in options.items()
+            if option.code and names_code(tree[section][key])
+        }
 
     def with_values(self, values: Mapping[str, Any], origin: str) -> Config:
         """This configuration with other values, {"section.key": value}, that come from `origin`."""

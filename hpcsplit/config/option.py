@@ -13,7 +13,8 @@ from typing import Any
 
 from hpcsplit.errors import ConfigError
 
-Value = int | float | str | bool | tuple[int, ...]
+LIBRARIES = ("torchvision", "timm")  # "torchvision:resnet18" names no function of the user's
+Value = int | float | str | bool | tuple[int, ...] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Option:
     refused_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Earlier versions did not have it; at its default it is no part of what a checkpoint must agree with.
     later: bool = False
+    # It may name a function of the user's, "package.module:factory", which runs when it is used.
+    code: bool = False
     # "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A text as the program spells it, from one that means the same; HpcsplitError where it means nothing.
@@ -81,6 +84,10 @@ class Option:
             if any("\ud800" <= c <= "\udfff" for c in value):  # bytes of the command line that are not UTF-8
                 raise ConfigError(f"{where} = {value!r} is not a text in UTF-8")
             return value
+        if self.kind == "tuple[float, ...]" and isinstance(value, list | tuple):
+            if all(isinstance(number, float) or _is_whole(number) for number in value):
+                return tuple(map(float, value))
+            raise ConfigError(f"{where} = {list(value)!r} must hold numbers only")
         if "tuple" in self.kind and isinstance(value, list | tuple):
             if all(map(_is_whole, value)):
                 return tuple(map(int, value))
@@ -108,8 +115,16 @@ _KINDS = {
     "float": "a number",
     "str": "a text",
     "tuple[int, ...]": "a list of whole numbers",
+    "tuple[float, ...]": "a list of numbers",
     "tuple[int, ...] | str": "a list of whole numbers or a text",
 }
+
+
+def names_code(value: Any) -> bool:
+    """Whether a value is "package.module:factory", a function of the user's."""
+    if not isinstance(value, str) or value.partition(":")[0] in LIBRARIES:
+        return False
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value) is not None
 
 
 def number_in(text: str) -> int | float | None:

@@ -1,4 +1,4 @@
-"""Where a value of an option is refused: conditions on other keys, beside the option in the method's file.
+"""Where a value of an option is refused: conditions on other keys, beside the option where it is declared.
 
 Method files are read, not run (declared.py), so a condition is text: Python's comparisons, `and`, `or` and `not`, of
 literals and of keys ("optim.momentum", "method.grow"), what the decorator says ("facts.augments"), and `max` and
@@ -13,13 +13,11 @@ import operator
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hpcsplit.config.config import Config, option_tree
 from hpcsplit.config.declared import DeclaredMethod
 from hpcsplit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hpcsplit.config.config import Config
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -34,15 +32,15 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def check_rules(config: Config, method: DeclaredMethod) -> None:
-    """Raise ConfigError for the first option of the method whose value is refused."""
-    options = {key: list(v) if isinstance(v, tuple) else v for key, v in config.method.options.items()}
-    scope = {**vars(config), "method": SimpleNamespace(**options), "facts": method}
-    for option in method.options:
-        for condition, sentence in option.refused_if.items():
-            if config.method.options[option.name] != option.default and _value(
-                ast.parse(condition, mode="eval").body, scope
-            ):
-                raise ConfigError(sentence.format(**scope))
+    """Raise ConfigError for the first option of any section whose value is refused."""
+    tree = config.as_dict()
+    scope = {**{name: SimpleNamespace(**keys) for name, keys in tree.items()}, "facts": method}
+    for section, options in option_tree(method.name).items():
+        for key, option in options.items():
+            default = list(option.default) if isinstance(option.default, tuple) else option.default
+            for condition, sentence in option.refused_if.items() if tree[section][key] != default else ():
+                if _value(ast.parse(condition, mode="eval").body, scope):
+                    raise ConfigError(sentence.format(**scope))
 
 
 def _value(node: ast.expr, scope: Mapping[str, Any]) -> Any:

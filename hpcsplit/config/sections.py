@@ -8,11 +8,17 @@ from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import OPENERS, SPECS, known_name
 from hpcsplit.nets.catalog import NETWORKS
-from hpcsplit.schedule.learning_rate import SCHEDULES
+from hpcsplit.schedule.learning_rate import KINDS
 from hpcsplit.schedule.timetable import ORDERS
-from hpcsplit.tasks.catalog import TASKS
+from hpcsplit.tasks.catalog import LOSSES, TASKS
 
 _WITH_MOMENTUM = ", ".join(name for name, known in OPTIMIZERS.items() if known.momentum)
+_CROSS_ENTROPY = {  # what only it has
+    "model.task != 'classification' and model.task != 'language'": "model.class_weights and optim.label_smoothing are "
+    'for classification and language; model.task = "{model.task}". Leave them out',
+    "model.loss != '' and model.loss != 'cross_entropy'": "model.class_weights and optim.label_smoothing belong to the "
+    'cross-entropy; model.loss = "{model.loss}". Leave them out',
+}
 _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.betas)
 
 
@@ -20,7 +26,7 @@ _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.beta
 class DataSection:
     """Which samples, and how they are dealt into mini-batches."""
 
-    name: str = option("digits", " | ".join((*SPECS, *OPENERS)), spelling=known_name)
+    name: str = option("digits", " | ".join((*SPECS, *OPENERS)), spelling=known_name, code=True)
     root: str = option("", "folder or file with the data; empty: ./data, or Debian's package")
     size: int = option(
         0,
@@ -85,8 +91,29 @@ class DataSection:
 class ModelSection:
     """The whole network, a sequence of named blocks."""
 
-    name: str = option("resnet20", " | ".join(network.words for network in NETWORKS))
-    task: str = option("classification", "what it learns: the class, or to generate the image", choices=tuple(TASKS))
+    name: str = option("resnet20", " | ".join(network.words for network in NETWORKS), code=True)
+    task: str = option(
+        "classification",
+        "what it learns: the class, numbers, the next token at every place, or to generate the image",
+        choices=tuple(TASKS),
+    )
+    loss: str = option(
+        "",
+        "in place of the task's own: "
+        + " | ".join(LOSSES)
+        + ", the mean over a sample's values of torch's function of "
+        "that name (bce: with logits), or package.module:factory, a function of no arguments whose answer "
+        "loss(outputs, targets) gives the loss of each sample, (B,)",
+        code=True,
+        later=True,
+    )
+    class_weights: tuple[float, ...] = option(
+        (),
+        "one for each class: its samples' losses are so many times larger; the mean is over samples",
+        low=0.0,
+        refused_if=_CROSS_ENTROPY | {"max(model.class_weights) == 0": "model.class_weights are all 0; raise some"},
+        later=True,
+    )
     block: str = option(
         "post", "residual blocks with activation after (He 2016a) or before (He 2016b)", choices=("post", "pre")
     )
@@ -136,8 +163,9 @@ class ScheduleSection:
     )
     lr_phases: str = option(
         "run",
-        "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end",
-        choices=("run", "restart"),
+        "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end, or at each "
+        "switch between exact and parallel epochs",
+        choices=("run", "restart", "each"),
         later=True,
     )
 
@@ -151,11 +179,60 @@ class OptimSection:
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)
     beta2: float = option(0.999, "decay of its square there", low=0.0, high=0.9999999, later=True)
+    nesterov: bool = option(
+        False,
+        "the momentum of sgd looks ahead (Nesterov)",
+        refused_if={
+            "optim.name != 'sgd' or optim.momentum == 0": "optim.nesterov = true looks ahead along sgd's momentum; "
+            'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum, or leave '
+            "nesterov out"
+        },
+        later=True,
+    )
     weight_decay: float = option(1e-4, "L2 penalty on the weights", low=0.0)
-    lr_schedule: str = option("cosine", "over the run, or over each of schedule.lr_phases", choices=tuple(SCHEDULES))
+    decay_norms: bool = option(
+        True, "weight_decay also holds for parameters of one dimension: scales of norms, and biases", later=True
+    )
+    lr_schedule: str = option(
+        "cosine",
+        "over the run, or over each of schedule.lr_phases; onecycle as torch's OneCycleLR: along a cosine, lr is the "
+        "highest, and the momentum stays",
+        choices=KINDS,
+        refused_if={
+            "optim.lr_schedule == 'onecycle' and optim.lr_steps == 'epoch' and (schedule.epochs < 4 or "
+            "schedule.lr_phases != 'run')": 'optim.lr_schedule = "onecycle" rises and falls within too few epochs '
+            'here; set optim.lr_steps = "step"',
+        },
+    )
+    lr_steps: str = option(
+        "epoch", "it goes on with every epoch, or every mini-batch", choices=("epoch", "step"), later=True
+    )
+    lr_warmup: float = option(
+        0.0,
+        "first epochs (0.5: half of one) in which the rate rises step by step to lr; cosine, linear and polynomial "
+        "begin behind it",
+        unit="epochs",
+        low=0.0,
+        refused_if={
+            "schedule.epochs < optim.lr_warmup": "optim.lr_warmup = {optim.lr_warmup:g} is more than "
+            "schedule.epochs = {schedule.epochs}",
+            "optim.lr_schedule == 'onecycle'": "optim.lr_warmup = {optim.lr_warmup:g}: onecycle rises by itself, in "
+            "0.3 of its steps; leave lr_warmup out, or take another optim.lr_schedule",
+        },
+        later=True,
+    )
+    lr_power: float = option(1.0, "polynomial: power of what is left", above=0.0, later=True)
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
+    label_smoothing: float = option(
+        0.0,
+        "share of a label that all classes get in equal parts; reported losses are those without it",
+        low=0.0,
+        high=1.0,
+        refused_if=_CROSS_ENTROPY,
+        later=True,
+    )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)
 
 

@@ -30,23 +30,23 @@ from hpcsplit.wire.port import NEXT, PREV, Agree, Recv, Send, Verb, agree_lag
 
 Rows = dict[str, torch.Tensor]
 Batches = Sequence[np.ndarray]
+Passes = Sequence[Callable[..., Step]]
 
 
 def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, int]:
     """Train one epoch, or what is left of it, and add its steps to `total`; the step after which the ranks have agreed
     to pause, 0 at the epoch's end."""
-    job.stage.set_lr(job.learning_rate(action.epoch))
     job.stage.blocks.train()
     job.stage.defers = job.exact.defers(job.stage.count)
     method, parallel = job.method.at(action.parallel_epochs), action.phase == "parallel"
-    order = job.epoch_batches(action.epoch, parallel=parallel)
-    passes = sweeps(method) if parallel else (job.exact.step,)
+    order, passes = _course(job, action)
+    steps = len(passes) * len(order)
+    job.stage.rate = (lambda epoch, step: job.learning_rate(epoch, step, steps)) if job.learning_rate.moves else None
     begun, first = divmod(action.first_step, len(order))
     for number in range(begun, len(passes)):
         if not first:
             total.samples = 0  # every sweep visits the same ones
-        last = number + 1 == len(passes)
-        if paused := (yield from _sweep(job, action, order, passes[number], total, first, last=last)):
+        if paused := (yield from _sweep(job, action, order, passes, number, total, first)):
             return number * len(order) + paused
         first = 0
     if parallel and isinstance(method, InFlight):
@@ -56,11 +56,26 @@ def train_epoch(job: Job, action: Train, total: Tally) -> Generator[Verb, Any, i
     return 0
 
 
+def _course(job: Job, action: Train) -> tuple[Batches, Passes]:
+    """The mini-batches of an epoch, and the passes over all of them."""
+    parallel = action.phase == "parallel"
+    passes = sweeps(job.method.at(action.parallel_epochs)) if parallel else (job.exact.step,)
+    return job.epoch_batches(action.epoch, parallel=parallel), passes
+
+
+def last_rate(job: Job, action: Train) -> float:
+    """The learning rate of an epoch's last step."""
+    order, passes = _course(job, action)
+    steps = len(passes) * len(order)
+    return job.learning_rate(action.epoch, steps - 1, steps)
+
+
 def _sweep(
-    job: Job, action: Train, order: Batches, method_step: Callable[..., Step], total: Tally, first: int, *, last: bool
+    job: Job, action: Train, order: Batches, passes: Passes, number: int, total: Tally, first: int
 ) -> Generator[Verb, Any, int]:
-    """One pass over the mini-batches from number `first` on; the last one of a parallel epoch writes the new rows."""
-    loop, parallel = _Loop(job, action, len(order), total, first), action.phase == "parallel"
+    """Pass `number` over the mini-batches from `first` on; the last one of a parallel epoch writes the new rows."""
+    last, parallel = number + 1 == len(passes), action.phase == "parallel"
+    loop = _Loop(job, action, len(order), total, first, number * len(order), len(passes) * len(order))
     store, copies = job.store if parallel else None, Rows()
     if store:
         store.start(order, first=first, write=last)
@@ -75,7 +90,7 @@ def _sweep(
         if parallel:
             copies = yield from receive_copies(job, len(order[step]), step)
         batch = job.batch(order[step], phase=action.phase, epoch=action.epoch, augment=augment)
-        result = yield from method_step(job.stage, rows | copies, batch)
+        result = yield from passes[number](job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if store and last:
             store.write(step, result.aux)
@@ -130,10 +145,14 @@ def copied_bytes(job: Job, action: Train, step: int) -> int:
 
 
 class _Loop:
-    """What surrounds each step of a pass over `steps` mini-batches that begins with number `first`."""
+    """What surrounds each step of a pass over `steps` mini-batches that begins with number `first`; `before` steps of
+    the epoch's `all_steps` are those of passes before it."""
 
-    def __init__(self, job: Job, action: Train, steps: int, total: Tally, first: int) -> None:
+    def __init__(
+        self, job: Job, action: Train, steps: int, total: Tally, first: int, before: int, all_steps: int
+    ) -> None:
         self.job, self.action, self.steps, self.total = job, action, steps, total
+        self.before, self.all_steps = before, all_steps
         self.settled = first + agree_lag(job.stage.count)  # before that, an answer is one to the pass before
         self.reported: deque[tuple[int, Callable[[], Tally]]] = deque()  # of steps that are not counted yet
         self.lag = 0 if job.stage.device.type == "cpu" else 1  # a GPU computes while the step before is counted
@@ -142,6 +161,7 @@ class _Loop:
     def enter(self, step: int) -> None:
         self.job.where = f"{self.action}, step {step + 1} of {self.steps}"
         self.job.stage.at(self.action.epoch, step)
+        self.job.stage.set_lr(self.job.learning_rate(self.action.epoch, self.before + step, self.all_steps))
 
     def leave(self, step: int, tally: Tally) -> None:
         action = self.action

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ class Scores:
     test_loss: float | None = None
     test_accuracy: float | None = None
     test_accuracy_bn: float | None = None
+    test_accuracy_top5: float | None = None
+    test_perplexity: float | None = None
+    test_r2: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 
@@ -53,11 +57,11 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     `phase`."""
     job.where = "evaluation"
     job.stage.blocks.eval()
-    loss, train_accuracy = yield from _score(job, job.train, job.eval_train_size)
-    test_loss, test_accuracy = yield from _score(job, job.test, job.test_size)
-    accuracy_bn = test_accuracy if bn else None
+    trained = yield from _score(job, job.train, job.eval_train_size)
+    test = yield from _score(job, job.test, job.test_size)
+    accuracy_bn = test.accuracy if bn else None
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
-    held_out = (None, None) if fair else (yield from _score(job, job.validation, job.validation_size))
+    held_out = _Score() if fair else (yield from _score(job, job.validation, job.validation_size))
     if bn and job.batch_norm:
         forget = job.stage.remember()  # the statistics of other layers, too
         job.stage.blocks.train()
@@ -65,13 +69,22 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
         order = job.measured()[:BN_BATCHES]
         yield from forward_pass(job, order, lambda step, ids, x, y: None, augment=job.augments(phase))
         job.stage.blocks.eval()
-        _, accuracy_bn = yield from _score(job, job.test, job.test_size)
+        accuracy_bn = (yield from _score(job, job.test, job.test_size)).accuracy
         if fair:
             held_out = yield from _score(job, job.validation, job.validation_size)
         fresh.restore()
         forget()
-    mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *held_out] if job.stage.last else None
-    return Scores(*(yield Share(mine))[-1])
+    mine = {
+        "loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_accuracy_bn": accuracy_bn,
+        **{f"test_{name}": value for name, value in test.figures.items()},
+        "validation_loss": held_out.loss,
+        "validation_accuracy": held_out.accuracy,
+    }
+    return Scores(**(yield Share(mine if job.stage.last else None))[-1])
 
 
 def outputs(job: Job, order: Sequence[np.ndarray]) -> Generator[Verb, Any, torch.Tensor]:
@@ -91,16 +104,24 @@ def outcomes(job: Job) -> Generator[Verb, Any, Outcomes]:
     logits = yield from outputs(job, order)
     labels = job.test.labels(np.concatenate(order)).cpu()
     chance, predicted = logits.softmax(1).max(1)
-    loss = job.stage.loss(logits, labels)
+    loss = job.stage.task.score(logits, labels)
     return Outcomes(*(each.numpy() for each in (labels, predicted, chance, loss)))
 
 
-def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, tuple[float | None, float | None]]:
-    """Mean loss and accuracy of the first samples, where there are any; meaningful on the last stage only."""
+class _Score(NamedTuple):
+    """Of a set: mean loss, accuracy where it means something, and more numbers of the task's."""
+
+    loss: float | None = None
+    accuracy: float | None = None
+    figures: Mapping[str, float] = MappingProxyType({})
+
+
+def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, _Score]:
+    """Of the first samples, where there are any; meaningful on the last stage only."""
     if source is None:
-        return None, None
-    loss_sum, right, seen = 0.0, 0, 0
-    task, has_accuracy = job.stage.task, True
+        return _Score()
+    loss_sum, right, seen = 0.0, 0.0, 0
+    task, has_accuracy, sums = job.stage.task, True, dict[str, torch.Tensor]()
 
     def count(step: int, ids: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
         nonlocal loss_sum, right, seen, has_accuracy
@@ -109,8 +130,13 @@ def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, 
             loss_sum += float(task.score(y, targets).sum())
             correct = task.correct(y, targets)
             has_accuracy = correct is not None
-            right += int(correct.sum()) if correct is not None else 0
+            right += float(correct.sum()) if correct is not None else 0.0
             seen += len(ids)
+            for name, values in task.noted(y, targets).items():
+                sums[name] = sums.get(name, 0) + values.double().sum(0)
 
     yield from forward_pass(job, job.in_order(size), count, source=source)
-    return loss_sum / max(seen, 1), right / max(seen, 1) if has_accuracy else None
+    if not seen:  # on another stage
+        return _Score()
+    loss = loss_sum / seen
+    return _Score(loss, right / seen if has_accuracy else None, task.figures(sums, loss, seen))

@@ -22,6 +22,7 @@ from hpcsplit.run.records import EpochRecord
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.auto import Seen
 from hpcsplit.schedule.hybrid import SavePolicy
+from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.store import Store
 from hpcsplit.tasks.task import Samples
@@ -104,7 +105,7 @@ class Job:
     augment: bool
     epochs: int
     plan: Sequence[Phase]
-    learning_rate: Callable[[int], float]
+    learning_rate: LearningRate
     save_policy: SavePolicy
     checkpoints: Path | None
     keep_checkpoints: int

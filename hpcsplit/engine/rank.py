@@ -13,7 +13,7 @@ import msgspec
 
 from hpcsplit.checkpoint.state import tensor_digests, weights_sha256
 from hpcsplit.config.option import cures, options_of
-from hpcsplit.engine.epochs import copied_bytes, diverged, train_epoch
+from hpcsplit.engine.epochs import copied_bytes, diverged, last_rate, train_epoch
 from hpcsplit.engine.evaluate import Scores, evaluate
 from hpcsplit.engine.forward import refresh
 from hpcsplit.engine.job import Job
@@ -118,7 +118,7 @@ def _epoch(job: Job, action: Train, state: State) -> Generator[Verb, Any, Traine
         wall_s=wall_s,
         checkpoint_s=seconds["save"],
         theorem=bound,
-        lr=job.learning_rate(action.epoch),
+        lr=last_rate(job, action),
         beta=job.method.at(action.parallel_epochs).beta if action.phase == "parallel" else None,
         recomputed=action.recomputed,
     )

@@ -26,14 +26,15 @@ def direction(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> torch.T
 def spiked(stage: Stage, rate: float, delay: float) -> None:
     """The optimizer's step as long as momentum m still has it after the delay, and the rest along the gradient."""
     assert stage.optimizer
-    group = stage.optimizer.param_groups[0]
-    rest = group["momentum"] ** delay
+    momentum = stage.optimizer.param_groups[0]["momentum"]
+    decay = {p: group["weight_decay"] for group in stage.optimizer.param_groups for p in group["params"]}
+    rest = momentum**delay
     before = {p: p.detach().clone() for p in stage.parameters if p.grad is not None}
     stage.set_lr(rate * rest)
     stage.update()
     for p, w in before.items():
         assert p.grad is not None
-        p.data.sub_(p.grad.add(w, alpha=group["weight_decay"]), alpha=rate * (1 - rest) / (1 - group["momentum"]))
+        p.data.sub_(p.grad.add(w, alpha=decay[p]), alpha=rate * (1 - rest) / (1 - momentum))
 
 
 def fed_back(stage: Stage, rate: float, share: float, last: Carry) -> None:

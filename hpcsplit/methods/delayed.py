@@ -99,6 +99,8 @@ class Delayed(TrainingMethod):
             "optim.name != 'adam' and optim.name != 'adamw' and (optim.name != 'sgd' or not 0 < optim.momentum < 1)": ""
             'method.predict = true follows the momentum of sgd, adam or adamw; optim.name = "{optim.name}", '
             "optim.momentum = {optim.momentum:g}. Take one of them, sgd with a momentum below 1, or leave it out",
+            "optim.nesterov": "method.predict = true follows the plain momentum of sgd, and optim.nesterov = true "
+            "looks ahead by itself; leave one of them out",
         },
     )
     feedback: float = option(
@@ -126,7 +128,9 @@ class Delayed(TrainingMethod):
         refused_if={
             "optim.name != 'sgd' or not 0 < optim.momentum < 1": "method.spike = true follows the momentum of sgd; "
             'optim.name = "{optim.name}", optim.momentum = {optim.momentum:g}. Take sgd with a momentum below 1, or '
-            "leave spike out"
+            "leave spike out",
+            "optim.nesterov": "method.spike = true is made for the plain momentum of sgd, not for optim.nesterov = "
+            "true; leave one of them out",
         },
     )
     lr_anneal: int = option(
@@ -162,7 +166,7 @@ class Delayed(TrainingMethod):
             then = oldest * self.microbatches / pieces
             why = f"gradients of stage 0 are {then:g} updates old then, {oldest:g} now"
             choices.append(("method.microbatches", str(pieces), why))
-        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and self.weights != "stale"
+        follows = optim.name == "sgd" and 0 < optim.momentum < 1 and not optim.nesterov and self.weights != "stale"
         if oldest and follows and not (self.predict and self.spike):
             why = "in docs/results.md they win back what old gradients cost in two stages, with method.lr_anneal"
             choices.append(("method.predict, method.spike", "true", why))
@@ -206,7 +210,7 @@ class Delayed(TrainingMethod):
         if stage.last:
             for name, weight in (older or {}).items():
                 stage.trained[name].grad = weight.grad
-            self._update(stage, age)
+            self._update(stage, age, stage.position)
         return StepResult(tally)
 
     def settle(self, stage: Stage) -> Talk:
@@ -313,7 +317,7 @@ class Delayed(TrainingMethod):
             if mine is not None and not ends:
                 sums[name] = mine
         if ends:
-            self._update(stage, ages)
+            self._update(stage, ages, flight[:2])
         else:
             stage.carry.stage["age"] = torch.tensor(ages, dtype=torch.float64)
 
@@ -335,14 +339,18 @@ class Delayed(TrainingMethod):
         power = 1.0 - min(int(stage.carry[_STEPS]) / self.lr_anneal, 1.0) if self.lr_anneal else 0.0
         return stage.lr / math.pow(1 + delay, power)
 
-    def _update(self, stage: Stage, delay: float) -> None:
+    def _update(self, stage: Stage, delay: float, position: tuple[int, ...]) -> None:
+        """With the gradient of the mini-batch that went forward at this position."""
         if stage.frozen and not stage.last:
             return
         if self.weights == "2bw":
             for back in range(self._uniform(stage.count), 0, -1):
                 younger = _before(stage, back - 1) if back > 1 else self._ahead(stage, self._uniform(stage.count))
                 _before(stage, back).update(younger)
-        lr, rate = stage.lr, self._rate(stage, delay)
+        lr = stage.lr
+        if stage.rate:
+            stage.set_lr(stage.rate(*position))
+        rate = self._rate(stage, delay)
         corrects = stage.optimizer and self.delay(stage.index, stage.count)
         with self._graphs_kept(stage):
             if self.spike and corrects:

@@ -11,14 +11,12 @@ def small(input_shape, classes):
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.blame import block_label, line_defined, line_raised, said
+from hpcsplit.host.factory import find_factory
 from hpcsplit.nets.statedict import check_state
 
 
@@ -29,7 +27,7 @@ def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Seq
     Raises ConfigError where the import or the call fails, and where the result is no nn.Sequential of at least one
     block, runs anything but its blocks in order, or has blocks that share a parameter.
     """
-    factory = find_factory(name)
+    factory = find_factory("model.name", name)
     try:
         net = factory(input_shape=input_shape, classes=classes)
     except Exception as error:
@@ -46,25 +44,8 @@ def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Seq
 
 def whose(name: str) -> str:
     """What begins a sentence about a network: its name, and the line where its factory begins."""
-    line = line_defined(find_factory(name)) if ":" in name else ""
+    line = line_defined(find_factory("model.name", name)) if ":" in name else ""
     return f'model.name = "{name}"{f" ({line})" if line else ""}: '
-
-
-def find_factory(name: str) -> Callable[..., object]:
-    """The function that model.name = "package.module:factory" names.  ConfigError where there is none."""
-    module_name, factory_name = name.split(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # user code runs here
-        line = line_raised(error)
-        raise ConfigError(
-            f'model.name = "{name}": importing {module_name} failed ({said(error)}{f", {line}" if line else ""}); '
-            "is its folder on PYTHONPATH?"
-        ) from error
-    factory: Callable[..., object] | None = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise ConfigError(f'model.name = "{name}": {module_name} has no function {factory_name}; define it there')
-    return factory
 
 
 def _broken(net: object) -> str:

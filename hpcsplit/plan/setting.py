@@ -19,6 +19,7 @@ from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.config.option import names_code
 from hpcsplit.data.catalog import Spec, lookup, opener
 from hpcsplit.data.dataset import Asked, Dataset, InMemory, Opened, Part, cut_to_size, load, open_set
 from hpcsplit.data.order import batches
@@ -36,7 +37,8 @@ from hpcsplit.schedule.hybrid import phases
 from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
-from hpcsplit.tasks.catalog import TASKS
+from hpcsplit.tasks.catalog import OF_CLASSES, TASKS
+from hpcsplit.tasks.losses import named, users
 from hpcsplit.tasks.task import Task
 
 MOST_WORKERS = 8  # that data.workers = -1 takes
@@ -193,20 +195,45 @@ class Setting:
     def network(self, *, meta: bool = False) -> nn.Sequential:
         """The whole network anew, with the initial weights of this seed, the same on every rank; `meta`: without
         values."""
-        m, shape, classes = self.config.model, self.input_shape, self.spec.classes
+        m, shape, outputs = self.config.model, self.input_shape, self.outputs
         if not meta:
             torch.manual_seed(self.config.run.seed)
         with torch.device("meta" if meta else "cpu"):
-            return build(m.name, shape, classes, block=m.block, depth=m.depth, width=m.width)
+            return build(m.name, shape, outputs, block=m.block, depth=m.depth, width=m.width)
+
+    @property
+    def outputs(self) -> int:
+        """What the network has a number for: each class, or each value of a target."""
+        return math.prod(self.target_shape) if self.config.model.task == "regression" else self.spec.classes
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Of what belongs to a sample; () is a class, or one number."""
+        return self.spec.target_shape
 
     @property
     def users_network(self) -> bool:
         """Whether the network is the user's own code."""
         return ":" in self.config.model.name
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        return cast(Task, pkgutil.resolve_name(TASKS[self.config.model.task])())
+        """What the network learns, with the loss of the configuration."""
+        m, classes = self.config.model, self.spec.classes
+        options: dict[str, Any] = {}
+        if m.task in OF_CLASSES:
+            options = {"smoothing": self.config.optim.label_smoothing, "weights": m.class_weights}
+            if wrong := _other_targets(m.task, classes, self.target_shape):
+                raise ConfigError(f'model.task = "{m.task}": {self.spec.name} has {wrong}')
+            if m.class_weights and len(m.class_weights) != classes:
+                raise ConfigError(
+                    f"model.class_weights has {len(m.class_weights)} numbers, {self.spec.name} has {classes} classes; "
+                    "give one for each"
+                )
+        if m.loss and m.loss != "cross_entropy":
+            given = users(m.loss) if names_code(m.loss) else named(m.loss, of_classes=m.task == "classification")
+            options["given"] = given
+        return cast(Task, pkgutil.resolve_name(TASKS[m.task])(**options))
 
     @cached_property
     def net(self) -> nn.Sequential:
@@ -321,11 +348,13 @@ class Setting:
         options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
         options |= {"momentum": o.momentum} if known.momentum else {}
         options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
-        groups: list[dict[str, Any]] = [{"params": list(parameters)}]
-        if known.fused:
-            kinds = {fused: [p for p in parameters if p.is_floating_point() == fused] for fused in (True, False)}
-            groups = [{"params": those, "fused": fused} for fused, those in kinds.items() if those]
-        optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(groups, **options)
+        options |= {"nesterov": True} if o.nesterov else {}
+        groups: dict[str, dict[str, Any]] = {}
+        for p in parameters:
+            own: dict[str, Any] = {"fused": p.is_floating_point()} if known.fused else {}
+            own |= {} if o.decay_norms or p.dim() > 1 else {"weight_decay": 0.0}
+            groups.setdefault(str(own), {"params": [], **own})["params"].append(p)
+        optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(list(groups.values()), **options)
         optimizer.register_step_pre_hook(_start_late_momentum)
         return optimizer
 
@@ -357,6 +386,17 @@ class Setting:
             task=self.task,
             between_blocks=between_blocks,
         )
+
+
+def _other_targets(task: str, classes: int, target_shape: Shape) -> str:
+    """What targets a data set has in place of classes, or of tokens; and the task of such ones, or ""."""
+    if not classes:
+        return 'numbers for targets, no classes; set model.task = "regression"'
+    if task == "language" and not target_shape:
+        return 'one label for each sample, no token at each place; set model.task = "classification"'
+    if task == "classification" and target_shape:
+        return f'targets of shape {target_shape}, not one label; set model.task = "language"'
+    return ""
 
 
 def _start_late_momentum(optimizer: torch.optim.Optimizer, *step: Any) -> None:

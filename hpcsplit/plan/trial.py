@@ -33,6 +33,9 @@ from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
 from hpcsplit.plan.setting import Setting
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.tasks.task import Task
+
+Targets = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,16 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
                 f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler "
                 "(g++, or name it in CXX; for GPUs triton), or set run.torch_compile = false"
             ) from error
-    if not setting.users_network:
-        return Checked(setting, {}, ())
     first = None
     with nothing_drawn(device):
+        task, fit = setting.task, False
+        with suppress(ConfigError) if setting.users_network else nullcontext():  # of which more is said below
+            _check_outputs(setting, task)
+            fit = True
+        if fit:
+            _check_loss(setting, task, device)
+        if not setting.users_network:
+            return Checked(setting, {}, ())
         for adapted in _adaptations(setting.config):
             here = setting.adapted(adapted)
             try:
@@ -138,17 +147,17 @@ def _check_values(setting: Setting, device: torch.device) -> None:
     """A few samples through every block as a stage of its own, then through all of them as one stage."""
     setting = setting.adapted({"run.torch_compile": False})
     net, shapes, copied = setting.net, setting.shapes, twin(setting.net, device)
-    watch = _Watch(setting, copied)
+    watch, targets = _Watch(setting, copied), partial(made_up_targets, setting)
     every = tuple(range(1, len(net)))
     stages = [_stage(setting, copied, k, every, device) for k in range(len(net))]
     before = _shared_buffers(copied)
     for training, there in ((True, training_sizes(setting)), (False, evaluation_sizes(setting))):
         copied.train(training)
-        _with_few(there, shapes[0], device, partial(_in_stages, net, stages, training=training))
+        _with_few(there, shapes[0], device, partial(_in_stages, net, stages, targets, training=training))
     _check_shared(net, copied, before)
     whole = _stage(setting, copied, 0, (), device)
     copied.train()
-    _with_few(training_sizes(setting), shapes[0], device, partial(_as_one, net, whole, watch))
+    _with_few(training_sizes(setting), shapes[0], device, partial(_as_one, net, whole, watch, targets))
 
 
 def _with_few(sizes: Mapping[int, str], shape: Shape, device: torch.device, act: Callable[[Tensor], None]) -> None:
@@ -172,7 +181,9 @@ def _stage(setting: Setting, copied: nn.Sequential, index: int, cuts: tuple[int,
     return stage
 
 
-def _in_stages(net: nn.Sequential, stages: Sequence[Stage], images: Tensor, *, training: bool) -> None:
+def _in_stages(
+    net: nn.Sequential, stages: Sequence[Stage], targets: Targets, images: Tensor, *, training: bool
+) -> None:
     """Forward and backward through each stage on its own."""
     x = images
     for index, stage in enumerate(stages):
@@ -188,15 +199,17 @@ def _in_stages(net: nn.Sequential, stages: Sequence[Stage], images: Tensor, *, t
         if x._version != version or not torch.equal(before, x):
             raise _changes(net, index, _line_of_change(stage, before) or "")
         if training:
-            _backward(net, index, stage, x, y, images)
+            _backward(net, index, stage, x, y, targets(images))
         x = y
 
 
-def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor, images: Tensor) -> None:
+def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor, targets: Tensor) -> None:
     if y.requires_grad:
         try:
-            (_loss(stage, y, images) if stage.last else y.square().mean()).backward()
+            (stage.loss(y, targets) if stage.last else y.square()).mean().backward()
             stage.update()
+        except ConfigError:  # of the loss
+            raise
         except Exception as error:
             raise ConfigError(
                 f"{block_label(net, index, error)} cannot be trained: its backward pass fails ({said(error)})"
@@ -208,11 +221,42 @@ def _backward(net: nn.Sequential, index: int, stage: Stage, x: Tensor, y: Tensor
         )
 
 
-def _loss(stage: Stage, y: Tensor, images: Tensor) -> Tensor:
-    """With the images as a data set whose every label is 0."""
-    labels = torch.zeros(len(y), dtype=torch.int64, device=images.device)
-    made_up: Any = SimpleNamespace(images=lambda ids, **view: images, labels=lambda ids: labels)
-    return stage.loss(y, stage.task.targets(made_up, np.arange(len(y)))).mean()
+def made_up_targets(setting: Setting, images: Tensor) -> Tensor:
+    """What would belong to these images in a data set whose every label is 0."""
+    dtype = torch.int64 if setting.spec.classes else torch.float32
+    labels = torch.zeros(len(images), *setting.target_shape, dtype=dtype, device=images.device)
+    made_up: Any = SimpleNamespace(images=lambda ids, **view: images, labels=lambda ids, **view: labels)
+    return setting.task.targets(made_up, np.arange(len(images)))
+
+
+def _check_outputs(setting: Setting, task: Task) -> None:
+    """Whether the network's outputs are what the task compares."""
+    spec, shape = setting.spec, setting.shapes[-1]
+    if wrong := task.wrong_shape(shape, setting.input_shape, spec.classes, setting.target_shape):
+        raise ConfigError(
+            f'model.name = "{setting.config.model.name}" returns outputs of shape {shape} a sample; {spec.name} needs '
+            f"{wrong}"
+        )
+
+
+def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
+    """Whether the loss of a few made-up outputs can be descended."""
+    shape, name = setting.shapes[-1], setting.config.model.loss
+    for size in (2, 1):
+        outputs = torch.randn(size, *shape, device=device, requires_grad=True)
+        loss = task.loss(outputs, made_up_targets(setting, torch.zeros(size, *setting.input_shape, device=device)))
+        if not loss.requires_grad:
+            raise ConfigError(
+                f'model.loss = "{name}" gives its outputs no gradient; leave detach(), no_grad() and numpy out of it'
+            )
+        try:
+            loss.sum().backward()
+        except Exception as error:
+            line = line_raised(error)
+            raise ConfigError(
+                f'model.loss = "{name}" cannot be descended: its backward pass fails ({said(error)}'
+                f"{f', {line}' if line else ''})"
+            ) from error
 
 
 def _line_of_change(stage: Stage, x: Tensor) -> str | None:
@@ -249,7 +293,7 @@ def _refuses(net: nn.Sequential, index: int, x: Tensor, error: Exception, *, tra
     )
 
 
-def _as_one(net: nn.Sequential, stage: Stage, watch: _Watch, images: Tensor) -> None:
+def _as_one(net: nn.Sequential, stage: Stage, watch: _Watch, targets: Targets, images: Tensor) -> None:
     """Forward and backward through the whole network, blocks handing each other what they make as it is."""
     stage.zero_grad()
     try:
@@ -257,7 +301,7 @@ def _as_one(net: nn.Sequential, stage: Stage, watch: _Watch, images: Tensor) -> 
     except Exception as error:
         raise _refuses(net, watch.index, watch.x, error, training=True) from error
     try:
-        _loss(stage, y, images).backward()
+        stage.loss(y, targets(images)).mean().backward()
     except Exception as error:
         line = line_raised(error)
         raise ConfigError(
@@ -301,7 +345,7 @@ class _Watch:
             )
         if last:
             spec, task = self._setting.spec, self._setting.task
-            wanted = task.wrong_shape(shape[1:], self._shapes[0], spec.classes)
+            wanted = task.wrong_shape(shape[1:], self._shapes[0], spec.classes, self._setting.target_shape)
             return f"outputs of shape {shape[1:]} a sample; {spec.name} needs {wanted}" if wanted else ""
         return ""
 

@@ -74,6 +74,10 @@ def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> s
         words.append(f"test {record.test_accuracy * 100:5.2f} %")
     elif record.test_loss is not None:
         words.append(f"test {loss_text(record.test_loss)}")
+    if record.test_perplexity is not None:
+        words.append(f"perplexity {record.test_perplexity:.4g}")
+    if record.test_r2 is not None:
+        words.append(f"R² {record.test_r2:.4f}")
     if bn_differs(record):
         words.append(f"(bn {number(record.test_accuracy_bn, '5.2f', 100)} %)")
     words += [rate(record.samples_per_s), number(record.wall_s, "5.1f") + " s", f"ETA {clock(eta_s)}"]

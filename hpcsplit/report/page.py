@@ -19,7 +19,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.examples import Mistakes, Reconstructions, address
 from hpcsplit.report.figure import drawn
-from hpcsplit.report.summary import COLUMNS, EXPLAINED, csv_text, overview
+from hpcsplit.report.summary import EXPLAINED, columns, csv_text, overview
 from hpcsplit.report.times import run_parts
 from hpcsplit.run.records import EpochRecord
 
@@ -46,7 +46,7 @@ def page(runs: Mapping[str, Run]) -> str:
         runs=runs,
         title=f"hpcsplit: {', '.join(runs)}",
         version=__version__,
-        columns=COLUMNS,
+        columns=columns(records),
         overview=overview(records),
         explained=EXPLAINED,
         sections=SECTIONS,

@@ -17,6 +17,7 @@ from hpcsplit.report.times import Runs, learning_s, of_phase, rest_s
 from hpcsplit.run.records import EpochRecord, StageRecord, flat, known
 
 COLUMNS = ("run", "epochs", "parallel", "test accuracy", "best", "train s", "parallel samples/s", "label signal")
+BESIDES = {"top-5": ("test_accuracy_top5", ".2%"), "perplexity": ("test_perplexity", ".4g"), "R²": ("test_r2", ".4f")}
 EXPLAINED = "train s: training and refresh; label signal: by stage, in the last parallel epoch"
 Expected = tuple[Mapping[str, Any], Sequence[EpochRecord]]  # forecast.json of a run, and its records
 
@@ -67,8 +68,14 @@ def median_rate(records: Iterable[EpochRecord]) -> tuple[float | None, int]:
     return (statistics.median(rates) if rates else None), len(rates)
 
 
+def columns(runs: Runs) -> tuple[str, ...]:
+    """COLUMNS, and of BESIDES those that a run has."""
+    return (*COLUMNS, *(name for name, (key, _) in BESIDES.items() if any(known(each, key) for each in runs.values())))
+
+
 def overview(runs: Runs) -> list[tuple[str, ...]]:
-    """A row of COLUMNS for each run."""
+    """A row of `columns` for each run; of BESIDES the last value."""
+    besides = [BESIDES[name] for name in columns(runs)[len(COLUMNS) :]]
     rows: list[tuple[str, ...]] = []
     for name, records in runs.items():
         parallel = of_phase(records, "parallel")
@@ -84,6 +91,7 @@ def overview(runs: Runs) -> list[tuple[str, ...]]:
                 f"{sum(learning_s(record) or 0.0 for record in records):.1f}",
                 number(median_rate(parallel)[0], ".0f"),
                 ", ".join(f"{signal:.2f}" for signal in signals) or "-",
+                *(number(next((v for v, _ in reversed(known(records, key))), None), form) for key, form in besides),
             )
         )
     return rows
@@ -112,9 +120,12 @@ def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
     lines = [
         *_reached(records, "test accuracy", "test_accuracy"),
         *_reached(records, "  with BatchNorm re-estimated", re_estimated),
+        *_reached(records, "  among the five most likely", "test_accuracy_top5"),
         *_reached(records, "  of the samples held out", "validation_accuracy"),
+        *_reached(records, "test perplexity", "test_perplexity", ".4g", min),
     ]
-    return lines or _reached(records, "test loss", "test_loss", ".4f", min) or ["test accuracy: -"]
+    lines = lines or _reached(records, "test loss", "test_loss", ".4f", min) or ["test accuracy: -"]
+    return lines + _reached(records, "  R²", "test_r2", ".4f")
 
 
 def _reached(

@@ -62,6 +62,9 @@ class EpochRecord:
     train_accuracy: Number | None = None
     test_accuracy: Number | None = None
     test_accuracy_bn: Number | None = None
+    test_accuracy_top5: Number | None = None  # among the five most likely; of more than 10 classes
+    test_perplexity: Number | None = None  # exp(test_loss) of a language model
+    test_r2: Number | None = None  # coefficient of determination of a regression
     validation_loss: Number | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
     validation_accuracy: Number | None = None
     wall_s: Number | None = None
@@ -73,7 +76,7 @@ class EpochRecord:
     # the parts of the method's objective: means over samples, sums over stages
     terms: Mapping[str, Number | None] | None = None
     theorem: TheoremRecord | None = None  # after the last epoch of a parallel phase
-    lr: Number | None = None
+    lr: Number | None = None  # of its last step
     beta: Number | None = None
     weights_sha256: str | None = None
     stages: tuple[StageRecord, ...] = ()

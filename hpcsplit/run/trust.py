@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,14 +65,18 @@ def check_files(paths: Iterable[Path], *, take_over: bool, instead: str) -> None
             _check_owner(str(path), state, instead)
 
 
-def check_code(model: str, config: Path, way_out: str) -> None:
-    """Refuse (ConfigError) a network that is code to be run where only the configuration file of a run directory names
-    it; `way_out` is how the user names it."""
+def check_code(code: Mapping[str, str], config: Path, way_out: str) -> None:
+    """Refuse (ConfigError) functions of somebody's where only the configuration file of a run directory names them.
+
+    Args:
+        code: by key, such as "model.name", what it names (Config.code).
+        way_out: how the user names it, with {key} and {name}.
+    """
     inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
-    if ":" in model and inside:
+    for key, name in code.items() if inside else ():
         raise ConfigError(
-            f'model.name = "{model}" in {config} names code to be run, which is not taken from a run directory; '
-            f"{way_out}"
+            f'{key} = "{name}" in {config} names code to be run, which is not taken from a run directory; '
+            f"{way_out.format(key=key, name=name)}"
         )
 
 

@@ -51,6 +51,7 @@ class Stage:
         position: epoch and step, where in the run the next passes stand.
         passes: the number of the latest forward pass since `at`.
         repeats: a pass of before is made once more (`pass_again`).
+        rate: the learning rate of an (epoch, step), where it changes within epochs; what is in flight has its own.
         deferred: weight gradients that wait until there is time for them.
         defers: whether they may wait in parallel epochs, too.
         besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
@@ -101,6 +102,7 @@ class Stage:
         self.carry = Carry()
         self.between_blocks = between_blocks
         self.position, self.passes, self.repeats = (0, 0), 0, False
+        self.rate: Callable[[int, int], float] | None = None
         self._seed = seed
         for number, block in enumerate(self.blocks, first_block):
             if may_draw(block):

@@ -13,6 +13,7 @@ Reported is the first term, in units of the normalised image, whose pixels have 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,22 @@ from torch import Tensor
 from hpcsplit.tasks.task import Samples, Task
 
 
+@dataclass(frozen=True)
 class Generation(Task):
     """Images from their own latent values."""
 
     def targets(self, samples: Samples, ids: np.ndarray, **view: Any) -> Tensor:
         return samples.images(ids, **view).flatten(1)
 
-    def wrong_shape(self, shape: tuple[int, ...], image: tuple[int, ...], classes: int) -> str:
+    def wrong_shape(
+        self, shape: tuple[int, ...], image: tuple[int, ...], classes: int, target: tuple[int, ...] = ()
+    ) -> str:
         n = math.prod(image)
         if len(shape) == 1 and shape[0] > n and (shape[0] - n) % 2 == 0:
             return ""
         return f"a vector of {n} + 2 Z: the image, then the means and the log variances of its Z latent values"
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def own_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         n = targets.shape[1]
         mean, log_variance = outputs[:, n:].chunk(2, dim=1)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)

@@ -22,6 +22,7 @@ WRONG = {
     "float": [True, "0.1", [0.1], {}, None],
     "str": [True, 1, 1.5, ["a"], {}],
     "tuple[int, ...]": [1, "1", True, {}, [1.5], [True], ["1"], [[1]]],
+    "tuple[float, ...]": [1.5, "1", True, {}, [True], ["1"], [[1]], [None]],
     "tuple[int, ...] | str": [1, 1.5, True, {}, [1.5], [True], ["1"]],
 }
 KEYS = [

@@ -70,7 +70,7 @@ def write_toml(path: Path, stages: int = 1, **changes: Any) -> Path:
 def known(setting: Setting, run_dir: RunDir, stages: int) -> Prepared:
     """As `prepare`, without the trial and the plan of a network that is known to be good."""
     cuts, costs = choose_cuts(setting, stages)
-    model, images = tuple(setting.config.as_dict()["model"].values()), fingerprint(setting.data)
+    model, images = tuple(map(str, setting.config.as_dict()["model"].values())), fingerprint(setting.data)
     key = (*model, setting.config.data.name, setting.config.data.pool, setting.config.run.seed)
     if key not in _CODE:
         _CODE[key] = setting.code

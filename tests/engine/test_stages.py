@@ -15,7 +15,7 @@ from hpcsplit.engine.rank import rank_program
 from hpcsplit.files.checkpoints import MANIFEST, SUMS, complete, listed
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.records import EpochRecord
-from hpcsplit.schedule.learning_rate import learning_rate
+from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.wire import lockstep
 from tests.engine.conftest import Make
 from tests.engine.small import config, store_of
@@ -83,7 +83,7 @@ def test_backprop_is_the_plain_training_loop(make: Make) -> None:
     optimizer = setting.optimizer(list(net.parameters()))
     for epoch in range(2):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch, 2, cfg.optim.lr, "cosine")
+            group["lr"] = LearningRate(cfg.optim.lr, "cosine", ("serial",) * 2)(epoch)
         for ids in batches(epoch_order(0, epoch, 100), 32):
             logits = net(source.images(ids, epoch=epoch, augment=True))
             loss = torch.nn.functional.cross_entropy(logits, source.labels(ids))

@@ -166,7 +166,7 @@ class AllOne:
     def images(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> Tensor:
         raise AssertionError("the last stage sees no images")
 
-    def labels(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> Tensor:
+    def labels(self, ids: Any, **view: Any) -> Tensor:
         return torch.ones(len(ids), dtype=torch.int64)
 
 

@@ -56,7 +56,7 @@ class Relabelled:
     def images(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
         raise AssertionError("the last stage sees no images")
 
-    def labels(self, ids: Any, *, epoch: int = 0, augment: bool = False) -> torch.Tensor:
+    def labels(self, ids: Any, **view: Any) -> torch.Tensor:
         return self._labels[torch.from_numpy(ids)]
 
 

@@ -20,7 +20,7 @@ from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.figure import drawn, figure_of
 from hpcsplit.report.lines import Moment, epoch_line, progress_line
 from hpcsplit.report.picture import draw
-from hpcsplit.report.summary import COLUMNS, closing_table, overview
+from hpcsplit.report.summary import closing_table, columns, overview
 from hpcsplit.report.tensorboard import scalars
 from hpcsplit.run.records import EpochRecord, StageRecord
 from tests.report.distinct import FRACTIONS, distinct
@@ -292,6 +292,7 @@ def test_the_other_numbers_of_the_closing_table() -> None:
     for word, name in (
         ("test accuracy", "test_accuracy"),
         ("  with BatchNorm re-estimated", "test_accuracy_bn"),
+        ("  among the five most likely", "test_accuracy_top5"),
         ("  of the samples held out", "validation_accuracy"),
     ):
         values = [getattr(record, name) for record in RUN]
@@ -332,7 +333,7 @@ def test_the_columns_of_the_overview() -> None:
     [row] = overview({"one": RUN})
     accuracies = [record.test_accuracy or 0.0 for record in RUN]
     rates = [record.samples_per_s or 0.0 for record in RUN if record.phase == "parallel"]
-    assert dict(zip(COLUMNS, row, strict=True)) == {
+    assert dict(zip(columns({"one": RUN}), row, strict=True)) == {
         "run": "one",
         "epochs": "5",
         "parallel": "3",
@@ -341,6 +342,9 @@ def test_the_columns_of_the_overview() -> None:
         "train s": f"{total('train_s') + total('refresh_s'):.1f}",
         "parallel samples/s": f"{statistics.median(rates):.0f}",
         "label signal": ", ".join(f"{stage.label_signal:.2f}" for stage in RUN[4].stages),
+        "top-5": f"{RUN[4].test_accuracy_top5:.2%}",
+        "perplexity": f"{RUN[4].test_perplexity:.4g}",
+        "R²": f"{RUN[4].test_r2:.4f}",
     }
 
 
@@ -353,6 +357,8 @@ def test_the_words_of_a_line() -> None:
         *("L", f"{terms_of(record)['objective']:.4g}"),
         *("held", "out", accuracies["validation_accuracy"], "%"),
         *("test", accuracies["test_accuracy"], "%"),
+        *("perplexity", f"{record.test_perplexity:.4g}"),
+        *("R²", f"{record.test_r2:.4f}"),
         *("(bn", accuracies["test_accuracy_bn"], "%)"),
         *(f"{record.samples_per_s:.0f}", "samples/s"),
         *(f"{record.wall_s:.1f}", "s"),

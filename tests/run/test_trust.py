@@ -257,7 +257,7 @@ def test_no_file_can_run_code() -> None:
 def test_modules_are_imported_by_name_in_one_place() -> None:
     """What the user's configuration names; the package's own are resolved by its lists (tests/test_dangers.py)."""
     places = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "import_module" in p.read_text()}
-    assert places == {"nets/custom.py"}
+    assert places == {"host/factory.py"}
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate", "export"])

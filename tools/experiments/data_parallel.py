@@ -60,9 +60,10 @@ def train(config: Config, run_dir: RunDir, rank: int, ranks: int, device: torch.
 
 def _epoch(job: Job, model: DistributedDataParallel, epoch: int, rank: int, ranks: int) -> None:
     stage = job.stage
-    stage.set_lr(job.learning_rate(epoch))
     model.train()
-    for ids in job.epoch_batches(epoch):
+    order = job.epoch_batches(epoch)
+    for step, ids in enumerate(order):
+        stage.set_lr(job.learning_rate(epoch, step, len(order)))
         mine = ids[rank::ranks]
         batch = job.batch(mine, epoch=epoch, augment=job.augments("serial"))
         stage.zero_grad()
