@@ -47,7 +47,7 @@ def make_jobs(
 ) -> list[Job]:
     """Everything that these stages need, which this process has."""
     net, around = setting.network(), around or Around()
-    identity = setting.identity(prepared.cuts, prepared.data_fingerprint, prepared.code)
+    identity = setting.identity(prepared.cuts, prepared.data_fingerprint, prepared.code, prepared.origin)
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
     cut = [setting.stage(net, index, prepared.cuts, device, around.between_blocks) for index in stages]
     setting.release_network()

@@ -90,6 +90,13 @@ def _dispatch(argv: list[str]) -> int:
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--run-dir", type=_path, help="default: runs/<config name>-<seed>")
     train.add_argument("--take-over", action="store_true", help="go on in a folder that is another user's or run's")
+    train.add_argument(
+        "--continue-from", type=_path, metavar="RUN_DIR", help="begin a new run with the weights of a checkpoint there"
+    )
+    train.add_argument(
+        "--checkpoint", default="", metavar="NAME", help="which one (best, or its name); default: newest"
+    )
+    train.add_argument("--with-optimizer", action="store_true", help="and with the state of its optimizer")
     _links(train)
 
     plan = _command(commands, "plan", "cuts, parameters, memory, store, traffic and speed, without training")
@@ -162,14 +169,19 @@ def _dispatch(argv: list[str]) -> int:
         return simulate_command(
             config, ranks, machine, source=args.profile, deeper=args.deeper, out=args.out, as_json=args.json
         )
+    if not args.continue_from and (args.checkpoint or args.with_optimizer):
+        raise UsageError("--checkpoint and --with-optimizer say what to take from a run: add --continue-from RUN_DIR")
     terminal.during_a_run()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
+    from hpcsplit.plan.begin import Begin
 
     folder = _folder(args, args.run_dir or run_path)
+    there = _folder(args, args.continue_from) if args.continue_from else None
+    begin = Begin(there, args.checkpoint, args.with_optimizer) if there else None
     try:
-        return train_command(config, folder, request)
+        return train_command(config, folder, request, begin)
     finally:
         request.started()
         folder.release()

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from socket import gethostname
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, cl
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
+from hpcsplit.plan.begin import Begin
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -46,8 +47,9 @@ from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import World
 
 
-def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
-    """Train or continue; the exit code.  Whatever goes wrong on one rank ends all of them."""
+def train(config: Config, run_dir: RunDir, request: StopRequest, begin: Begin | None = None) -> int:
+    """Train or continue, or begin with what another run has learned; the exit code.  Whatever goes wrong on one rank
+    ends all of them."""
     if config.run.tensorboard:
         check_installed()
     world = _world(config, request)
@@ -58,7 +60,7 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         try:
-            code = _run(config, run_dir, request, world, failure, watchdog, guards)
+            code = _run(config, run_dir, request, begin, world, failure, watchdog, guards)
             if world.orphaned():  # MPI cannot take leave of it
                 run_dir.release()
                 leave(code)
@@ -100,6 +102,7 @@ def _run(
     config: Config,
     run_dir: RunDir,
     request: StopRequest,
+    begin: Begin | None,
     world: World,
     failure: Failure,
     watchdog: Watchdog,
@@ -114,7 +117,7 @@ def _run(
     setting = Setting(config)
     device = world.device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
     places = world.share(place(world.host, device))
-    prepared = _prepare_together(setting, run_dir, world, device, sharing(places))
+    prepared = _prepare_together(setting, run_dir, world, device, sharing(places), begin)
     setting = setting.adapted(prepared.adapted)
     guards.enter_context(_log_to(run_dir, world, watchdog))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
@@ -156,14 +159,14 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
 
 
 def _prepare_together(
-    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int = 0
+    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int, begin: Begin | None
 ) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if world.rank == 0:
         try:
             each = len(world.stages)
-            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing)
+            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing, begin)
             answer = {"prepared": msgspec.to_builtins(prepared)}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
@@ -231,7 +234,8 @@ def _start(
 ) -> Watch:
     """Say what will run, and write down how it was started."""
     config, phases, stages = setting.config, setting.phases, world.count
-    run_dir.note_start(config, places, world.library, prepared.cuts)
+    begins_with = asdict(prepared.origin) if prepared.origin else None
+    run_dir.note_start(config, places, world.library, prepared.cuts, begins_with)
     hosts = [f"{there['host']}:{there['device']}" if world.size > 1 else "this process" for there in places]
     copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
     held_out = f", {config.data.validation} held out" if config.data.validation else ""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
@@ -73,6 +74,7 @@ class Identity:
     config_toml: str
     code: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the user's own network (nets/code.py)
     accepts_code: bool = False  # go on where the network computes something else now
+    origin: Origin | None = None  # what the run has begun with, which is no part of the agreement
 
     def digest(self) -> str:
         """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""

@@ -98,6 +98,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
                 aux=[part["aux"] for part in parts],
                 recomputed=action.recomputed,
                 phases=action.phases,
+                origin=job.identity.origin.to_json() if job.identity.origin else "",
             )
             everything = {ckpt.MANIFEST: manifest.write(folder, said)}
             for part in parts:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.config.checks import check_method_stages
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
+from hpcsplit.plan.begin import Begin, origin_of
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, one_rank_alone, profile
@@ -36,7 +38,8 @@ class Prepared:
         deferred: weight gradients may wait; false where an earlier start has found that this takes longer.
         plans: of the stages, as plain values.
         adapted: values that the network needs in place of the configuration's, {"section.key": value}.
-        notes: what there is to say of the network.
+        notes: what there is to say of the network, and of what it begins with.
+        origin: the checkpoint of another run that this one begins with, or has begun with.
     """
 
     cuts: tuple[int, ...]
@@ -49,6 +52,7 @@ class Prepared:
     plans: tuple[dict[str, Any], ...] = ()
     adapted: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
 def choose_cuts(
@@ -75,7 +79,13 @@ def choose_cuts(
 
 
 def prepare(
-    setting: Setting, run_dir: RunDir, stages: int, device: torch.device, here: int = 0, sharing: int = 0
+    setting: Setting,
+    run_dir: RunDir,
+    stages: int,
+    device: torch.device,
+    here: int = 0,
+    sharing: int = 0,
+    begin: Begin | None = None,
 ) -> Prepared:
     """Everything that rank 0 finds out alone.
 
@@ -84,6 +94,7 @@ def prepare(
     Args:
         here: how many of the stages are on this node; 0: all.
         sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
+        begin: what the run is to begin with, if anything.
     """
     config = setting.config
     check_method_stages(setting.declared, stages)
@@ -95,6 +106,7 @@ def prepare(
         )
     checked = check_network(setting, device)
     setting, config = checked.setting, checked.setting.config
+    origin, said = origin_of(setting, run_dir, begin)
     prints = config.fingerprint()
     key = json.dumps([prints["model"], prints["data"], config.split.cuts, stages])
     known = run_dir.load_split(key)
@@ -139,7 +151,8 @@ def prepare(
         setting.code,
         tuple(asdict(plan) for plan in plans),
         checked.adapted,
-        checked.notes,
+        checked.notes + said,
+        origin,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
@@ -178,13 +179,15 @@ class Setting:
         factory = self.config.model.name.partition(":")[0]
         return {FUNCTION: function_of(self.network, self.input_shape), SOURCE: source_of(factory, self.net)}
 
-    def identity(self, cuts: tuple[int, ...], images: str, code: Mapping[str, str]) -> Identity:
+    def identity(
+        self, cuts: tuple[int, ...], images: str, code: Mapping[str, str], origin: Origin | None = None
+    ) -> Identity:
         """What a checkpoint of this run must agree with, `images` being the fingerprint of the data ("" where none were
         read) and `code` that of rank 0."""
         blocks = hashlib.sha256(str(self.net).encode()).hexdigest()[:16]
         prints = {**self.config.fingerprint(), "network": blocks, "images": images}
         accepts = self.config.checkpoint.changed_code == "accept"
-        return Identity(prints, cuts, self.config.to_toml(origins=False), code, accepts)
+        return Identity(prints, cuts, self.config.to_toml(origins=False), code, accepts, origin)
 
     # -------------------------------------------------------------------------------------------- method, schedule
 
