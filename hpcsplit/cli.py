@@ -97,6 +97,11 @@ def _dispatch(argv: list[str]) -> int:
         "--checkpoint", default="", metavar="NAME", help="which one (best, or its name); default: newest"
     )
     train.add_argument("--with-optimizer", action="store_true", help="and with the state of its optimizer")
+    train.add_argument(
+        "--extend",
+        action="store_true",
+        help="another schedule.epochs than before, though past learning rates depend on it: only those to come change",
+    )
     _links(train)
 
     plan = _command(commands, "plan", "cuts, parameters, memory, store, traffic and speed, without training")
@@ -175,13 +180,13 @@ def _dispatch(argv: list[str]) -> int:
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
-    from hpcsplit.plan.begin import Begin
+    from hpcsplit.plan.begin import Asked
 
     folder = _folder(args, args.run_dir or run_path)
     there = _folder(args, args.continue_from) if args.continue_from else None
-    begin = Begin(there, args.checkpoint, args.with_optimizer) if there else None
+    asked = Asked(there, args.checkpoint, args.with_optimizer, args.extend)
     try:
-        return train_command(config, folder, request, begin)
+        return train_command(config, folder, request, asked)
     finally:
         request.started()
         folder.release()

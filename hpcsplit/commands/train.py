@@ -27,7 +27,7 @@ from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, cl
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
-from hpcsplit.plan.begin import Begin
+from hpcsplit.plan.begin import Asked
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -47,7 +47,7 @@ from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import World
 
 
-def train(config: Config, run_dir: RunDir, request: StopRequest, begin: Begin | None = None) -> int:
+def train(config: Config, run_dir: RunDir, request: StopRequest, asked: Asked | None = None) -> int:
     """Train or continue, or begin with what another run has learned; the exit code.  Whatever goes wrong on one rank
     ends all of them."""
     if config.run.tensorboard:
@@ -60,7 +60,7 @@ def train(config: Config, run_dir: RunDir, request: StopRequest, begin: Begin | 
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         try:
-            code = _run(config, run_dir, request, begin, world, failure, watchdog, guards)
+            code = _run(config, run_dir, request, asked or Asked(), world, failure, watchdog, guards)
             if world.orphaned():  # MPI cannot take leave of it
                 run_dir.release()
                 leave(code)
@@ -102,7 +102,7 @@ def _run(
     config: Config,
     run_dir: RunDir,
     request: StopRequest,
-    begin: Begin | None,
+    asked: Asked,
     world: World,
     failure: Failure,
     watchdog: Watchdog,
@@ -117,8 +117,8 @@ def _run(
     setting = Setting(config)
     device = world.device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
     places = world.share(place(world.host, device))
-    prepared = _prepare_together(setting, run_dir, world, device, sharing(places), begin)
-    setting = setting.adapted(prepared.adapted)
+    prepared = _prepare_together(setting, run_dir, world, device, sharing(places), asked)
+    setting = setting.adapted(prepared.adapted).following(prepared.phases)
     guards.enter_context(_log_to(run_dir, world, watchdog))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(
@@ -159,14 +159,14 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
 
 
 def _prepare_together(
-    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int, begin: Begin | None
+    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int, asked: Asked
 ) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if world.rank == 0:
         try:
             each = len(world.stages)
-            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing, begin)
+            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing, asked)
             answer = {"prepared": msgspec.to_builtins(prepared)}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}

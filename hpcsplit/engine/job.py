@@ -75,10 +75,13 @@ class Identity:
     code: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the user's own network (nets/code.py)
     accepts_code: bool = False  # go on where the network computes something else now
     origin: Origin | None = None  # what the run has begun with, which is no part of the agreement
+    earlier: Mapping[str, str] = field(default_factory=dict)  # fingerprints from before the run got other epochs
 
-    def digest(self) -> str:
-        """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""
-        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
+    def digest(self, other: Mapping[str, str] | None = None) -> str:
+        """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed;
+        with `other` ones in their place."""
+        prints = {**self.fingerprints, **(other or {})}
+        return hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -86,8 +89,9 @@ class Job:
     """One rank's share of a run.
 
     `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
-    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start; `where` follows the
-    program, so that a failure can say where it happened.
+    others, from what rank 0 has recorded.  Where it is `replanned`, it does not follow from the configuration alone.
+    `provenance` is what a checkpoint says of this start; `where` follows the program, so that a failure can say where
+    it happened.
     """
 
     stage: Stage
@@ -105,6 +109,7 @@ class Job:
     augment: bool
     epochs: int
     plan: Sequence[Phase]
+    replanned: bool
     learning_rate: Callable[[int], float]
     save_policy: SavePolicy
     checkpoints: Path | None

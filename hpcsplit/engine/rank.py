@@ -41,10 +41,11 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     state = yield from resume(job)
     job.observer.resumed(state.first_epoch)
     decisions = actions(
-        state.phases or job.plan,
+        job.plan or state.phases,
         job.save_policy,
         epochs=job.epochs,
         choose=job.choose,
+        told=bool(job.choose) or job.replanned,
         first_epoch=state.first_epoch,
         first_step=state.first_step,
         have_aux=state.have_aux,

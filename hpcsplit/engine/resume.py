@@ -18,7 +18,7 @@ from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
 from hpcsplit.checkpoint.origin import inherit
 from hpcsplit.checkpoint.state import check_headers, load_stage
-from hpcsplit.config import differences
+from hpcsplit.config.config import changeable, differences
 from hpcsplit.config.load import tables
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import EpochSums
@@ -78,6 +78,8 @@ def resume(job: Job) -> Generator[Verb, Any, State]:
         job.observer.say(f"the stages were cut at {saved.cuts} and are cut at {list(job.identity.cuts)} now")
         if any(left_out):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
+    if job.store and job.identity.earlier:
+        job.store.earlier = {"config": job.identity.digest(job.identity.earlier)}
     aux = yield from _auxiliary(job, folder, saved, recut)
     return State(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
@@ -108,12 +110,18 @@ def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest
     folder = candidates[0]
     saved = manifest.read(folder)
     theirs, ours = saved.fingerprints, identity.fingerprints
-    changed = [section for section in ours if section != NETWORK and theirs.get(section) != ours[section]]
+    changed = [
+        section
+        for section in ours
+        if section != NETWORK
+        and theirs.get(section) not in (ours[section], identity.earlier.get(section, ours[section]))
+    ]
     if changed:
         keys = differences(tables(saved.config), tables(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
-            f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
+            f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another "
+            f"--run-dir; a run goes on with other values of {changeable()}"
         )
     if _code_change(saved, identity) == FUNCTION and not identity.accepts_code:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
-from hpcsplit.plan.begin import Begin, origin_of
+from hpcsplit.plan.begin import Asked, epochs_of, origin_of
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, one_rank_alone, profile
@@ -25,6 +25,7 @@ from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import footprints, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.stage.cuts import balanced_cuts, charged, ranges
 
 
@@ -38,8 +39,10 @@ class Prepared:
         deferred: weight gradients may wait; false where an earlier start has found that this takes longer.
         plans: of the stages, as plain values.
         adapted: values that the network needs in place of the configuration's, {"section.key": value}.
-        notes: what there is to say of the network, and of what it begins with.
+        notes: what there is to say of the network, of what it begins with, and of other epochs than before.
         origin: the checkpoint of another run that this one begins with, or has begun with.
+        phases: the kinds of all epochs, where they do not follow from the configuration.
+        earlier: fingerprints of the run before it got other epochs.
     """
 
     cuts: tuple[int, ...]
@@ -53,6 +56,8 @@ class Prepared:
     adapted: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
+    phases: tuple[Phase, ...] = ()
+    earlier: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_cuts(
@@ -85,7 +90,7 @@ def prepare(
     device: torch.device,
     here: int = 0,
     sharing: int = 0,
-    begin: Begin | None = None,
+    asked: Asked | None = None,
 ) -> Prepared:
     """Everything that rank 0 finds out alone.
 
@@ -94,7 +99,7 @@ def prepare(
     Args:
         here: how many of the stages are on this node; 0: all.
         sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
-        begin: what the run is to begin with, if anything.
+        asked: what the command line asks for, if anything.
     """
     config = setting.config
     check_method_stages(setting.declared, stages)
@@ -106,7 +111,10 @@ def prepare(
         )
     checked = check_network(setting, device)
     setting, config = checked.setting, checked.setting.config
-    origin, said = origin_of(setting, run_dir, begin)
+    asked = asked or Asked()
+    origin, said = origin_of(setting, run_dir, asked)
+    epochs = epochs_of(setting, run_dir, extend=asked.extend)
+    setting = setting.following(epochs.phases)
     prints = config.fingerprint()
     key = json.dumps([prints["model"], prints["data"], config.split.cuts, stages])
     known = run_dir.load_split(key)
@@ -123,7 +131,8 @@ def prepare(
     plans = plan_stages(setting, cuts, costs)
     check_feasible(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)
     run_dir.create(config)
-    newest(run_dir.checkpoints, setting.identity(cuts, images, setting.code))  # refused before anything is touched
+    identity = replace(setting.identity(cuts, images, setting.code), earlier=epochs.earlier)
+    newest(run_dir.checkpoints, identity)  # refused before anything is touched
     run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
     baseline = one_rank_alone(setting, device) if times_itself else None
     if measured and times_itself:
@@ -151,8 +160,10 @@ def prepare(
         setting.code,
         tuple(asdict(plan) for plan in plans),
         checked.adapted,
-        checked.notes + said,
+        checked.notes + said + epochs.notes,
         origin,
+        epochs.phases,
+        epochs.earlier,
     )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
@@ -32,6 +31,7 @@ from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import phases
+from hpcsplit.schedule.learning_rate import learning_rate, within
 from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
@@ -153,6 +153,14 @@ class Setting:
         """The whole network to look at, not to train; a user's may need values, the program's own has none."""
         return self.network(meta=not self.users_network)
 
+    def following(self, phases: Sequence[Phase]) -> Setting:
+        """The same with these kinds of epochs in place of those that follow from it; with none given, itself."""
+        if not phases:
+            return self
+        other = self.replaced(self.config)
+        vars(other)["phases"] = tuple(phases)
+        return other
+
     def release_network(self) -> None:
         """Give the memory of `net` back; what is asked of it later makes it anew."""
         vars(self).pop("net", None)
@@ -179,15 +187,13 @@ class Setting:
         factory = self.config.model.name.partition(":")[0]
         return {FUNCTION: function_of(self.network, self.input_shape), SOURCE: source_of(factory, self.net)}
 
-    def identity(
-        self, cuts: tuple[int, ...], images: str, code: Mapping[str, str], origin: Origin | None = None
-    ) -> Identity:
+    def identity(self, cuts: tuple[int, ...], images: str, code: Mapping[str, str]) -> Identity:
         """What a checkpoint of this run must agree with, `images` being the fingerprint of the data ("" where none were
         read) and `code` that of rank 0."""
         blocks = hashlib.sha256(str(self.net).encode()).hexdigest()[:16]
         prints = {**self.config.fingerprint(), "network": blocks, "images": images}
         accepts = self.config.checkpoint.changed_code == "accept"
-        return Identity(prints, cuts, self.config.to_toml(origins=False), code, accepts, origin)
+        return Identity(prints, cuts, self.config.to_toml(origins=False), code, accepts)
 
     # -------------------------------------------------------------------------------------------- method, schedule
 
@@ -224,6 +230,13 @@ class Setting:
         if self.decides:
             return auto.expected(s.epochs, s.warmup)
         return phases(s.epochs, *(parse_ratio(s.ratio) if self.declared.parallel else (1, 0)), s.order, s.warmup)
+
+    def learning_rate(self, epoch: int) -> float:
+        """That of an epoch, from 0."""
+        o, restarts = self.config.optim, self.config.schedule.lr_phases == "restart"
+        place = within(epoch, self.phases, restarts=restarts)
+        falls: Any = {"step": o.lr_step, "milestones": o.lr_milestones, "gamma": o.lr_gamma}
+        return learning_rate(*place, o.lr, o.lr_schedule, **falls)
 
     @property
     def parallel(self) -> bool:

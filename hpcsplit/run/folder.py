@@ -18,7 +18,8 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from hpcsplit.config import Config, differences, load
+from hpcsplit.config import Config, load
+from hpcsplit.config.config import changeable, differences
 from hpcsplit.errors import CheckpointError, ConfigError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files import nofollow, scratch
@@ -271,7 +272,8 @@ class RunDir:
             raise ConfigError(
                 f"{self.path} has {self.finished_epochs()} finished epochs of a run with another "
                 f"{' and '.join(changed)}: {keys}. Change it back, choose another "
-                "--run-dir, or begin anew over them with --take-over"
+                "--run-dir, or begin anew over them with --take-over; a run goes on with other values of "
+                f"{changeable()}"
             )
 
     def finished_epochs(self) -> int:

@@ -77,6 +77,7 @@ def actions(
     *,
     epochs: int = 0,
     choose: Callable[[Sequence[Phase]], Phase] | None = None,
+    told: bool = False,
     first_epoch: int = 0,
     first_step: int = 0,
     have_aux: bool = False,
@@ -93,6 +94,7 @@ def actions(
         plan: the kind of every epoch, or of the first ones of `epochs`.
         choose: the kind of the epoch behind these.  It is asked when the epoch before that begins, so the records that
             it may look at end with the one before that.
+        told: checkpoints keep the kinds of epochs that are decided.
         have_aux: the auxiliary variables of the last parallel epoch are at hand, with `missing_aux` only some of them.
         recomputed: they had been computed anew in this parallel phase already.
         no_aux: the method has no auxiliary variables.
@@ -113,7 +115,7 @@ def actions(
     for epoch in range(first_epoch, epochs):
         while choose and len(kinds) < min(epoch + 2, epochs):
             kinds.append(choose(kinds))
-        decided = initials(kinds) if choose else ""
+        decided = initials(kinds) if told or choose else ""
         ended = epoch + 1 == epochs
         goes_on = kinds[epoch : epoch + 2] == ["parallel", "parallel"]
         split = keeps(epoch)

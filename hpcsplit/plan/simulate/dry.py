@@ -100,6 +100,7 @@ def make_jobs(
                 augment=False,
                 epochs=1,
                 plan=(phase,),
+                replanned=False,
                 learning_rate=lambda epoch: 0.1,
                 save_policy=SavePolicy(0, 0.0, "copy"),
                 checkpoints=None,
