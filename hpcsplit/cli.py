@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line.  Help, version and every mistake that the file itself shows come before torch is imported."""
 
 from __future__ import annotations
@@ -102,6 +103,14 @@ def _dispatch(argv: list[str]) -> int:
         action="store_true",
         help="another schedule.epochs than before, though past learning rates depend on it: only those to come change",
     )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, pass one mini-batch forward and backward through all stages, and leave nothing",
+    )
+    loudness = train.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="errors and the closing lines only")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="every action of the first rank, too")
     _links(train)
 
     plan = _command(commands, "plan", "cuts, parameters, memory, store, traffic and speed, without training")
@@ -143,6 +152,11 @@ def _dispatch(argv: list[str]) -> int:
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser, commands)
+    if not argv:
+        parser.print_help()
+        return 0
     args, rest = parser.parse_known_args(argv)
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
@@ -184,12 +198,30 @@ def _dispatch(argv: list[str]) -> int:
 
     folder = _folder(args, args.run_dir or run_path)
     there = _folder(args, args.continue_from) if args.continue_from else None
-    asked = Asked(there, args.checkpoint, args.with_optimizer, args.extend)
+    loudness = args.verbose - args.quiet
+    asked = Asked(there, args.checkpoint, args.with_optimizer, args.extend, args.dry_run, loudness)
     try:
         return train_command(config, folder, request, asked)
     finally:
         request.started()
         folder.release()
+
+
+def _complete(parser: _Parser, commands: _Commands) -> None:
+    """Answer a shell that asks how a command line goes on, keys of the configuration included, where argcomplete is
+    installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    trees = [option_tree(method) for method in declared_methods()]
+    options = {f"--{name}.{key}": o for tree in trees for name, keys in tree.items() for key, o in keys.items()}
+    for command in commands.choices.values():
+        if any(action.metavar == "CONFIG.toml" for action in command._actions):
+            for name, option in options.items():
+                choices = option.choices or (("true", "false") if option.kind == "bool" else None)
+                command.add_argument(name, choices=choices)
+    argcomplete.autocomplete(parser)
 
 
 def _without_overrides(args: argparse.Namespace) -> int:

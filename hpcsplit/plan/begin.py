@@ -29,12 +29,16 @@ class Asked:
         checkpoint: the name of the one there; "": the newest.
         optimizer: with the state of its optimizer.
         extend: plan the learning rates anew where the past ones depend on the number of epochs.
+        dry_run: check everything and pass one mini-batch through all stages, but train and leave nothing.
+        loudness: -1 for errors and the closing lines only, 1 for every action of rank 0.
     """
 
     source: RunDir | None = None
     checkpoint: str = ""
     optimizer: bool = False
     extend: bool = False
+    dry_run: bool = False
+    loudness: int = 0
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ def prepare(
     known = run_dir.load_split(key)
     if known and len(known["costs"]) != len(setting.blocks):
         known = None
-    by_time, times_itself = config.split.cuts == "time", config.run.baseline and config.run.runner != "lockstep"
+    by_time, alone = config.split.cuts == "time", config.run.runner == "lockstep"
+    times_itself = config.run.baseline and not alone and not asked.dry_run
     expected = run_dir.load_forecast() or {}
     whole = expected.get("key") == key and (stages == 1 or "profile_together" in expected)
     measured = None
@@ -130,10 +131,14 @@ def prepare(
     cuts, costs = (tuple(known["cuts"]), tuple(known["costs"])) if known else choose_cuts(setting, stages, measured)
     plans = plan_stages(setting, cuts, costs)
     check_feasible(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)
-    run_dir.create(config)
+    if asked.dry_run:
+        run_dir.check(config)
+    else:
+        run_dir.create(config)
     identity = replace(setting.identity(cuts, images, setting.code), earlier=epochs.earlier)
     newest(run_dir.checkpoints, identity)  # refused before anything is touched
-    run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
+    if not asked.dry_run:
+        run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
     baseline = one_rank_alone(setting, device) if times_itself else None
     if measured and times_itself:
         if baseline:  # with what is around the blocks

@@ -168,6 +168,11 @@ class RunDir:
         place = self.path.resolve()
         return f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
 
+    def check(self, config: Config) -> None:
+        """Raise ConfigError where `create` would, as far as that can be seen; nothing is made."""
+        self._check_trust()
+        self._check_config(config)
+
     def create(self, config: Config) -> None:
         """Make the folder and take it for this process, until `release`; rank 0 only.
 

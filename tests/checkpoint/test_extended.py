@@ -94,6 +94,6 @@ def test_fewer_than_are_done_are_refused(tmp_path: Path, capsys: pytest.CaptureF
 def test_something_else_that_has_changed_is_refused_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = write_toml(tmp_path / "c.toml", 2, **CONSTANT)
     assert train_here(toml, tmp_path / "run") == 0
-    for words in (["--schedule.warmup", 2], ["--optim.lr", 0.3]):
-        assert train_here(toml, tmp_path / "run", "--schedule.epochs", 8, *words) == 65
-        assert f"{words[0].removeprefix('--')} = " in capsys.readouterr().err
+    for key, value in (("schedule.warmup", 2), ("optim.lr", 0.3)):
+        assert train_here(toml, tmp_path / "run", "--schedule.epochs", 8, f"--{key}", value) == 65
+        assert f"{key} = " in capsys.readouterr().err
