@@ -43,7 +43,7 @@ from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
 from hpcsplit.run.watchdog import Heartbeats, Watchdog, heartbeat_of, in_time, who
 from hpcsplit.schedule.actions import Stop
-from hpcsplit.schedule.hybrid import initials
+from hpcsplit.schedule.hybrid import ALL_DONE, initials
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import World
 
@@ -315,6 +315,8 @@ def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, st
     table = closing_table(watch.past, prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
+    if stop.reason != ALL_DONE:
+        table += f"\n\nended early: {stop.reason}"
     watch.say("\n" + table)
     write_text(run_dir.summary, printable(table) + "\n")
     watch.draw(

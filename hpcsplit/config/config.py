@@ -14,8 +14,11 @@ from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, option, options_of, show
 from hpcsplit.errors import ConfigError
 
-_LASTING = ("data", "model", "method", "optim", "schedule")  # sections that stay over the life of a run, and what of
-_ASIDE = ("data.root", "data.download", "data.eval_train", "schedule.deferred", "schedule.waiting")  # them may change
+_LASTING = ("data", "model", "method", "optim", "schedule")  # sections that stay over a run's life, but for:
+_ASIDE = (
+    *("data.root", "data.download", "data.eval_train"),
+    *("schedule.deferred", "schedule.waiting", "schedule.patience", "schedule.min_delta"),
+)
 
 
 @dataclass(frozen=True)

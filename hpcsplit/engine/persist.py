@@ -104,7 +104,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
             for part in parts:
                 everything |= part["sums"]
             job.still_ours()
-            ckpt.finish(folder, everything, job.keep_checkpoints)
+            ckpt.finish(folder, everything, job.keep_checkpoints, best=action.best)
         yield Share()
         if job.store:
             job.store.protect(aux["slot"] if aux and policy == "keep" and action.need_aux else None)

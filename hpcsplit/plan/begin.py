@@ -147,7 +147,7 @@ def _known(run_dir: RunDir) -> Origin | None:
 
 
 def _same(source: RunDir, asked: Asked, known: Origin) -> bool:
-    named = not asked.checkpoint or os.path.basename(known.folder) == asked.checkpoint
+    named = asked.checkpoint in ("", ckpt.BEST, os.path.basename(known.folder))
     return named and os.path.realpath(source.path) == known.run and asked.optimizer == known.optimizer
 
 

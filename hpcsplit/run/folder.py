@@ -35,7 +35,7 @@ NO_RUN_DIR = "choose another --run-dir"
 _LISTED = 8  # checkpoints that a refusal names
 _SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
 _LEFT_OVER = re.compile(
-    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest)\.\d+\.tmp"
+    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest|best)\.\d+\.tmp"
     r"|\.lock\.[0-9a-f]+\.now|rank-\d+\.sign-new|records\.jsonl\.tmp"
 )
 _held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
@@ -202,7 +202,8 @@ class RunDir:
             ) from None
 
     def checkpoint(self, name: str = "") -> Path:
-        """The complete checkpoint of this name, or the newest one.  CheckpointError where there is none."""
+        """The complete checkpoint of this name, the best one ("best"), or the newest ("").  CheckpointError where there
+        is none."""
         try:
             there = ckpt.complete(self.checkpoints)
         except OSError as error:
@@ -214,6 +215,13 @@ class RunDir:
                 f"{self.path} has no complete checkpoint (looked in {self.checkpoints}); is it the run directory?"
             )
         names = [folder.name for folder in there]
+        if name == ckpt.BEST:
+            if best := ckpt.best_of(self.checkpoints):
+                return best
+            raise CheckpointError(
+                f"{self.path} has no checkpoint that is marked as the best one, as a run with checkpoint.best = true "
+                f"has; it has {', '.join(names[:_LISTED])}"
+            )
         if name and name not in names:
             older = f" and {len(names) - _LISTED} older ones" if len(names) > _LISTED else ""
             raise CheckpointError(
@@ -261,6 +269,7 @@ class RunDir:
         for folder in (self.checkpoints / name for name in nofollow.names(self.checkpoints) if ckpt.is_ours(name)):
             files += [folder / name for name in nofollow.names(folder)]
             check_folder(folder)
+        files.append(self.checkpoints / ckpt.BEST)
         trust.check_files([*files, self.lock], take_over=self.take_over, instead=NO_RUN_DIR)
 
     def _check_config(self, config: Config) -> None:

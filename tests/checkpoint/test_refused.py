@@ -140,6 +140,7 @@ MAY_CHANGE: dict[str, object] = {
     "data.download": "true",
     "schedule.deferred": "false",
     "schedule.waiting": 1,
+    "schedule.min_delta": 0.1,
     "split.cuts": "[2]",
     "store.kind": "memory",
     "store.path": "elsewhere",
@@ -147,6 +148,7 @@ MAY_CHANGE: dict[str, object] = {
     "checkpoint.every_epochs": 2,
     "checkpoint.every_minutes": 0.001,
     "checkpoint.keep": 1,
+    "checkpoint.best": "true",
     "checkpoint.aux": "copy",
     "checkpoint.changed_code": "accept",
     "run.stages": 2,
@@ -181,6 +183,7 @@ def test_every_key_of_a_section_that_may_change_is_among_those() -> None:
         "run.deterministic",
         "run.torch_compile",
         "data.root",
+        "schedule.patience",  # tests/checkpoint/test_best.py
     }
 
 
