@@ -20,7 +20,6 @@ from hpcsplit.run.folder import RunDir
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import SavePolicy
-from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.stage import Stage
 from hpcsplit.store.hdf5 import HdfStore
 from hpcsplit.store.store import Field, MemoryStore, Store, generation_bytes
@@ -48,12 +47,13 @@ def make_jobs(
     """Everything that these stages need, which this process has."""
     net, around = setting.network(), around or Around()
     identity = setting.identity(prepared.cuts, prepared.data_fingerprint, prepared.code)
+    identity = replace(identity, origin=prepared.origin, earlier=prepared.earlier)
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
     cut = [setting.stage(net, index, prepared.cuts, device, around.between_blocks) for index in stages]
     setting.release_network()
     waits = prepared.deferred and len(stages) == 1  # one process with several stages waits for nobody
     exact = replace(setting.exact, deferred=setting.exact.deferred and waits)
-    return [_job(setting, exact, stage, identity, run_dir, around, batch_norm) for stage in cut]
+    return [_job(setting, exact, stage, identity, run_dir, around, batch_norm, bool(prepared.phases)) for stage in cut]
 
 
 def _job(
@@ -64,9 +64,10 @@ def _job(
     run_dir: RunDir,
     around: Around,
     batch_norm: bool,
+    replanned: bool,
 ) -> Job:
     config, method, observer = setting.config, setting.method, around.observer if stage.first else Observer()
-    schedule, optim, save = config.schedule, config.optim, config.checkpoint
+    schedule, save = config.schedule, config.checkpoint
     choose = _choice(setting, observer)
     if isinstance(method, Iterates):
         method.prepare(stage)
@@ -95,22 +96,15 @@ def _job(
         augment=config.data.augment,
         epochs=schedule.epochs,
         plan=() if choose else setting.phases,
+        replanned=replanned,
         choose=choose,
-        learning_rate=LearningRate(
-            optim.lr,
-            optim.lr_schedule,
-            setting.phases,
-            by_step=optim.lr_steps == "step",
-            warmup=optim.lr_warmup,
-            step=optim.lr_step,
-            milestones=optim.lr_milestones,
-            gamma=optim.lr_gamma,
-            power=optim.lr_power,
-            begins=schedule.lr_phases,
-        ),
+        learning_rate=setting.learning_rate,
         save_policy=SavePolicy(save.every_epochs, save.every_minutes, setting.aux_policy),
         checkpoints=run_dir.checkpoints,
         keep_checkpoints=save.keep,
+        keeps_best=save.best,
+        patience=schedule.patience,
+        min_delta=schedule.min_delta,
         identity=identity,
         batch_norm=batch_norm,
         observer=observer,

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line.  Help, version and every mistake that the file itself shows come before torch is imported."""
 
 from __future__ import annotations
@@ -90,6 +91,26 @@ def _dispatch(argv: list[str]) -> int:
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.add_argument("--run-dir", type=_path, help="default: runs/<config name>-<seed>")
     train.add_argument("--take-over", action="store_true", help="go on in a folder that is another user's or run's")
+    train.add_argument(
+        "--continue-from", type=_path, metavar="RUN_DIR", help="begin a new run with the weights of a checkpoint there"
+    )
+    train.add_argument(
+        "--checkpoint", default="", metavar="NAME", help="which one (best, or its name); default: newest"
+    )
+    train.add_argument("--with-optimizer", action="store_true", help="and with the state of its optimizer")
+    train.add_argument(
+        "--extend",
+        action="store_true",
+        help="another schedule.epochs than before, though past learning rates depend on it: only those to come change",
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, pass one mini-batch forward and backward through all stages, and leave nothing",
+    )
+    loudness = train.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="errors and the closing lines only")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="every action of the first rank, too")
     _links(train)
 
     plan = _command(commands, "plan", "cuts, parameters, memory, store, traffic and speed, without training")
@@ -131,6 +152,11 @@ def _dispatch(argv: list[str]) -> int:
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser, commands)
+    if not argv:
+        parser.print_help()
+        return 0
     args, rest = parser.parse_known_args(argv)
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
@@ -163,17 +189,40 @@ def _dispatch(argv: list[str]) -> int:
         return simulate_command(
             config, ranks, machine, source=args.profile, deeper=args.deeper, out=args.out, as_json=args.json
         )
+    if not args.continue_from and (args.checkpoint or args.with_optimizer):
+        raise UsageError("--checkpoint and --with-optimizer say what to take from a run: add --continue-from RUN_DIR")
     terminal.during_a_run()
     request = StopRequest(config.run.time_limit, config.run.stop_before, ask=launcher_rank() == 0)
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
+    from hpcsplit.plan.begin import Asked
 
     folder = _folder(args, args.run_dir or run_path)
+    there = _folder(args, args.continue_from) if args.continue_from else None
+    loudness = args.verbose - args.quiet
+    asked = Asked(there, args.checkpoint, args.with_optimizer, args.extend, args.dry_run, loudness)
     try:
-        return train_command(config, folder, request)
+        return train_command(config, folder, request, asked)
     finally:
         request.started()
         folder.release()
+
+
+def _complete(parser: _Parser, commands: _Commands) -> None:
+    """Answer a shell that asks how a command line goes on, keys of the configuration included, where argcomplete is
+    installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    trees = [option_tree(method) for method in declared_methods()]
+    options = {f"--{name}.{key}": o for tree in trees for name, keys in tree.items() for key, o in keys.items()}
+    for command in commands.choices.values():
+        if any(action.metavar == "CONFIG.toml" for action in command._actions):
+            for name, option in options.items():
+                choices = option.choices or (("true", "false") if option.kind == "bool" else None)
+                command.add_argument(name, choices=choices)
+    argcomplete.autocomplete(parser)
 
 
 def _without_overrides(args: argparse.Namespace) -> int:

@@ -30,10 +30,10 @@ def toml(tmp_path: Path) -> Toml:
     return write
 
 
-def hpcsplit(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+def hpcsplit(*arguments: str, cwd: Path, **variables: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """Run the program as a user would; its result and the heavy libraries that it imported."""
     command = [sys.executable, "-X", "importtime", "-m", "hpcsplit", *arguments]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", **variables}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
     times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     done.stderr = "\n".join(line for line in done.stderr.splitlines() if line not in times)
@@ -94,7 +94,6 @@ def test_a_mistake_that_the_file_shows_needs_no_library_and_no_traceback(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "COMMAND"),
         (["tarin", "x.toml"], "tarin"),
         (["config"], "CONFIG.toml"),
         (["config", "{file}", "extra"], "extra is not understood"),
@@ -113,6 +112,34 @@ def test_misuse_is_exit_64_and_one_sentence(
     complaint = capsys.readouterr().err
     assert complaint.startswith("hpcsplit: ")
     assert sentence in complaint
+
+
+def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert alone == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("hpcsplit si", {"simulate"}),
+        ("hpcsplit train x.toml --continue", {"--continue-from"}),
+        ("hpcsplit train x.toml --run.st", {"--run.stages", "--run.stop_before", "--run.stall_limit"}),
+        ("hpcsplit train x.toml --method.rho", {"--method.rho"}),
+        ("hpcsplit train x.toml --run.device c", {"cpu", "cuda"}),
+        ("hpcsplit evaluate run --run.st", set()),
+    ],
+)
+def test_a_shell_completes_options_and_keys(tmp_path: Path, line: str, words: set[str]) -> None:
+    pytest.importorskip("argcomplete")
+    out = tmp_path / "words"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    done, heavy = hpcsplit(cwd=tmp_path, **asked)
+    assert (done.returncode, heavy) == (0, set())
+    assert set(out.read_text().split()) == words
 
 
 def test_an_absent_file_is_exit_65(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

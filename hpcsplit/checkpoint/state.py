@@ -45,6 +45,11 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     load_weights(stage.blocks, below("weights/", tensors), below("buffers/", tensors))
     carried = below("carry/", tensors)
     stage.carry = Carry({name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()})
+    load_optimizer(stage, tensors)
+
+
+def load_optimizer(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Take up the optimizer's state of those weights that have one, and forget that of the others."""
     if stage.optimizer is None:
         return
     stage.optimizer.state.clear()

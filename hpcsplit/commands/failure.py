@@ -112,6 +112,21 @@ class RankLog(logging.FileHandler):
         super().handleError(record)
 
 
+class Told(logging.Handler):
+    """Says what a run does, with the time of day, once where several stages of one process do it.  Not warnings: one
+    of them is that nothing can be said any more."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say, self._last = say, ""
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and record.getMessage() != self._last:
+            self._last = record.getMessage()
+            self._say(self.format(record))
+
+
 @contextmanager
 def crash_stacks(path: Path) -> Iterator[None]:
     """While the block runs, a crash (SIGSEGV, SIGBUS, …) writes the stacks of all threads to the end of this file."""

@@ -14,7 +14,6 @@ from hpcsplit.config import Config, load, resolve
 from hpcsplit.config.option import names_code
 from hpcsplit.data.dataset import Dataset, Part, fingerprint
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
-from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.host.launchers import claimed_size
 from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
@@ -22,8 +21,6 @@ from hpcsplit.nets.statedict import tensors_of
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
-
-_LISTED = 8  # checkpoints that a refusal names
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         raise LaunchError(
             f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
         )
-    chosen = _choose(run, name)
+    chosen = run.checkpoint(name)
     config = own_config(run, config_path, data_root)
     return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
 
@@ -144,21 +141,3 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
 def warn(sentence: str) -> None:
     """On standard error, so that what is printed can still be parsed."""
     print(printable(f"hpcsplit: {sentence}"), file=sys.stderr, flush=True)
-
-
-def _choose(run: RunDir, name: str) -> Path:
-    try:
-        there = ckpt.complete(run.checkpoints)
-    except OSError as error:
-        raise CheckpointError(f"{run.checkpoints} cannot be read: {error.strerror}; is it the run directory?") from None
-    if not there:
-        raise CheckpointError(
-            f"{run.path} has no complete checkpoint (looked in {run.checkpoints}); is it the run directory?"
-        )
-    names = [folder.name for folder in there]
-    if name and name not in names:
-        older = f" and {len(names) - _LISTED} older ones" if len(names) > _LISTED else ""
-        raise CheckpointError(
-            f"{run.path} has no complete checkpoint {name}; it has {', '.join(names[:_LISTED])}{older}"
-        )
-    return there[names.index(name) if name else 0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from socket import gethostname
 from typing import Any, NoReturn
 
@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
-from hpcsplit.commands.failure import Failure, RankLog, crash_stacks
+from hpcsplit.commands.failure import Failure, RankLog, Told, crash_stacks
+from hpcsplit.commands.rehearsal import dry_run, stage_line, title
 from hpcsplit.config import Config
 from hpcsplit.engine.job import Job, Observer
 from hpcsplit.engine.rank import rank_program
@@ -27,6 +28,7 @@ from hpcsplit.host.launchers import LauncherWatch, check_stages, check_world, cl
 from hpcsplit.host.memory import give_back
 from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest, leave
+from hpcsplit.plan.begin import Asked
 from hpcsplit.plan.measure import enough_steps, rehearse, rehearse_exact
 from hpcsplit.plan.prepare import Prepared, expect_together, prepare
 from hpcsplit.plan.setting import Setting
@@ -41,13 +43,16 @@ from hpcsplit.run.provenance import place, sharing
 from hpcsplit.run.records import Records
 from hpcsplit.run.watchdog import Heartbeats, Watchdog, heartbeat_of, in_time, who
 from hpcsplit.schedule.actions import Stop
-from hpcsplit.schedule.hybrid import initials
+from hpcsplit.schedule.hybrid import ALL_DONE, initials
 from hpcsplit.wire import lockstep
 from hpcsplit.wire.port import World
 
+log = logging.getLogger("hpcsplit")
 
-def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
-    """Train or continue; the exit code.  Whatever goes wrong on one rank ends all of them."""
+
+def train(config: Config, run_dir: RunDir, request: StopRequest, asked: Asked | None = None) -> int:
+    """Train or continue, or begin with what another run has learned; the exit code.  Whatever goes wrong on one rank
+    ends all of them."""
     if config.run.tensorboard:
         check_installed()
     world = _world(config, request)
@@ -58,7 +63,7 @@ def train(config: Config, run_dir: RunDir, request: StopRequest) -> int:
         guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         try:
-            code = _run(config, run_dir, request, world, failure, watchdog, guards)
+            code = _run(config, run_dir, request, asked or Asked(), world, failure, watchdog, guards)
             if world.orphaned():  # MPI cannot take leave of it
                 run_dir.release()
                 leave(code)
@@ -100,24 +105,30 @@ def _run(
     config: Config,
     run_dir: RunDir,
     request: StopRequest,
+    asked: Asked,
     world: World,
     failure: Failure,
     watchdog: Watchdog,
     guards: ExitStack,
 ) -> int:
     """From the check of the start to the last word."""
-    console = Console(config.schedule.epochs) if world.rank == 0 else None
+    console = Console(config.schedule.epochs, quiet=asked.loudness < 0) if world.rank == 0 else None
     if console:
         guards.callback(console.close)
+    if console and asked.loudness > 0:
+        guards.enter_context(_telling(console))
     _check_launch(config, world)
     _bind(config, world)
     setting = Setting(config)
     device = world.device = use(setting.device(world.local_rank), deterministic=config.run.deterministic)
     places = world.share(place(world.host, device))
-    prepared = _prepare_together(setting, run_dir, world, device, sharing(places))
-    setting = setting.adapted(prepared.adapted)
+    log.info("look at the configuration, the data and the network")
+    prepared = _prepare_together(setting, run_dir, world, device, sharing(places), asked)
+    setting = setting.adapted(prepared.adapted).following(prepared.phases)
     if prepared.spec:
         setting = setting.with_spec(prepared.spec)
+    if asked.dry_run:
+        return dry_run(setting, run_dir, prepared, world, console, places, failure)
     guards.enter_context(_log_to(run_dir, world, watchdog))
     watch = _start(setting, run_dir, prepared, world, console, places) if console else None
     around = Around(
@@ -126,10 +137,12 @@ def _run(
         between_blocks=world.progress,
         alarm=failure.fail if world.size > 1 else lambda error: None,
     )
+    log.info("make the stages")
     failure.jobs += make_jobs(setting, prepared, run_dir, world.stages, device, around)
     if world.size > 1:
         world.idle = failure.jobs[0].stage.deferred.one
     if prepared.rehearse and world.size > 1:
+        log.info("rehearse steps of all stages together")
         _rehearse(setting, run_dir, world, failure.jobs[0])
     give_back()
     request.started()
@@ -158,14 +171,14 @@ def _leave_start(run_dir: RunDir, end: Callable[[int], NoReturn]) -> NoReturn:
 
 
 def _prepare_together(
-    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int = 0
+    setting: Setting, run_dir: RunDir, world: World, device: torch.device, sharing: int = 0, asked: Asked | None = None
 ) -> Prepared:
     """Rank 0 prepares; all learn the result, or fail with the same sentence."""
     answer: dict[str, Any] = {}
     if world.rank == 0:
         try:
             each = len(world.stages)
-            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing)
+            prepared = prepare(setting, run_dir, world.count, device, each * world.local_size, each * sharing, asked)
             answer = {"prepared": msgspec.to_builtins(prepared)}
         except HpcsplitError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
@@ -233,19 +246,15 @@ def _start(
 ) -> Watch:
     """Say what will run, and write down how it was started."""
     config, phases, stages = setting.config, setting.phases, world.count
-    run_dir.note_start(config, places, world.library, prepared.cuts)
+    begins_with = asdict(prepared.origin) if prepared.origin else None
+    run_dir.note_start(config, places, world.library, prepared.cuts, begins_with)
     hosts = [f"{there['host']}:{there['device']}" if world.size > 1 else "this process" for there in places]
-    copies = f", {config.data.copies} copies of each" if config.data.copies > 1 else ""
-    held_out = f", {config.data.validation} held out" if config.data.validation else ""
     epochs, parallel = len(phases), phases.count("parallel")
     course = f"{epochs} epochs, {epochs - parallel} serial and {parallel} parallel: {initials(phases)}"
     if setting.decides:
         course = f"{epochs} epochs; exact or parallel is decided on the way, at most {parallel} parallel"
     lines = [
-        f"hpcsplit: {config.model.name} on {config.data.name} "
-        f"({setting.train_size} training{copies}{held_out}, {setting.test_size} test samples), "
-        f"{config.method.name}{' (frozen control)' if config.method.frozen else ''}, "
-        f"{stages} stage{'s' * (stages > 1)}",
+        title(setting, stages),
         course,
         f"run directory {run_dir.path}",
     ]
@@ -260,27 +269,33 @@ def _start(
         cores, speed = torch.get_num_threads(), f"{prepared.baseline_samples_per_s:.0f} samples/s"
         equipment = "1 GPU" if world.device.type == "cuda" else f"{cores} core{'s' * (cores > 1)}"
         lines.append(f"one rank alone ({equipment}), whole network, exact: {speed}")
-    lines += [
-        f"stage {p['stage']}: blocks {p['first_block']} to {p['last_block']} ({p['blocks']}), "
-        f"{p['params']:,} parameters, {p['share']:.1%} of the cost, input {'x'.join(map(str, p['in_shape']))}, "
-        f"on {hosts[p['stage'] % len(hosts)]}"
-        for p in prepared.plans
-    ]
+    lines += [f"{stage_line(p)}, on {hosts[p['stage'] % len(hosts)]}" for p in prepared.plans]
     console.say("\n".join([*lines, ""]))
     cuts = () if config.method.frozen else prepared.cuts  # frozen stages compute less than they would
     board = Board(run_dir.tensorboard) if config.run.tensorboard else None
     return Watch(console, Records(run_dir.records), phases, prepared.costs, cuts, board)
 
 
+@contextmanager
+def _telling(console: Console) -> Iterator[None]:
+    """While the block runs, what goes into the log of rank 0 is shown, too."""
+    handler = Told(console.say)
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def _log_to(run_dir: RunDir, world: World, watchdog: Watchdog) -> AbstractContextManager[None]:
     """Each rank's own log file: what it does, with times, and what it did when the start before was cut short."""
     path = run_dir.wait_for_log(world.rank)
-    logger = logging.getLogger("hpcsplit")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(RankLog(path))
-    logger.info("process %d on %s", os.getpid(), gethostname())
+    log.setLevel(logging.INFO)
+    log.addHandler(RankLog(path))
+    log.info("process %d on %s", os.getpid(), gethostname())
     if left := heartbeat_of(path):
-        logger.info("the start before this one ended unexpectedly; last seen: %s", left)
+        log.info("the start before this one ended unexpectedly; last seen: %s", left)
     watchdog.post_on(Heartbeats([run_dir.log(rank) for rank in range(world.size)], world.rank))
     return crash_stacks(path)
 
@@ -294,6 +309,7 @@ def _close_stores(jobs: Sequence[Job]) -> None:
 def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, stop: Stop) -> int:
     """The closing table and picture, or why the run stopped before its end."""
     provenance.end(run_dir.provenance, "done" if stop.done else f"stopped: {stop.reason}")
+    watch.console.quiet = False
     if not stop.done:
         watch.say(f"stopped: {stop.reason}; checkpointed, start the same command again to continue (exit {REQUEUE})")
         return REQUEUE
@@ -301,6 +317,8 @@ def _end(setting: Setting, run_dir: RunDir, prepared: Prepared, watch: Watch, st
     table = closing_table(watch.past, prepared.plans, prepared.baseline_samples_per_s)
     if (expected := run_dir.load_forecast()) and expected["cuts"] == list(prepared.cuts):
         table += "\n\n" + "\n".join(beside({"": (expected, watch.past)}))
+    if stop.reason != ALL_DONE:
+        table += f"\n\nended early: {stop.reason}"
     watch.say("\n" + table)
     write_text(run_dir.summary, printable(table) + "\n")
     watch.draw(

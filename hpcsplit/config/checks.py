@@ -57,6 +57,11 @@ def check_combination(config: Config, method: DeclaredMethod) -> None:
         raise ConfigError(
             f"schedule.microbatches = {schedule.microbatches} is more than data.batch_size = {config.data.batch_size}"
         )
+    if schedule.patience and not config.data.validation:
+        raise ConfigError(
+            f"schedule.patience = {schedule.patience} judges epochs by samples that are not trained on: set "
+            "data.validation, such as to a tenth of the training samples"
+        )
     if config.data.copies > 1 and not config.data.augment:
         raise ConfigError(
             f"data.copies = {config.data.copies}: copies are crops and flips, and data.augment = false allows none; "

@@ -14,6 +14,12 @@ from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, names_code, option, options_of, show
 from hpcsplit.errors import ConfigError
 
+_LASTING = ("data", "model", "method", "optim", "schedule")  # sections that stay over a run's life, but for:
+_ASIDE = (
+    *("data.root", "data.download", "data.eval_train", "data.workers"),
+    *("schedule.deferred", "schedule.waiting", "schedule.patience", "schedule.min_delta"),
+)
+
 
 @dataclass(frozen=True)
 class MethodSection:
@@ -81,13 +87,17 @@ class Config:
     def fingerprint(self) -> dict[str, str]:
         """A short hash of each section that must not change over the life of a run."""
         tree, options, prints = self.as_dict(), option_tree(self.method.name), dict[str, str]()
-        aside = {("data", "root"), ("data", "download"), ("data", "eval_train"), ("data", "workers")}
-        aside |= {("schedule", "deferred"), ("schedule", "waiting")}  # the same bits
-        for name in ("data", "model", "method", "optim", "schedule"):
+        for name in _LASTING:
             later = {key: option.default for key, option in options[name].items() if option.later}
-            kept = {k: v for k, v in tree[name].items() if (name, k) not in aside and later.get(k, ...) != v}
+            kept = {k: v for k, v in tree[name].items() if f"{name}.{k}" not in _ASIDE and later.get(k, ...) != v}
             prints[name] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
         return prints | {"seed": str(self.run.seed)}
+
+
+def changeable() -> str:
+    """What a run may go on with other values of, in words."""
+    sections = [f"[{name}]" for name in SECTIONS if name not in _LASTING]
+    return f"{', '.join(sections)} but run.seed, {', '.join(_ASIDE)}, and schedule.epochs where past ones stay the same"
 
 
 SECTIONS = {name: kind for name, kind in get_type_hints(Config).items() if name not in ("stem", "origins")}

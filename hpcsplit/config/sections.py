@@ -161,6 +161,20 @@ class ScheduleSection:
         unit="micro-batches",
         low=0,
     )
+    patience: int = option(
+        0,
+        "end the run after so many epochs that are not better than the best one before, by the accuracy (or the loss) "
+        "of data.validation; 0: never",
+        unit="epochs",
+        low=0,
+        later=True,
+    )
+    min_delta: float = option(
+        0.0,
+        "schedule.patience: what is not better by more than that (a fraction, or nats) does not count",
+        low=0.0,
+        later=True,
+    )
     lr_phases: str = option(
         "run",
         "optim.lr_schedule goes over the whole run, or begins again with the exact epochs at its end, or at each "
@@ -258,6 +272,12 @@ class CheckpointSection:
         0.0, "and after so long, within an epoch too; 0 ignores the clock", unit="minutes", low=0.0
     )
     keep: int = option(2, "newest complete checkpoints that stay", unit="checkpoints", low=1)
+    best: bool = option(
+        False,
+        "save the best epoch, too, by the accuracy (or the loss) of data.validation or else of the test set, and keep "
+        "it; a command finds it as --checkpoint best",
+        later=True,
+    )
     aux: str = option(
         "keep",
         "auxiliary variables: copied into the checkpoint, kept in the store, or recomputed by a forward pass",

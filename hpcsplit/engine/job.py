@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.data.source import Source
+from hpcsplit.engine.best import best_epoch, enough, score
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, TrainingMethod, Variable, own_variables, visits
 from hpcsplit.run.records import EpochRecord
@@ -40,13 +42,11 @@ def seen(record: EpochRecord, *, in_turn: bool = False) -> Seen:
     refresh_s = 0.0 if record.recomputed else record.refresh_s or 0.0
     told = [s.label_signal for s in record.stages[:-1] or record.stages]  # the last of several has the label itself
     signals = [signal for signal in told if signal is not None and math.isfinite(signal)]
-    score = record.validation_accuracy
-    if score is None and record.validation_loss is not None:
-        score = -record.validation_loss
+    value = score(record)
     return Seen(
         record.phase,
         (max(seconds) if record.phase == "parallel" else sum(seconds)) + refresh_s,
-        score if score is not None and math.isfinite(score) else -math.inf,
+        -math.inf if value is None else value,
         sum(max(0.0, signal) for signal in signals) / len(told) if signals else None,
         max((s.violation or 0.0 for s in record.stages), default=0.0),
     )
@@ -75,10 +75,14 @@ class Identity:
     config_toml: str
     code: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the user's own network (nets/code.py)
     accepts_code: bool = False  # go on where the network computes something else now
+    origin: Origin | None = None  # what the run has begun with, which is no part of the agreement
+    earlier: Mapping[str, str] = field(default_factory=dict)  # fingerprints from before the run got other epochs
 
-    def digest(self) -> str:
-        """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed."""
-        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
+    def digest(self, other: Mapping[str, str] | None = None) -> str:
+        """A short hash of all fingerprints but those of the user's code, which may be accepted when it has changed;
+        with `other` ones in their place."""
+        prints = {**self.fingerprints, **(other or {})}
+        return hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -86,8 +90,9 @@ class Job:
     """One rank's share of a run.
 
     `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
-    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start; `where` follows the
-    program, so that a failure can say where it happened.
+    others, from what rank 0 has recorded.  Where it is `replanned`, it does not follow from the configuration alone.
+    `provenance` is what a checkpoint says of this start; `where` follows the program, so that a failure can say where
+    it happened.
     """
 
     stage: Stage
@@ -105,6 +110,7 @@ class Job:
     augment: bool
     epochs: int
     plan: Sequence[Phase]
+    replanned: bool
     learning_rate: LearningRate
     save_policy: SavePolicy
     checkpoints: Path | None
@@ -121,6 +127,9 @@ class Job:
     choose: Choose | None = None
     provenance: str = ""
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
+    keeps_best: bool = False
+    patience: int = 0
+    min_delta: float = 0.0
     where: str = "start"
     said_left_out: bool = False  # what of the network no checkpoint keeps
 
@@ -137,6 +146,14 @@ class Job:
     def evaluated(self, epoch: int) -> bool:
         """Whether the whole network is evaluated after this epoch."""
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+
+    def is_best(self, epoch: int) -> bool:
+        """Whether the checkpoint of this epoch is to be kept as that of the best one so far; of rank 0."""
+        return self.keeps_best and best_epoch(self.observer.past) == epoch
+
+    def enough(self) -> str:
+        """Why the run ends before all epochs are done, or ""; of rank 0."""
+        return enough(self.observer.past, self.patience, self.min_delta) if self.observer.past else ""
 
     def augments(self, phase: Phase) -> bool:
         """Whether the images of such an epoch are cropped and flipped."""

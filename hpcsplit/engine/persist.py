@@ -98,12 +98,13 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
                 aux=[part["aux"] for part in parts],
                 recomputed=action.recomputed,
                 phases=action.phases,
+                origin=job.identity.origin.to_json() if job.identity.origin else "",
             )
             everything = {ckpt.MANIFEST: manifest.write(folder, said)}
             for part in parts:
                 everything |= part["sums"]
             job.still_ours()
-            ckpt.finish(folder, everything, job.keep_checkpoints)
+            ckpt.finish(folder, everything, job.keep_checkpoints, best=action.best)
         yield Share()
         if job.store:
             job.store.protect(aux["slot"] if aux and policy == "keep" and action.need_aux else None)

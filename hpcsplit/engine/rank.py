@@ -22,6 +22,7 @@ from hpcsplit.engine.probe import Signals, probe
 from hpcsplit.engine.resume import State, resume
 from hpcsplit.engine.theorem import theorem
 from hpcsplit.errors import NumericalError
+from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import dtype_name
 from hpcsplit.host.proc import peak_resident_bytes
 from hpcsplit.methods.contract import Iterates
@@ -40,11 +41,16 @@ def rank_program(job: Job) -> Generator[Verb, Any, Stop]:
     """Walk through the whole run; returns the action that ended it."""
     state = yield from resume(job)
     job.observer.resumed(state.first_epoch)
+    if job.rank == 0 and job.checkpoints and not state.first_step and job.is_best(state.first_epoch - 1):
+        ckpt.mark_best(job.checkpoints, ckpt.folder_name(state.first_epoch))  # the start before was cut short there
     decisions = actions(
-        state.phases or job.plan,
+        job.plan or state.phases,
         job.save_policy,
         epochs=job.epochs,
         choose=job.choose,
+        told=bool(job.choose) or job.replanned,
+        best=job.is_best,
+        enough=job.enough,
         first_epoch=state.first_epoch,
         first_step=state.first_step,
         have_aux=state.have_aux,

@@ -7,7 +7,6 @@ need from the files that have it.  Variables at a boundary that is new are compu
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,10 @@ import torch
 
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
+from hpcsplit.checkpoint.origin import inherit
 from hpcsplit.checkpoint.state import check_headers, load_stage
-from hpcsplit.config import differences
+from hpcsplit.config.config import changeable, differences
+from hpcsplit.config.load import tables
 from hpcsplit.engine.job import Identity, Job
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError, LaunchError
@@ -54,14 +55,16 @@ class State:
 
 
 def resume(job: Job) -> Generator[Verb, Any, State]:
-    """Continue from the newest complete checkpoint, if there is one.  CheckpointError, the same on every rank, where it
-    is damaged or belongs to another run."""
+    """Continue from the newest complete checkpoint, or else begin, where the run has an origin with what that has
+    learned.  CheckpointError, the same on every rank, where one is damaged or belongs to another run."""
     job.where = "resume"
     _, (known, *_) = yield from _all_learn(
         lambda: newest(job.checkpoints, job.identity) if job.rank == 0 else None,
         lambda newest: newest and (str(newest[0]), vars(newest[1])),
     )
     if known is None:
+        if origin := job.identity.origin:
+            yield from _all_learn(lambda: inherit(job.stage, origin), lambda nothing: nothing)
         return State()
 
     folder, saved = Path(known[0]), Manifest(**known[1])
@@ -75,6 +78,8 @@ def resume(job: Job) -> Generator[Verb, Any, State]:
         job.observer.say(f"the stages were cut at {saved.cuts} and are cut at {list(job.identity.cuts)} now")
         if any(left_out):
             job.observer.say("what only stages with the old cuts could go on with is left out: " + LEFT_OUT)
+    if job.store and job.identity.earlier:
+        job.store.earlier = {"config": job.identity.digest(job.identity.earlier)}
     aux = yield from _auxiliary(job, folder, saved, recut)
     return State(saved.epochs_done, saved.step, *aux, saved.recomputed, sums, of_initials(saved.phases))
 
@@ -105,12 +110,18 @@ def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest
     folder = candidates[0]
     saved = manifest.read(folder)
     theirs, ours = saved.fingerprints, identity.fingerprints
-    changed = [section for section in ours if section != NETWORK and theirs.get(section) != ours[section]]
+    changed = [
+        section
+        for section in ours
+        if section != NETWORK
+        and theirs.get(section) not in (ours[section], identity.earlier.get(section, ours[section]))
+    ]
     if changed:
-        keys = differences(_tables(saved.config), _tables(identity.config_toml), changed)
+        keys = differences(tables(saved.config), tables(identity.config_toml), changed)
         raise CheckpointError(
             f"checkpoint {folder} was made with another {' and '.join(changed)}: "
-            f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another --run-dir"
+            f"{keys or 'the keys are the same, what they name is not'}. Change it back, or take another "
+            f"--run-dir; a run goes on with other values of {changeable()}"
         )
     if _code_change(saved, identity) == FUNCTION and not identity.accepts_code:
         raise CheckpointError(
@@ -122,13 +133,6 @@ def newest(checkpoints: Path | None, identity: Identity) -> tuple[Path, Manifest
 
 def _code_change(saved: Manifest, identity: Identity) -> str:
     return change_of(saved.fingerprints, {**identity.fingerprints, **identity.code})
-
-
-def _tables(toml: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(toml)
-    except (ValueError, RecursionError):  # of somebody else's checkpoint
-        return {}
 
 
 def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSums, bool]:

@@ -22,8 +22,9 @@ from hpcsplit.files.scratch import memory_available_bytes
 
 MANIFEST = "manifest.h5"
 SUMS = "SHA256SUMS"
+BEST = "best"
 _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6})")
-_LEFT_OVER = re.compile(rf"{_NAME.pattern}\.tmp|\.latest\.\d+\.tmp")
+_LEFT_OVER = re.compile(rf"{_NAME.pattern}\.tmp|\.(latest|best)\.\d+\.tmp")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -120,8 +121,9 @@ def begin(checkpoints: Path, name: str) -> Path:
     return folder
 
 
-def finish(folder: Path, sums: Mapping[str, str], keep: int) -> Path:
-    """Make a written folder the newest checkpoint, durably, and remove all but the `keep` newest."""
+def finish(folder: Path, sums: Mapping[str, str], keep: int, *, best: bool = False) -> Path:
+    """Make a written folder the newest checkpoint, durably, and with `best` the one that is marked as that; remove all
+    but the `keep` newest and the marked one."""
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     final = folder.with_suffix("")
     remove_tree(final)
@@ -131,11 +133,28 @@ def finish(folder: Path, sums: Mapping[str, str], keep: int) -> Path:
         replace_symlink(final.parent / "latest", final.name)
     except OSError as error:
         _warn(final.parent / "latest", error.strerror or str(error))
-    for old in complete(final.parent)[keep:]:
+    if best:
+        mark_best(final.parent, final.name)
+    marked = best_of(final.parent)
+    for old in (folder for folder in complete(final.parent)[keep:] if folder != marked):
         half_gone = old.with_name(f"{old.name}.tmp")  # a leftover, not a checkpoint, if this is interrupted
         replace(old, half_gone)
         remove_tree(half_gone)
     return final
+
+
+def mark_best(checkpoints: Path, name: str) -> None:
+    """Write down, in the file "best" beside the checkpoints, that this one is that of the best epoch so far."""
+    write_text(checkpoints / BEST, f"{name}\n")
+
+
+def best_of(checkpoints: Path) -> Path | None:
+    """The complete checkpoint that is marked as the best one."""
+    try:
+        name = read_text(checkpoints / BEST).strip()
+    except (OSError, ValueError):
+        return None
+    return next((folder for folder in complete(checkpoints) if folder.name == name), None)
 
 
 @cache

@@ -7,6 +7,8 @@ import os
 import numpy as np
 import torch
 
+from hpcsplit.host.proc import peak_resident_bytes
+
 
 class Copy:
     """A copy to the host that has ended; torch.cuda.Event is one that may not have."""
@@ -52,6 +54,11 @@ def use(device: torch.device, *, deterministic: bool = False) -> torch.device:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
             torch.use_deterministic_algorithms(True)
     return device
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had so far: of a GPU there, else of the host."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes() or 0
 
 
 def wait_for(device: torch.device) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from hpcsplit.checkpoint.origin import Origin
 from hpcsplit.config.checks import check_method_stages
 from hpcsplit.data.catalog import Spec
 from hpcsplit.data.dataset import fingerprint
 from hpcsplit.engine.resume import newest
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
+from hpcsplit.plan.begin import Asked, epochs_of, origin_of
 from hpcsplit.plan.feasibility import check_feasible
 from hpcsplit.plan.forecast import forecast, gamma_of
 from hpcsplit.plan.measure import FEW_ROUNDS, ROUNDS, one_rank_alone, profile
@@ -24,6 +26,7 @@ from hpcsplit.plan.setting import Setting
 from hpcsplit.plan.stages import footprints, plan_stages
 from hpcsplit.plan.trial import check_network
 from hpcsplit.run.folder import RunDir
+from hpcsplit.schedule.actions import Phase
 from hpcsplit.stage.cuts import balanced_cuts, charged, ranges
 
 
@@ -38,7 +41,10 @@ class Prepared:
         plans: of the stages, as plain values.
         spec: of the data, which only the first and the last rank look at.
         adapted: values that the network needs in place of the configuration's, {"section.key": value}.
-        notes: what there is to say of the network.
+        notes: what there is to say of the network, of what it begins with, and of other epochs than before.
+        origin: the checkpoint of another run that this one begins with, or has begun with.
+        phases: the kinds of all epochs, where they do not follow from the configuration.
+        earlier: fingerprints of the run before it got other epochs.
     """
 
     cuts: tuple[int, ...]
@@ -52,6 +58,9 @@ class Prepared:
     adapted: Mapping[str, Any] = field(default_factory=dict)
     spec: Spec | None = None
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
+    phases: tuple[Phase, ...] = ()
+    earlier: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_cuts(
@@ -78,7 +87,13 @@ def choose_cuts(
 
 
 def prepare(
-    setting: Setting, run_dir: RunDir, stages: int, device: torch.device, here: int = 0, sharing: int = 0
+    setting: Setting,
+    run_dir: RunDir,
+    stages: int,
+    device: torch.device,
+    here: int = 0,
+    sharing: int = 0,
+    asked: Asked | None = None,
 ) -> Prepared:
     """Everything that rank 0 finds out alone.
 
@@ -87,6 +102,7 @@ def prepare(
     Args:
         here: how many of the stages are on this node; 0: all.
         sharing: how many ranks share a GPU; 0: the GPUs that are seen here serve all ranks of the node.
+        asked: what the command line asks for, if anything.
     """
     config = setting.config
     check_method_stages(setting.declared, stages)
@@ -98,12 +114,17 @@ def prepare(
         )
     checked = check_network(setting, device)
     setting, config = checked.setting, checked.setting.config
+    asked = asked or Asked()
+    origin, said = origin_of(setting, run_dir, asked)
+    epochs = epochs_of(setting, run_dir, extend=asked.extend)
+    setting = setting.following(epochs.phases)
     prints = config.fingerprint()
     key = json.dumps([prints["model"], prints["data"], config.split.cuts, stages])
     known = run_dir.load_split(key)
     if known and len(known["costs"]) != len(setting.blocks):
         known = None
-    by_time, times_itself = config.split.cuts == "time", config.run.baseline and config.run.runner != "lockstep"
+    by_time, alone = config.split.cuts == "time", config.run.runner == "lockstep"
+    times_itself = config.run.baseline and not alone and not asked.dry_run
     expected = run_dir.load_forecast() or {}
     whole = expected.get("key") == key and (stages == 1 or "profile_together" in expected)
     measured = None
@@ -113,9 +134,14 @@ def prepare(
     cuts, costs = (tuple(known["cuts"]), tuple(known["costs"])) if known else choose_cuts(setting, stages, measured)
     plans = plan_stages(setting, cuts, costs)
     check_feasible(setting, plans, footprints(setting, plans), run_dir, here or stages, sharing)
-    run_dir.create(config)
-    newest(run_dir.checkpoints, setting.identity(cuts, images, setting.code))  # refused before anything is touched
-    run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
+    if asked.dry_run:
+        run_dir.check(config)
+    else:
+        run_dir.create(config)
+    identity = replace(setting.identity(cuts, images, setting.code), earlier=epochs.earlier)
+    newest(run_dir.checkpoints, identity)  # refused before anything is touched
+    if not asked.dry_run:
+        run_dir.save_split(key, {"cuts": list(cuts), "costs": list(costs)})
     baseline = one_rank_alone(setting, device) if times_itself else None
     if measured and times_itself:
         if baseline:  # with what is around the blocks
@@ -143,7 +169,10 @@ def prepare(
         tuple(asdict(plan) for plan in plans),
         checked.adapted,
         setting.spec,
-        (*_data_notes(setting), *checked.notes),
+        (*_data_notes(setting), *checked.notes, *said, *epochs.notes),
+        origin,
+        epochs.phases,
+        epochs.earlier,
     )
 
 

@@ -34,6 +34,7 @@ from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import phases
+from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.schedule.timetable import Order
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
@@ -240,6 +241,14 @@ class Setting:
         """The whole network to look at, not to train; a user's may need values, the program's own has none."""
         return self.network(meta=not self.users_network)
 
+    def following(self, phases: Sequence[Phase]) -> Setting:
+        """The same with these kinds of epochs in place of those that follow from it; with none given, itself."""
+        if not phases:
+            return self
+        other = self.replaced(self.config)
+        vars(other)["phases"] = tuple(phases)
+        return other
+
     def release_network(self) -> None:
         """Give the memory of `net` back; what is asked of it later makes it anew."""
         vars(self).pop("net", None)
@@ -309,6 +318,23 @@ class Setting:
         if self.decides:
             return auto.expected(s.epochs, s.warmup)
         return phases(s.epochs, *(parse_ratio(s.ratio) if self.declared.parallel else (1, 0)), s.order, s.warmup)
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """That of every step."""
+        o = self.config.optim
+        return LearningRate(
+            o.lr,
+            o.lr_schedule,
+            self.phases,
+            by_step=o.lr_steps == "step",
+            warmup=o.lr_warmup,
+            step=o.lr_step,
+            milestones=o.lr_milestones,
+            gamma=o.lr_gamma,
+            power=o.lr_power,
+            begins=self.config.schedule.lr_phases,
+        )
 
     @property
     def parallel(self) -> bool:

@@ -26,8 +26,8 @@ WIDE = 96  # columns from which the live row has room for the accuracy
 class Console:
     """Rank 0's voice.  `progress` may be called at every step: it costs one look at the clock when nothing is due.
 
-    `stream` None is the standard output of the moment.  The live row is drawn from inside `progress`, never from a
-    thread of its own, so it takes no core from the training.
+    `stream` None is the standard output of the moment; while it is `quiet`, nothing is written there.  The live row is
+    drawn from inside `progress`, never from a thread of its own, so it takes no core from the training.
     """
 
     def __init__(
@@ -35,11 +35,13 @@ class Console:
         total_epochs: int,
         *,
         stream: TextIO | None = None,
+        quiet: bool = False,
         interval_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream or sys.stdout
-        self._row = _Row(self._stream) if shows_live(self._stream) else None
+        self.quiet = quiet
+        self._row = _Row(self._stream) if shows_live(self._stream) and not quiet else None
         self._interval_s = LIVE_REFRESH_S if self._row else interval_s
         self._total_epochs = total_epochs
         self._clock = clock
@@ -49,6 +51,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """One text of its own, kept on the screen and in the log."""
+        if self.quiet:
+            return
         if self._row:
             self._row.console.print(printable(text), soft_wrap=True)
         else:

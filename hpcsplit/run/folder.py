@@ -18,8 +18,9 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from hpcsplit.config import Config, differences, load
-from hpcsplit.errors import ConfigError, LaunchError
+from hpcsplit.config import Config, load
+from hpcsplit.config.config import changeable, differences
+from hpcsplit.errors import CheckpointError, ConfigError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files import nofollow, scratch
 from hpcsplit.files.atomic import REFUSALS, make_folders, write_failure, write_in_words
@@ -31,9 +32,10 @@ from hpcsplit.run import provenance, trust
 from hpcsplit.run.lock import RunLock
 
 NO_RUN_DIR = "choose another --run-dir"
+_LISTED = 8  # checkpoints that a refusal names
 _SLOW_FILES_S = 15.0  # for a folder that rank 0 has made to show on another node
 _LEFT_OVER = re.compile(
-    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest)\.\d+\.tmp"
+    r"\.(config\.toml|records\.jsonl|summary\.txt|curves\.png|(split|forecast|provenance)\.json|latest|best)\.\d+\.tmp"
     r"|\.lock\.[0-9a-f]+\.now|rank-\d+\.sign-new|records\.jsonl\.tmp"
 )
 _held: dict[str, RunLock] = {}  # of run directories that this process has taken, by their real path
@@ -166,6 +168,11 @@ class RunDir:
         place = self.path.resolve()
         return f"{place.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
 
+    def check(self, config: Config) -> None:
+        """Raise ConfigError where `create` would, as far as that can be seen; nothing is made."""
+        self._check_trust()
+        self._check_config(config)
+
     def create(self, config: Config) -> None:
         """Make the folder and take it for this process, until `release`; rank 0 only.
 
@@ -193,6 +200,34 @@ class RunDir:
             raise ConfigError(
                 f"cannot make the run directory {self.path}: {error.strerror}; choose another --run-dir"
             ) from None
+
+    def checkpoint(self, name: str = "") -> Path:
+        """The complete checkpoint of this name, the best one ("best"), or the newest ("").  CheckpointError where there
+        is none."""
+        try:
+            there = ckpt.complete(self.checkpoints)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.checkpoints} cannot be read: {error.strerror}; is it the run directory?"
+            ) from None
+        if not there:
+            raise CheckpointError(
+                f"{self.path} has no complete checkpoint (looked in {self.checkpoints}); is it the run directory?"
+            )
+        names = [folder.name for folder in there]
+        if name == ckpt.BEST:
+            if best := ckpt.best_of(self.checkpoints):
+                return best
+            raise CheckpointError(
+                f"{self.path} has no checkpoint that is marked as the best one, as a run with checkpoint.best = true "
+                f"has; it has {', '.join(names[:_LISTED])}"
+            )
+        if name and name not in names:
+            older = f" and {len(names) - _LISTED} older ones" if len(names) > _LISTED else ""
+            raise CheckpointError(
+                f"{self.path} has no complete checkpoint {name}; it has {', '.join(names[:_LISTED])}{older}"
+            )
+        return there[names.index(name) if name else 0]
 
     def release(self) -> None:
         """Let others have the folder; does nothing where this process has not taken it."""
@@ -234,11 +269,12 @@ class RunDir:
         for folder in (self.checkpoints / name for name in nofollow.names(self.checkpoints) if ckpt.is_ours(name)):
             files += [folder / name for name in nofollow.names(folder)]
             check_folder(folder)
+        files.append(self.checkpoints / ckpt.BEST)
         trust.check_files([*files, self.lock], take_over=self.take_over, instead=NO_RUN_DIR)
 
     def _check_config(self, config: Config) -> None:
         """Refuse to begin anew over the epochs of another run; where there is a checkpoint, that decides instead."""
-        if self.take_over or ckpt.complete(self.checkpoints) or not self._finished_epochs():
+        if self.take_over or ckpt.complete(self.checkpoints) or not self.finished_epochs():
             return
         try:
             theirs = self.load_config()
@@ -248,12 +284,14 @@ class RunDir:
         if changed := [section for section in ours if prints.get(section) != ours[section]]:
             keys = differences(theirs.as_dict(), config.as_dict(), changed)
             raise ConfigError(
-                f"{self.path} has {self._finished_epochs()} finished epochs of a run with another "
+                f"{self.path} has {self.finished_epochs()} finished epochs of a run with another "
                 f"{' and '.join(changed)}: {keys}. Change it back, choose another "
-                "--run-dir, or begin anew over them with --take-over"
+                "--run-dir, or begin anew over them with --take-over; a run goes on with other values of "
+                f"{changeable()}"
             )
 
-    def _finished_epochs(self) -> int:
+    def finished_epochs(self) -> int:
+        """The lines of records.jsonl."""
         try:
             return read_bytes(self.records).count(b"\n")
         except OSError:
@@ -302,13 +340,18 @@ class RunDir:
         return None
 
     def note_start(
-        self, config: Config, places: Sequence[Mapping[str, Any]], mpi: str, cuts: Sequence[int]
+        self,
+        config: Config,
+        places: Sequence[Mapping[str, Any]],
+        mpi: str,
+        cuts: Sequence[int],
+        begins_with: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Write config.toml and add this start, on these `provenance.place`s of all ranks, to provenance.json; rank 0
-        only.  Returns what was added."""
+        """Write config.toml and add this start, on these `provenance.place`s of all ranks, to provenance.json, and the
+        checkpoint of another run that it begins with; rank 0 only.  Returns what was added."""
         write_in_words(self.config, config.to_toml())
         checkpoints = ckpt.complete(self.checkpoints)
-        start = provenance.facts(config, places, mpi, cuts)
+        start = provenance.facts(config, places, mpi, cuts) | {"begins_with": begins_with}
         start = provenance.add(self.provenance, start, checkpoints[0].name if checkpoints else None)
         if lock := _held.get(self._key):
             with suppress(OSError):

@@ -56,13 +56,14 @@ class Trained:
 @dataclass(frozen=True)
 class Save:
     """Write a checkpoint after an epoch, or within it after `step` steps; `phases` are the initials of those that are
-    decided, where that happens during the run."""
+    decided, where that happens during the run.  It is that of the `best` epoch so far."""
 
     epoch: int
     need_aux: bool
     step: int = 0
     recomputed: bool = False
     phases: str = ""
+    best: bool = False
 
     @property
     def epochs_done(self) -> int:

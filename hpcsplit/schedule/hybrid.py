@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hpcsplit.schedule.actions import Action, Phase, Refresh, Save, Stop, Train, Trained
 
 ELSEWHERE = "another rank has been told to stop"
+ALL_DONE = "all epochs are done"
 
 
 def phases(epochs: int, serial: int, parallel: int, order: str, warmup: int) -> tuple[Phase, ...]:
@@ -77,6 +78,9 @@ def actions(
     *,
     epochs: int = 0,
     choose: Callable[[Sequence[Phase]], Phase] | None = None,
+    told: bool = False,
+    best: Callable[[int], bool] = lambda epoch: False,
+    enough: Callable[[], str] = lambda: "",
     first_epoch: int = 0,
     first_step: int = 0,
     have_aux: bool = False,
@@ -93,6 +97,9 @@ def actions(
         plan: the kind of every epoch, or of the first ones of `epochs`.
         choose: the kind of the epoch behind these.  It is asked when the epoch before that begins, so the records that
             it may look at end with the one before that.
+        told: checkpoints keep the kinds of epochs that are decided.
+        best: whether this epoch, which has been trained, is the best so far, whose checkpoint is kept.
+        enough: asked before the first epoch and after each; a text ends the run as one that is done.
         have_aux: the auxiliary variables of the last parallel epoch are at hand, with `missing_aux` only some of them.
         recomputed: they had been computed anew in this parallel phase already.
         no_aux: the method has no auxiliary variables.
@@ -110,10 +117,13 @@ def actions(
         return keeps(epoch) and (before[-1:] != ["parallel"] or restarts(before.count("parallel")))
 
     saved_at = clock()
+    if not first_step and first_epoch < epochs and (why := enough()):
+        yield Stop(True, why)
+        return
     for epoch in range(first_epoch, epochs):
         while choose and len(kinds) < min(epoch + 2, epochs):
             kinds.append(choose(kinds))
-        decided = initials(kinds) if choose else ""
+        decided = initials(kinds) if told or choose else ""
         ended = epoch + 1 == epochs
         goes_on = kinds[epoch : epoch + 2] == ["parallel", "parallel"]
         split = keeps(epoch)
@@ -139,10 +149,14 @@ def actions(
         # Also behind the last epoch of a phase: the checkpoint before it still refers to a generation.
         aux_referred = aux_needed or (split and (not switch or step > 0))
         reason = None if ended else stop_reason() or (ELSEWHERE if trained.stop else None)
-        if ended or reason or save.due(epoch, (clock() - saved_at) / 60, aux_referred):
-            yield Save(epoch, aux_needed, 0, marked and aux_needed, decided)
+        found, why = best(epoch), "" if ended else enough()
+        if ended or reason or why or found or save.due(epoch, (clock() - saved_at) / 60, aux_referred):
+            yield Save(epoch, aux_needed, 0, marked and aux_needed, decided, found)
             saved_at = clock()
+        if why:
+            yield Stop(True, why)
+            return
         if reason:
             yield Stop(False, reason)
             return
-    yield Stop(True, "all epochs are done")
+    yield Stop(True, ALL_DONE)

@@ -124,8 +124,9 @@ class Schema:
             name for name in self.fields if name not in description["checksums"].keys() | description["filled"].keys()
         ]
 
-    def mismatch(self, file: RowFile, name: str, description: Mapping[str, Any]) -> str:
-        """Why the file cannot be the described generation, or "".  Its rows are not looked at."""
+    def mismatch(self, file: RowFile, name: str, description: Mapping[str, Any], earlier: Mapping[str, str]) -> str:
+        """Why the file cannot be the described generation, or "".  Its rows are not looked at.  Labels may also be
+        those of an `earlier` part of the run."""
         here = (self.rows, self.fields[name].shape, self.dtype)
         there = (file.layout.rows, file.layout.row_shape, file.layout.dtype)
         if there != here:
@@ -133,7 +134,7 @@ class Schema:
         wanted = self.attributes(name, description["epoch"], None, description["checksums"][name])
         result = read_attributes(file.path)
         for key, value in wanted.items():
-            if key != "fill" and result.get(key) != value:
+            if key != "fill" and result.get(key) not in (value, earlier.get(key, value)):
                 return f"its {key} is {result.get(key)!r}, {value!r} is wanted"
         if not np.array_equal(np.sort(file.index()), np.arange(self.rows)):
             return "its index does not name every sample once"

@@ -217,7 +217,7 @@ class HdfStore(Store):
         stored = [name for name in self.fields if name not in filled] if description["epoch"] is not None else []
         for name in stored:
             file = self._files[slot][name]
-            reason = self.schema.mismatch(file, name, description)
+            reason = self.schema.mismatch(file, name, description, self.earlier)
             if not reason and not np.array_equal(file.index(), self._files[slot][stored[0]].index()):
                 reason = f"its samples are in another order than those of '{stored[0]}'"
             if not reason and file.total() != description["checksums"][name]:

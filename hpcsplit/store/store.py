@@ -50,6 +50,7 @@ class Store(ABC):
         assert rows > 0, f"a store of {rows} rows"
         assert len({field.name for field in fields}) == len(fields), "two fields of one name"
         self.schema = Schema({field.name: field for field in fields}, rows, dtype, stage, dict(labels or {}))
+        self.earlier: Labels = {}  # labels of rows that an earlier part of the run has left, where they are others
         self.fields = self.schema.fields
         self.rows, self.dtype = rows, dtype
         self.slot = 0  # of the current generation
@@ -220,7 +221,7 @@ class Store(ABC):
     ) -> str:
         """Why a saved file is not the described generation, or ""; `total` reads its rows and gives their checksum."""
         with closing(RowFile(path, rows_layout(path), writable=False)) as source:
-            reason = self.schema.mismatch(source, name, description)
+            reason = self.schema.mismatch(source, name, description, self.earlier)
             if not reason and total(source) != description["checksums"][name]:
                 reason = "its rows have changed since they were written"
         return reason

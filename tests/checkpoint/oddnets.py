@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.engine.tinynet import small
+
 Shape = tuple[int, int, int]
 
 
@@ -130,3 +132,10 @@ def kinds(input_shape: Shape, classes: int) -> nn.Sequential:
 
 def normed(input_shape: Shape, classes: int) -> nn.Sequential:
     return _net(nn.Sequential(nn.BatchNorm1d(8), Running(), Steps()), input_shape, classes)
+
+
+def other_head(input_shape: Shape, classes: int) -> nn.Sequential:
+    """The small network of most tests with twice as many features before its last layer."""
+    net = small(input_shape, classes)
+    net.head = nn.Sequential(nn.Sequential(nn.ReplicationPad2d((0, 0, 0, 4)), nn.Flatten()), nn.Linear(256, classes))
+    return net

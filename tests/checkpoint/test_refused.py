@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpcsplit.checkpoint.state import read_weights
+from hpcsplit.config import option_tree
+from hpcsplit.config.config import changeable
 from hpcsplit.errors import CheckpointError
 from tests.checkpoint.conftest import Run, half_done
 from tests.engine.small import Weights, weights
@@ -133,11 +135,60 @@ def test_another_configuration(refused: Refused, key: str, value: object, sectio
     assert f"{key} = {was} there, {shown} here" in said
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("data.eval_train", 20), ("run.channels_last", "false"), ("checkpoint.keep", 1)]
-)
-def test_what_may_change(half: Run, key: str, value: object) -> None:
+MAY_CHANGE: dict[str, object] = {
+    "data.eval_train": 20,
+    "data.download": "true",
+    "schedule.deferred": "false",
+    "schedule.waiting": 1,
+    "schedule.min_delta": 0.1,
+    "split.cuts": "[2]",
+    "store.kind": "memory",
+    "store.path": "elsewhere",
+    "store.dtype": "bfloat16",
+    "checkpoint.every_epochs": 2,
+    "checkpoint.every_minutes": 0.001,
+    "checkpoint.keep": 1,
+    "checkpoint.best": "true",
+    "checkpoint.aux": "copy",
+    "checkpoint.changed_code": "accept",
+    "run.stages": 2,
+    "run.threads": 2,
+    "run.device": "auto",
+    "run.precision": "bfloat16",
+    "run.channels_last": "false",
+    "run.baseline": "true",
+    "run.evaluate_every": 2,
+    "run.tensorboard": "true",
+    "run.time_limit": 1000.0,
+    "run.stop_before": 1.0,
+    "run.stall_limit": 60.0,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), MAY_CHANGE.items())
+def test_what_may_change(half: Run, monkeypatch: pytest.MonkeyPatch, key: str, value: object) -> None:
+    monkeypatch.chdir(half.folder.parent)
     assert half.go(f"--{key}", value) == 0
+
+
+def test_every_key_of_a_section_that_may_change_is_among_those() -> None:
+    """But for those that choose how it is started, or change this process for good, and torch's slow compiler."""
+    tree, said = option_tree("penalty"), changeable()
+    assert said.startswith("[split], [store], [checkpoint], [run] but run.seed, ")
+    keys = {f"{section}.{key}" for section in ("split", "store", "checkpoint", "run") for key in tree[section]}
+    keys |= set(re.findall(r"(?:data|schedule)\.\w+", said)) - {"schedule.epochs"}
+    assert keys - MAY_CHANGE.keys() == {
+        "run.seed",
+        "run.runner",
+        "run.deterministic",
+        "run.torch_compile",
+        "data.root",
+        "schedule.patience",  # tests/checkpoint/test_best.py
+    }
+
+
+def test_the_refusal_says_what_may_change(refused: Refused) -> None:
+    assert f"a run goes on with other values of {changeable()}" in refused("--optim.lr", 0.01)
 
 
 def test_damaged_rows_in_a_checkpoint_are_no_reason_to_compute_them_anew(

@@ -101,6 +101,7 @@ def make_jobs(
                 augment=False,
                 epochs=1,
                 plan=(phase,),
+                replanned=False,
                 learning_rate=LearningRate(0.1, "constant", (phase,)),
                 save_policy=SavePolicy(0, 0.0, "copy"),
                 checkpoints=None,
