@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict, get_origin, get_type_hints
 
@@ -48,6 +48,7 @@ class Manifest:
     aux: list[Description | None]  # for each stage, None where it has no variables or the checkpoint needs none
     recomputed: bool
     phases: str = ""  # initials of the kinds of epochs that had been decided, where that happens during the run
+    inputs: dict[str, Any] = field(default_factory=dict)  # what one must know who has no data (data/inputs.py)
 
 
 def position(epochs_done: int, step: int) -> dict[str, Attribute]:
@@ -57,7 +58,9 @@ def position(epochs_done: int, step: int) -> dict[str, Attribute]:
 
 def write(folder: Path, manifest: Manifest) -> str:
     """Write a new manifest durably; the SHA-256 of its content.  StoreError when it cannot be written."""
-    own = {field.name: _encoded(getattr(manifest, field.name)) for field in fields(manifest)}
+    said = {each.name: getattr(manifest, each.name) for each in fields(manifest) if each.name != "inputs"}
+    said |= {"inputs": manifest.inputs} if manifest.inputs else {}
+    own = {name: _encoded(value) for name, value in said.items()}
     begin = position(manifest.epochs_done, manifest.step) | {"stages": len(manifest.cuts) + 1}
     return write_tensors(folder / ckpt.MANIFEST, {}, begin | own)
 
@@ -74,14 +77,14 @@ def read(folder: Path) -> Manifest:
             "version that wrote it, or take another --run-dir"
         )
     kinds, values = get_type_hints(Manifest), dict[str, Any]()
-    for field in fields(Manifest):
-        name, kind = field.name, kinds[field.name]
+    for each in fields(Manifest):
+        name, kind = each.name, kinds[each.name]
         if name in attributes:
             value = parsed(attributes[name]) if get_origin(kind) else attributes[name]
             values[name] = bool(value) if kind is bool and type(value) is int else value
             if not is_of(values[name], kind):
                 raise _strange(folder, f"its {name} is not what it must be")
-        elif field.default is MISSING:
+        elif each.default is MISSING and each.default_factory is MISSING:
             raise _strange(folder, f"it has no {name}")
     manifest = Manifest(**values)
     cuts = manifest.cuts

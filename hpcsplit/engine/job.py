@@ -84,8 +84,8 @@ class Job:
     """One rank's share of a run.
 
     `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
-    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start; `where` follows the
-    program, so that a failure can say where it happened.
+    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start, `inputs` of the samples
+    (data/inputs.py); `where` follows the program, so that a failure can say where it happened.
     """
 
     stage: Stage
@@ -118,6 +118,7 @@ class Job:
     saved_at: float = field(default_factory=time.monotonic)
     choose: Choose | None = None
     provenance: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
     where: str = "start"
     said_left_out: bool = False  # what of the network no checkpoint keeps

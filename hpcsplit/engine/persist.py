@@ -98,6 +98,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
                 aux=[part["aux"] for part in parts],
                 recomputed=action.recomputed,
                 phases=action.phases,
+                inputs=dict(job.inputs),
             )
             everything = {ckpt.MANIFEST: manifest.write(folder, said)}
             for part in parts:

@@ -19,6 +19,7 @@ from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.data.catalog import Spec, lookup
 from hpcsplit.data.dataset import Dataset, Part, load
+from hpcsplit.data.inputs import Inputs
 from hpcsplit.data.order import batches
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
@@ -36,6 +37,8 @@ from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
 from hpcsplit.tasks.catalog import TASKS
 from hpcsplit.tasks.task import Task
+
+_NAMES = 32_000  # letters of the classes' names that an attribute of a file has room for
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,13 @@ class Setting:
         assert self.train_size  # refuses a set that leaves nothing to train on
         limits = {"limit_train": d.limit_train, "limit_test": d.limit_test, "validation": d.validation}
         return load(d.name, d.root, download=d.download, pool=d.pool, **limits)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What one must know who has the network but not the data."""
+        mean, std = (tuple(each.tolist()) for each in (self.data.mean, self.data.std))
+        names = self.spec.names if sum(map(len, self.spec.names)) < _NAMES else ()
+        return Inputs(self.spec.shape, mean, std, self.config.data.pool, names)
 
     def source(self, data: Dataset, part: Part, device: torch.device) -> Source:
         """The samples of a part of the data as a stage on `device` takes them."""
