@@ -123,8 +123,10 @@ def _dispatch(argv: list[str]) -> int:
     _data_root(report)
 
     _saved(commands, "evaluate", "loss and accuracy of a checkpoint on held-out data, on this process alone")
-    export = _saved(commands, "export", "the weights of a checkpoint as one state dict for plain torch")
-    export.add_argument("--out", type=_path, required=True, help="the file to write (torch.save)")
+    export = _saved(commands, "export", "a checkpoint as one file for plain torch or ONNX")
+    forms = ".pt or .safetensors (weights), .pt2 or .onnx (network and weights, compared with ours)"
+    export.add_argument("file", metavar="FILE", type=_path, nargs="?", help=f"the file to write: {forms}")
+    export.add_argument("--out", type=_path, metavar="FILE", help="the same")
 
     doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
     doctor.add_argument("--scratch", type=_path, help="a further folder to try for the store of auxiliary variables")
@@ -132,6 +134,10 @@ def _dispatch(argv: list[str]) -> int:
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
     args, rest = parser.parse_known_args(argv)
+    if args.command == "export":
+        if bool(args.out) == bool(args.file):
+            raise UsageError("export wants one FILE to write: hpcsplit export RUN_DIR FILE.safetensors")
+        args.out = args.out or args.file
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
     if args.command in ("report", "evaluate", "export", "doctor"):

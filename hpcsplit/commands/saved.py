@@ -7,11 +7,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
-from hpcsplit.checkpoint.state import Whole, read_weights
+from hpcsplit.checkpoint.state import Whole, load_weights, read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.data.dataset import Dataset, fingerprint
+from hpcsplit.data.inputs import Inputs
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.host.launchers import claimed_size
@@ -48,6 +51,18 @@ class Saved:
     def weights(self) -> Whole:
         """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
         return read_weights(self.folder, tensors_of(self.setting.net))
+
+    def network(self, whole: Whole) -> nn.Sequential:
+        """The network with these weights, to be used, in evaluation mode, on the CPU."""
+        net = self.setting.network()
+        load_weights(net, *whole)
+        return net.eval()
+
+    def recorded_inputs(self) -> Inputs | None:
+        """What the checkpoint says of the samples; None for one of an older version.  CheckpointError where it is
+        damaged."""
+        said = self.manifest.inputs
+        return Inputs.from_dict(said, f"checkpoint {self.folder}") if said else None
 
     def data(self) -> Dataset:
         """The data of the run, from where the user says.

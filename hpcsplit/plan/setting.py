@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
@@ -147,6 +147,17 @@ class Setting:
             torch.manual_seed(self.config.run.seed)
         with torch.device("meta" if meta else "cpu"):
             return build(m.name, self.input_shape, self.spec.classes, block=m.block, depth=m.depth, width=m.width)
+
+    @property
+    def building(self) -> str:
+        """The expression that builds a network of the program's own, by nets/catalog.py."""
+        m = self.config.model
+        values = f"{m.name!r}, {self.input_shape}, {self.spec.classes}"
+        return f"build({values}, block={m.block!r}, depth={m.depth}, width={m.width})"
+
+    def made_up(self, size: int) -> Tensor:
+        """So many random samples as the network takes them, the same each time."""
+        return torch.randn(size, *self.input_shape, generator=torch.Generator().manual_seed(0))
 
     @property
     def users_network(self) -> bool:
