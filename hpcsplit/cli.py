@@ -198,7 +198,8 @@ def _without_overrides(args: argparse.Namespace) -> int:
         return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(_folder(args, args.run), args.checkpoint, args.config, args.data_root, as_json=args.json)
+    which = args.checkpoint, args.config, args.data_root, args.data_name
+    return evaluate_command(_folder(args, args.run), *which, as_json=args.json)
 
 
 def _folder(args: argparse.Namespace, path: Path) -> RunDir:
@@ -225,11 +226,12 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
-    parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
+    parser.add_argument("--checkpoint", default="", metavar="best|latest|N|NAME", help="N: after N epochs; or latest")
     parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)
     if name == "evaluate":
         _data_root(parser)
+        parser.add_argument("--data.name", dest="data_name", default="", help="another data set of such samples")
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
 
@@ -244,7 +246,7 @@ def _links(parser: argparse.ArgumentParser) -> None:
 
 def _data_root(parser: argparse.ArgumentParser) -> None:
     where = "folder of the data sets, which is never taken from a run directory; default: $HPCSPLIT_DATA or ./data"
-    parser.add_argument("--data.root", dest="data_root", default="", metavar="DIR", help=where)
+    parser.add_argument("--data.root", "--data", dest="data_root", default="", metavar="DIR", help=where)
 
 
 def _simulate(commands: _Commands) -> None:

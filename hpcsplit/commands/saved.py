@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from hpcsplit.checkpoint import manifest
@@ -83,6 +85,28 @@ class Saved:
         self.check(fingerprint(data), "model", "data", "images", "seed")
         return data
 
+    def on(self, name: str) -> Saved:
+        """The same with another data set of such samples and classes, whose samples are normalised as the run's own.
+
+        Raises:
+            DataError: it is not there.
+            ConfigError: its samples or classes are others.
+        """
+        old = self.setting
+        own = replace(old.config.data, name=name, limit_train=0, limit_test=0, validation=0, copies=1)
+        setting = old.replaced(replace(old.config, data=own))
+        for what, here, there in (
+            ("samples of shape", setting.input_shape, old.input_shape),
+            ("so many classes:", setting.spec.classes, old.spec.classes),
+        ):
+            if here != there:
+                raise ConfigError(f"{name} has {what} {here}, the run's network takes {there}; take another data set")
+        inputs = self.recorded_inputs() or old.inputs
+        vars(setting).pop("data", None)
+        moments = {"mean": torch.tensor(inputs.mean), "std": torch.tensor(inputs.std)}
+        vars(setting)["data"] = replace(setting.data, **moments)
+        return replace(self, setting=setting)
+
     def check(self, images: str, *sections: str) -> None:
         """Raise CheckpointError where these parts of the identity are not those that the checkpoint was made with.
 
@@ -104,7 +128,7 @@ class Saved:
 
 
 def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
-    """The checkpoint `name` ("": the newest complete one) of a run directory; its manifest has been verified.
+    """The checkpoint `name`, as `checkpoint_named`, of a run directory; its manifest has been verified.
 
     Raises:
         LaunchError: this is one of several processes.
@@ -116,7 +140,7 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         raise LaunchError(
             f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
         )
-    chosen = _choose(run, name)
+    chosen = checkpoint_named(run, name)
     config = own_config(run, config_path, data_root)
     return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
 
@@ -152,6 +176,21 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
 def warn(sentence: str) -> None:
     """On standard error, so that what is printed can still be parsed."""
     print(printable(f"hpcsplit: {sentence}"), file=sys.stderr, flush=True)
+
+
+def checkpoint_named(run: RunDir, text: str) -> Path:
+    """The folder of the checkpoint that is meant by "" or "latest" (the newest), "best", a number N (after N epochs), or
+    its own name.  CheckpointError where there is none."""
+    if text == "best":
+        best = run.checkpoints / "best"
+        if not best.is_symlink():
+            raise CheckpointError(
+                f"{run.path} has no best checkpoint; train with checkpoint.best = true to have one, or take latest"
+            )
+        return _choose(run, os.readlink(best))
+    if text.isdecimal() and len(text) < 10:
+        return _choose(run, ckpt.folder_name(int(text)))
+    return _choose(run, "" if text == "latest" else text)
 
 
 def _choose(run: RunDir, name: str) -> Path:
