@@ -128,19 +128,26 @@ def _dispatch(argv: list[str]) -> int:
     export.add_argument("file", metavar="FILE", type=_path, nargs="?", help=f"the file to write: {forms}")
     export.add_argument("--out", type=_path, metavar="FILE", help="the same")
 
+    _predict(commands)
+
     doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
     doctor.add_argument("--scratch", type=_path, help="a further folder to try for the store of auxiliary variables")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     doctor.epilog = "Each finding is good, slow or broken, with what to do.  Exit code: 70 when one is broken, else 0."
 
     args, rest = parser.parse_known_args(argv)
+    late = [_path(word) for word in rest if not word.startswith("-")]  # argparse leaves those behind an option
+    if args.command == "predict":
+        args.inputs, rest = [*args.inputs, *late], [word for word in rest if word.startswith("-")]
     if args.command == "export":
+        if not args.file and len(late) == 1:
+            args.file, rest = late[0], [word for word in rest if word.startswith("-")]
         if bool(args.out) == bool(args.file):
             raise UsageError("export wants one FILE to write: hpcsplit export RUN_DIR FILE.safetensors")
         args.out = args.out or args.file
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
-    if args.command in ("report", "evaluate", "export", "doctor"):
+    if args.command in ("report", "evaluate", "export", "predict", "doctor"):
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
         return _without_overrides(args)
@@ -196,10 +203,24 @@ def _without_overrides(args: argparse.Namespace) -> int:
         from hpcsplit.commands.export import export_command
 
         return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
+    if args.command == "predict":
+        return _run_predict(args)
     from hpcsplit.commands.evaluate import evaluate_command
 
     which = args.checkpoint, args.config, args.data_root, args.data_name
     return evaluate_command(_folder(args, args.run), *which, as_json=args.json)
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    if bool(args.inputs) == (args.text is not None):
+        raise UsageError("predict wants files, folders or arrays, or a text: hpcsplit predict RUN_DIR IMAGE...")
+    from hpcsplit.commands.predict import continue_command, predict_command
+
+    which = _folder(args, args.run), args.checkpoint, args.config
+    if args.text is not None:
+        how = {"tokens": args.tokens, "temperature": args.temperature, "seed": int(args.seed)}
+        return continue_command(*which, args.text, **how)
+    return predict_command(*which, args.data_root, args.inputs, args.out, top=args.top, skip_broken=args.skip_broken)
 
 
 def _folder(args: argparse.Namespace, path: Path) -> RunDir:
@@ -234,6 +255,22 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
         parser.add_argument("--data.name", dest="data_name", default="", help="another data set of such samples")
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
+
+
+def _predict(commands: _Commands) -> None:
+    predict = _saved(commands, "predict", "what a checkpoint's network says of images, arrays or a text, as CSV")
+    inputs = "image, folder of images (and those below it), or .npy or .npz of samples: uint8 pixels, or floats"
+    predict.add_argument("inputs", metavar="INPUT", type=_path, nargs="*", help=inputs)
+    predict.add_argument("--out", type=_path, metavar="FILE.csv", help="default: the standard output")
+    predict.add_argument("--top", type=_whole, default=1, metavar="N", help="the N likeliest classes (1)")
+    predict.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be read, and say so")
+    predict.add_argument("--text", metavar="PROMPT", help="go on with a text, byte by byte (networks of text)")
+    predict.add_argument("--tokens", type=_whole, default=200, metavar="N", help="by so many bytes (200)")
+    predict.add_argument(
+        "--temperature", type=_number, default=1.0, help="below 1 the likely ones are likelier; 0: the likeliest (1)"
+    )
+    predict.add_argument("--seed", type=_number, default=0, metavar="N", help="of what is drawn (0)")
+    _data_root(predict)
 
 
 def _links(parser: argparse.ArgumentParser) -> None:

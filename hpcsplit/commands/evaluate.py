@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,8 @@ def evaluate_command(
 def _alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.setting.config
-    device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(config.run.threads or cores, cores))
     exact = saved.setting.replaced(dataclasses.replace(config, method=MethodSection(name="backprop")))
-    (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], device)
+    (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], saved.device())
     load_weights(job.stage.blocks, *whole)
     return job
 

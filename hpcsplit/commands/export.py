@@ -214,7 +214,13 @@ def _of_weights(load: str, modules: str) -> Callable[[Saved, Path], str]:
         else:
             code = ["from hpcsplit.nets.catalog import build  # torch modules; .pt2 and .onnx files need no code"]
             made = saved.setting.building
-        lines = [*modules.split("\n"), *code, "", f"net = {made}", f"net.load_state_dict({load.format(repr(str(out)))})"]
+        lines = [
+            *modules.split("\n"),
+            *code,
+            "",
+            f"net = {made}",
+            f"net.load_state_dict({load.format(repr(str(out)))})",
+        ]
         return "\n".join([*lines, "net.eval()", *_used(saved, "torch", "y = net({x})")])
 
     return snippet

@@ -26,6 +26,7 @@ from hpcsplit.nets.statedict import tensors_of
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
+from hpcsplit.stage.stage import Stage
 
 _LISTED = 8  # checkpoints that a refusal names
 
@@ -59,6 +60,26 @@ class Saved:
         net = self.setting.network()
         load_weights(net, *whole)
         return net.eval()
+
+    def device(self) -> torch.device:
+        """Where this process computes alone, with as many threads as the run asks for and the machine has."""
+        run, cores = self.setting.config.run, len(os.sched_getaffinity(0))
+        torch.set_num_threads(min(run.threads or cores, cores))
+        return torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def stage(self) -> Stage:
+        """The whole network as one stage, on the device and in the precision of the run, in evaluation mode."""
+        stage = self.setting.stage(self.setting.network(), 0, (), self.device())
+        load_weights(stage.blocks, *self.weights())
+        stage.blocks.eval()
+        return stage
+
+    def inputs(self) -> Inputs:
+        """What its samples are; of an older checkpoint as the data say, so these must be there (as `data`)."""
+        if (recorded := self.recorded_inputs()) is None:
+            self.data()
+            return self.setting.inputs
+        return recorded
 
     def recorded_inputs(self) -> Inputs | None:
         """What the checkpoint says of the samples; None for one of an older version.  CheckpointError where it is
@@ -103,8 +124,8 @@ class Saved:
                 raise ConfigError(f"{name} has {what} {here}, the run's network takes {there}; take another data set")
         inputs = self.recorded_inputs() or old.inputs
         vars(setting).pop("data", None)
-        moments = {"mean": torch.tensor(inputs.mean), "std": torch.tensor(inputs.std)}
-        vars(setting)["data"] = replace(setting.data, **moments)
+        mean, std = torch.tensor(inputs.mean), torch.tensor(inputs.std)
+        vars(setting)["data"] = replace(setting.data, mean=mean, std=std)
         return replace(self, setting=setting)
 
     def check(self, images: str, *sections: str) -> None:
@@ -179,8 +200,8 @@ def warn(sentence: str) -> None:
 
 
 def checkpoint_named(run: RunDir, text: str) -> Path:
-    """The folder of the checkpoint that is meant by "" or "latest" (the newest), "best", a number N (after N epochs), or
-    its own name.  CheckpointError where there is none."""
+    """The folder of the checkpoint that is meant by "" or "latest" (the newest), "best", N (after N epochs), or its own
+    name.  CheckpointError where there is none."""
     if text == "best":
         best = run.checkpoints / "best"
         if not best.is_symlink():

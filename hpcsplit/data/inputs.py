@@ -48,10 +48,10 @@ class Inputs:
         return (self.shape[0], self.shape[1] // 2, self.shape[2] // 2) if self.pool else self.shape
 
     def normalised(self, x: Tensor) -> Tensor:
-        """(B, *taken) as the network takes it, from pixels uint8, or from numbers on the scale of `mean`; whole numbers
-        of other types, such as tokens, stay."""
-        if not self.mean or not (x.dtype == torch.uint8 or x.is_floating_point()):
-            return x
+        """(B, *taken) as the network takes it, from pixels uint8, or from floats on the scale of `mean`; what is not
+        normalised stays, such as tokens, uint8 or int64."""
+        if not self.mean:
+            return x if x.is_floating_point() else x.long()
         mean, std = (torch.tensor(each).view(-1, *[1] * (x.dim() - 2)) for each in (self.mean, self.std))
         if x.dtype == torch.uint8:  # in the order of data/source.py: the same bits
             return x.float().sub_(255 * mean).div_(255 * std)

@@ -84,8 +84,8 @@ class Job:
     """One rank's share of a run.
 
     `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
-    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start, `inputs` of the samples
-    (data/inputs.py); `where` follows the program, so that a failure can say where it happened.
+    others, from what rank 0 has recorded.  `provenance` is what a checkpoint says of this start, `inputs` what it says
+    of the samples; `where` follows the program, so that a failure can say where it happened.
     """
 
     stage: Stage

@@ -105,7 +105,7 @@ def test_it_says_what_the_samples_are(tmp_path: Path) -> None:
     sign(folder)
     assert Inputs.from_dict(manifest.read(folder).inputs, "it") == inputs
     for wrong in ({}, {"shape": 3}, {"shape": [1], "mean": [0.5]}, {"shape": [1], "mean": [0.5], "std": [0.0]}):
-        with pytest.raises(CheckpointError, match="^it "):
+        with pytest.raises(CheckpointError, match=r"^it "):
             Inputs.from_dict(wrong, "it")
 
 

@@ -132,9 +132,8 @@ def test_what_computes_something_else_is_not_written(
 
     def changed(self: Saved, whole: Whole) -> torch.nn.Module:
         net = original(self, whole)
-        at_compare = net.forward
         passes = iter(range(9))
-        net.forward = lambda input: at_compare(input) + 1e-3 * float(next(passes) > 0)  # type: ignore[method-assign]
+        net.register_forward_hook(lambda net, x, y: y + 1e-3 * float(next(passes) > 0))
         return net
 
     monkeypatch.setattr(Saved, "network", changed)
