@@ -22,6 +22,7 @@ from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.host.launchers import claimed_size
 from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
+from hpcsplit.nets.custom import is_given
 from hpcsplit.nets.statedict import tensors_of
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
@@ -161,6 +162,11 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         raise LaunchError(
             f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
         )
+    return opened(run, name, config_path, data_root)
+
+
+def opened(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
+    """As `find`, in a process that may be one of several."""
     chosen = checkpoint_named(run, name)
     config = own_config(run, config_path, data_root)
     return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
@@ -174,8 +180,8 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
     user's own, which is code to be run.
 
     Raises:
-        ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
-            the run directory says so.
+        ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory", no
+            program has given it, and only the run directory says so.
     """
     config, theirs = run.load_config(), load(config_path) if config_path else None
     if theirs and theirs.model.name != config.model.name:
@@ -183,7 +189,7 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
             f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
             "the file that the run was started with"
         )
-    if not theirs:
+    if not theirs and not is_given(config.model.name):
         trust.check_code(config.model.name, run.config, "give the run's own CONFIG.toml with --config")
     own = theirs or resolve({})
     return replace(

@@ -12,7 +12,8 @@ def small(input_shape, classes):
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -20,6 +21,27 @@ from torch.nn.parameter import is_lazy
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_defined, line_raised, said
 from hpcsplit.nets.statedict import check_state
+
+
+_given: dict[str, Callable[..., object]] = {}  # what this process has made itself, by model.name
+
+
+@contextmanager
+def given(name: str, factory: Callable[..., object]) -> Iterator[str]:
+    """Within the block model.name = `name` is this function, and nothing is imported for it."""
+    before = _given.get(name)
+    _given[name] = factory
+    try:
+        yield name
+    finally:
+        _given.pop(name)
+        if before:
+            _given[name] = before
+
+
+def is_given(name: str) -> bool:
+    """Whether a program has said what this model.name is."""
+    return name in _given
 
 
 def custom(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -51,7 +73,10 @@ def whose(name: str) -> str:
 
 
 def find_factory(name: str) -> Callable[..., object]:
-    """The function that model.name = "package.module:factory" names.  ConfigError where there is none."""
+    """The function that model.name = "package.module:factory" names, or that a program has `given`.  ConfigError where
+    there is none."""
+    if name in _given:
+        return _given[name]
     module_name, factory_name = name.split(":")
     try:
         module = importlib.import_module(module_name)
