@@ -163,5 +163,6 @@ def _as_before(device: torch.device | None) -> Iterator[None]:
             added.close()
         logger.setLevel(level)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
         os.sched_setaffinity(0, cores)

@@ -120,8 +120,10 @@ def split(
             between_blocks=world.progress,
         )
 
-    world.device = torch.device(device)
-    return Split(world, [stage(index) for index in world.stages], chosen, exact, tuple(cuts), samples)
+    world.device, own = torch.device(device), [stage(index) for index in world.stages]
+    if world.size > 1:
+        world.idle = own[0].deferred.one
+    return Split(world, own, chosen, exact, tuple(cuts), samples)
 
 
 def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
@@ -160,7 +162,7 @@ class Split:
     Attributes:
         stages: all of them, or this rank's one.
         cuts: the first block of each stage but the first.
-        epoch: set it where a coefficient of the method follows the epochs (such as beta_growth); it stays 0 else.
+        epoch, steps: how many epochs have been finished, and the steps since.
     """
 
     def __init__(
@@ -248,8 +250,11 @@ class Split:
         def program(place: int) -> Program:
             job = self._jobs[place]
             job.stage.blocks.eval()
-            yield from forward_pass(job, [ids], lambda step, ids, x, y: outputs.append(y), source=self._now)
+            passed = list[Tensor]()
+            yield from forward_pass(job, [ids], lambda step, ids, x, y: passed.append(y), source=self._now)
             job.stage.blocks.train()
+            if job.stage.last:
+                outputs.extend(passed)
 
         self._run(program)
         return outputs[-1] if self.last else None
@@ -258,7 +263,7 @@ class Split:
         """The end of an epoch, or of training: what is in flight between the stages comes to its end."""
         if not self._exact_before:
             self._drain()
-        self._exact_before = True
+        self._exact_before, self.epoch, self.steps = True, self.epoch + 1, 0
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next steps."""

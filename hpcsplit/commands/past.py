@@ -15,7 +15,6 @@ from hpcsplit.errors import ConfigError, DataError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.nets.custom import given
 from hpcsplit.report.charts import SECTIONS
-from hpcsplit.report.picture import figure_of_charts
 from hpcsplit.report.summary import numbers_of
 from hpcsplit.run import provenance
 from hpcsplit.run.folder import RunDir
@@ -138,6 +137,8 @@ class Run:
             ConfigError: there is none.
             DataError: no epoch has recorded what it shows.
         """
+        from hpcsplit.report.picture import figure_of_charts
+
         charts = {chart.heading.lower(): chart for section in SECTIONS.values() for chart in section}
         key = name.lower()
         chart = charts.get(key) or next((each for heading, each in charts.items() if heading.startswith(key)), None)
