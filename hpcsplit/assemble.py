@@ -110,6 +110,7 @@ def _job(
         observer=observer,
         stop_reason=around.stop_reason,
         provenance=provenance.newest(run_dir.provenance) if stage.first else "",
+        inputs=setting.inputs.as_dict() if stage.first else {},
         still_ours=run_dir.check_held,
     )
 

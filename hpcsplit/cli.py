@@ -144,8 +144,12 @@ def _dispatch(argv: list[str]) -> int:
     _data_root(report)
 
     _saved(commands, "evaluate", "loss and accuracy of a checkpoint on held-out data, on this process alone")
-    export = _saved(commands, "export", "the weights of a checkpoint as one state dict for plain torch")
-    export.add_argument("--out", type=_path, required=True, help="the file to write (torch.save)")
+    export = _saved(commands, "export", "a checkpoint as one file for plain torch or ONNX")
+    forms = ".pt or .safetensors (weights), .pt2 or .onnx (network and weights, compared with ours)"
+    export.add_argument("file", metavar="FILE", type=_path, nargs="?", help=f"the file to write: {forms}")
+    export.add_argument("--out", type=_path, metavar="FILE", help="the same")
+
+    _predict(commands)
 
     doctor = commands.add_parser("doctor", help="what this place has for a run, and what is slow or broken")
     doctor.add_argument("--scratch", type=_path, help="a further folder to try for the store of auxiliary variables")
@@ -158,9 +162,18 @@ def _dispatch(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args, rest = parser.parse_known_args(argv)
+    late = [_path(word) for word in rest if not word.startswith("-")]  # argparse leaves those behind an option
+    if args.command == "predict":
+        args.inputs, rest = [*args.inputs, *late], [word for word in rest if word.startswith("-")]
+    if args.command == "export":
+        if not args.file and len(late) == 1:
+            args.file, rest = late[0], [word for word in rest if word.startswith("-")]
+        if bool(args.out) == bool(args.file):
+            raise UsageError("export wants one FILE to write: hpcsplit export RUN_DIR FILE.safetensors")
+        args.out = args.out or args.file
     if getattr(args, "out", None):  # the user's own links are fine
         args.out = without_links(args.out.parent) / args.out.name
-    if args.command in ("report", "evaluate", "export", "doctor"):
+    if args.command in ("report", "evaluate", "export", "predict", "doctor"):
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
         return _without_overrides(args)
@@ -240,9 +253,24 @@ def _without_overrides(args: argparse.Namespace) -> int:
         from hpcsplit.commands.export import export_command
 
         return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
+    if args.command == "predict":
+        return _run_predict(args)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(_folder(args, args.run), args.checkpoint, args.config, args.data_root, as_json=args.json)
+    which = args.checkpoint, args.config, args.data_root, args.data_name
+    return evaluate_command(_folder(args, args.run), *which, as_json=args.json)
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    if bool(args.inputs) == (args.text is not None):
+        raise UsageError("predict wants files, folders or arrays, or a text: hpcsplit predict RUN_DIR IMAGE...")
+    from hpcsplit.commands.predict import continue_command, predict_command
+
+    which = _folder(args, args.run), args.checkpoint, args.config
+    if args.text is not None:
+        how = {"tokens": args.tokens, "temperature": args.temperature, "seed": int(args.seed)}
+        return continue_command(*which, args.text, **how)
+    return predict_command(*which, args.data_root, args.inputs, args.out, top=args.top, skip_broken=args.skip_broken)
 
 
 def _folder(args: argparse.Namespace, path: Path) -> RunDir:
@@ -269,13 +297,30 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
-    parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
+    parser.add_argument("--checkpoint", default="", metavar="best|latest|N|NAME", help="N: after N epochs; or latest")
     parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)
     if name == "evaluate":
         _data_root(parser)
+        parser.add_argument("--data.name", dest="data_name", default="", help="another data set of such samples")
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
+
+
+def _predict(commands: _Commands) -> None:
+    predict = _saved(commands, "predict", "what a checkpoint's network says of images, arrays or a text, as CSV")
+    inputs = "image, folder of images (and those below it), or .npy or .npz of samples: uint8 pixels, or floats"
+    predict.add_argument("inputs", metavar="INPUT", type=_path, nargs="*", help=inputs)
+    predict.add_argument("--out", type=_path, metavar="FILE.csv", help="default: the standard output")
+    predict.add_argument("--top", type=_whole, default=1, metavar="N", help="the N likeliest classes (1)")
+    predict.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be read, and say so")
+    predict.add_argument("--text", metavar="PROMPT", help="go on with a text, byte by byte (networks of text)")
+    predict.add_argument("--tokens", type=_whole, default=200, metavar="N", help="by so many bytes (200)")
+    predict.add_argument(
+        "--temperature", type=_number, default=1.0, help="below 1 the likely ones are likelier; 0: the likeliest (1)"
+    )
+    predict.add_argument("--seed", type=_number, default=0, metavar="N", help="of what is drawn (0)")
+    _data_root(predict)
 
 
 def _links(parser: argparse.ArgumentParser) -> None:
@@ -288,7 +333,7 @@ def _links(parser: argparse.ArgumentParser) -> None:
 
 def _data_root(parser: argparse.ArgumentParser) -> None:
     where = "folder of the data sets, which is never taken from a run directory; default: $HPCSPLIT_DATA or ./data"
-    parser.add_argument("--data.root", dest="data_root", default="", metavar="DIR", help=where)
+    parser.add_argument("--data.root", "--data", dest="data_root", default="", metavar="DIR", help=where)
 
 
 def _simulate(commands: _Commands) -> None:

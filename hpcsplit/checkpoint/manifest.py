@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict, get_origin, get_type_hints
 
@@ -50,6 +50,7 @@ class Manifest:
     recomputed: bool
     phases: str = ""  # initials of the kinds of epochs that had been decided, where that happens during the run
     origin: str = ""  # the checkpoint of another run that the run has begun with, as JSON (origin.py)
+    inputs: dict[str, Any] = field(default_factory=dict)  # what one must know who has no data (data/inputs.py)
 
 
 def position(epochs_done: int, step: int) -> dict[str, Attribute]:
@@ -77,14 +78,14 @@ def read(folder: Path) -> Manifest:
             "version that wrote it, or take another --run-dir"
         )
     kinds, values = get_type_hints(Manifest), dict[str, Any]()
-    for field in fields(Manifest):
-        name, kind = field.name, kinds[field.name]
+    for each in fields(Manifest):
+        name, kind = each.name, kinds[each.name]
         if name in attributes:
             value = parsed(attributes[name]) if get_origin(kind) else attributes[name]
             values[name] = bool(value) if kind is bool and type(value) is int else value
             if not is_of(values[name], kind):
                 raise _strange(folder, f"its {name} is not what it must be")
-        elif field.default is MISSING:
+        elif each.default is MISSING and each.default_factory is MISSING:
             raise _strange(folder, f"it has no {name}")
     manifest = Manifest(**values)
     cuts = manifest.cuts

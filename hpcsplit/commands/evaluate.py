@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +37,28 @@ _SOME = ("test_accuracy_top5", "test_perplexity", "test_r2")  # not of every tas
 _SAME = 1e-2  # apart from rounding on another device
 
 
-def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, as_json: bool) -> int:
+def evaluate_command(
+    run: RunDir, name: str, config_path: Path | None, data_root: str = "", other: str = "", *, as_json: bool
+) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
+    With the name of an`other` data set, on that one, as it is.
     CheckpointError where the checkpoint is damaged, or its weights are not those that the run recorded.
     """
     saved = find(run, name, config_path, data_root)
-    saved.data()
+    if other:
+        saved.check("", "model")
+        saved = saved.on(other)
+    else:
+        saved.data()
     whole, done, step = saved.weights(), saved.manifest.epochs_done, saved.manifest.step
-    scores: Scores = lockstep.run([evaluate(_alone(saved, whole), _phase(saved), bn=True)])[0]
-    records = [] if step else Records(run.records).load()  # none of them is of a checkpoint within an epoch
+    scores: Scores = lockstep.run([evaluate(_alone(saved, whole), _phase(saved), bn=not other)])[0]
+    records = [] if step or other else Records(run.records).load()  # of a checkpoint within an epoch there is none
     record = next((each for each in records if each.epoch == done - 1), None)
     result: dict[str, Any] = {
         "run": str(run.path),
         "checkpoint": saved.name,
+        "data": saved.setting.config.data.name,
         "epochs_done": done,
         "step": step,
         **dataclasses.asdict(scores),
@@ -79,11 +86,8 @@ def evaluate_command(run: RunDir, name: str, config_path: Path | None, data_root
 def _alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.setting.config
-    device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(config.run.threads or cores, cores))
     exact = saved.setting.replaced(dataclasses.replace(config, method=MethodSection(name="backprop")))
-    (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], device)
+    (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], saved.device())
     load_weights(job.stage.blocks, *whole)
     return job
 
@@ -116,6 +120,7 @@ def _text(saved: Saved, result: dict[str, Any]) -> str:
     ]
     if recorded is None:
         why = "it lies within an epoch" if result["step"] else f"{saved.run.records} has no line for it"
+        why = why if config.data.name == saved.run.load_config().data.name else "the run had another data set"
         lines.append(f"nothing recorded to compare with: {why}")
     return "\n".join(lines)
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Manifest
-from hpcsplit.checkpoint.state import Whole, read_weights
+from hpcsplit.checkpoint.state import Whole, load_weights, read_weights
 from hpcsplit.config import Config, load, resolve
 from hpcsplit.config.option import names_code
+from hpcsplit.data.catalog import opener
 from hpcsplit.data.dataset import Dataset, Part, fingerprint
+from hpcsplit.data.inputs import Inputs
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
+from hpcsplit.host.factory import is_given
 from hpcsplit.host.launchers import claimed_size
 from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
@@ -21,6 +28,7 @@ from hpcsplit.nets.statedict import tensors_of
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
+from hpcsplit.stage.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,38 @@ class Saved:
         """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
         return read_weights(self.folder, tensors_of(self.setting.net))
 
+    def network(self, whole: Whole) -> nn.Sequential:
+        """The network with these weights, to be used, in evaluation mode, on the CPU."""
+        net = self.setting.network()
+        load_weights(net, *whole)
+        return net.eval()
+
+    def device(self) -> torch.device:
+        """Where this process computes alone, with as many threads as the run asks for and the machine has."""
+        run, cores = self.setting.config.run, len(os.sched_getaffinity(0))
+        torch.set_num_threads(min(run.threads or cores, cores))
+        return torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def stage(self) -> Stage:
+        """The whole network as one stage, on the device and in the precision of the run, in evaluation mode."""
+        stage = self.setting.stage(self.setting.network(), 0, (), self.device())
+        load_weights(stage.blocks, *self.weights())
+        stage.blocks.eval()
+        return stage
+
+    def inputs(self) -> Inputs:
+        """What its samples are; of an older checkpoint as the data say, so these must be there (as `data`)."""
+        if (recorded := self.recorded_inputs()) is None:
+            self.data()
+            return self.setting.inputs
+        return recorded
+
+    def recorded_inputs(self) -> Inputs | None:
+        """What the checkpoint says of the samples; None for one of an older version.  CheckpointError where it is
+        damaged."""
+        said = self.manifest.inputs
+        return Inputs.from_dict(said, f"checkpoint {self.folder}") if said else None
+
     def data(self) -> Dataset[Part]:
         """The data of the run, from where the user says.
 
@@ -55,7 +95,7 @@ class Saved:
             CheckpointError: they are others, or something else differs from what the run was made with.
         """
         try:
-            data = self.setting.data
+            data = self.setting.found_again().data
         except DataError as error:
             if self.setting.config.data.root or not self.data_root or not self.data_root.isprintable():
                 raise
@@ -65,6 +105,28 @@ class Saved:
             ) from None
         self.check(fingerprint(data), "model", "data", "images", "seed")
         return data
+
+    def on(self, name: str) -> Saved:
+        """The same with another data set of such samples and classes, whose samples are normalised as the run's own.
+
+        Raises:
+            DataError: it is not there.
+            ConfigError: its samples or classes are others.
+        """
+        old = self.setting
+        own = replace(old.config.data, name=name, limit_train=0, limit_test=0, validation=0, copies=1)
+        setting = Setting(replace(old.config, data=own))
+        for what, here, there in (
+            ("samples of shape", setting.input_shape, old.input_shape),
+            ("so many classes:", setting.spec.classes, old.spec.classes),
+        ):
+            if here != there:
+                raise ConfigError(f"{name} has {what} {here}, the run's network takes {there}; take another data set")
+        inputs = self.recorded_inputs() or old.inputs
+        if inputs.mean:
+            moments = torch.tensor(inputs.mean), torch.tensor(inputs.std)
+            vars(setting)["data"] = replace(setting.data, known=moments)
+        return replace(self, setting=setting)
 
     def check(self, images: str, *sections: str) -> None:
         """Raise CheckpointError where these parts of the identity are not those that the checkpoint was made with.
@@ -87,7 +149,7 @@ class Saved:
 
 
 def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
-    """The checkpoint `name` ("": the newest complete one) of a run directory; its manifest has been verified.
+    """The checkpoint `name`, as RunDir.checkpoint has it, of a run directory; its manifest has been verified.
 
     Raises:
         LaunchError: this is one of several processes.
@@ -99,9 +161,18 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         raise LaunchError(
             f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
         )
+    return opened(run, name, config_path, data_root)
+
+
+def opened(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
+    """As `find`, in a process that may be one of several."""
     chosen = run.checkpoint(name)
     config = own_config(run, config_path, data_root)
-    return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
+    said, setting = manifest.read(chosen), Setting(config)
+    saved = Saved(run, chosen, said, setting, run.load_config().data.root)
+    if opener(config.data.name) and (inputs := saved.recorded_inputs()):  # the data need not be there
+        setting.with_spec(inputs.spec(config.data.name))
+    return saved
 
 
 def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:
@@ -112,13 +183,13 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
     user's own, which are code to be run.  An optimizer of the user's is not needed.
 
     Raises:
-        ConfigError: as `load`; or the file names another network or function; or a key is "package.module:factory" and
-            only the run directory says so.
+        ConfigError: as `load`; or the file names another network or function; or a key is "package.module:factory", no
+            program has given it, and only the run directory says so.
     """
     config, theirs = run.load_config(), load(config_path) if config_path else None
     if names_code(config.optim.name):  # nothing is trained
         config = replace(config, optim=resolve({}).optim)
-    code = config.code()
+    code = {key: name for key, name in config.code().items() if not is_given(name)}
     tree = (theirs or config).as_dict()
     for key, name in {"model.name": config.model.name, **code}.items():
         section, _, last = key.partition(".")

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from hpcsplit.assemble import Around, make_jobs
-from hpcsplit.commands.failure import Failure, RankLog, Told, crash_stacks
+from hpcsplit.commands.failure import Failure, RankLog, Told, crash_stacks, in_words
 from hpcsplit.commands.rehearsal import dry_run, stage_line, title
 from hpcsplit.config import Config
 from hpcsplit.engine.job import Job, Observer
@@ -50,35 +50,48 @@ from hpcsplit.wire.port import World
 log = logging.getLogger("hpcsplit")
 
 
-def train(config: Config, run_dir: RunDir, request: StopRequest, asked: Asked | None = None) -> int:
+def train(
+    config: Config, run_dir: RunDir, request: StopRequest, asked: Asked | None = None, *, raises: bool = False
+) -> int:
     """Train or continue, or begin with what another run has learned; the exit code.  Whatever goes wrong on one rank
-    ends all of them."""
+    ends all of them.
+
+    With `raises` the process is not the command's own: alone it raises what goes wrong, and MPI is left as it is.
+    """
     if config.run.tensorboard:
         check_installed()
     world = _world(config, request)
     failure = Failure(world.rank, world.host, world.abort)
     request.end = lambda: _leave_start(run_dir, world.abort)
-    watchdog = failure.watchdog(config.run.stall_limit, world)
+    guest = raises and world.size == 1  # nobody waits for this process, which is somebody else's
+    watchdog = failure.watchdog(0 if guest else config.run.stall_limit, world)
     with ExitStack() as guards:
-        guards.enter_context(failure.guarding())
+        if not guest:
+            guards.enter_context(failure.guarding())
         guards.enter_context(watchdog.watching())
         try:
             code = _run(config, run_dir, request, asked or Asked(), world, failure, watchdog, guards)
             if world.orphaned():  # MPI cannot take leave of it
                 run_dir.release()
                 leave(code)
-            world.close()
+            world.close(last=not raises)
             return code
         except Exception as error:
+            if guest:
+                with suppress(Exception):
+                    _close_stores(failure.jobs)
+                raise in_words(error) from error.__cause__
             if not isinstance(error, HpcsplitError) or not error.agreed:
                 return _fail(world, failure, error)
-            world.close()
-            if world.rank == 0:
+            world.close(last=not raises)
+            if raises or world.rank == 0:
                 raise
             return error.exit_code
         except BaseException as error:
             if world.size > 1:
                 failure.fail(error)
+            with suppress(Exception):
+                _close_stores(failure.jobs)
             raise
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import Asked, InMemory, Opened, Part, as_sample, check_classes, split_order
+from hpcsplit.data.dataset import DataOptions, InMemory, Opened, Part, as_sample, check_classes, split_order
 from hpcsplit.errors import DataError
 from hpcsplit.files.hdf5 import user_arrays
 from hpcsplit.files.paths import expanded
@@ -29,7 +29,7 @@ _WHOLE = ("x_train", "y_train", "x_test", "y_test")
 _ONE = ("x", "y")
 
 
-def open_arrays(asked: Asked) -> Opened:
+def open_arrays(asked: DataOptions) -> Opened:
     """DataError where they are absent, or do not belong together."""
     if not asked.root:
         raise DataError('data.name = "arrays" needs data.root: a .npz or .h5 file, or a folder with x.npy and y.npy')
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in names if name in file.files}
 
 
-def opened_arrays(asked: Asked, arrays: Sequence[Any], where: str) -> Opened:
+def opened_arrays(asked: DataOptions, arrays: Sequence[Any], where: str) -> Opened:
     """A set of arrays or tensors x and y of the training samples and, where there are four, of the test samples."""
     parts = [_part(arrays[k], arrays[k + 1], where) for k in range(0, len(arrays), 2)]
     train, test = parts[0], parts[1] if len(parts) > 1 else None
@@ -73,7 +73,7 @@ def opened_arrays(asked: Asked, arrays: Sequence[Any], where: str) -> Opened:
 
 
 def described(
-    asked: Asked, train: Part, test: Part | None, where: str, classes: int = 0, names: Sequence[str] = ()
+    asked: DataOptions, train: Part, test: Part | None, where: str, classes: int = 0, names: Sequence[str] = ()
 ) -> Opened:
     """What a part's first samples say of a set; `classes` or data.classes say how many there are, else the labels.
 

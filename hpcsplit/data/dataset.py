@@ -177,7 +177,7 @@ class Dataset(Generic[AnyPart]):
 
 
 @dataclass(frozen=True)
-class Asked:
+class DataOptions:
     """What section [data] says of a set that a user brings."""
 
     name: str
@@ -208,10 +208,10 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-Opener: TypeAlias = Callable[[Asked], Opened]
+Opener: TypeAlias = Callable[[DataOptions], Opened]
 
 
-def open_set(asked: Asked) -> Opened:
+def open_set(asked: DataOptions) -> Opened:
     """Look at a set that a user brings.  DataError where it is absent, damaged or not understood."""
     open_it: Opener = pkgutil.resolve_name(OPENERS[opener(asked.name)])
     opened = open_it(asked)

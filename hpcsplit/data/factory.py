@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from hpcsplit.data.arrays import described, opened_arrays
-from hpcsplit.data.dataset import Asked, Opened, as_sample, split_order
+from hpcsplit.data.dataset import DataOptions, Opened, as_sample, split_order
 from hpcsplit.data.images import GREY, pixels
 from hpcsplit.data.stream import Streamed
 from hpcsplit.errors import DataError
 from hpcsplit.host.blame import line_raised, said
 from hpcsplit.host.chance import nothing_drawn, seed_all
-from hpcsplit.host.factory import call_factory
+from hpcsplit.host.factory import call_factory, is_given
 
 _HASHED = 16  # samples that stand for all in a fingerprint
 PARTS = ("training", "test")
@@ -122,7 +123,7 @@ def _users(name: str, part: int, **offered: Any) -> Any:
     return made[part]
 
 
-def open_factory(asked: Asked) -> Opened:
+def open_factory(asked: DataOptions) -> Opened:
     """ConfigError where the factory fails, DataError where it does not return data."""
     whose = f'data.name = "{asked.name}"'
     keywords: dict[str, Any] = {"name": asked.name, "root": asked.root, "download": asked.download, "seed": asked.seed}
@@ -132,6 +133,8 @@ def open_factory(asked: Asked) -> Opened:
         parts = [_users(part=k, **keywords) for k in range(len(PARTS))]
     if all(part is None or _is_pair(part) for part in parts) and parts[0] is not None:
         return opened_arrays(asked, [array for part in parts if part is not None for array in part], whose)
+    if is_given(asked.name):  # other processes know nothing of it
+        asked = replace(asked, workers=0)
     every = [
         MapItems(_users, {**keywords, "part": k}, whose, (), draws=True, made=part)
         for k, part in enumerate(parts)
@@ -145,7 +148,7 @@ def _is_pair(part: Any) -> bool:
     return isinstance(part, tuple | list) and len(part) == 2 and all(hasattr(each, "shape") for each in part)
 
 
-def opened_map(asked: Asked, every: Sequence[MapItems], where: str) -> Opened:
+def opened_map(asked: DataOptions, every: Sequence[MapItems], where: str) -> Opened:
     """A set of one or two map-style data sets."""
     parts: list[Streamed] = []
     names, classes = tuple[str, ...](), 0

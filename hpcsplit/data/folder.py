@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import Asked, Opened, moments_of_counts, pixel_counts, split_order
+from hpcsplit.data.dataset import DataOptions, Opened, moments_of_counts, pixel_counts, split_order
 from hpcsplit.data.images import SUFFIXES, looks, read_image
 from hpcsplit.data.stream import Streamed, loader
 from hpcsplit.errors import DataError
@@ -74,7 +74,7 @@ class _Chunks(Dataset[tuple[list[int], Tensor]]):
         return bad, pixel_counts(torch.stack(good)) if good else torch.zeros(self.files.shape[0], 256).long()
 
 
-def open_folder(asked: Asked) -> Opened:
+def open_folder(asked: DataOptions) -> Opened:
     """Look at the files and, once for each set, into them: mean and standard deviation, and what is broken.
 
     Raises:
@@ -167,7 +167,7 @@ def _images(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
     return found
 
 
-def _shape(asked: Asked, paths: Sequence[str]) -> tuple[int, int, int]:
+def _shape(asked: DataOptions, paths: Sequence[str]) -> tuple[int, int, int]:
     """(C, H, W): grey where all that are looked at are, of data.size pixels, or of the size that they have."""
     few = [Path(paths[k]) for k in np.linspace(0, len(paths) - 1, min(_LOOKED_AT, len(paths)), dtype=int)]
     seen = []
@@ -192,7 +192,7 @@ def _shape(asked: Asked, paths: Sequence[str]) -> tuple[int, int, int]:
     return channels, *sizes.pop()
 
 
-def _looked_into(files: Sequence[Files], asked: Asked) -> tuple[Tensor, list[list[int]]]:
+def _looked_into(files: Sequence[Files], asked: DataOptions) -> tuple[Tensor, list[list[int]]]:
     """The pixels of the training images by value, int64 (C, 256), and the numbers of broken files in each part.
 
     One pass over all files; what it finds is kept in the user's cache by their names, sizes and times of change.

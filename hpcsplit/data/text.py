@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import AS_IT_IS, Asked, Opened, Part
+from hpcsplit.data.dataset import AS_IT_IS, DataOptions, Opened, Part
 from hpcsplit.data.source import draw
 from hpcsplit.errors import DataError
 from hpcsplit.files.paths import expanded
@@ -63,7 +63,7 @@ class Text(Part):
         yield hashlib.sha256(self.tokens.data).digest()
 
 
-def open_text(asked: Asked) -> Opened:
+def open_text(asked: DataOptions) -> Opened:
     """DataError where there is no text, or too little of it."""
     if not asked.root:
         raise DataError('data.name = "text" needs data.root: a text file, or a folder with train.txt and test.txt')

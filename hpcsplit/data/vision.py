@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcsplit.data import decode
 from hpcsplit.data.catalog import Spec
-from hpcsplit.data.dataset import Asked, InMemory, Opened, Part
+from hpcsplit.data.dataset import DataOptions, InMemory, Opened, Part
 from hpcsplit.data.factory import MapItems, opened_map
 from hpcsplit.data.files import Files
 from hpcsplit.errors import DataError
@@ -138,7 +138,7 @@ def _calm() -> Iterator[None]:
 _SPLITS = (("train", "test"), ("train", "val"), ("train", "valid"), ("trainval", "test"))  # as torchvision calls them
 
 
-def open_class(asked: Asked) -> Opened:
+def open_class(asked: DataOptions) -> Opened:
     """A set of torchvision's with a class for each image, by the name of its class: "torchvision:EuroSAT".
 
     DataError where torchvision has no such set, or where it is absent or damaged.

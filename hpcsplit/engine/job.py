@@ -91,8 +91,8 @@ class Job:
 
     `plan` has the kinds of all `epochs`, or of those that are decided before the run begins; `choose` then decides the
     others, from what rank 0 has recorded.  Where it is `replanned`, it does not follow from the configuration alone.
-    `provenance` is what a checkpoint says of this start; `where` follows the program, so that a failure can say where
-    it happened.
+    `provenance` is what a checkpoint says of this start, `inputs` what it says of the samples; `where` follows the
+    program, so that a failure can say where it happened.
     """
 
     stage: Stage
@@ -126,6 +126,7 @@ class Job:
     saved_at: float = field(default_factory=time.monotonic)
     choose: Choose | None = None
     provenance: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
     keeps_best: bool = False
     patience: int = 0

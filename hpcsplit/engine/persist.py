@@ -99,6 +99,7 @@ def save(job: Job, action: Save, have_aux: bool, sums: EpochSums) -> Generator[V
                 recomputed=action.recomputed,
                 phases=action.phases,
                 origin=job.identity.origin.to_json() if job.identity.origin else "",
+                inputs=dict(job.inputs),
             )
             everything = {ckpt.MANIFEST: manifest.write(folder, said)}
             for part in parts:

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.blame import line_defined, line_raised, said
 
+_given: dict[str, Callable[..., Any]] = {}  # what this process has made itself, by name
+
+
+@contextmanager
+def given(name: str, factory: Callable[..., Any]) -> Iterator[str]:
+    """Within the block `name` is this function, and nothing is imported for it."""
+    before = _given.get(name)
+    _given[name] = factory
+    try:
+        yield name
+    finally:
+        _given.pop(name)
+        if before:
+            _given[name] = before
+
+
+def is_given(name: str) -> bool:
+    """Whether a program has said what this name is."""
+    return name in _given
+
 
 def find_factory(key: str, name: str) -> Callable[..., Any]:
-    """The function that `key` = "package.module:factory" names.  ConfigError where there is none."""
+    """The function that `key` = "package.module:factory" names, or that a program has `given`.  ConfigError where there
+    is none."""
+    if name in _given:
+        return _given[name]
     module_name, factory_name = name.split(":")
     try:
         module = importlib.import_module(module_name)

@@ -44,10 +44,11 @@ class StopRequest:
         self.deadlines: list[tuple[float, str]] = []  # monotonic seconds, and what to say then
         if time_limit_minutes:
             self.deadlines.append((time.monotonic() + 60 * time_limit_minutes, "run.time_limit reached"))
-        for number in _SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
-        atexit.register(_ignore_signals)
+        if threading.current_thread() is threading.main_thread():  # another one cannot
+            for number in _SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._note)
+            atexit.register(_ignore_signals)
         if stop_before_minutes and (job := _slurm_job()):
             told = os.environ.get("SLURM_JOB_END_TIME", "")
             if told.isdigit():
@@ -93,7 +94,8 @@ class StopRequest:
     def in_library(self) -> Iterator[None]:
         """While the block runs, SIGTERM and Ctrl-C end the process at once: no Python runs in it that could note them,
         and nothing of a run has been touched yet."""
-        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+        ends = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in ends}
         try:
             yield
         finally:
@@ -132,6 +134,24 @@ class StopRequest:
             margin = left / 10
             sentence += f", more than the {left:.0f} s that it had left; so {margin:.0f} s before its end"
         self.deadlines.append((time.monotonic() + left - margin, sentence))
+
+
+@contextmanager
+def during(time_limit_minutes: float, stop_before_minutes: float) -> Iterator[StopRequest]:
+    """A request for the time of the block, of a process that goes on: every signal has its handler again then.  Ctrl-C
+    keeps its own, KeyboardInterrupt."""
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS} if here else {}
+    try:
+        request = StopRequest(time_limit_minutes, stop_before_minutes)
+        if here:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if here:
+            atexit.unregister(_ignore_signals)
 
 
 def _ignore_signals() -> None:

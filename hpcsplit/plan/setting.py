@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
@@ -21,7 +21,8 @@ from hpcsplit.config.declared import DeclaredMethod, declared_methods
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import names_code
 from hpcsplit.data.catalog import Spec, lookup, opener
-from hpcsplit.data.dataset import Asked, Dataset, InMemory, Opened, Part, cut_to_size, load, open_set
+from hpcsplit.data.dataset import DataOptions, Dataset, InMemory, Opened, Part, cut_to_size, load, open_set
+from hpcsplit.data.inputs import Inputs
 from hpcsplit.data.order import batches
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
@@ -43,6 +44,7 @@ from hpcsplit.tasks.losses import named, users
 from hpcsplit.tasks.task import Task
 
 MOST_WORKERS = 8  # that data.workers = -1 takes
+_NAMES = 32_000  # letters of the classes' names that an attribute of a file has room for
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Setting:
         vars(self)["spec"] = spec
         return self
 
+    def found_again(self) -> Setting:
+        """The same where the data say what they are, not what remembers them."""
+        if self.opened:
+            vars(self).pop("spec", None)
+        return self
+
     # -------------------------------------------------------------------------------------------- data
 
     @cached_property
@@ -80,7 +88,7 @@ class Setting:
             return None
         workers = d.workers if d.workers >= 0 else min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
         return open_set(
-            Asked(
+            DataOptions(
                 d.name,
                 d.root,
                 download=d.download,
@@ -176,6 +184,14 @@ class Setting:
         part, channels = InMemory(inputs, labels), self.input_shape[0]
         return Dataset(part, part, known=(torch.zeros(channels), torch.ones(channels)))
 
+    @property
+    def inputs(self) -> Inputs:
+        """What one must know who has the network but not the data."""
+        mean, std = (tuple(t.tolist()) for t in self.data.moments) if self.data.normalise else ((), ())
+        names = self.spec.names if sum(map(len, self.spec.names)) < _NAMES else ()
+        spec = self.spec
+        return Inputs(spec.shape, mean, std, self.config.data.pool, names, spec.kind, spec.classes, spec.target_shape)
+
     def source(self, data: Dataset[Part], part: Part, device: torch.device) -> Source:
         """The samples of a part of the data as a stage on `device` takes them."""
         mean, std = data.moments if data.normalise else (None, None)
@@ -211,6 +227,20 @@ class Setting:
     def target_shape(self) -> tuple[int, ...]:
         """Of what belongs to a sample; () is a class, or one number."""
         return self.spec.target_shape
+
+    @property
+    def building(self) -> str:
+        """The expression that builds a network of the program's own, by nets/catalog.py."""
+        m = self.config.model
+        values = f"{m.name!r}, {self.input_shape}, {self.outputs}"
+        return f"build({values}, block={m.block!r}, depth={m.depth}, width={m.width})"
+
+    def random_inputs(self, size: int) -> Tensor:
+        """So many random samples as the network takes them, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        if self.spec.kind == "tokens":
+            return torch.randint(self.spec.classes, (size, *self.input_shape), generator=generator)
+        return torch.randn(size, *self.input_shape, generator=generator)
 
     @property
     def users_network(self) -> bool:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcsplit.report.charts import SECTIONS
-from hpcsplit.report.figure import look, save
+from hpcsplit.report.figure import Chart, look, save
 from hpcsplit.report.lines import shortened
 from hpcsplit.report.times import Runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
 
 
 def draw(runs: Runs, path: Path | str, title: str) -> None:
-    """Write a picture with a legend below each panel, where it hides nothing; the path's suffix is one of FORMATS."""
+    """Write a picture of the figures that are `pictured`; the path's suffix is one of FORMATS."""
+    charts = [chart for section in SECTIONS.values() for chart in section if chart.pictured]
+    save(figure_of_charts(runs, charts, title), Path(path))
+
+
+def figure_of_charts(runs: Runs, charts: Sequence[Chart], title: str) -> Figure:
+    """All panels of these figures, with a legend below each panel, where it hides nothing."""
     from matplotlib.figure import Figure
 
-    charts = [chart for section in SECTIONS.values() for chart in section if chart.pictured]
     count = sum(len(chart.panels(runs)) for chart in charts)
-    columns = 2 if len(runs) == 1 else 3
+    columns = min(max(1, count), 2 if len(runs) == 1 else 3)
     rows = max(1, -(-count // columns))
     places = iter(range(1, count + 1))
     with look():
@@ -38,4 +48,4 @@ def draw(runs: Runs, path: Path | str, title: str) -> None:
                 )
                 for text in box.get_texts():
                     text.set_parse_math(False)
-        save(figure, Path(path))
+    return figure

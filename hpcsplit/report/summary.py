@@ -7,6 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -38,6 +39,31 @@ def closing_table(
         _theorem(records),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def numbers_of(records: Sequence[EpochRecord], baseline_samples_per_s: float | None = None) -> dict[str, Any]:
+    """What the closing table says, by name; None where nothing was measured.
+
+    Accuracies are fractions, epochs count from 1.  "speed_up" is that of parallel epochs over exact steps of the whole
+    network on one rank alone, `baseline_samples_per_s`, "speed_up_over_serial" over the run's exact epochs; "stages"
+    has the values of the last parallel epoch, or of the last one.
+    """
+    last, result = records[-1] if records else EpochRecord(0, "serial"), dict[str, Any]()
+    parallel, serial = of_phase(records, "parallel"), of_phase(records, "serial")
+    result |= {"epochs": len(records), "parallel_epochs": len(parallel)}
+    for name in ("loss", "test_loss", "train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy"):
+        values = known(records, name)
+        result[name] = values[-1][0] if values else None
+    accuracies = known(records, "test_accuracy")
+    best, epoch = max(accuracies, key=itemgetter(0)) if accuracies else (None, None)
+    result |= {"best_test_accuracy": best, "best_epoch": epoch}
+    for name in ("train_s", "refresh_s", "wall_s"):
+        result[name] = sum(getattr(record, name) or 0.0 for record in records)
+    rate, exact_rate = median_rate(parallel)[0], median_rate(serial)[0]
+    result |= {"parallel_samples_per_s": rate, "serial_samples_per_s": exact_rate}
+    result |= {"speed_up": _ratio(rate, baseline_samples_per_s), "speed_up_over_serial": _ratio(rate, exact_rate)}
+    shown = parallel[-1] if parallel else last
+    return result | {"stages": [asdict(stage) for stage in shown.stages], "weights_sha256": last.weights_sha256}
 
 
 def beside(runs: Mapping[str, Expected]) -> list[str]:

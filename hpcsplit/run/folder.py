@@ -202,8 +202,9 @@ class RunDir:
             ) from None
 
     def checkpoint(self, name: str = "") -> Path:
-        """The complete checkpoint of this name, the best one ("best"), or the newest ("").  CheckpointError where there
-        is none."""
+        """The complete checkpoint of this name or after so many epochs, the best one ("best"), or the newest ("" or
+        "latest").  CheckpointError where there is none."""
+        name = "" if name == "latest" else ckpt.folder_name(int(name)) if re.fullmatch(r"\d{1,9}", name) else name
         try:
             there = ckpt.complete(self.checkpoints)
         except OSError as error:

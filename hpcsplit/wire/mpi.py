@@ -6,6 +6,7 @@ stage calls it between blocks, so messages travel while the stage computes and a
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -34,16 +35,18 @@ from mpi4py import MPI  # noqa: E402
 _IN_FLIGHT = 8  # messages a rank may have on their way before a Send waits, and unread ones it takes in unasked
 _ALERT_S = 3e-4  # a rank that waits looks for messages all the time at first, then naps in between
 _NAP_SHARE, _NAP_S, _LONG_NAP_S = 0.05, 5e-5, 1e-3  # a nap is this part of the wait so far, between these two
+_met = False  # whether MPI has been begun here
 _PATIENCE_S = 0.5  # for the main thread to end the job when another thread wants that
 
 
 class Wire(World):
     """The ranks of MPI as a world, over a communicator of its own; one stage a rank."""
 
-    def __init__(self, orphaned: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, orphaned: Callable[[], str] = lambda: "", among: MPI.Comm | None = None) -> None:
+        """`among` are the ranks, all of them by default."""
         if not MPI.Is_initialized():
             _meet_all_ranks_in_mpi()
-        self.comm = MPI.COMM_WORLD.Dup()
+        self.comm = (among or MPI.COMM_WORLD).Dup()
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self.comm.size, self.comm.rank, self.comm.size, node.rank, node.size, _version())
         self.orphaned = orphaned
@@ -242,10 +245,13 @@ class Wire(World):
             self.comm.Abort(code)
         os._exit(code)
 
-    def close(self) -> None:
+    def close(self, *, last: bool = True) -> None:
         self.share(None)
         self.comm.Free()
-        MPI.Finalize()
+        if last:
+            MPI.Finalize()
+        elif _met:  # else mpi4py does it, which has begun it
+            atexit.register(_finalize)
 
 
 def _pause(start: float) -> None:
@@ -260,7 +266,14 @@ def _pause(start: float) -> None:
 def _meet_all_ranks_in_mpi() -> None:
     """Wait in the library until every rank has come so far.  No other thread runs meanwhile, and a stack that ends
     here says that a rank is missing."""
+    global _met
+    _met = True
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
+
+
+def _finalize() -> None:
+    if not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _version() -> str:

@@ -168,5 +168,5 @@ class World(ABC):
         """End every process with this exit code, now; from any thread."""
         leave(code)
 
-    def close(self) -> None:  # noqa: B027
-        """Take leave; every process must come here."""
+    def close(self, *, last: bool = True) -> None:  # noqa: B027
+        """Take leave; every process must come here.  `last` says that no other world follows in them."""

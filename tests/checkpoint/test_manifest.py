@@ -16,6 +16,7 @@ import torch
 from hpcsplit.checkpoint import manifest
 from hpcsplit.checkpoint.manifest import Description, Manifest
 from hpcsplit.checkpoint.state import stage_files
+from hpcsplit.data.inputs import Inputs
 from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError
 from hpcsplit.files import checkpoints as ckpt
@@ -92,6 +93,20 @@ def test_what_is_there_comes_back(tmp_path: Path, absent: str) -> None:
     changes = {absent: None} if absent else {}
     blank: dict[str, Any] = dict.fromkeys(changes, "")
     assert manifest.read(written(tmp_path, **changes)) == dataclasses.replace(SAID, **blank)
+
+
+def test_it_says_what_the_samples_are(tmp_path: Path) -> None:
+    """As data/inputs.py has it, mean and deviation to the bit; damage is one sentence."""
+    mean = tuple(torch.tensor([0.1, 1 / 3]).tolist())
+    inputs = Inputs((2, 8, 8), mean, (1.0, 0.5), True, ("cat", "größer"))
+    folder = tmp_path / "epoch-0003-step-000000"
+    folder.mkdir()
+    manifest.write(folder, dataclasses.replace(SAID, inputs=inputs.as_dict()))
+    sign(folder)
+    assert Inputs.from_dict(manifest.read(folder).inputs, "it") == inputs
+    for wrong in ({}, {"shape": 3}, {"shape": [1], "mean": [0.5]}, {"shape": [1], "mean": [0.5], "std": [0.0]}):
+        with pytest.raises(CheckpointError, match=r"^it "):
+            Inputs.from_dict(wrong, "it")
 
 
 WRONG: dict[str, list[Any]] = {

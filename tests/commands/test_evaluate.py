@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcsplit.data.catalog import SPECS, Spec
+from hpcsplit.data.dataset import InMemory
+from hpcsplit.data.embedded import fake
 from hpcsplit.files.atomic import sha256_file
 from tests.commands.conftest import BUILT_IN, Run, finished
 from tests.commands.damage import flip_a_bit, sign, within_an_epoch
@@ -110,6 +114,53 @@ def test_weights_of_another_run_are_noticed(copy: Run, runs: Callable[[int], Run
     assert "does not have the weights" in err
     assert "for epoch 3" in err
     assert "test accuracy" in out
+
+
+def test_a_checkpoint_by_its_epoch_or_rank(copy: Run, hpcsplit: Command) -> None:
+    """N counts as people do: epoch-0002 is after 2 epochs, record 1.  The best one is what its link says."""
+    (copy.folder / "checkpoints" / "best").symlink_to("epoch-0002-step-000000")
+    for name, done in (("2", 2), ("3", 3), ("0002", 2), ("latest", 3), ("best", 2)):
+        assert_agrees(evaluated(hpcsplit, copy.folder, "--checkpoint", name), records(copy.folder)[done - 1])
+
+
+def test_a_checkpoint_that_is_not_there(copy: Run, hpcsplit: Command) -> None:
+    for name, words in (
+        ("1", "has no complete checkpoint epoch-0001-step-000000; it has epoch-0003-step-000000, epoch-0002"),
+        ("best", "has no best checkpoint; train with checkpoint.best = true"),
+        ("9" * 30, f"has no complete checkpoint {'9' * 30}; it has"),
+        ("latest3", "has no complete checkpoint latest3; it has"),
+    ):
+        code, _, err = hpcsplit("evaluate", copy.folder, "--checkpoint", name)
+        assert code == BAD
+        assert words in err
+        assert err.count("\n") == 1
+
+
+def test_another_data_set(copy: Run, hpcsplit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalised with the run's own mean and deviation: a set that is the run's own but for a name has its scores; no
+    line is compared."""
+    own = evaluated(hpcsplit, copy.folder)
+    spec = replace(SPECS["fake"], name="twin", train=100, test=60, endless=False, reader=f"{__name__}:twin")
+    monkeypatch.setitem(SPECS, "twin", spec)
+    found = evaluated(hpcsplit, copy.folder, "--data.name", "twin")
+    assert (found["data"], found["recorded"], found["test_accuracy_bn"]) == ("twin", None, None)
+    assert {key: found[key] for key in SCORES} == pytest.approx({key: own[key] for key in SCORES})
+    monkeypatch.setitem(SPECS, "pale", replace(spec, name="pale", reader=f"{__name__}:pale"))
+    assert evaluated(hpcsplit, copy.folder, "--data.name", "pale")["test_loss"] != own["test_loss"]
+    code, _, err = hpcsplit("evaluate", copy.folder, "--data.name", "digits")
+    assert code == BAD
+    assert "digits has samples of shape (1, 16, 16), the run's network takes (3, 16, 16)" in err
+
+
+def twin(spec: Spec, root: str, download: bool) -> tuple[InMemory, InMemory]:
+    train, test = fake(SPECS["fake"])
+    return train.first(spec.train), test.first(spec.test)
+
+
+def pale(spec: Spec, root: str, download: bool) -> tuple[InMemory, InMemory]:
+    """Half as bright: with a mean and deviation of its own nothing would change."""
+    train, test = twin(spec, root, download)
+    return InMemory(train.images // 2, train.labels), InMemory(test.images // 2, test.labels)
 
 
 # ------------------------------------------------------------------------------------------------ refusals

@@ -185,6 +185,25 @@ def test_no_module_is_imported_on_the_word_of_a_run_directory(
     assert "has no function net" in err
 
 
+def test_predictions_neither_read_data_nor_run_code(
+    copy: Run, tmp_path: Path, hpcsplit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    monkeypatch.delitem(sys.modules, "planted_nets", raising=False)
+    (tmp_path / "planted_nets.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 32, 32), np.uint8))
+    (tmp_path / "evil.npy").write_bytes(np.lib.format.magic(1, 0) + pickle.dumps(Evil(marker)))
+    change(copy, data__root=f'"{tmp_path}/absent"', data__download="true", store__path=f'"{tmp_path}/store"')
+    assert hpcsplit("predict", copy.folder, tmp_path / "x.npy")[0] == 0
+    assert hpcsplit("predict", copy.folder, tmp_path / "evil.npy")[0] == BAD
+    change(copy, model__name='"planted_nets:net"')
+    code, _, err = hpcsplit("predict", copy.folder, tmp_path / "x.npy")
+    assert (code, marker.exists()) == (BAD, False)
+    assert "names code to be run, which is not taken from a run directory" in err
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_pipe_in_the_place_of_data_does_not_hang(cifar_run: Run, tmp_path: Path, hpcsplit: Command) -> None:
     path = tmp_path / "mine" / "cifar-10-batches-py" / "test_batch"
     path.unlink()

@@ -22,7 +22,8 @@ def test_every_mode_becomes_bytes_of_the_shape(mode: str, tmp_path: Path) -> Non
         Image.fromarray(COLOURS).convert(mode).save(path)
     for channels in (1, 3):
         got = read_image(path, (channels, 6, 6))
-        assert (got.dtype, got.shape) == (np.uint8, (channels, 6, 6))
+        assert got.dtype == np.uint8
+        assert got.shape == (channels, 6, 6)
     if mode in ("RGB", "RGBA"):
         assert np.array_equal(got, COLOURS.transpose(2, 0, 1))
     if mode == "I;16":

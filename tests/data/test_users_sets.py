@@ -15,11 +15,26 @@ from PIL import Image
 from torch import Tensor
 
 from hpcsplit.data import stream
-from hpcsplit.data.dataset import AS_IT_IS, Asked, Dataset, InMemory, Opened, Part, cut_to_size, fingerprint, open_set
+from hpcsplit.data.dataset import (
+    AS_IT_IS,
+    DataOptions,
+    Dataset,
+    InMemory,
+    Opened,
+    Part,
+    cut_to_size,
+    fingerprint,
+    open_set,
+)
 from hpcsplit.data.stream import Streamed
 from hpcsplit.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(3)
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
 
 
 def _every(part: Part, epoch: int = AS_IT_IS) -> tuple[Tensor, Tensor]:
@@ -55,7 +70,7 @@ def folder(tmp_path: Path) -> Folder:
 
 def test_a_folder_has_its_images_with_the_numbers_of_their_classes(folder: Folder) -> None:
     folder("train")
-    opened = open_set(Asked("imagefolder", str(folder("val", 3))))
+    opened = open_set(DataOptions("imagefolder", str(folder("val", 3))))
     spec = opened.spec
     assert (spec.train, spec.test, spec.shape, spec.classes, spec.names) == (10, 6, (3, 6, 8), 2, ("ant", "bee"))
     for part in (opened.train, opened.test):
@@ -66,14 +81,14 @@ def test_a_folder_has_its_images_with_the_numbers_of_their_classes(folder: Folde
 
 
 def test_the_first_samples_of_a_folder_are_of_all_classes(folder: Folder) -> None:
-    opened = open_set(Asked("imagefolder", str(folder(each=50)), validation=20))
+    opened = open_set(DataOptions("imagefolder", str(folder(each=50)), validation=20))
     for part in (opened.train.first(20), cut_to_size(opened, validation=20).test):
         assert 5 <= int(part.targets(np.arange(20)).sum()) <= 15
 
 
 def test_moments_are_those_of_the_training_images(folder: Folder) -> None:
     folder("train")
-    opened = open_set(Asked("imagefolder", str(folder("test"))))
+    opened = open_set(DataOptions("imagefolder", str(folder("test"))))
     x = _every(opened.train)[0].double() / 255
     data = cut_to_size(opened)
     torch.testing.assert_close(data.mean, x.mean((0, 2, 3)).float())
@@ -81,7 +96,7 @@ def test_moments_are_those_of_the_training_images(folder: Folder) -> None:
 
 
 def test_images_are_looked_into_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked("imagefolder", str(folder()), validation=2)
+    asked = DataOptions("imagefolder", str(folder()), validation=2)
     first = open_set(asked)
     monkeypatch.setattr("hpcsplit.data.folder.pixel_counts", None)
     assert first.known
@@ -95,8 +110,8 @@ def test_images_are_looked_into_once(folder: Folder, monkeypatch: pytest.MonkeyP
 
 def test_without_test_images_those_held_out_are_the_test_set(folder: Folder) -> None:
     with pytest.raises(DataError, match=r"no test samples: say with data\.validation how many of its 10"):
-        open_set(Asked("imagefolder", str(folder())))
-    opened = open_set(Asked("imagefolder", str(folder(root="other")), validation=3))
+        open_set(DataOptions("imagefolder", str(folder())))
+    opened = open_set(DataOptions("imagefolder", str(folder(root="other")), validation=3))
     data = cut_to_size(opened, validation=3)
     assert data.validation
     assert (len(data.train), len(data.test)) == (7, 3)
@@ -107,8 +122,8 @@ def test_broken_images_are_named_or_left_out(folder: Folder) -> None:
     root = folder()
     (root / "bee" / "2.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"bee/2\.png cannot be read as an image: it is of no known format"):
-        open_set(Asked("imagefolder", str(root), validation=2))
-    opened = open_set(Asked("imagefolder", str(root), validation=2, skip_broken=True))
+        open_set(DataOptions("imagefolder", str(root), validation=2))
+    opened = open_set(DataOptions("imagefolder", str(root), validation=2, skip_broken=True))
     assert opened.notes == (f"note: 1 of 10 files are broken and skipped, such as {root}/bee/2.png",)
     assert sorted(_every(opened.train)[0][:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4, 20, 21, 23, 24]
 
@@ -117,15 +132,15 @@ def test_broken_images_are_named_or_left_out(folder: Folder) -> None:
     ("spoil", "said"),
     [
         (lambda root: Image.new("RGB", (9, 9)).save(root / "ant" / "9.png"), "several sizes.*set data.size"),
-        (lambda root: [os.remove(path) for path in (root / "bee").iterdir()], "bee has no images"),
-        (lambda root: [os.remove(path) for path in root.glob("*/*")], "has no images; their names end in .jpg"),
+        (lambda root: _remove(root / "bee", "*"), "bee has no images"),
+        (lambda root: _remove(root, "*/*"), "has no images; their names end in .jpg"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(spoil: Callable[[Path], Any], said: str, folder: Folder) -> None:
     root = folder()
     spoil(root)
     with pytest.raises(DataError, match=said):
-        open_set(Asked("imagefolder", str(root), validation=2))
+        open_set(DataOptions("imagefolder", str(root), validation=2))
 
 
 def test_a_class_that_only_the_test_images_have_is_refused(folder: Folder, tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_a_class_that_only_the_test_images_have_is_refused(folder: Folder, tmp_p
     root = folder("val")
     (root / "val" / "cow").mkdir()
     with pytest.raises(DataError, match=r"val/cow is of a class that the training images do not have: ant, bee"):
-        open_set(Asked("imagefolder", str(root)))
+        open_set(DataOptions("imagefolder", str(root)))
 
 
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
@@ -141,9 +156,9 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for number in range(3):
             Image.new("L", (5, 5), number).save(tmp_path / name / f"{number}.png")
-    assert open_set(Asked("imagefolder", str(tmp_path), validation=1)).spec.shape == (1, 5, 5)
+    assert open_set(DataOptions("imagefolder", str(tmp_path), validation=1)).spec.shape == (1, 5, 5)
     Image.new("RGB", (5, 5)).save(tmp_path / "ant" / "colour.png")
-    assert open_set(Asked("imagefolder", str(tmp_path), validation=1)).spec.shape == (3, 5, 5)
+    assert open_set(DataOptions("imagefolder", str(tmp_path), validation=1)).spec.shape == (3, 5, 5)
 
 
 # ------------------------------------------------------------------------------------------------ arrays
@@ -151,7 +166,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 
 def _arrays(kind: str, place: Path, **arrays: np.ndarray) -> Path:
     if kind == "npz":
-        np.savez(place / "a.npz", **arrays)
+        np.savez(place / "a.npz", **arrays)  # type: ignore[arg-type]
         return place / "a.npz"
     if kind.startswith("h5"):
         with h5py.File(place / "a.h5", "w") as file:
@@ -169,7 +184,7 @@ def test_arrays_come_back_from_every_kind_of_file(kind: str, dtype: Any, tmp_pat
     x, z = ((100 * RNG.random((size, 3, 4, 5))).astype(dtype) for size in (12, 6))
     y, w = RNG.integers(0, 4, 12), RNG.integers(0, 4, 6)
     path = _arrays(kind, tmp_path, x_train=x, y_train=y, x_test=z, y_test=w)
-    opened = open_set(Asked("arrays", str(path)))
+    opened = open_set(DataOptions("arrays", str(path)))
     assert opened.test
     for part, (inputs, targets) in ((opened.train, (x, y)), (opened.test, (z, w))):
         got, labels = _every(part)
@@ -193,20 +208,20 @@ def test_arrays_come_back_from_every_kind_of_file(kind: str, dtype: Any, tmp_pat
 )
 def test_arrays_that_do_not_belong_together_are_refused(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
-        open_set(Asked("arrays", str(_arrays("npz", tmp_path, **arrays)), validation=1))
+        open_set(DataOptions("arrays", str(_arrays("npz", tmp_path, **arrays)), validation=1))
 
 
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], object), y=np.zeros(1))
     with pytest.raises(DataError, match="cannot be read as arrays: Object arrays cannot be loaded"):
-        open_set(Asked("arrays", str(tmp_path / "a.npz"), validation=1))
+        open_set(DataOptions("arrays", str(tmp_path / "a.npz"), validation=1))
 
 
 def test_numbers_are_normalised_on_request(tmp_path: Path) -> None:
     x, y = RNG.normal(3, 5, (40, 2)).astype(np.float32), np.arange(40) % 2
     path = str(_arrays("npz", tmp_path, x=x, y=y))
     data = {
-        word: cut_to_size(open_set(Asked("arrays", path, normalise=word, validation=4)), validation=4)
+        word: cut_to_size(open_set(DataOptions("arrays", path, normalise=word, validation=4)), validation=4)
         for word in ("all", "none")
     }
     assert not data["none"].normalise
@@ -221,7 +236,7 @@ def test_numbers_are_normalised_on_request(tmp_path: Path) -> None:
 def test_a_text_is_cut_into_samples_with_the_bytes_that_follow(tmp_path: Path) -> None:
     text = bytes(RNG.integers(0, 256, 1000, dtype=np.uint8))
     (tmp_path / "a.txt").write_bytes(text)
-    opened = open_set(Asked("text", str(tmp_path / "a.txt"), context=8))
+    opened = open_set(DataOptions("text", str(tmp_path / "a.txt"), context=8))
     assert (opened.spec.train, opened.spec.test, opened.spec.classes) == (112, 12, 256)
     assert opened.test
     x, y = _every(opened.train)
@@ -232,7 +247,7 @@ def test_a_text_is_cut_into_samples_with_the_bytes_that_follow(tmp_path: Path) -
 
 def test_samples_of_a_text_are_shifted_in_each_epoch_and_stay_in_their_part(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(np.arange(30_000, dtype="<u2").astype(np.uint8).tobytes())
-    part = open_set(Asked("text", str(tmp_path / "a.txt"), context=50)).train.between(100, 200)
+    part = open_set(DataOptions("text", str(tmp_path / "a.txt"), context=50)).train.between(100, 200)
     plain, first, second = (_every(part, epoch)[0] for epoch in (AS_IT_IS, 1, 2))
     assert torch.equal(first, _every(part, 1)[0])
     assert not torch.equal(first, second)
@@ -246,14 +261,14 @@ def test_samples_of_a_text_are_shifted_in_each_epoch_and_stay_in_their_part(tmp_
 def test_too_little_text_is_refused(size: int, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * size)
     with pytest.raises(DataError, match=r"a sample of data\.context = 8 needs 9"):
-        open_set(Asked("text", str(tmp_path / "a.txt"), context=8))
+        open_set(DataOptions("text", str(tmp_path / "a.txt"), context=8))
 
 
 # ------------------------------------------------------------------------------------------------ their own code
 
 
 def _open(name: str, **options: Any) -> Opened:
-    return open_set(Asked(f"tests.data.factories:{name}", **options))
+    return open_set(DataOptions(f"tests.data.factories:{name}", **options))
 
 
 def test_a_sample_is_drawn_from_seed_epoch_and_id_alone() -> None:
@@ -335,14 +350,14 @@ def test_the_fingerprint_follows_the_samples(folder: Folder) -> None:
 
     root = folder()
     marks = {mark(_open("noisy")), mark(_open("noisy", seed=1)), mark(_open("of_arrays"))}
-    marks |= {mark(open_set(Asked("imagefolder", str(root), validation=2)))}
+    marks |= {mark(open_set(DataOptions("imagefolder", str(root), validation=2)))}
     assert len(marks) == 3  # the seed is another part of a run's identity
     os.remove(root / "ant" / "1.png")
-    assert mark(open_set(Asked("imagefolder", str(root), validation=2))) not in marks
+    assert mark(open_set(DataOptions("imagefolder", str(root), validation=2))) not in marks
 
 
 def test_images_that_have_been_decoded_stay_in_memory(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = open_set(Asked("imagefolder", str(folder()), validation=2)).train
+    part = open_set(DataOptions("imagefolder", str(folder()), validation=2)).train
     before = _every(part)[0]
     monkeypatch.setattr("hpcsplit.data.folder.read_image", None)
     assert torch.equal(_every(part)[0], before)
