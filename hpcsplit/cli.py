@@ -16,7 +16,7 @@ from hpcsplit import __version__
 from hpcsplit.config import load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
-from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
+from hpcsplit.errors import INTERRUPTED, ConfigError, HpcsplitError, UsageError
 from hpcsplit.files import nofollow
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
@@ -28,6 +28,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest
 
 if TYPE_CHECKING:
+    from hpcsplit.config import Config
     from hpcsplit.plan.simulate.machine import Machine
     from hpcsplit.run.folder import RunDir
 
@@ -138,7 +139,7 @@ def _dispatch(argv: list[str]) -> int:
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
         return _without_overrides(args)
-    config = load(args.config, _overrides(rest))
+    config = _loaded(args, list(_overrides(rest)))
     if args.command == "config":
         print(config.to_toml(), end="")
         return 0
@@ -147,11 +148,10 @@ def _dispatch(argv: list[str]) -> int:
         from hpcsplit.run import trust
 
         trust.check_code(config.model.name, args.config, f"if it is yours, add --model.name {config.model.name}")
-    run_path = Path("runs") / f"{config.stem}-{config.run.seed}"
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
 
-        ranks, folder = _ranks(args.ranks), _folder(args, args.run_dir or run_path)
+        ranks, folder = _ranks(args.ranks), _folder(args, _run_path(args, config))
         return plan_command(
             config, ranks, folder, node=args.node, measure=args.measure, as_json=args.json, draw=args.timetable
         )
@@ -167,12 +167,26 @@ def _dispatch(argv: list[str]) -> int:
     request.guard_start()
     from hpcsplit.commands.train import train as train_command
 
-    folder = _folder(args, args.run_dir or run_path)
+    folder = _folder(args, _run_path(args, config))
     try:
         return train_command(config, folder, request)
     finally:
         request.started()
         folder.release()
+
+
+def _loaded(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
+    try:
+        return load(args.config, overrides)
+    except ConfigError:
+        config = load(args.config, overrides, recorded=True)  # a run of an earlier version goes on
+        if args.command == "train" and (_run_path(args, config) / "config.toml").is_file():
+            return config
+        raise
+
+
+def _run_path(args: argparse.Namespace, config: Config) -> Path:
+    return args.run_dir or Path("runs") / f"{config.stem}-{config.run.seed}"
 
 
 def _without_overrides(args: argparse.Namespace) -> int:

@@ -117,7 +117,7 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
         ConfigError: as `load`; or the file names another network; or model.name is "package.module:factory" and only
             the run directory says so.
     """
-    config, theirs = run.load_config(), load(config_path) if config_path else None
+    config, theirs = run.load_config(), load(config_path, recorded=True) if config_path else None
     if theirs and theirs.model.name != config.model.name:
         raise ConfigError(
             f'{config_path} has model.name = "{theirs.model.name}", {run.config} has "{config.model.name}"; give '
@@ -129,6 +129,7 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
     return replace(
         config,
         data=replace(config.data, root=data_root or own.data.root, download=own.data.download),
+        model=replace(config.model, weights=""),
         store=own.store,
         run=replace(config.run, torch_compile=own.run.torch_compile, tensorboard=own.run.tensorboard),
     )

@@ -13,6 +13,7 @@ from hpcsplit.config import sections as s
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, option, options_of, show
 from hpcsplit.errors import ConfigError
+from hpcsplit.nets.catalog import as_recorded
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ class Config:
         """A short hash of each section that must not change over the life of a run."""
         tree, options, prints = self.as_dict(), option_tree(self.method.name), dict[str, str]()
         aside = {("data", "root"), ("data", "download"), ("data", "eval_train")}
+        aside |= {("model", "weights")}  # matter before the first checkpoint only
         aside |= {("schedule", "deferred"), ("schedule", "waiting")}  # the same bits
         for name in ("data", "model", "method", "optim", "schedule"):
             later = {key: option.default for key, option in options[name].items() if option.later}
             kept = {k: v for k, v in tree[name].items() if (name, k) not in aside and later.get(k, ...) != v}
+            if name == "model":
+                kept["name"] = as_recorded(kept["name"])
             prints[name] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
         return prints | {"seed": str(self.run.seed)}
 

@@ -24,6 +24,7 @@ from hpcsplit.engine.persist import EpochSums
 from hpcsplit.errors import CheckpointError, HpcsplitError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
 from hpcsplit.files.hdf5 import Stored
+from hpcsplit.nets.catalog import of_earlier
 from hpcsplit.nets.code import FUNCTION, NETWORK, change_of, said_of
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
@@ -126,9 +127,11 @@ def _code_change(saved: Manifest, identity: Identity) -> str:
 
 def _tables(toml: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(toml)
-    except (ValueError, RecursionError):  # of somebody else's checkpoint
+        tables = tomllib.loads(toml)
+        tables["model"]["name"] = of_earlier(tables["model"]["name"])
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # of somebody else's checkpoint
         return {}
+    return tables
 
 
 def _load(job: Job, folder: Path, saved: Manifest, recut: bool) -> tuple[EpochSums, bool]:

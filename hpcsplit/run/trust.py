@@ -13,6 +13,7 @@ from pathlib import Path
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.nofollow import open_file
 from hpcsplit.files.nofollow import state as state_of
+from hpcsplit.nets.catalog import is_users
 
 _OF_A_RUN = ("records.jsonl", "provenance.json", "checkpoints")
 
@@ -69,7 +70,7 @@ def check_code(model: str, config: Path, way_out: str) -> None:
     """Refuse (ConfigError) a network that is code to be run where only the configuration file of a run directory names
     it; `way_out` is how the user names it."""
     inside = config.name == "config.toml" and any((config.parent / name).exists() for name in _OF_A_RUN)
-    if ":" in model and inside:
+    if inside and is_users(model):
         raise ConfigError(
             f'model.name = "{model}" in {config} names code to be run, which is not taken from a run directory; '
             f"{way_out}"
