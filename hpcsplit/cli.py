@@ -17,7 +17,7 @@ from hpcsplit import __version__
 from hpcsplit.config import load, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import number_in
-from hpcsplit.errors import INTERRUPTED, HpcsplitError, UsageError
+from hpcsplit.errors import INTERRUPTED, ConfigError, HpcsplitError, UsageError
 from hpcsplit.files import nofollow
 from hpcsplit.files.atomic import refusals_in_words
 from hpcsplit.files.nofollow import without_links
@@ -29,6 +29,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.host.stopping import StopRequest
 
 if TYPE_CHECKING:
+    from hpcsplit.config import Config
     from hpcsplit.plan.simulate.machine import Machine
     from hpcsplit.run.folder import RunDir
 
@@ -177,7 +178,7 @@ def _dispatch(argv: list[str]) -> int:
         if rest:
             raise UsageError(f"{rest[0]} is not understood. See hpcsplit {args.command} --help")
         return _without_overrides(args)
-    config = load(args.config, _overrides(rest))
+    config = _loaded(args, list(_overrides(rest)))
     if args.command == "config":
         print(config.to_toml(), end="")
         return 0
@@ -187,11 +188,10 @@ def _dispatch(argv: list[str]) -> int:
 
         code = {key: name for key, name in config.code().items() if config.origins[key] != "command line"}
         trust.check_code(code, args.config, "if it is yours, add --{key} {name}")
-    run_path = Path("runs") / f"{config.stem}-{config.run.seed}"
     if args.command == "plan":
         from hpcsplit.commands.plan import plan_command
 
-        ranks, folder = _ranks(args.ranks), _folder(args, args.run_dir or run_path)
+        ranks, folder = _ranks(args.ranks), _folder(args, _run_path(args, config))
         return plan_command(
             config, ranks, folder, node=args.node, measure=args.measure, as_json=args.json, draw=args.timetable
         )
@@ -210,7 +210,7 @@ def _dispatch(argv: list[str]) -> int:
     from hpcsplit.commands.train import train as train_command
     from hpcsplit.plan.begin import Asked
 
-    folder = _folder(args, args.run_dir or run_path)
+    folder = _folder(args, _run_path(args, config))
     there = _folder(args, args.continue_from) if args.continue_from else None
     loudness = args.verbose - args.quiet
     asked = Asked(there, args.checkpoint, args.with_optimizer, args.extend, args.dry_run, loudness)
@@ -236,6 +236,20 @@ def _complete(parser: _Parser, commands: _Commands) -> None:
                 choices = option.choices or (("true", "false") if option.kind == "bool" else None)
                 command.add_argument(name, choices=choices)
     argcomplete.autocomplete(parser)
+
+
+def _loaded(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
+    try:
+        return load(args.config, overrides)
+    except ConfigError:
+        config = load(args.config, overrides, recorded=True)  # a run of an earlier version goes on
+        if args.command == "train" and (_run_path(args, config) / "config.toml").is_file():
+            return config
+        raise
+
+
+def _run_path(args: argparse.Namespace, config: Config) -> Path:
+    return args.run_dir or Path("runs") / f"{config.stem}-{config.run.seed}"
 
 
 def _without_overrides(args: argparse.Namespace) -> int:

@@ -20,9 +20,9 @@ from hpcsplit.config import Config, load, resolve
 from hpcsplit.config.option import show
 from hpcsplit.errors import ConfigError
 from hpcsplit.host import stopping
+from hpcsplit.host.chance import nothing_drawn
 from hpcsplit.host.factory import given
 from hpcsplit.host.launchers import claimed_size
-from hpcsplit.nets.chance import nothing_drawn
 from hpcsplit.run.folder import RunDir
 
 Model = nn.Module | Callable[..., nn.Module]

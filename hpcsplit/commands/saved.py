@@ -186,7 +186,7 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
         ConfigError: as `load`; or the file names another network or function; or a key is "package.module:factory", no
             program has given it, and only the run directory says so.
     """
-    config, theirs = run.load_config(), load(config_path) if config_path else None
+    config, theirs = run.load_config(), load(config_path, recorded=True) if config_path else None
     if names_code(config.optim.name):  # nothing is trained
         config = replace(config, optim=resolve({}).optim)
     code = {key: name for key, name in config.code().items() if not is_given(name)}
@@ -204,6 +204,7 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
     return replace(
         config,
         data=replace(config.data, root=data_root or own.data.root, download=own.data.download),
+        model=replace(config.model, weights=""),
         store=own.store,
         run=replace(config.run, torch_compile=own.run.torch_compile, tensorboard=own.run.tensorboard),
     )

@@ -208,7 +208,7 @@ def _rehearse(setting: Setting, run_dir: RunDir, world: World, job: Job) -> None
     """All ranks compute at once, and rank 0 writes down what that says of the run.  Exact steps keep the form that is
     the quicker one: the bits are the same."""
     world.share(None)  # nobody begins before all are there
-    seconds = world.share(rehearse(job.stage, setting.timed_batch))
+    seconds = world.share(rehearse(job.stage, setting.timed_batch, setting.input_dtype))
     whole, exact_s = replace(setting.exact, deferred=False), {}
     for job.exact in (setting.exact, whole) if setting.exact.defers(world.count) else (whole,):
         took = world.share(world.run([rehearse_exact(job, enough_steps(seconds))])[0])

@@ -13,10 +13,12 @@ from hpcsplit.config import sections as s
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, names_code, option, options_of, show
 from hpcsplit.errors import ConfigError
+from hpcsplit.nets.catalog import as_recorded
 
 _LASTING = ("data", "model", "method", "optim", "schedule")  # sections that stay over a run's life, but for:
 _ASIDE = (
     *("data.root", "data.download", "data.eval_train", "data.workers"),
+    "model.weights",  # matters before the first checkpoint only
     *("schedule.deferred", "schedule.waiting", "schedule.patience", "schedule.min_delta"),
 )
 
@@ -90,6 +92,8 @@ class Config:
         for name in _LASTING:
             later = {key: option.default for key, option in options[name].items() if option.later}
             kept = {k: v for k, v in tree[name].items() if f"{name}.{k}" not in _ASIDE and later.get(k, ...) != v}
+            if name == "model":
+                kept["name"] = as_recorded(kept["name"])
             prints[name] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
         return prints | {"seed": str(self.run.seed)}
 

@@ -13,17 +13,23 @@ from hpcsplit.config.config import SECTIONS, Config, MethodSection, nearest, opt
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, number_in, options_of, show
 from hpcsplit.errors import ConfigError, UsageError
+from hpcsplit.nets.catalog import of_earlier
 
 _COMMAND_LINE = "command line"  # the origin of a value whose text is still to be read
 
 
 def load(
-    path: str | Path, overrides: Iterable[tuple[str, str]] = (), *, read: Callable[[Path], bytes] = Path.read_bytes
+    path: str | Path,
+    overrides: Iterable[tuple[str, str]] = (),
+    *,
+    read: Callable[[Path], bytes] = Path.read_bytes,
+    recorded: bool = False,
 ) -> Config:
     """Read, override, complete and check a TOML file, whose content `read` gives.
 
     `overrides` are pairs ("section.key", text); the text is a TOML value, or one as `Option.read` takes it.  With
-    another method.name than the file's, the file's keys that only its own method has are left out.
+    another method.name than the file's, the file's keys that only its own method has are left out.  A file that was
+    `recorded` with a run may be of an earlier version, whose names mean what they meant then.
 
     ConfigError where the file cannot be read, a key is unknown, a value has the wrong type or is out of range, or two
     keys exclude each other; UsageError for an override that does not have the form section.key.
@@ -40,6 +46,10 @@ def load(
     except (ValueError, RecursionError) as error:  # TOML errors, and numbers or nesting that Python refuses
         line = re.search(r"at line (\d+)", str(error))
         raise ConfigError(f"{path} is not valid TOML: {error}{_advice(text, int(line[1]) if line else 0)}") from None
+    if recorded:
+        overrides = [(key, of_earlier(text) if key == "model.name" else text) for key, text in overrides]
+        if isinstance(model := raw.get("model"), dict) and isinstance(name := model.get("name"), str):
+            model["name"] = of_earlier(name)
     source = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
     return resolve(raw, overrides, stem=path.stem, source=source)
 
@@ -97,9 +107,12 @@ def resolve(
 def tables(toml: str) -> dict[str, Any]:
     """The sections of a configuration as somebody else's checkpoint has it; none where that is no TOML."""
     try:
-        return {name: keys for name, keys in tomllib.loads(toml).items() if isinstance(keys, dict)}
+        found = {name: keys for name, keys in tomllib.loads(toml).items() if isinstance(keys, dict)}
     except (ValueError, RecursionError):
         return {}
+    if isinstance(name := found.get("model", {}).get("name"), str):
+        found["model"]["name"] = of_earlier(name)
+    return found
 
 
 def _advice(text: str, line: int) -> str:

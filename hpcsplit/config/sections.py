@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import OPENERS, SPECS, known_name
-from hpcsplit.nets.catalog import NETWORKS
+from hpcsplit.nets.catalog import NETWORKS, usual
 from hpcsplit.schedule.learning_rate import KINDS
 from hpcsplit.schedule.timetable import ORDERS
 from hpcsplit.tasks.catalog import LOSSES, TASKS
@@ -119,6 +119,15 @@ class ModelSection:
     )
     depth: int = option(9, "hidden layers of the mlp", unit="layers", low=1, high=10_000)
     width: int = option(512, "neurons in each hidden layer of the mlp", unit="neurons", low=1, high=1_000_000)
+    weights: str = option(
+        "",
+        "file of weights to begin with, .safetensors or .pt of a state dict, with the names of torchvision, timm or "
+        "this program; a last layer for other classes stays random",
+        later=True,
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", usual(self.name))
 
 
 @dataclass(frozen=True)

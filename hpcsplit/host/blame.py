@@ -23,7 +23,7 @@ def block_label(net: nn.Sequential, index: int, error: BaseException | None = No
     through none, it is that of the block's class, if that is the user's.
     """
     name, block = list(net._modules.items())[index]
-    line = (line_raised(error) if error else "") or line_defined(type(block))
+    line = (line_raised(error) if error else "") or line_defined(getattr(block, "origin", type(block)))
     named = "" if name == str(index) else f" {name}"
     return f"block {index}{named} ({', '.join(filter(None, (type(block).__name__, line)))})"
 
@@ -32,6 +32,14 @@ def line_raised(error: BaseException) -> str:
     """The last line of the user's code that an error came through, such as "mynets.py line 17"; or ""."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _theirs(frame.filename)]
     return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+
+
+def line_running() -> str:
+    """The line of the user's code that is running; or ""."""
+    frame = inspect.currentframe()
+    while frame and not _theirs(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}" if frame else ""
 
 
 def line_defined(thing: type | Callable[..., Any]) -> str:

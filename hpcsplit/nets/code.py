@@ -38,16 +38,19 @@ _TOLERANCE = {"float64": 1e-8, "mixed": 1e-4, "float32": 2e-3}  # of the largest
 # ------------------------------------------------------------------------------------------------ what it computes
 
 
-def function_of(make: Callable[[], nn.Sequential], input_shape: tuple[int, ...]) -> str:
+def function_of(
+    make: Callable[[], nn.Sequential], input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> str:
     """Numbers that tell what a network computes, as JSON; "" where it computes nothing finite with them.
 
     `make` builds it, the same each time; the numbers do not depend on its initial weights where these can be set.
+    Samples are of type `dtype`; whole numbers are 0 and 1.
     """
     for wide, filled in ((True, True), (False, True), (False, False)):
         with nothing_drawn(), torch.enable_grad():
             seed_all(0)
             try:
-                outcome = _sampled(_prepared(make(), wide=wide, filled=filled), input_shape)
+                outcome = _sampled(_prepared(make(), wide=wide, filled=filled), input_shape, dtype)
             except Exception:  # the user's code runs here; the run itself will say what is wrong with it
                 continue
         if outcome["eval"]:
@@ -73,9 +76,10 @@ def _close(a: list[float], b: list[float], tolerance: float) -> bool:
     return len(a) == len(b) and all(abs(x - y) <= tolerance * largest for x, y in zip(a, b, strict=True))
 
 
-def _sampled(net: nn.Sequential, input_shape: tuple[int, ...]) -> dict[str, Any]:
+def _sampled(net: nn.Sequential, input_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
     floating = (p.dtype for p in net.parameters() if p.is_floating_point())
-    x = _noise("input", (_SAMPLES, *input_shape)).to(next(floating, torch.float32))
+    noise = _noise("input", (_SAMPLES, *input_shape))
+    x = noise.to(next(floating, torch.float32)) if dtype.is_floating_point else (noise > 0).to(dtype)
     narrow = _Narrow()
     with torch.no_grad(), narrow:
         net.eval()

@@ -32,13 +32,13 @@ class Pass:
     by_value: bool  # the block looks at values, so that with others it may have another course
 
 
-def trace(net: nn.Sequential, input_shape: Sequence[int]) -> list[Pass]:
+def trace(net: nn.Sequential, input_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> list[Pass]:
     """Pass a few samples (of one alone, squeeze() would take the dimension) of shape `input_shape` through the blocks.
 
     In evaluation mode, and on a copy, so that nothing in `net` changes.
     Raises ConfigError, naming the block, where a block does not take or does not return one tensor.
     """
-    shadow, x, result = Shadow(net, training=False), meta_sample(net, input_shape, FEW), []
+    shadow, x, result = Shadow(net, training=False), meta_sample(net, input_shape, FEW, dtype), []
     for index in range(len(net)):
         try:
             with torch.no_grad():
@@ -80,7 +80,7 @@ class Shadow:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(0)
                 block = twin(self._net[index], "cpu").train(self._training)
-                values = torch.randn(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
+                values = some_values(x).requires_grad_(x.requires_grad)
                 with around() as seen:
                     y = block(values)
             return y.to("meta") if isinstance(y, Tensor) else y, seen, True
@@ -139,7 +139,14 @@ def _moved(t: Tensor, device: torch.device, *, buffer: bool = False) -> Tensor:
     return made.fill_(1) if buffer or not made.is_floating_point() else made.normal_(std=0.05)
 
 
-def meta_sample(net: nn.Module, input_shape: Sequence[int], size: int) -> Tensor:
-    """So many samples without values, in the type of the weights."""
-    floating = (p.dtype for p in net.parameters() if p.is_floating_point())
-    return torch.empty(size, *input_shape, device="meta", dtype=next(floating, torch.get_default_dtype()))
+def meta_sample(net: nn.Module, input_shape: Sequence[int], size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """So many samples without values, of type `dtype`; floating point is in the type of the weights."""
+    if dtype.is_floating_point:
+        floating = (p.dtype for p in net.parameters() if p.is_floating_point())
+        dtype = next(floating, torch.get_default_dtype())
+    return torch.empty(size, *input_shape, device="meta", dtype=dtype)
+
+
+def some_values(t: Tensor) -> Tensor:
+    """A tensor like a meta one, on the CPU: random numbers, or zeros, which every table has, where they are whole."""
+    return torch.randn(t.shape, dtype=t.dtype) if t.is_floating_point() else torch.zeros(t.shape, dtype=t.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.host.device import wait_for
-from hpcsplit.nets.shapes import Pass, Shadow, meta_sample, trace, twin
+from hpcsplit.nets.shapes import Pass, Shadow, meta_sample, some_values, trace, twin
 from hpcsplit.stage.deferred import DeferredGradients
 
 
@@ -28,21 +28,24 @@ class BlockCost(Pass):
     params: int
 
 
-def block_costs(net: nn.Sequential, input_shape: Sequence[int]) -> list[BlockCost]:
-    """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`.
+def block_costs(net: nn.Sequential, input_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> list[BlockCost]:
+    """Everything about the blocks that needs no measurement, found without arithmetic and without touching `net`, which
+    takes samples of type `dtype`.
 
     Works for a network on the meta device too. Raises ConfigError as hpcsplit.nets.shapes.trace.
     """
     params = [sum(parameter.numel() for parameter in block.parameters()) for block in net]
-    blocks = zip(trace(net, input_shape), net._modules, params, strict=True)
+    blocks = zip(trace(net, input_shape, dtype), net._modules, params, strict=True)
     return [BlockCost(**vars(seen), name=name, params=count) for seen, name, count in blocks]
 
 
-def kept_bytes(net: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
+def kept_bytes(net: nn.Sequential, input_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> list[int]:
     """What autograd keeps for the backward pass of each block, of one sample; a tensor that two blocks share counts
     for the first of them."""
     shadow = Shadow(net, training=True)
-    few, more = (_kept(shadow, meta_sample(net, input_shape, size)) for size in (2, 4))  # what is kept once drops out
+    few, more = (
+        _kept(shadow, meta_sample(net, input_shape, size, dtype)) for size in (2, 4)
+    )  # what is kept once drops out
     return [(b - a) // 2 for a, b in zip(few, more, strict=True)]
 
 
@@ -92,6 +95,7 @@ def block_times(
     costs: Sequence[BlockCost],
     sizes: Sequence[int],
     *,
+    dtype: torch.dtype = torch.float32,
     deferred: Sequence[int] = (),
     repeats: int = 9,
     channels_last: bool = True,
@@ -102,11 +106,11 @@ def block_times(
     then the same of each size in `deferred`, with weight gradients that wait until the input has its own.
 
     The lower quartile of `repeats` rounds after a warm-up, in which all sizes and blocks take turns as in a step, on
-    random inputs, in training mode: what else the machine does only ever adds time. The images, the first block's
-    input, need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are measured once and get
-    the same number, so noise does not favour one of them. Each measurement runs on a copy of its block on `device`
-    (random weights for a meta network): weights, buffers, gradients, training flags and torch's random state stay as
-    they are.
+    random inputs, in training mode: what else the machine does only ever adds time. The samples, the first block's
+    input of type `dtype`, need no gradient. Blocks that look alike (same modules, shapes and multiply-adds) are
+    measured once and get the same number, so noise does not favour one of them. Each measurement runs on a copy of its
+    block on `device` (random weights for a meta network): weights, buffers, gradients, training flags and torch's
+    random state stay as they are.
     """
     assert min(*sizes, repeats) >= 1
     asked = [(size, False) for size in sizes] + [(size, True) for size in deferred]
@@ -118,7 +122,8 @@ def block_times(
             look = (index > 0, str(block), cost.params, cost.flops, cost.in_shape, cost.out_shape)
             looks.append(look)
             if look not in kinds:
-                xs = [torch.randn_like(meta_sample(block, cost.in_shape, size), device=device) for size, _ in asked]
+                kind = torch.float32 if index else dtype
+                xs = [some_values(meta_sample(block, cost.in_shape, size, kind)).to(device) for size, _ in asked]
                 copy = twin(block, device).train()
                 if channels_last:
                     copy = copy.to(memory_format=torch.channels_last)

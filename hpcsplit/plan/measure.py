@@ -51,6 +51,7 @@ def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeat
         setting.net,
         setting.blocks,
         sizes,
+        dtype=setting.input_dtype,
         deferred=deferred,
         repeats=repeats,
         channels_last=setting.config.run.channels_last,
@@ -73,15 +74,18 @@ def profile(setting: Setting, device: torch.device, *, cuts: bool = True, repeat
     )
 
 
-def rehearse(stage: Stage, size: int) -> float | None:
-    """Seconds of this stage's blocks for `size` samples, forward and backward: for all ranks at once, who then take
-    memory, caches and power from each other.  Weights, statistics and gradients stay as they were.
+def rehearse(stage: Stage, size: int, dtype: torch.dtype = torch.float32) -> float | None:
+    """Seconds of this stage's blocks for `size` samples, of type `dtype` where it is the first one, forward and
+    backward: for all ranks at once, who then take memory, caches and power from each other.  Weights, statistics and
+    gradients stay as they were.
 
     None where so many samples do not fit, as with a stage that takes them in micro-batches only.
     """
     times: list[float] = []
     try:
-        x = torch.randn(size, *stage.in_shape, generator=torch.Generator().manual_seed(0)).to(stage.device, stage.dtype)
+        x = torch.randn(size, *stage.in_shape, generator=torch.Generator().manual_seed(0))
+        whole = stage.first and not dtype.is_floating_point
+        x = (torch.zeros_like(x, dtype=dtype) if whole else x).to(stage.device, dtype if whole else stage.dtype)
         x.requires_grad_(not stage.first)
         stage.blocks.train()
         with stage.statistics_kept():

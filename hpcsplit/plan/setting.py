@@ -29,7 +29,8 @@ from hpcsplit.engine.job import FORWARD_ROWS, Identity
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod
-from hpcsplit.nets.catalog import build
+from hpcsplit.nets.catalog import build, is_users
+from hpcsplit.nets.catalog import lookup as lookup_network
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
 from hpcsplit.schedule import auto
@@ -216,7 +217,16 @@ class Setting:
         if not meta:
             torch.manual_seed(self.config.run.seed)
         with torch.device("meta" if meta else "cpu"):
-            return build(m.name, shape, outputs, block=m.block, depth=m.depth, width=m.width)
+            return build(
+                m.name,
+                shape,
+                outputs,
+                dtype=self.input_dtype,
+                weights="" if meta else m.weights,
+                block=m.block,
+                depth=m.depth,
+                width=m.width,
+            )
 
     @property
     def outputs(self) -> int:
@@ -244,8 +254,8 @@ class Setting:
 
     @property
     def users_network(self) -> bool:
-        """Whether the network is the user's own code."""
-        return ":" in self.config.model.name
+        """Whether the network is code of others, which is tried out: the user's own, or a package's."""
+        return lookup_network(self.config.model.name).whose != "ours"
 
     @cached_property
     def task(self) -> Task:
@@ -285,12 +295,12 @@ class Setting:
 
     @cached_property
     def blocks(self) -> list[BlockCost]:
-        return block_costs(self.net, self.input_shape)
+        return block_costs(self.net, self.input_shape, self.input_dtype)
 
     @cached_property
     def kept(self) -> list[int]:
         """Bytes that autograd keeps of each block for its backward pass, of one sample."""
-        return kept_bytes(self.net, self.input_shape)
+        return kept_bytes(self.net, self.input_shape, self.input_dtype)
 
     @property
     def shapes(self) -> list[Shape]:
@@ -300,10 +310,11 @@ class Setting:
     @cached_property
     def code(self) -> dict[str, str]:
         """What the user's own network computes and a hash of its text; nothing of the program's own networks."""
-        if not self.users_network:
+        if not is_users(self.config.model.name):
             return {}
         factory = self.config.model.name.partition(":")[0]
-        return {FUNCTION: function_of(self.network, self.input_shape), SOURCE: source_of(factory, self.net)}
+        function = function_of(self.network, self.input_shape, self.input_dtype)
+        return {FUNCTION: function, SOURCE: source_of(factory, self.net)}
 
     def identity(self, cuts: tuple[int, ...], images: str, code: Mapping[str, str]) -> Identity:
         """What a checkpoint of this run must agree with, `images` being the fingerprint of the data ("" where none were

@@ -30,9 +30,10 @@ from hpcsplit.host.blame import block_label, line_raised, other_types, said
 from hpcsplit.host.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
+from hpcsplit.nets.weights import random_head
 from hpcsplit.plan.setting import Setting
 from hpcsplit.schedule.timetable import slices
-from hpcsplit.stage.stage import Shape, Stage
+from hpcsplit.stage.stage import Stage
 from hpcsplit.tasks.task import Task
 
 Targets = Callable[[Tensor], Tensor]
@@ -62,6 +63,9 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
                 f"run.torch_compile = true, but torch cannot compile here ({said(error)}); install a C++ compiler "
                 "(g++, or name it in CXX; for GPUs triton), or set run.torch_compile = false"
             ) from error
+    weights = setting.config.model.weights
+    looked_at = setting.net if setting.users_network or not weights else setting.network()  # refuses what does not fit
+    begins = tuple(filter(None, [random_head(weights, looked_at)] if weights else []))
     first = None
     with nothing_drawn(device):
         task, fit = setting.task, False
@@ -71,7 +75,7 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
         if fit:
             _check_loss(setting, task, device)
         if not setting.users_network:
-            return Checked(setting, {}, ())
+            return Checked(setting, {}, begins)
         for adapted in _adaptations(setting.config):
             here = setting.adapted(adapted)
             try:
@@ -83,7 +87,7 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
                 continue
             values = " and ".join(f"{name} = {show(value)}" for name, value in adapted.items())
             notes = (f"note: {first}; so this run takes {values}",) if first else ()
-            return Checked(here, adapted, notes)
+            return Checked(here, adapted, notes + begins)
     raise ConfigError(f"{whose(setting.config.model.name)}{last}") from last
 
 
@@ -146,27 +150,28 @@ def evaluation_sizes(setting: Setting) -> dict[int, str]:
 def _check_values(setting: Setting, device: torch.device) -> None:
     """A few samples through every block as a stage of its own, then through all of them as one stage."""
     setting = setting.adapted({"run.torch_compile": False})
-    net, shapes, copied = setting.net, setting.shapes, twin(setting.net, device)
+    net, copied = setting.net, twin(setting.net, device)
     watch, targets = _Watch(setting, copied), partial(made_up_targets, setting)
     every = tuple(range(1, len(net)))
     stages = [_stage(setting, copied, k, every, device) for k in range(len(net))]
     before = _shared_buffers(copied)
     for training, there in ((True, training_sizes(setting)), (False, evaluation_sizes(setting))):
         copied.train(training)
-        _with_few(there, shapes[0], device, partial(_in_stages, net, stages, targets, training=training))
+        _with_few(there, setting, device, partial(_in_stages, net, stages, targets, training=training))
     _check_shared(net, copied, before)
     whole = _stage(setting, copied, 0, (), device)
     copied.train()
-    _with_few(training_sizes(setting), shapes[0], device, partial(_as_one, net, whole, watch, targets))
+    _with_few(training_sizes(setting), setting, device, partial(_as_one, net, whole, watch, targets))
 
 
-def _with_few(sizes: Mapping[int, str], shape: Shape, device: torch.device, act: Callable[[Tensor], None]) -> None:
-    """Act on at most `FEW` images, and on a single one last, where the run has that; say where those come from that
-    are not taken where others are.  Pixels are uniform, normalised."""
+def _with_few(sizes: Mapping[int, str], setting: Setting, device: torch.device, act: Callable[[Tensor], None]) -> None:
+    """Act on at most `FEW` samples, and on a single one last, where the run has that; say where those come from that
+    are not taken where others are.  Pixels are uniform, normalised; tokens are the first one."""
+    shape, dtype = setting.input_shape, setting.input_dtype
     for size, what in sorted({min(size, FEW): what for size, what in sizes.items()}.items(), reverse=True):
         pixels = torch.rand(size, *shape, generator=torch.Generator().manual_seed(size))
         try:
-            act(((pixels - 0.5) / 0.25).to(device))
+            act(((pixels - 0.5) / 0.25 if dtype.is_floating_point else torch.zeros_like(pixels)).to(device, dtype))
         except ConfigError as error:
             raise (error if size == FEW else ConfigError(f"{error}; {what}")) from error
 
@@ -377,7 +382,7 @@ def _check_sizes(setting: Setting, sizes: Mapping[int, str], *, training: bool) 
     """Mini-batches of all these sizes forward."""
     net, shapes, shadow = setting.net, setting.shapes, Shadow(setting.net, training=training)
     for size, what in sizes.items():
-        x = meta_sample(net, shapes[0], size)
+        x = meta_sample(net, shapes[0], size, setting.input_dtype)
         for index in range(len(net)):
             try:
                 with torch.no_grad():

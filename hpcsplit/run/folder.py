@@ -300,7 +300,7 @@ class RunDir:
 
     def load_config(self) -> Config:
         """The configuration that it was last started with.  ConfigError where it cannot be read."""
-        return load(self.config, read=read_bytes)
+        return load(self.config, read=read_bytes, recorded=True)
 
     def load_split(self, key: str) -> dict[str, Any] | None:
         """The cuts chosen at the first start with this key, or None."""

@@ -28,15 +28,39 @@ def good(input_shape, classes):
         head=nn.Linear(4 * h * w, classes),
     ))
 
-def not_sequential(input_shape, classes):
-    return nn.Linear(1, classes)
+def no_module(input_shape, classes):
+    return nn.functional.relu
+
+class Twice(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.flat, self.mix, self.head = nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, classes)
+    def forward(self, x):
+        return self.head(self.mix(self.mix(self.flat(x))))
+
+def twice(input_shape, classes):
+    return Twice(classes)
 
 class Skips(nn.Sequential):
     def forward(self, x):
-        return self[-1](x)
+        for block in self:
+            if x.sum() > 0:
+                x = block(x)
+        return x
 
 def own_forward(input_shape, classes):
     return Skips(nn.Identity(), nn.Flatten())
+
+class Skip(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, classes)
+    def forward(self, x):
+        x = torch.flatten(x, 1)
+        return self.two(x + torch.relu(self.one(x)))
+
+def own_forward_that_can_be_followed(input_shape, classes):
+    return Skip(classes)
 
 def empty(input_shape, classes):
     return nn.Sequential()
@@ -94,6 +118,12 @@ def test_a_good_factory() -> None:
     assert net(torch.zeros(2, 1, 4, 4)).shape == (2, 5)
 
 
+def test_any_module() -> None:
+    net = build("user_nets:own_forward_that_can_be_followed", (1, 4, 4), 5)
+    assert list(net._modules) == ["one", "two"]
+    assert net(torch.zeros(2, 1, 4, 4)).shape == (2, 5)
+
+
 def test_a_good_factory_on_the_meta_device() -> None:
     with torch.device("meta"):
         assert next(build("user_nets:good", (1, 4, 4), 5).parameters()).is_meta
@@ -118,14 +148,21 @@ def test_checking_does_not_disturb_the_random_state() -> None:
         ("user_typo:factory", "SyntaxError"),
         ("user_nets:missing", "has no function missing"),
         ("user_nets:NUMBER", "has no function NUMBER"),
-        ("user_nets:not_sequential", r"user_nets.py line 16\): it returned Linear; return a plain nn.Sequential"),
-        ("user_nets:own_forward", "returned Skips; return a plain nn.Sequential"),
+        ("user_nets:no_module", r"user_nets.py line 16\): it returned function; return an nn.Sequential or another"),
+        (
+            "user_nets:twice",
+            r"block 0 mix \(Twice, user_nets.py line 19\) and block 1 mix_1 \(Linear\) share a parameter",
+        ),
+        (
+            "user_nets:own_forward",
+            r"line 36\): the forward of Skips cannot be followed \(TraceError: .*, user_nets.py line 32\)",
+        ),
         ("user_nets:empty", "0 blocks; it needs at least 1"),
         ("user_nets:wrong_arguments", "failed .*TypeError.*correct the factory"),
-        ("user_nets:needs_a_value", r"failed \(ZeroDivisionError.* user_nets.py line 33"),
+        ("user_nets:needs_a_value", r"failed \(ZeroDivisionError.* user_nets.py line 57"),
         ("user_nets:tied", r"block 0 one \(Linear\) and block 1 two \(Linear\) share a parameter"),
         ("user_nets:tied_through_data", r"block 0 \(Linear\) and block 1 \(Linear\) share a parameter"),
-        ("user_nets:lazy", r"block 1 head \(LazyLinear\) has a lazy layer"),
+        ("user_nets:lazy", r"head \(LazyLinear\) is a lazy layer"),
     ],
 )
 def test_broken_promises_are_named(name: str, message: str) -> None:
