@@ -14,6 +14,7 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
         "nets/custom.py": "the user's own network, which no run directory names",
     },
     "resolve_name": {
+        "__init__.py": "a public name of this program, by the list of them",
         "plan/setting.py": "a method, a task or an optimizer of this program, by the lists of them",
         "data/dataset.py": "a reader of this program, by the catalog",
         "nets/catalog.py": "a builder of this program, by the catalog",

@@ -44,7 +44,7 @@ def split(
     cuts: Sequence[int] | str = "params",
     stages: int = 0,
     comm: Any = None,
-    optimizer: Optimizer = partial(torch.optim.SGD, lr=0.1),
+    optimizer: Optimizer | None = None,
     loss: Loss | None = None,
     samples: int = 0,
     microbatches: int = 1,
@@ -71,7 +71,7 @@ def split(
         cuts: the first block of each stage but the first, or "params" or "flops" to balance them.
         stages: how many, in one process; 0: as many as `cuts` makes, or 2.
         comm: an mpi4py communicator with a rank for each stage, such as MPI.COMM_WORLD; None: this process alone.
-        optimizer: makes the optimizer of a stage from its parameters.
+        optimizer: makes the optimizer of a stage from its parameters; default: SGD with lr = 0.1.
         loss: (outputs (B, ...), targets (B, ...)) to the loss of each sample (B,); default: cross-entropy of logits.
         samples: of the training set, where the method keeps variables for each; their ids are 0 .. samples - 1.
         microbatches: of an exact step, in flight at once.
@@ -110,7 +110,7 @@ def split(
             world.count,
             net[part.start : part.stop],
             shapes[part.start : part.stop + 1],
-            optimizer,
+            optimizer or partial(torch.optim.SGD, lr=0.1),
             clip=clip,
             device=device,
             seed=seed,
@@ -345,7 +345,9 @@ class Split:
         numbers = np.arange(sizes.pop()) if ids is None else np.asarray(ids, dtype=np.int64)
         if len(self._begun) and ids is not None:
             if numbers.min() < 0 or numbers.max() >= len(self._begun):
-                raise ConfigError(f"ids go from {numbers.min()} to {numbers.max()}, there are samples={len(self._begun)}")
+                raise ConfigError(
+                    f"ids go from {numbers.min()} to {numbers.max()}, there are samples={len(self._begun)}"
+                )
             if len(np.unique(numbers)) < len(numbers):
                 raise ConfigError("ids name a sample twice; a mini-batch has each of them once")
         device = self.stages[0].device

@@ -22,7 +22,6 @@ from hpcsplit.errors import ConfigError
 from hpcsplit.nets.blame import block_label, line_defined, line_raised, said
 from hpcsplit.nets.statedict import check_state
 
-
 _given: dict[str, Callable[..., object]] = {}  # what this process has made itself, by model.name
 
 

@@ -6,8 +6,8 @@ import csv
 import io
 import math
 import statistics
-from dataclasses import asdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
