@@ -21,7 +21,8 @@ from hpcsplit.engine.job import Identity, Job
 from hpcsplit.errors import ConfigError
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import InFlight, TrainingMethod, sweeps, visits
-from hpcsplit.nets.custom import custom, given
+from hpcsplit.nets.catalog import build
+from hpcsplit.nets.custom import given
 from hpcsplit.plan.blocks import block_costs
 from hpcsplit.plan.setting import made
 from hpcsplit.schedule.actions import Phase
@@ -81,7 +82,7 @@ def split(
         ConfigError: the network cannot be cut so, or the method is none, has no step, or no such option.
     """
     with given("given:net", lambda input_shape, classes: net) as name:
-        net = custom(name, tuple(sample_shape), 0)  # type: ignore[arg-type]  # refuses what cannot be cut
+        net = build(name, tuple(sample_shape), 0)  # type: ignore[arg-type]  # refuses what cannot be cut
     costs = block_costs(net, sample_shape)
     world: World
     if comm is not None and comm.size > 1:
