@@ -11,9 +11,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hpcsplit"
 LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and why nothing strange gets there
     "import_module": {
-        "nets/custom.py": "the user's own network, which no run directory names",
+        "host/factory.py": "the user's own code, which no run directory names",
     },
     "resolve_name": {
+        "__init__.py": "a public name of this program, by the list of them",
         "plan/setting.py": "a method, a task or an optimizer of this program, by the lists of them",
         "data/dataset.py": "a reader of this program, by the catalog",
         "nets/catalog.py": "a builder of this program, by the catalog",
@@ -22,7 +23,11 @@ LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and wh
     "Unpickler": {"data/decode.py": "it finds no class that a pickle names"},
     "loadmat": {"data/decode.py": "numbers only, of a file whose sum is known"},
     "File": {"files/hdf5.py": "h5py, on files that are new or that hdf5_format has read before"},
-    "memmap": {"store/rowfile.py": "of an open file"},
+    "memmap": {
+        "store/rowfile.py": "of an open file",
+        "data/text.py": "a text of the user's",
+        "files/hdf5.py": "arrays of the user's",
+    },
     **{
         name: {}
         for name in ("__import__", "eval", "exec", "expandvars", "extractall", "fromfile", "system", "unpack_archive")

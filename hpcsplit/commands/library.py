@@ -69,16 +69,17 @@ def train(
         if isinstance(config, Mapping):
             resolved = resolve(_nested(_flat(config)), asked, source="train()")
         else:
-            resolved = load(config, asked)
+            resolved = load(os.fspath(config), asked)
         resolved = _alone(resolved)
         path = Path(run_dir) if run_dir else Path("runs") / f"{resolved.stem}-{resolved.run.seed}"
         folder = RunDir(path)
-        with _as_before(torch.device("cuda") if torch.cuda.is_available() else None):
-            with stopping.during(resolved.run.time_limit, resolved.run.stop_before) as request:
-                try:
-                    command.train(resolved, folder, request, raises=True)
-                finally:
-                    folder.release()
+        device = torch.device("cuda") if torch.cuda.is_available() else None
+        limits = resolved.run.time_limit, resolved.run.stop_before
+        with _as_before(device), stopping.during(*limits) as request:
+            try:
+                command.train(resolved, folder, request, raises=True)
+            finally:
+                folder.release()
     return Run(path, model=model)
 
 
@@ -91,7 +92,7 @@ def _alone(config: Config) -> Config:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """{"section.key": value} of nested values, of such keys, or of both."""
-    result = {}
+    result = dict[str, Any]()
     for name, value in values.items():
         if isinstance(value, Mapping):
             result |= {f"{name}.{key}": _plain(each) for key, each in value.items()}

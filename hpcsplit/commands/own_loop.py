@@ -22,7 +22,7 @@ from hpcsplit.errors import ConfigError
 from hpcsplit.host.factory import given
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import InFlight, TrainingMethod, sweeps, visits
-from hpcsplit.nets.custom import custom
+from hpcsplit.nets.catalog import build
 from hpcsplit.plan.blocks import block_costs
 from hpcsplit.plan.setting import made
 from hpcsplit.schedule.actions import Phase
@@ -46,7 +46,7 @@ def split(
     cuts: Sequence[int] | str = "params",
     stages: int = 0,
     comm: Any = None,
-    optimizer: Optimizer = partial(torch.optim.SGD, lr=0.1),
+    optimizer: Optimizer | None = None,
     loss: Loss | None = None,
     samples: int = 0,
     microbatches: int = 1,
@@ -73,7 +73,7 @@ def split(
         cuts: the first block of each stage but the first, or "params" or "flops" to balance them.
         stages: how many, in one process; 0: as many as `cuts` makes, or 2.
         comm: an mpi4py communicator with a rank for each stage, such as MPI.COMM_WORLD; None: this process alone.
-        optimizer: makes the optimizer of a stage from its parameters.
+        optimizer: makes the optimizer of a stage from its parameters; default: SGD with lr = 0.1.
         loss: (outputs (B, ...), targets (B, ...)) to the loss of each sample (B,); default: cross-entropy of logits.
         samples: of the training set, where the method keeps variables for each; their ids are 0 .. samples - 1.
         microbatches: of an exact step, in flight at once.
@@ -83,7 +83,7 @@ def split(
         ConfigError: the network cannot be cut so, or the method is none, has no step, or no such option.
     """
     with given("given:net", lambda input_shape, classes: net) as name:
-        net = custom(name, tuple(sample_shape), 0)  # type: ignore[arg-type]  # refuses what cannot be cut
+        net = build(name, tuple(sample_shape), 0)  # refuses what cannot be cut
     costs = block_costs(net, sample_shape)
     world: World
     if comm is not None and comm.size > 1:
@@ -112,7 +112,7 @@ def split(
             world.count,
             net[part.start : part.stop],
             shapes[part.start : part.stop + 1],
-            optimizer,
+            optimizer or partial(torch.optim.SGD, lr=0.1),
             clip=clip,
             device=device,
             seed=seed,
@@ -143,7 +143,7 @@ def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
 class OwnLoss(Classification):
     """Another loss of each sample; what is right, and a constant of it, nobody knows."""
 
-    lipschitz = None  # type: ignore[assignment]
+    lipschitz = None
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss

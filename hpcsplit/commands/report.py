@@ -15,7 +15,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.report import picture
 from hpcsplit.report.examples import Mistakes, Reconstructions
 from hpcsplit.report.lines import table
-from hpcsplit.report.page import Run, page
+from hpcsplit.report.page import Shown, page
 from hpcsplit.report.summary import EXPLAINED, beside, columns, csv_text, overview
 from hpcsplit.run.folder import RunDir
 from hpcsplit.run.provenance import starts
@@ -116,12 +116,12 @@ def _check_data(configs: Mapping[str, Config | str]) -> None:
 
 def _run(
     name: str, run_dir: RunDir, records: Sequence[EpochRecord], config: Config | str, data_root: str | None
-) -> Run:
+) -> Shown:
     summary = ""
     with suppress(OSError):
         summary = read_text(run_dir.summary).rstrip()
     wrong = "Left out by --no-mistakes." if data_root is None else _mistakes(name, run_dir, config, data_root)
-    return Run(str(run_dir.path), records, config, starts(run_dir.provenance), summary, wrong)
+    return Shown(str(run_dir.path), records, config, starts(run_dir.provenance), summary, wrong)
 
 
 def _mistakes(name: str, run_dir: RunDir, config: Config | str, data_root: str) -> Mistakes | Reconstructions | str:

@@ -33,7 +33,7 @@ _MANY = 2000  # files that are worth starting processes for
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Items of files; `draws` nothing: they are decoded in one way."""
 
     paths: Sequence[str]
@@ -57,7 +57,7 @@ class Files:
 class _Chunks(Dataset[tuple[list[int], Tensor]]):
     """Some files at a time: the numbers of the broken ones, and the pixels of the others by value."""
 
-    files: Files
+    files: ImageFiles
 
     def __len__(self) -> int:
         return -(-len(self.files.paths) // _AT_ONCE)
@@ -86,7 +86,7 @@ def open_folder(asked: DataOptions) -> Opened:
     found = [_images(part, names) for part in parts]
     shape = _shape(asked, [path for path, _ in found[0]])
     files = [
-        Files(
+        ImageFiles(
             [os.path.relpath(path, root) for path, _ in each], np.array([label for _, label in each]), shape, str(root)
         )
         for each in found
@@ -192,7 +192,7 @@ def _shape(asked: DataOptions, paths: Sequence[str]) -> tuple[int, int, int]:
     return channels, *sizes.pop()
 
 
-def _looked_into(files: Sequence[Files], asked: DataOptions) -> tuple[Tensor, list[list[int]]]:
+def _looked_into(files: Sequence[ImageFiles], asked: DataOptions) -> tuple[Tensor, list[list[int]]]:
     """The pixels of the training images by value, int64 (C, 256), and the numbers of broken files in each part.
 
     One pass over all files; what it finds is kept in the user's cache by their names, sizes and times of change.

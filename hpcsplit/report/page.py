@@ -25,7 +25,7 @@ from hpcsplit.run.records import EpochRecord
 
 
 @dataclass(frozen=True)
-class Run:
+class Shown:
     """What the page shows of a run; a text stands for what is not there, and says why."""
 
     folder: str
@@ -36,7 +36,7 @@ class Run:
     examples: Mistakes | Reconstructions | str  # what the network makes of the test set
 
 
-def page(runs: Mapping[str, Run]) -> str:
+def page(runs: Mapping[str, Shown]) -> str:
     """The whole HTML text, by the names of the runs."""
     records = {name: run.records for name, run in runs.items()}
     seconds = {name: run_parts(each) for name, each in records.items()}

@@ -20,7 +20,9 @@ FORMATS = ("png", "pdf", "svg")
 def draw(runs: Runs, path: Path | str, title: str) -> None:
     """Write a picture of the figures that are `pictured`; the path's suffix is one of FORMATS."""
     charts = [chart for section in SECTIONS.values() for chart in section if chart.pictured]
-    save(figure_of_charts(runs, charts, title), Path(path))
+    figure = figure_of_charts(runs, charts, title)
+    with look():
+        save(figure, Path(path))
 
 
 def figure_of_charts(runs: Runs, charts: Sequence[Chart], title: str) -> Figure:

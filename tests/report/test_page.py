@@ -14,7 +14,7 @@ from hpcsplit.config import resolve
 from hpcsplit.report.charts import SECTIONS
 from hpcsplit.report.examples import Mistakes, Wrong
 from hpcsplit.report.figure import Chart, drawn
-from hpcsplit.report.page import Run, page
+from hpcsplit.report.page import Shown, page
 from hpcsplit.run.records import EpochRecord
 from tests.report.made import BARE, run
 from tests.report.reading import Reader
@@ -25,12 +25,12 @@ PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 ANYWAY = ("Phases",)  # where there is an epoch, there is a phase
 
 
-def shown(records: list[EpochRecord], **changes: Any) -> Run:
+def shown(records: list[EpochRecord], **changes: Any) -> Shown:
     wrong = Wrong(7, 0, 1, 0.98, 4.5, PIXELS)
     mistakes = Mistakes("checkpoint one", ("cat", "dog"), np.array([[5, 2], [0, 9]]), [wrong])
     start = {"start": 1, "time": "2026-01-01", "argv": ["hpcsplit", "train"], "config": {"run.seed": "elsewhere"}}
     config = resolve({"optim": {"lr": 0.125}}, ())
-    return dataclasses.replace(Run("/runs/one", records, config, [start], "closing", mistakes), **changes)
+    return dataclasses.replace(Shown("/runs/one", records, config, [start], "closing", mistakes), **changes)
 
 
 @pytest.fixture(scope="module")

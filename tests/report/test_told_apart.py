@@ -176,6 +176,7 @@ BARS = {
     "computing": "compute_s",
     "exposed messages": "exposed_comm_s",
     "exposed I/O": "exposed_io_s",
+    "exposed data": "exposed_data_s",
     "imbalance": "imbalance_s",
 }
 
@@ -252,6 +253,7 @@ def test_the_columns_of_the_closing_tables_stages() -> None:
         waits: dict[str, Any] = {
             "comm": stage.exposed_comm_s,
             "I/O": stage.exposed_io_s,
+            "data": stage.exposed_data_s,
             "imbalance": stage.imbalance_s,
         }
         assert dict(zip(heading, table[str(k)], strict=True)) == {
@@ -266,7 +268,7 @@ def test_the_columns_of_the_closing_tables_stages() -> None:
             "label ratio": f"{stage.label_ratio:.3f}",
         }
     assert (
-        f"stages in epoch 5, the last parallel one; comm, I/O, imbalance: exposed share of its {last.train_s:.2f} s"
+        f"stages in epoch 5, the last parallel one; comm, I/O, data, imbalance: exposed share of its {last.train_s:.2f} s"
         in text
     )
 
