@@ -55,7 +55,8 @@ def _residual(layers: int) -> str:
     if layers >= 8 and (layers - 2) % 6 == 0:
         return ""
     below = max(8, layers - (layers - 2) % 6)
-    return f"a residual network has 6n+2 layers; the nearest are resnet{below} and resnet{below + 6}"
+    near = " and ".join(usual(f"cifar-resnet{number}") for number in (below, below + 6))
+    return f"a residual network has 6n+2 layers; the nearest are {near}"
 
 
 def _wide(layers: int, factor: int) -> str:
