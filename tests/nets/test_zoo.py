@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision import models
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.nets import zoo
 from hpcsplit.nets.catalog import build
 from hpcsplit.nets.shapes import trace
 
@@ -59,7 +58,7 @@ def test_the_same_as_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return made[-1]
 
     original = models.get_model
-    monkeypatch.setattr(zoo.models, "get_model", get_model)
+    monkeypatch.setattr(models, "get_model", get_model)
     size, count = FAMILIES[name]
     blocks = build(f"torchvision:{name}", (3, size, size), CLASSES)
     assert len(blocks) == count
