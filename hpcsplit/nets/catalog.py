@@ -34,7 +34,7 @@ class Network:
     def numbers(self, name: str) -> dict[str, int]:
         """Those in a name of this kind."""
         match = re.fullmatch(self.pattern, name)
-        return {key: int(value) for key, value in match.groupdict().items()} if match else {}
+        return {key: int(value or 0) for key, value in match.groupdict().items()} if match else {}
 
 
 _IMAGENET = (18, 34, 50, 101, 152)  # layers of what everybody calls resnet18 and so on
@@ -55,7 +55,8 @@ def _residual(layers: int) -> str:
     if layers >= 8 and (layers - 2) % 6 == 0:
         return ""
     below = max(8, layers - (layers - 2) % 6)
-    return f"a residual network has 6n+2 layers; the nearest are resnet{below} and resnet{below + 6}"
+    near = " and ".join(usual(f"cifar-resnet{number}") for number in (below, below + 6))
+    return f"a residual network has 6n+2 layers; the nearest are {near}"
 
 
 def _wide(layers: int, factor: int) -> str:
@@ -80,6 +81,17 @@ NETWORKS = (
     Network("mlp", "mlp", "hpcsplit.nets.tssm:mlp"),
     Network("cnn", "cnn", "hpcsplit.nets.tssm:cnn"),
     Network("tssm-resnet", "tssm-resnet", "hpcsplit.nets.tssm:tssm_resnet"),
+    Network(
+        "gpt-D-W (D layers of width W)",
+        r"gpt-(?P<depth>[1-9]\d{0,3})-(?P<width>[1-9]\d{0,4})",
+        "hpcsplit.nets.transformer:gpt",
+        task="language",
+    ),
+    Network(
+        "vit-D-W (or vit-D-W-P, patches of P x P pixels)",
+        r"vit-(?P<depth>[1-9]\d{0,3})-(?P<width>[1-9]\d{0,4})(-(?P<patch>[1-9]\d{0,2}))?",
+        "hpcsplit.nets.transformer:vit",
+    ),
     Network("torchvision:NAME", r"torchvision:\w+", "hpcsplit.nets.zoo:from_torchvision", whose="a package's"),
     Network("timm:NAME", r"timm:[\w.]+", "hpcsplit.nets.zoo:from_timm", whose="a package's"),
     Network(
@@ -161,8 +173,8 @@ def build(
     if block not in ("post", "pre"):
         raise ConfigError(f'model.block = "{block}" is not "post" or "pre"; take one of them')
     builder = pkgutil.resolve_name(network.builder)
-    offered: dict[str, Any] = {"name": name, "input_shape": input_shape, "classes": classes, **network.numbers(name)}
-    offered |= {"dtype": dtype, "weights": weights, "block": block, "depth": depth, "width": width}
+    offered: dict[str, Any] = {"name": name, "input_shape": input_shape, "classes": classes, "dtype": dtype}
+    offered |= {"weights": weights, "block": block, "depth": depth, "width": width, **network.numbers(name)}
     taken = inspect.signature(builder).parameters
     net: nn.Sequential = builder(**{key: offered[key] for key in taken})
     if weights and "weights" not in taken:

@@ -155,7 +155,7 @@ def test_checking_does_not_disturb_the_random_state() -> None:
         ),
         (
             "user_nets:own_forward",
-            r"line 36\): the forward of Skips cannot be followed \(TraceError: .*, user_nets.py line 32\)",
+            r"line 36\): the forward of Skips cannot be followed \(TraceError: .*, user_nets.py line 32\); write that",
         ),
         ("user_nets:empty", "0 blocks; it needs at least 1"),
         ("user_nets:wrong_arguments", "failed .*TypeError.*correct the factory"),

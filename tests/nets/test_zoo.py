@@ -58,7 +58,7 @@ def test_the_same_as_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return made[-1]
 
     original = models.get_model
-    monkeypatch.setattr("torchvision.models.get_model", get_model)
+    monkeypatch.setattr(models, "get_model", get_model)
     size, count = FAMILIES[name]
     blocks = build(f"torchvision:{name}", (3, size, size), CLASSES)
     assert len(blocks) == count
