@@ -238,10 +238,11 @@ def _without_overrides(args: argparse.Namespace) -> int:
     if args.command == "export":
         from hpcsplit.commands.export import export_command
 
-        return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
+        return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out, average=args.ema)
     from hpcsplit.commands.evaluate import evaluate_command
 
-    return evaluate_command(_folder(args, args.run), args.checkpoint, args.config, args.data_root, as_json=args.json)
+    which = _folder(args, args.run), args.checkpoint, args.config, args.data_root
+    return evaluate_command(*which, as_json=args.json, average=args.ema)
 
 
 def _folder(args: argparse.Namespace, path: Path) -> RunDir:
@@ -268,7 +269,8 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
-    parser.add_argument("--checkpoint", default="", metavar="NAME", help="default: the newest")
+    parser.add_argument("--checkpoint", default="", metavar="NAME", help="best, or its name; default: the newest")
+    parser.add_argument("--ema", action="store_true", help="the moving average of its weights (optim.ema)")
     parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)
     if name == "evaluate":

@@ -19,18 +19,20 @@ from hpcsplit.nets.statedict import values_of
 from hpcsplit.run.folder import RunDir
 
 
-def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) -> int:
-    """Write {name: tensor} to `out`, for torch.load(out, weights_only=True) and load_state_dict; the exit code."""
+def export_command(run: RunDir, name: str, config_path: Path | None, out: Path, *, average: bool = False) -> int:
+    """Write {name: tensor}, or with `average` the moving average of the weights, to `out`, for
+    torch.load(out, weights_only=True) and load_state_dict; the exit code."""
     _check_free(out)
-    saved = find(run, name, config_path)
+    saved = find(run, name, config_path, average=average)
     saved.check("", "model")
     whole = saved.weights()
     weights = whole.weights
     sha256 = save_new(out, values_of(weights))
     values = sum(t.numel() for t in weights.values())
+    of = "the average of the weights of " if average else ""
     text = (
         f"{out}: {len(weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes\n"
-        f"checkpoint {saved.name} of {run.path}, {saved.position()}\n"
+        f"{of}checkpoint {saved.name} of {run.path}, {saved.position()}\n"
         f"weights_sha256 {digest(weights)}\n"
         f"sha256 of the file {sha256}"
     )

@@ -31,6 +31,7 @@ class Saved:
     manifest: Manifest
     setting: Setting  # of what a command makes of the run's own configuration (`own_config`)
     data_root: str  # where the run had its data, for people
+    average: bool = False  # the moving average of its weights is meant
 
     @property
     def name(self) -> str:
@@ -43,8 +44,9 @@ class Saved:
         return f"after {done} epoch{'s' * (done != 1)}{within}"
 
     def weights(self) -> Whole:
-        """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
-        return read_weights(self.folder, tensors_of(self.setting.net))
+        """All weights, or their average, and buffers in the order of the network.  CheckpointError where they are not
+        the network's, or there is no average."""
+        return read_weights(self.folder, tensors_of(self.setting.net), average=self.average)
 
     def data(self) -> Dataset:
         """The data of the run, from where the user says.
@@ -85,8 +87,9 @@ class Saved:
             )
 
 
-def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
-    """The checkpoint `name` ("": the newest complete one) of a run directory; its manifest has been verified.
+def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, average: bool = False) -> Saved:
+    """The checkpoint `name` (RunDir.checkpoint) of a run directory, or the average of its weights; its manifest has
+    been verified.
 
     Raises:
         LaunchError: this is one of several processes.
@@ -100,7 +103,7 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         )
     chosen = run.checkpoint(name)
     config = own_config(run, config_path, data_root)
-    return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root)
+    return Saved(run, chosen, manifest.read(chosen), Setting(config), run.load_config().data.root, average)
 
 
 def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Config:

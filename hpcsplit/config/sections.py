@@ -144,6 +144,13 @@ class OptimSection:
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
+    ema: float = option(
+        0.0,
+        "decay of a moving average of the weights, such as 0.999, which is evaluated beside them; 0: none",
+        low=0.0,
+        high=0.9999999,
+        later=True,
+    )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)
 
 

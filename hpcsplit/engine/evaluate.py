@@ -30,6 +30,8 @@ class Scores:
     test_loss: float | None = None
     test_accuracy: float | None = None
     test_accuracy_bn: float | None = None
+    test_loss_ema: float | None = None
+    test_accuracy_ema: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 
@@ -55,6 +57,7 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     job.stage.blocks.eval()
     loss, train_accuracy = yield from _score(job, job.train, job.eval_train_size)
     test_loss, test_accuracy = yield from _score(job, job.test, job.test_size)
+    averaged = yield from _score_average(job)
     accuracy_bn = test_accuracy if bn else None
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
     held_out = (None, None) if fair else (yield from _score(job, job.validation, job.validation_size))
@@ -70,7 +73,9 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
             held_out = yield from _score(job, job.validation, job.validation_size)
         fresh.restore()
         forget()
-    mine = [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *held_out] if job.stage.last else None
+    mine = (
+        [loss, train_accuracy, test_loss, test_accuracy, accuracy_bn, *averaged, *held_out] if job.stage.last else None
+    )
     return Scores(*(yield Share(mine))[-1])
 
 
@@ -93,6 +98,17 @@ def outcomes(job: Job) -> Generator[Verb, Any, Outcomes]:
     chance, predicted = logits.softmax(1).max(1)
     loss = job.stage.loss(logits, labels)
     return Outcomes(*(each.numpy() for each in (labels, predicted, chance, loss)))
+
+
+def _score_average(job: Job) -> Generator[Verb, Any, tuple[float | None, float | None]]:
+    """Mean loss and accuracy on the test set with the average of the weights, where there is one."""
+    average = job.stage.average
+    if not job.averages:
+        return None, None
+    job.stage.stand_in = average.weights if average else None
+    scores = yield from _score(job, job.test, job.test_size)
+    job.stage.stand_in = None
+    return scores
 
 
 def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, tuple[float | None, float | None]]:

@@ -125,6 +125,7 @@ class Job:
     choose: Choose | None = None
     provenance: str = ""
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
+    averages: bool = False  # whether stages average their weights
     keeps_best: bool = False
     patience: int = 0
     min_delta: float = 0.0

@@ -112,9 +112,12 @@ def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
     lines = [
         *_reached(records, "test accuracy", "test_accuracy"),
         *_reached(records, "  with BatchNorm re-estimated", re_estimated),
+        *_reached(records, "  of the average of the weights", "test_accuracy_ema"),
         *_reached(records, "  of the samples held out", "validation_accuracy"),
     ]
-    return lines or _reached(records, "test loss", "test_loss", ".4f", min) or ["test accuracy: -"]
+    losses = _reached(records, "test loss", "test_loss", ".4f", min)
+    losses += _reached(records, "  of the average of the weights", "test_loss_ema", ".4f", min)
+    return lines or losses or ["test accuracy: -"]
 
 
 def _reached(

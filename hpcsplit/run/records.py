@@ -61,6 +61,8 @@ class EpochRecord:
     train_accuracy: Number | None = None
     test_accuracy: Number | None = None
     test_accuracy_bn: Number | None = None
+    test_loss_ema: Number | None = None  # of the moving average of the weights, with their BatchNorm statistics
+    test_accuracy_ema: Number | None = None
     validation_loss: Number | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
     validation_accuracy: Number | None = None
     wall_s: Number | None = None
