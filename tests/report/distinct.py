@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcsplit.run.records import EpochRecord, Phase, StageRecord, TheoremRecord
 
-FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
+FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "test_accuracy_ema", "validation_accuracy")
 TERMS = ("objective", "residual_sq", "step_sq", "weights_step_sq", "phi")
 
 

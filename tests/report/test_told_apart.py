@@ -103,11 +103,17 @@ def part(name: str) -> list[float]:
 
 
 ONE_RUN: dict[str, dict[str, list[float]]] = {
-    "Loss": {"train": field("loss"), "test": field("test_loss"), "through λ, train": field("aux_loss")},
+    "Loss": {
+        "train": field("loss"),
+        "test": field("test_loss"),
+        "through λ, train": field("aux_loss"),
+        "test, average of the weights": field("test_loss_ema"),
+    },
     "Accuracy": {
         "train": field("train_accuracy", 100),
         "test": field("test_accuracy", 100),
         "BatchNorm re-estimated": field("test_accuracy_bn", 100),
+        "average of the weights": field("test_accuracy_ema", 100),
         "held out": field("validation_accuracy", 100),
     },
     "Objective and residual": {
@@ -292,6 +298,7 @@ def test_the_other_numbers_of_the_closing_table() -> None:
     for word, name in (
         ("test accuracy", "test_accuracy"),
         ("  with BatchNorm re-estimated", "test_accuracy_bn"),
+        ("  of the average of the weights", "test_accuracy_ema"),
         ("  of the samples held out", "validation_accuracy"),
     ):
         values = [getattr(record, name) for record in RUN]
@@ -354,6 +361,7 @@ def test_the_words_of_a_line() -> None:
         *("held", "out", accuracies["validation_accuracy"], "%"),
         *("test", accuracies["test_accuracy"], "%"),
         *("(bn", accuracies["test_accuracy_bn"], "%)"),
+        *("(ema", accuracies["test_accuracy_ema"], "%)"),
         *(f"{record.samples_per_s:.0f}", "samples/s"),
         *(f"{record.wall_s:.1f}", "s"),
         *("ETA", "01:02:03"),
