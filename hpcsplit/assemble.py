@@ -102,6 +102,7 @@ def _job(
         save_policy=SavePolicy(save.every_epochs, save.every_minutes, setting.aux_policy),
         checkpoints=run_dir.checkpoints,
         keep_checkpoints=save.keep,
+        averages=config.optim.ema > 0,
         keeps_best=save.best,
         patience=schedule.patience,
         min_delta=schedule.min_delta,

@@ -266,13 +266,13 @@ def _without_overrides(args: argparse.Namespace) -> int:
     if args.command == "export":
         from hpcsplit.commands.export import export_command
 
-        return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out)
+        return export_command(_folder(args, args.run), args.checkpoint, args.config, args.out, average=args.ema)
     if args.command == "predict":
         return _run_predict(args)
     from hpcsplit.commands.evaluate import evaluate_command
 
     which = args.checkpoint, args.config, args.data_root, args.data_name
-    return evaluate_command(_folder(args, args.run), *which, as_json=args.json)
+    return evaluate_command(_folder(args, args.run), *which, as_json=args.json, average=args.ema)
 
 
 def _run_predict(args: argparse.Namespace) -> int:
@@ -283,8 +283,9 @@ def _run_predict(args: argparse.Namespace) -> int:
     which = _folder(args, args.run), args.checkpoint, args.config
     if args.text is not None:
         how = {"tokens": args.tokens, "temperature": args.temperature, "seed": int(args.seed)}
-        return continue_command(*which, args.text, **how)
-    return predict_command(*which, args.data_root, args.inputs, args.out, top=args.top, skip_broken=args.skip_broken)
+        return continue_command(*which, args.text, **how, average=args.ema)
+    how = {"top": args.top, "skip_broken": args.skip_broken, "average": args.ema}
+    return predict_command(*which, args.data_root, args.inputs, args.out, **how)
 
 
 def _folder(args: argparse.Namespace, path: Path) -> RunDir:
@@ -312,6 +313,7 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
     parser.add_argument("--checkpoint", default="", metavar="best|latest|N|NAME", help="N: after N epochs; or latest")
+    parser.add_argument("--ema", action="store_true", help="the moving average of its weights (optim.ema)")
     parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)
     if name == "evaluate":

@@ -28,9 +28,11 @@ _OTHER = "it belongs to another network: change the code back, or give the run's
 
 
 def stage_tensors(stage: Stage) -> Tensors:
-    """Everything that a stage has learned: "weights/<name>", "optim/<name>/<state>", the method's "carry/<name>", and
-    "buffers/<name>" for those with persistent=False that training has changed."""
+    """Everything that a stage has learned: "weights/<name>", their average "ema/<name>", "optim/<name>/<state>", the
+    method's "carry/<name>", and "buffers/<name>" for those with persistent=False that training has changed."""
     tensors = {f"weights/{name}": t.cpu() for name, t in stage.state().items()}
+    averages = stage.average.weights if stage.average else {}
+    tensors |= {f"ema/{name}": t.cpu() for name, t in averages.items()}
     states = stage.optimizer.state if stage.optimizer else {}
     for name, parameter in stage.blocks.named_parameters():
         for key, value in states.get(parameter, {}).items():
@@ -45,6 +47,8 @@ def load_stage(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     load_weights(stage.blocks, below("weights/", tensors), below("buffers/", tensors))
     carried = below("carry/", tensors)
     stage.carry = Carry({name: t.to(stage.device) if t.is_floating_point() else t for name, t in carried.items()})
+    if stage.average:
+        stage.average.load(below("ema/", tensors))
     load_optimizer(stage, tensors)
 
 
@@ -117,7 +121,7 @@ def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
     own, sizes = stage.state(), {name: p.numel() for name, p in stage.blocks.named_parameters()}
     for key, header in headers.items():
         kind, _, name = key.partition("/")
-        if kind == "weights" and name in own and header.shape != own[name].shape:
+        if kind in ("weights", "ema") and name in own and header.shape != own[name].shape:
             raise CheckpointError(
                 f"{name} has shape {header.shape} in the checkpoint and {tuple(own[name].shape)} in this network"
             )
@@ -169,9 +173,10 @@ class Whole(NamedTuple):
     buffers: Tensors
 
 
-def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
-    """The weights of the whole network; each is read when the checksum of its file, its shape and type are right: those
-    of `like`, the network's own tensors (nets/statedict.py), which may be on "meta".
+def read_weights(folder: Path, like: Mapping[str, torch.Tensor], *, average: bool = False) -> Whole:
+    """The weights of the whole network, or with `average` their moving average in place of those that have one; each is
+    read when the checksum of its file, its shape and type are right: those of `like`, the network's own tensors
+    (nets/statedict.py), which may be on "meta".
 
     Raises:
         CheckpointError: a file is absent, changed or no HDF5 file, two of them have the same tensor, or the checkpoint
@@ -180,16 +185,22 @@ def read_weights(folder: Path, like: Mapping[str, torch.Tensor]) -> Whole:
     result: dict[str, tuple[Header, Stored]] = {}
     for file in stage_files(folder):
         stored = Stored(ckpt.image(folder, file), folder / file)
-        mine = {key: (h, stored) for key, h in stored.headers.items() if key.startswith(("weights/", "buffers/"))}
+        kinds = ("weights/", "buffers/", "ema/") if average else ("weights/", "buffers/")
+        mine = {key: (h, stored) for key, h in stored.headers.items() if key.startswith(kinds)}
         if twice := sorted(mine.keys() & result.keys()):
             raise ckpt.damaged(folder, f"{twice[0].partition('/')[2]} is in {file} and in a file before it")
         result |= mine
+    if average and not below("ema/", result):
+        raise CheckpointError(
+            f"{folder} has no average of the weights, which a run with optim.ema keeps; leave --ema out"
+        )
+    headers = {key: header for key, (header, _) in result.items()}
     try:
-        check_weights(below("weights/", {key: header for key, (header, _) in result.items()}), like)
+        check_weights(below("weights/", headers) | below("ema/", headers), like)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     tensors = {key: stored.tensor(key) for key, (_, stored) in result.items()}
-    weights = below("weights/", tensors)
+    weights = below("weights/", tensors) | below("ema/", tensors)
     order = dict.fromkeys(map(entry, like))
     parts = {name: [part for part in weights if entry(part) == name] for name in order if is_extra(name)}
     return Whole(

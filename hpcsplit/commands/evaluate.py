@@ -23,7 +23,7 @@ from hpcsplit.host.printable import printable
 from hpcsplit.plan.prepare import Prepared
 from hpcsplit.report.examples import SHOWN, Mistakes, Reconstructions, Wrong, confusion_matrix, worst
 from hpcsplit.run.folder import RunDir
-from hpcsplit.run.records import Records
+from hpcsplit.run.records import EpochRecord, Records
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import of_initials
 from hpcsplit.wire import lockstep
@@ -38,14 +38,21 @@ _SAME = 1e-2  # apart from rounding on another device
 
 
 def evaluate_command(
-    run: RunDir, name: str, config_path: Path | None, data_root: str = "", other: str = "", *, as_json: bool
+    run: RunDir,
+    name: str,
+    config_path: Path | None,
+    data_root: str = "",
+    other: str = "",
+    *,
+    as_json: bool,
+    average: bool = False,
 ) -> int:
     """Print loss and accuracy of a checkpoint, and what records.jsonl says of the same epoch; the exit code.
 
     With the name of an`other` data set, on that one, as it is.
     CheckpointError where the checkpoint is damaged, or its weights are not those that the run recorded.
     """
-    saved = find(run, name, config_path, data_root)
+    saved = find(run, name, config_path, data_root, average=average)
     if other:
         saved.check("", "model")
         saved = saved.on(other)
@@ -65,17 +72,18 @@ def evaluate_command(
         "train_samples": saved.setting.eval_train_size,
         "test_samples": saved.setting.test_size,
         "weights_sha256": digest(whole.weights),
-        "recorded": {key: getattr(record, key) for key in (*NAMES, "weights_sha256")} if record else None,
+        "average": average,
+        "recorded": _recorded(record, average) if record else None,
     }
     print(json.dumps(result, indent=1) if as_json else printable(_text(saved, result)))
     for key in ("loss", "test_loss") if record else ():
-        here, there = result[key], getattr(record, key)
+        here, there = result[key], result["recorded"][key]
         if None not in (here, there) and not math.isclose(here, there, rel_tol=_SAME, abs_tol=_SAME):
             warn(
                 f"warning: the {NAMES[key]} is {here:.4f} here, the run recorded {there:.4f}: the network's code, what "
                 "it keeps besides its weights, or a library is not that of the run"
             )
-    if record and record.weights_sha256 != result["weights_sha256"]:
+    if record and not average and record.weights_sha256 != result["weights_sha256"]:
         raise CheckpointError(
             f"checkpoint {saved.folder} does not have the weights that {run.records} has for epoch "
             f"{record.epoch + 1}; one of them is of another run"
@@ -83,10 +91,21 @@ def evaluate_command(
     return 0
 
 
+def _recorded(record: EpochRecord, average: bool) -> dict[str, Any]:
+    """What a record has of each number; of the average of the weights that is less."""
+    if not average:
+        return {key: getattr(record, key) for key in (*NAMES, "weights_sha256")}
+    return dict.fromkeys(NAMES) | {"test_loss": record.test_loss_ema, "test_accuracy": record.test_accuracy_ema}
+
+
 def _alone(saved: Saved, whole: Whole) -> Job:
     """The whole network of a checkpoint as the one stage of this process."""
     config = saved.setting.config
-    exact = saved.setting.replaced(dataclasses.replace(config, method=MethodSection(name="backprop")))
+    plain: dict[str, Any] = {
+        "method": MethodSection(name="backprop"),
+        "optim": dataclasses.replace(config.optim, ema=0.0),
+    }
+    exact = saved.setting.replaced(dataclasses.replace(config, **plain))
     (job,) = make_jobs(exact, Prepared((), (), "", None), saved.run, [0], saved.device())
     load_weights(job.stage.blocks, *whole)
     return job
@@ -107,7 +126,7 @@ def _text(saved: Saved, result: dict[str, Any]) -> str:
 
     recorded, config = result["recorded"], saved.setting.config
     lines = [
-        f"checkpoint {saved.name} of {saved.run.path}, {saved.position()}",
+        f"checkpoint {saved.name} of {saved.run.path}, {saved.position()}{', its average of weights' * saved.average}",
         f"{config.model.name} on {config.data.name}: {result['train_samples']} training samples, "
         f"{result['test_samples']} test samples",
         f"{'':<40} {'here':>10} {'recorded':>10}",

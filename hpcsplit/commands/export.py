@@ -41,8 +41,9 @@ class Form(NamedTuple):
     snippet: Callable[[Saved, Path], str]
 
 
-def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) -> int:
-    """Write a checkpoint to `out` in the form of its suffix, and print how it is loaded; the exit code.
+def export_command(run: RunDir, name: str, config_path: Path | None, out: Path, *, average: bool = False) -> int:
+    """Write a checkpoint, or with `average` the moving average of its weights, to `out` in the form of its suffix,
+    and print how it is loaded; the exit code.
 
     Raises:
         UsageError: the suffix is none of FORMS, the file exists, or its folder does not.
@@ -54,15 +55,16 @@ def export_command(run: RunDir, name: str, config_path: Path | None, out: Path) 
     if form is None:
         raise UsageError(f"{out}: the suffix says what is written; take one of {', '.join(FORMS)}")
     _check_free(out)
-    saved = find(run, name, config_path)
+    saved = find(run, name, config_path, average=average)
     saved.check("", "model")
     whole = saved.weights()
     content, said = form.content(saved, whole, _about(saved, whole))
     sha256 = save_new(out, content)
     values = sum(t.numel() for t in whole.weights.values())
+    of = "the average of the weights of " if average else ""
     lines = [
         f"{out}: {len(whole.weights)} tensors, {values:,} values, {out.stat().st_size:,} bytes",
-        f"checkpoint {saved.name} of {run.path}, {saved.position()}",
+        f"{of}checkpoint {saved.name} of {run.path}, {saved.position()}",
         f"weights_sha256 {digest(whole.weights)}",
         f"sha256 of the file {sha256}",
         said,

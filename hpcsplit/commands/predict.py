@@ -40,6 +40,7 @@ def predict_command(
     *,
     top: int = 1,
     skip_broken: bool = False,
+    average: bool = False,
 ) -> int:
     """Write a line for each sample, as CSV, to `out` or the standard output; the exit code.
 
@@ -53,7 +54,7 @@ def predict_command(
     """
     if out and not os.path.isdir(out.parent):
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
-    saved = find(run, name, config_path, data_root)
+    saved = find(run, name, config_path, data_root, average=average)
     task = saved.setting.config.model.task
     if task in ("generation", "language"):
         raise ConfigError(f'model.task = "{task}": there is no class to predict; text is continued with --text PROMPT')
@@ -145,12 +146,13 @@ def continue_command(
     tokens: int = 200,
     temperature: float = 1.0,
     seed: int = 0,
+    average: bool = False,
 ) -> int:
     """Write the prompt and so many bytes more that a network of text goes on with to the standard output.
 
     ConfigError where the network is not one of text.
     """
-    saved = find(run, name, config_path)
+    saved = find(run, name, config_path, average=average)
     setting = saved.setting
     if setting.config.model.task != "language":
         raise ConfigError(

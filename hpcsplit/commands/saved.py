@@ -40,6 +40,7 @@ class Saved:
     manifest: Manifest
     setting: Setting  # of what a command makes of the run's own configuration (`own_config`)
     data_root: str  # where the run had its data, for people
+    average: bool = False  # the moving average of its weights is meant
 
     @property
     def name(self) -> str:
@@ -52,8 +53,9 @@ class Saved:
         return f"after {done} epoch{'s' * (done != 1)}{within}"
 
     def weights(self) -> Whole:
-        """All weights and buffers in the order of the network.  CheckpointError where they are not the network's."""
-        return read_weights(self.folder, tensors_of(self.setting.net))
+        """All weights, or their average, and buffers in the order of the network.  CheckpointError where they are not
+        the network's, or there is no average."""
+        return read_weights(self.folder, tensors_of(self.setting.net), average=self.average)
 
     def network(self, whole: Whole) -> nn.Sequential:
         """The network with these weights, to be used, in evaluation mode, on the CPU."""
@@ -148,8 +150,9 @@ class Saved:
             )
 
 
-def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
-    """The checkpoint `name`, as RunDir.checkpoint has it, of a run directory; its manifest has been verified.
+def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, average: bool = False) -> Saved:
+    """The checkpoint `name` (RunDir.checkpoint) of a run directory, or the average of its weights; its manifest has
+    been verified.
 
     Raises:
         LaunchError: this is one of several processes.
@@ -161,15 +164,15 @@ def find(run: RunDir, name: str, config_path: Path | None, data_root: str = "") 
         raise LaunchError(
             f"{variable} says that {size} processes were started, this command is for one: start it without mpirun"
         )
-    return opened(run, name, config_path, data_root)
+    return opened(run, name, config_path, data_root, average=average)
 
 
-def opened(run: RunDir, name: str, config_path: Path | None, data_root: str = "") -> Saved:
+def opened(run: RunDir, name: str, config_path: Path | None, data_root: str = "", *, average: bool = False) -> Saved:
     """As `find`, in a process that may be one of several."""
     chosen = run.checkpoint(name)
     config = own_config(run, config_path, data_root)
     said, setting = manifest.read(chosen), Setting(config)
-    saved = Saved(run, chosen, said, setting, run.load_config().data.root)
+    saved = Saved(run, chosen, said, setting, run.load_config().data.root, average)
     if opener(config.data.name) and (inputs := saved.recorded_inputs()):  # the data need not be there
         setting.with_spec(inputs.spec(config.data.name))
     return saved

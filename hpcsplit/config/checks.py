@@ -154,6 +154,11 @@ def _check_method(config: Config, method: DeclaredMethod) -> None:
             f"data.batch_size = {config.data.batch_size}: {method.name} takes all training samples at once; "
             "set data.batch_size = 0"
         )
+    if config.optim.ema and method.full_batch:
+        raise ConfigError(
+            f"optim.ema = {config.optim.ema:g}: an iteration of {method.name} is one step over all samples, which no "
+            "average follows; leave optim.ema out, or choose another method"
+        )
     if config.data.last_batch == "drop" and method.parallel and not method.augments:
         raise ConfigError(
             f'data.last_batch = "drop": {method.name} keeps variables of every sample, and each must be visited; set '

@@ -256,6 +256,13 @@ class OptimSection:
         refused_if=_CROSS_ENTROPY,
         later=True,
     )
+    ema: float = option(
+        0.0,
+        "decay of a moving average of the weights, such as 0.999, which is evaluated beside them; 0: none",
+        low=0.0,
+        high=0.9999999,
+        later=True,
+    )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)
 
 

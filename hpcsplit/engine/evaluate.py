@@ -34,6 +34,8 @@ class Scores:
     test_accuracy_top5: float | None = None
     test_perplexity: float | None = None
     test_r2: float | None = None
+    test_loss_ema: float | None = None
+    test_accuracy_ema: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 
@@ -59,6 +61,7 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
     job.stage.blocks.eval()
     trained = yield from _score(job, job.train, job.eval_train_size)
     test = yield from _score(job, job.test, job.test_size)
+    averaged = yield from _score_average(job)
     accuracy_bn = test.accuracy if bn else None
     fair = phase == "parallel" and bn and job.batch_norm  # statistics as after an exact epoch
     held_out = _Score() if fair else (yield from _score(job, job.validation, job.validation_size))
@@ -80,6 +83,8 @@ def evaluate(job: Job, phase: Phase, *, bn: bool) -> Generator[Verb, Any, Scores
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "test_accuracy_bn": accuracy_bn,
+        "test_loss_ema": averaged.loss,
+        "test_accuracy_ema": averaged.accuracy,
         **{f"test_{name}": value for name, value in test.figures.items()},
         "validation_loss": held_out.loss,
         "validation_accuracy": held_out.accuracy,
@@ -114,6 +119,17 @@ class _Score(NamedTuple):
     loss: float | None = None
     accuracy: float | None = None
     figures: Mapping[str, float] = MappingProxyType({})
+
+
+def _score_average(job: Job) -> Generator[Verb, Any, _Score]:
+    """On the test set with the average of the weights, where there is one."""
+    average = job.stage.average
+    if not job.averages:
+        return _Score()
+    job.stage.stand_in = average.weights if average else None
+    scores = yield from _score(job, job.test, job.test_size)
+    job.stage.stand_in = None
+    return scores
 
 
 def _score(job: Job, source: Samples | None, size: int) -> Generator[Verb, Any, _Score]:

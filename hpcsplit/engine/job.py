@@ -128,6 +128,7 @@ class Job:
     provenance: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = lambda: None  # raises where another run has taken the run directory over
+    averages: bool = False  # whether stages average their weights
     keeps_best: bool = False
     patience: int = 0
     min_delta: float = 0.0

@@ -31,20 +31,22 @@ def spiked(stage: Stage, rate: float, delay: float) -> None:
     rest = momentum**delay
     before = {p: p.detach().clone() for p in stage.parameters if p.grad is not None}
     stage.set_lr(rate * rest)
-    stage.update()
+    stage.step()
     for p, w in before.items():
         assert p.grad is not None
         p.data.sub_(p.grad.add(w, alpha=decay[p]), alpha=rate * (1 - rest) / (1 - momentum))
+    stage.stepped()
 
 
 def fed_back(stage: Stage, rate: float, share: float, last: Carry) -> None:
     """The optimizer's step u, and `share` times what it has more than the one before, which `last` keeps by name."""
     before = {name: p.detach().clone() for name, p in stage.trained.items() if p.grad is not None}
     stage.set_lr(rate)
-    stage.update()
+    stage.step()
     for name, p in stage.trained.items():
         if name in before:
             step = p.detach() - before[name]
             if name in last:
                 p.data.add_(step - last[name], alpha=share)
             last[name] = step
+    stage.stepped()

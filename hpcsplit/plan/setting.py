@@ -442,6 +442,7 @@ class Setting:
             self.shapes[part.start : part.stop + 1],
             self.optimizer,
             clip=self.config.optim.clip,
+            ema=self.config.optim.ema,
             device=device,
             dtype=self.precision,
             channels_last=self.config.run.channels_last,

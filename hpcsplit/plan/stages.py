@@ -99,23 +99,24 @@ def _places(setting: Setting, cuts: Sequence[int]) -> list[Place]:
 def footprints(setting: Setting, stages: Sequence[StagePlan]) -> list[dict[str, int]]:
     """Bytes of the rank of each stage, by what they are for, and at its "peak".
 
-    "weights" are parameters, their gradients, what the optimizer keeps of each; "activations" those of everything in
-    flight in the hungrier kind of epoch; "rows" mini-batches of auxiliary rows being read, used and written, and
-    neighbours' copies; "store" a store in memory; "images" the data set, where a stage sees it; "checkpoint" the
-    stage's file, which is made in memory between steps, when activations and rows are gone.
+    "weights" are parameters, their gradients, what the optimizer and an average keep of each; "activations" those of
+    everything in flight in the hungrier kind of epoch; "rows" mini-batches of auxiliary rows being read, used and
+    written, and neighbours' copies; "store" a store in memory; "images" the data set, where a stage sees it;
+    "checkpoint" the stage's file, which is made in memory between steps, when activations and rows are gone.
     """
     kept, states = iter(setting.kept), _states(setting)
     return [_footprint(setting, stage, len(stages), sum(islice(kept, stage.blocks)), states) for stage in stages]
 
 
 def _states(setting: Setting) -> int:
-    """How many numbers the optimizer keeps for each parameter."""
+    """How many numbers the optimizer and the average of the weights keep for each parameter."""
     weight = nn.Parameter(torch.zeros(64))
     weight.grad = torch.ones_like(weight)
     optimizer = setting.optimizer([weight])
     optimizer.step()
     kept = optimizer.state.get(weight, {}).values()
-    return sum(isinstance(value, torch.Tensor) and value.numel() == weight.numel() for value in kept)
+    states = sum(isinstance(value, torch.Tensor) and value.numel() == weight.numel() for value in kept)
+    return states + (setting.config.optim.ema > 0)
 
 
 def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, states: int) -> dict[str, int]:

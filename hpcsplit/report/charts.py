@@ -15,6 +15,7 @@ LOSSES: tuple[Quantity, ...] = (
     ("train", "loss", "-"),
     ("test", "test_loss", ":"),
     ("through λ, train", "aux_loss", "--"),
+    ("test, average of the weights", "test_loss_ema", "-."),
 )
 OBJECTIVE: tuple[Quantity, ...] = (
     ("objective", "terms.objective", "-"),
@@ -27,6 +28,7 @@ def _accuracies(runs: Runs) -> list[Quantity]:
     re_estimated: Quantity = ("BatchNorm re-estimated", "test_accuracy_bn", "--")
     differs = any(bn_differs(record) for records in runs.values() for record in records)
     others: list[Quantity] = [("held out", "validation_accuracy", "-."), ("train", "train_accuracy", ":")]
+    others.append(("average of the weights", "test_accuracy_ema", "--"))
     return [("test", "test_accuracy", "-"), *([re_estimated] if differs else []), *others]
 
 

@@ -21,7 +21,10 @@ Quantities = Sequence[Quantity] | Callable[[Runs], Sequence[Quantity]]
 Scale = Literal["linear", "log", "log if wide", "log with sign"]
 
 # No gap where an epoch has no evaluation.
-EVALUATED = ("loss", "test_loss", "train_accuracy", "test_accuracy", "test_accuracy_bn", "validation_accuracy")
+EVALUATED = (
+    *("loss", "test_loss", "test_loss_ema", "train_accuracy"),
+    *("test_accuracy", "test_accuracy_bn", "test_accuracy_ema", "validation_accuracy"),
+)
 # Told apart by people who see no red or no green (Okabe and Ito 2008), without their yellow, which is faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "^")  # in place of a line, for what is measured now and then

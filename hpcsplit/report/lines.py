@@ -80,6 +80,8 @@ def epoch_line(record: EpochRecord, total_epochs: int, eta_s: float | None) -> s
         words.append(f"R² {record.test_r2:.4f}")
     if bn_differs(record):
         words.append(f"(bn {number(record.test_accuracy_bn, '5.2f', 100)} %)")
+    if record.test_accuracy_ema is not None:
+        words.append(f"(ema {number(record.test_accuracy_ema, '5.2f', 100)} %)")
     words += [rate(record.samples_per_s), number(record.wall_s, "5.1f") + " s", f"ETA {clock(eta_s)}"]
     if record.recomputed:
         words.append("aux recomputed")

@@ -147,11 +147,13 @@ def _accuracy(records: Sequence[EpochRecord]) -> list[str]:
         *_reached(records, "test accuracy", "test_accuracy"),
         *_reached(records, "  with BatchNorm re-estimated", re_estimated),
         *_reached(records, "  among the five most likely", "test_accuracy_top5"),
+        *_reached(records, "  of the average of the weights", "test_accuracy_ema"),
         *_reached(records, "  of the samples held out", "validation_accuracy"),
         *_reached(records, "test perplexity", "test_perplexity", ".4g", min),
     ]
-    lines = lines or _reached(records, "test loss", "test_loss", ".4f", min) or ["test accuracy: -"]
-    return lines + _reached(records, "  R²", "test_r2", ".4f")
+    losses = _reached(records, "test loss", "test_loss", ".4f", min)
+    losses += _reached(records, "  of the average of the weights", "test_loss_ema", ".4f", min)
+    return (lines or losses or ["test accuracy: -"]) + _reached(records, "  R²", "test_r2", ".4f")
 
 
 def _reached(

@@ -65,6 +65,8 @@ class EpochRecord:
     test_accuracy_top5: Number | None = None  # among the five most likely; of more than 10 classes
     test_perplexity: Number | None = None  # exp(test_loss) of a language model
     test_r2: Number | None = None  # coefficient of determination of a regression
+    test_loss_ema: Number | None = None  # of the moving average of the weights, with their BatchNorm statistics
+    test_accuracy_ema: Number | None = None
     validation_loss: Number | None = None  # of training samples held out; BatchNorm re-estimated after parallel epochs
     validation_accuracy: Number | None = None
     wall_s: Number | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcsplit.host.chance import seed_all
 from hpcsplit.nets.statedict import has_extra_state, tensors_of
+from hpcsplit.stage.average import Average
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.deferred import DeferredGradients
@@ -45,6 +46,8 @@ class Stage:
         wide: type of logits, losses and auxiliary variables: float32 unless `dtype` is wider.
         trained: the parameters that the optimizer has, by name in the whole network.
         frozen: leave the weights of parallel epochs as they are (the frozen control).
+        average: the moving average of the weights, with decay `ema`, where there is one.
+        stand_in: weights, by name, that `infer` uses in place of the stage's own.
         carry: what a method or the probe keeps from step to step and from epoch to epoch; checkpoints save it.
         task: what the last stage's output is compared with.
         between_blocks: called after every block, forward and backward; the wire makes its progress there.
@@ -66,6 +69,7 @@ class Stage:
         optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
         *,
         clip: float = 0.0,
+        ema: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
@@ -97,6 +101,8 @@ class Stage:
         self._homes = [(table, key, names[id(p)]) for table in tables for key, p in table.items() if id(p) in names]
         self.optimizer = optimizer(self.parameters) if self.parameters else None
         self.clip, self.frozen = clip, frozen
+        self.average = Average(self.trained, ema) if ema and self.parameters else None
+        self.stand_in: Mapping[str, Tensor] | None = None
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.task = task or Classification()
         self.carry = Carry()
@@ -154,7 +160,7 @@ class Stage:
     def infer(self, x: Tensor) -> Tensor:
         """f_k(x) without a gradient, in the mode (training or evaluation) that the blocks are in."""
         with torch.no_grad():
-            return self.forward(x)
+            return self.forward(x, self.stand_in)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """φ of each sample, (B,): by default of logits (B, classes) and labels (B,)."""
@@ -172,7 +178,18 @@ class Stage:
             p.grad = None
 
     def update(self) -> None:
-        """One optimizer step with the gradients at hand, clipped to the stage's own norm."""
+        """One optimizer step with the gradients at hand, clipped to the stage's own norm, and the average of where it
+        leads."""
+        self.step()
+        self.stepped()
+
+    def stepped(self) -> None:
+        """The weights are where a step leads."""
+        if self.average:
+            self.average.add()
+
+    def step(self) -> None:
+        """As `update`, when the weights are not yet where the whole step leads; `stepped` must follow."""
         self.deferred.finish(self.between_blocks)
         if self.optimizer is None:
             return

@@ -27,7 +27,7 @@ EXPOSED, IMBALANCE, IO, TURN, TO_PREV, TO_NEXT = 2e4, 3e4, 5e4, 7e4, 11 << 30, 1
 TRAIN, REFRESH, SAVE, EVALUATE = 1e6, 2e6, 4e6, 8e6  # of the clock that all ranks share
 SCORES = Scores(
     loss=0.1, test_loss=0.2, train_accuracy=0.3, test_accuracy=0.4, test_accuracy_bn=0.5,
-    validation_loss=0.6, validation_accuracy=0.7,
+    test_loss_ema=0.8, test_accuracy_ema=0.9, validation_loss=0.6, validation_accuracy=0.7,
 )  # fmt: skip
 
 

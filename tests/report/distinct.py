@@ -9,7 +9,8 @@ from typing import Any
 
 from hpcsplit.run.records import EpochRecord, Phase, StageRecord, TheoremRecord
 
-FRACTIONS = ("train_accuracy", "test_accuracy", "test_accuracy_bn", "test_accuracy_top5", "validation_accuracy")
+_TEST = ("", "_bn", "_top5", "_ema")
+FRACTIONS = ("train_accuracy", *(f"test_accuracy{end}" for end in _TEST), "validation_accuracy")
 TERMS = ("objective", "residual_sq", "step_sq", "weights_step_sq", "phi")
 
 

@@ -103,11 +103,17 @@ def part(name: str) -> list[float]:
 
 
 ONE_RUN: dict[str, dict[str, list[float]]] = {
-    "Loss": {"train": field("loss"), "test": field("test_loss"), "through λ, train": field("aux_loss")},
+    "Loss": {
+        "train": field("loss"),
+        "test": field("test_loss"),
+        "through λ, train": field("aux_loss"),
+        "test, average of the weights": field("test_loss_ema"),
+    },
     "Accuracy": {
         "train": field("train_accuracy", 100),
         "test": field("test_accuracy", 100),
         "BatchNorm re-estimated": field("test_accuracy_bn", 100),
+        "average of the weights": field("test_accuracy_ema", 100),
         "held out": field("validation_accuracy", 100),
     },
     "Objective and residual": {
@@ -293,6 +299,7 @@ def test_the_other_numbers_of_the_closing_table() -> None:
         ("test accuracy", "test_accuracy"),
         ("  with BatchNorm re-estimated", "test_accuracy_bn"),
         ("  among the five most likely", "test_accuracy_top5"),
+        ("  of the average of the weights", "test_accuracy_ema"),
         ("  of the samples held out", "validation_accuracy"),
     ):
         values = [getattr(record, name) for record in RUN]
@@ -360,6 +367,7 @@ def test_the_words_of_a_line() -> None:
         *("perplexity", f"{record.test_perplexity:.4g}"),
         *("R²", f"{record.test_r2:.4f}"),
         *("(bn", accuracies["test_accuracy_bn"], "%)"),
+        *("(ema", accuracies["test_accuracy_ema"], "%)"),
         *(f"{record.samples_per_s:.0f}", "samples/s"),
         *(f"{record.wall_s:.1f}", "s"),
         *("ETA", "01:02:03"),
