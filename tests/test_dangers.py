@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hpcsplit"
 LOADING: dict[str, dict[str, str]] = {  # the call -> where it may stand, and why nothing strange gets there
     "import_module": {
-        "nets/custom.py": "the user's own network, which no run directory names",
+        "host/factory.py": "a function of the user's own, which no run directory names",
     },
     "resolve_name": {
         "plan/setting.py": "a method, a task or an optimizer of this program, by the lists of them",

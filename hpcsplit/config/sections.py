@@ -19,6 +19,13 @@ _CROSS_ENTROPY = {  # what only it has
     "model.loss != '' and model.loss != 'cross_entropy'": "model.class_weights and optim.label_smoothing belong to the "
     'cross-entropy; model.loss = "{model.loss}". Leave them out',
 }
+_MIXED = {
+    "model.task != 'classification'": "optim.mixup and optim.cutmix mix classes, and model.task is "
+    '"{model.task}"; leave them out',
+    "facts.parallel and not facts.augments and schedule.ratio == '0:1' and schedule.warmup == 0": "optim.mixup and "
+    "optim.cutmix act in exact epochs, since {facts.name} keeps variables of every sample, and there is none; set "
+    "schedule.warmup or schedule.ratio, or leave them out",
+}
 _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.betas)
 
 
@@ -205,6 +212,23 @@ class OptimSection:
         low=0.0,
         high=1.0,
         refused_if=_CROSS_ENTROPY,
+        later=True,
+    )
+    mixup: float = option(
+        0.0,
+        "α of Beta(α, α): samples are mixed with others of the mini-batch, in exact epochs and with methods that keep "
+        "no variables; targets become shares of the classes; 0: off",
+        low=0.0,
+        high=1000.0,
+        refused_if=_MIXED,
+        later=True,
+    )
+    cutmix: float = option(
+        0.0,
+        "the same with boxes of images; with both a sample has either",
+        low=0.0,
+        high=1000.0,
+        refused_if=_MIXED,
         later=True,
     )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)

@@ -21,6 +21,7 @@ from hpcsplit.config.optimizers import OPTIMIZERS
 from hpcsplit.config.option import names_code
 from hpcsplit.data.catalog import Spec, lookup
 from hpcsplit.data.dataset import Dataset, Part, load
+from hpcsplit.data.mixing import Mixing
 from hpcsplit.data.order import batches
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
@@ -129,6 +130,17 @@ class Setting:
             channels_last=self.config.run.channels_last,
             device=device,
         )
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the samples of a mini-batch are mixed, if they are."""
+        optim, shape = self.config.optim, self.input_shape
+        if optim.cutmix and len(shape) != 3:
+            raise ConfigError(
+                f"optim.cutmix = {optim.cutmix:g} cuts boxes out of images, and samples have the shape {shape}; take "
+                "optim.mixup, or leave it out"
+            )
+        return Mixing(optim.mixup, optim.cutmix, shape, self.config.run.seed) if optim.mixup or optim.cutmix else None
 
     # -------------------------------------------------------------------------------------------- network
 

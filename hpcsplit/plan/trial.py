@@ -242,9 +242,12 @@ def _check_outputs(setting: Setting, task: Task) -> None:
 def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
     """Whether the loss of a few made-up outputs can be descended."""
     shape, name = setting.shapes[-1], setting.config.model.loss
-    for size in (2, 1):
-        outputs = torch.randn(size, *shape, device=device, requires_grad=True)
-        loss = task.loss(outputs, made_up_targets(setting, torch.zeros(size, *setting.input_shape, device=device)))
+    targets = [made_up_targets(setting, torch.zeros(size, *setting.input_shape, device=device)) for size in (2, 1)]
+    if setting.mixing:
+        targets.append(setting.mixing.targets(targets[0], np.arange(2), 0, shape[0]))
+    for each in targets:
+        outputs = torch.randn(len(each), *shape, device=device, requires_grad=True)
+        loss = task.loss(outputs, each)
         if not loss.requires_grad:
             raise ConfigError(
                 f'model.loss = "{name}" gives its outputs no gradient; leave detach(), no_grad() and numpy out of it'
