@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,8 @@ class Option:
     code: bool = False
     # "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # A text as the program spells it, from one that means the same; HpcsplitError where it means nothing.
+    spelling: Callable[[str], str] | None = None
 
     def read(self, text: str) -> Any:
         """The value that a word of the command line means: a TOML value, or what people write for one."""
@@ -49,6 +51,8 @@ class Option:
     def accept(self, value: Any, where: str) -> Any:
         """The value in its declared type, or a ConfigError that says what was given and what is allowed."""
         value = self._typed(value, where)
+        if self.spelling:
+            value = self.spelling(value)
         if self.choices and isinstance(value, str) and value not in self.choices:
             raise ConfigError(f"{where} = {value!r} is not one of {', '.join(self.choices)}")
         for number in value if isinstance(value, tuple) else (value,):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.config.optimizers import FACTORY, OPTIMIZERS, known_name
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import SPECS
 from hpcsplit.nets.catalog import NETWORKS
@@ -155,7 +155,13 @@ class ScheduleSection:
 class OptimSection:
     """The weight step of every stage."""
 
-    name: str = option("sgd", "torch's optimizer", choices=tuple(OPTIMIZERS))
+    name: str = option(
+        "sgd",
+        " | ".join((*OPTIMIZERS, FACTORY)) + ", which is called with (params, lr=..., weight_decay=...) and returns a "
+        "torch.optim.Optimizer",
+        code=True,
+        spelling=known_name,
+    )
     lr: float = option(0.1, "initial learning rate", above=0.0)
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)

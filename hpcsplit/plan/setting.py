@@ -17,7 +17,7 @@ from torch import nn
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
-from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.config.optimizers import OPTIMIZERS, Optimizer
 from hpcsplit.config.option import names_code
 from hpcsplit.data.catalog import Spec, lookup
 from hpcsplit.data.dataset import Dataset, Part, load
@@ -31,6 +31,7 @@ from hpcsplit.methods.contract import TrainingMethod
 from hpcsplit.nets.catalog import build
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
+from hpcsplit.plan.optimizer import users_optimizer
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import phases
@@ -296,16 +297,21 @@ class Setting:
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The configured optimizer over these parameters."""
-        o, known = self.config.optim, OPTIMIZERS[self.config.optim.name]
-        options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
-        options |= {"momentum": o.momentum} if known.momentum else {}
-        options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
-        options |= {"nesterov": True} if o.nesterov else {}
+        o, own_code = self.config.optim, names_code(self.config.optim.name)
+        known = Optimizer(o.name) if own_code else OPTIMIZERS[o.name]
         groups: dict[str, dict[str, Any]] = {}
         for p in parameters:
             own: dict[str, Any] = {"fused": p.is_floating_point()} if known.fused else {}
             own |= {} if o.decay_norms or p.dim() > 1 else {"weight_decay": 0.0}
             groups.setdefault(str(own), {"params": [], **own})["params"].append(p)
+        if own_code:
+            params = list(parameters) if o.decay_norms else list(groups.values())
+            return users_optimizer(o.name, params, o.lr, o.weight_decay)
+        options: dict[str, Any] = {"lr": o.lr}
+        options |= {"weight_decay": o.weight_decay} if known.decay else {}
+        options |= {"momentum": o.momentum} if known.momentum else {}
+        options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
+        options |= {"nesterov": True} if o.nesterov else {}
         optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(list(groups.values()), **options)
         optimizer.register_step_pre_hook(_start_late_momentum)
         return optimizer

@@ -28,7 +28,7 @@ def mixed(ids: np.ndarray, epoch: int = 0, seed: int = 3, **alphas: float) -> tu
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, BOTH], ids=str)
 @pytest.mark.parametrize("size", [64, 2, 1])
-def test_a_target_has_the_shares_of_its_image(alphas: dict[str, float], size: int) -> None:
+def test_a_target_has_the_shares_of_its_image(alphas: dict[str, Any], size: int) -> None:
     ids = np.random.default_rng(0).permutation(200)[:size]
     images, targets = mixed(ids, **alphas)
     torch.testing.assert_close(images.mean((2, 3)), targets)

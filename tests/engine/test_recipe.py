@@ -198,6 +198,8 @@ def test_spike_compensation_spares_them_too() -> None:
 MOVED: list[dict[str, Any]] = [
     {"optim__nesterov": True, "optim__decay_norms": False},
     {"optim__name": "adamw", "optim__lr": 1e-3, "optim__decay_norms": False},
+    {"optim__name": "tests.plan.myoptims:Lion", "optim__lr": 1e-3},
+    {"optim__name": "adafactor", "optim__lr": 1e-3},
 ]
 
 
