@@ -94,6 +94,7 @@ def _job(
         last_batch=config.data.last_batch,
         seed=config.run.seed,
         augment=config.data.augment,
+        mixing=setting.mixing,
         epochs=schedule.epochs,
         plan=() if choose else setting.phases,
         replanned=replanned,

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -34,10 +34,17 @@ def stage_tensors(stage: Stage) -> Tensors:
     averages = stage.average.weights if stage.average else {}
     tensors |= {f"ema/{name}": t.cpu() for name, t in averages.items()}
     states = stage.optimizer.state if stage.optimizer else {}
+    names = {id(parameter): name for name, parameter in stage.blocks.named_parameters()}
     for name, parameter in stage.blocks.named_parameters():
         for key, value in states.get(parameter, {}).items():
             if value is not None:
-                tensors[f"optim/{name}/{key}"] = torch.as_tensor(value).detach().cpu()
+                tensors[f"optim/{name}/{key}{_kind(value)}"] = _as_tensor(value)
+    for group in stage.optimizer.param_groups if stage.optimizer and _users(stage.optimizer) else ():
+        numbers = {key: value for key, value in group.items() if isinstance(value, int | float) and key != "lr"}
+        for p in group["params"]:
+            tensors |= {
+                f"optim/{names[id(p)]}/@{key}{_kind(value)}": _as_tensor(value) for key, value in numbers.items()
+            }
     tensors |= {f"buffers/{name}": t.cpu() for name, t in stage.besides.buffers().items()}
     return tensors | {f"carry/{name}": t.detach().cpu() for name, t in stage.carry.items()}
 
@@ -59,11 +66,35 @@ def load_optimizer(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> None:
     stage.optimizer.state.clear()
     names = {id(parameter): name for name, parameter in stage.blocks.named_parameters()}
     for group in stage.optimizer.param_groups:
+        on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
-            if state := below(f"optim/{names[id(parameter)]}/", tensors):
-                on_device = bool(group.get("fused") or group.get("capturable"))
-                placed = {key: _placed(key, t, parameter, step_on_device=on_device) for key, t in state.items()}
-                stage.optimizer.state[parameter] = placed
+            for saved, t in below(f"optim/{names[id(parameter)]}/", tensors).items():
+                key, _, kind = saved.partition(":")
+                value = (
+                    _NUMBERS[kind](t) if kind in _NUMBERS else _placed(saved, t, parameter, step_on_device=on_device)
+                )
+                if key.startswith("@"):
+                    group[key[1:]] = value
+                else:
+                    stage.optimizer.state[parameter][key] = value
+
+
+# What is no tensor has the name of its kind behind its own, and what belongs to a whole group stands beside each of its
+# weights, as "@<name>".  Only optimizers of the user's have such.
+_NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {"bool": bool, "int": int, "float": float}
+
+
+def _kind(value: Any) -> str:
+    return next((f":{name}" for name, kind in _NUMBERS.items() if isinstance(value, kind)), "")
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None).detach().cpu()
+
+
+def _users(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer is none of torch's or this program's."""
+    return type(optimizer).__module__.partition(".")[0] not in ("torch", "hpcsplit")
 
 
 def below(prefix: str, tensors: Mapping[str, Item]) -> dict[str, Item]:
@@ -125,17 +156,18 @@ def check_headers(stage: Stage, headers: Mapping[str, Header]) -> None:
             raise CheckpointError(
                 f"{name} has shape {header.shape} in the checkpoint and {tuple(own[name].shape)} in this network"
             )
-        if kind == "optim" and math.prod(header.shape) > max(1, sizes.get(name.rpartition("/")[0], 0)):
+        own_code = stage.optimizer is not None and _users(stage.optimizer)  # which may keep what it likes
+        if kind == "optim" and not own_code and math.prod(header.shape) > max(1, sizes.get(name.rpartition("/")[0], 0)):
             raise CheckpointError(f"{key} has shape {header.shape} in the checkpoint, more than its weight has")
 
 
 def _placed(key: str, saved: torch.Tensor, parameter: nn.Parameter, *, step_on_device: bool) -> torch.Tensor:
-    """A state tensor where the optimizer has left it: in the parameter's place and memory format, other numbers on the
+    """A state tensor where the optimizer has left it: in the parameter's place and memory format, single numbers on the
     CPU, but the step counter beside the parameter where a kernel on the device counts (as torch's load_state_dict)."""
     if key == "step":
         return saved.to(parameter.device, copy=True) if step_on_device else saved.clone()
     if saved.shape != parameter.shape:
-        return saved.clone()
+        return saved.to(parameter.device if saved.dim() else saved.device, copy=True)
     return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
 
 

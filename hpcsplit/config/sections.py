@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.config import optimizers
+from hpcsplit.config.optimizers import FACTORY, OPTIMIZERS
 from hpcsplit.config.option import option
 from hpcsplit.data.catalog import OPENERS, SPECS, known_name
 from hpcsplit.nets.catalog import NETWORKS, usual
@@ -18,6 +19,13 @@ _CROSS_ENTROPY = {  # what only it has
     'for classification and language; model.task = "{model.task}". Leave them out',
     "model.loss != '' and model.loss != 'cross_entropy'": "model.class_weights and optim.label_smoothing belong to the "
     'cross-entropy; model.loss = "{model.loss}". Leave them out',
+}
+_MIXED = {
+    "model.task != 'classification'": "optim.mixup and optim.cutmix mix classes, and model.task is "
+    '"{model.task}"; leave them out',
+    "facts.parallel and not facts.augments and schedule.ratio == '0:1' and schedule.warmup == 0": "optim.mixup and "
+    "optim.cutmix act in exact epochs, since {facts.name} keeps variables of every sample, and there is none; set "
+    "schedule.warmup or schedule.ratio, or leave them out",
 }
 _WITH_BETAS = ", ".join(name for name, known in OPTIMIZERS.items() if known.betas)
 
@@ -197,7 +205,13 @@ class ScheduleSection:
 class OptimSection:
     """The weight step of every stage."""
 
-    name: str = option("sgd", "torch's optimizer", choices=tuple(OPTIMIZERS))
+    name: str = option(
+        "sgd",
+        " | ".join((*OPTIMIZERS, FACTORY)) + ", which is called with (params, lr=..., weight_decay=...) and returns a "
+        "torch.optim.Optimizer",
+        code=True,
+        spelling=optimizers.known_name,
+    )
     lr: float = option(0.1, "initial learning rate", above=0.0)
     momentum: float = option(0.9, f"momentum of {_WITH_MOMENTUM}", low=0.0, high=1.0)
     beta1: float = option(0.9, f"decay of the mean gradient of {_WITH_BETAS}", low=0.0, high=0.99999, later=True)
@@ -261,6 +275,23 @@ class OptimSection:
         "decay of a moving average of the weights, such as 0.999, which is evaluated beside them; 0: none",
         low=0.0,
         high=0.9999999,
+        later=True,
+    )
+    mixup: float = option(
+        0.0,
+        "α of Beta(α, α): samples are mixed with others of the mini-batch, in exact epochs and with methods that keep "
+        "no variables; targets become shares of the classes; 0: off",
+        low=0.0,
+        high=1000.0,
+        refused_if=_MIXED,
+        later=True,
+    )
+    cutmix: float = option(
+        0.0,
+        "the same with boxes of images; with both a sample has either",
+        low=0.0,
+        high=1000.0,
+        refused_if=_MIXED,
         later=True,
     )
     clip: float = option(0.0, "largest gradient norm of a stage; 0 does not clip", low=0.0)

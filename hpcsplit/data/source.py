@@ -137,9 +137,16 @@ def draw(ids: np.ndarray, *, seed: int, epoch: int, padding: int) -> tuple[np.nd
 
     Window row and column, int64 (B,) in 0 .. 2*padding (`padding` is no move), and whether to flip, bool (B,).
     """
+    drawn = words(ids, seed=seed, epoch=epoch)
+    return _below(2 * padding + 1, drawn), _below(2 * padding + 1, drawn >> np.uint64(24)), drawn >> np.uint64(63) == 1
+
+
+def words(ids: np.ndarray, *, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """64 random bits of each of the samples `ids` int64 (B,), uint64 (B,); others in every stream."""
     key = _mix(_mix(_word(seed)) + _word(epoch))
-    words = _mix(key + (ids.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
-    return _below(2 * padding + 1, words), _below(2 * padding + 1, words >> np.uint64(24)), words >> np.uint64(63) == 1
+    if stream:
+        key = _mix(key + _word(stream))
+    return _mix(key + (ids.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def _word(number: int) -> np.ndarray:

@@ -89,7 +89,7 @@ def _sweep(
             upcoming = yield from _fetch(job, store, step + 1)
         if parallel:
             copies = yield from receive_copies(job, len(order[step]), step)
-        batch = job.batch(order[step], phase=action.phase, epoch=action.epoch, augment=augment)
+        batch = job.batch(order[step], **job.view(action.phase, action.epoch))
         result = yield from passes[number](job.stage, rows | copies, batch)
         loop.leave(step, result.tally)
         if store and last:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hpcsplit.checkpoint.origin import Origin
+from hpcsplit.data.mixing import Mixing
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.data.source import Source
 from hpcsplit.engine.best import best_epoch, enough, score
@@ -116,6 +117,7 @@ class Job:
     checkpoints: Path | None
     keep_checkpoints: int
     identity: Identity
+    mixing: Mixing | None = None
     last_batch: str = "keep"
     evaluate_every: int = 1
     validation: Samples | None = None
@@ -161,6 +163,14 @@ class Job:
         """Whether the images of such an epoch are cropped and flipped."""
         return self.augment and (phase == "serial" or self.method.facts.augments)
 
+    def mixes(self, phase: Phase) -> bool:
+        """Whether the samples of such an epoch are mixed."""
+        return self.mixing is not None and (phase == "serial" or self.method.facts.augments)
+
+    def view(self, phase: Phase, epoch: int) -> dict[str, Any]:
+        """How a mini-batch is seen in training, for `batch`."""
+        return {"phase": phase, "epoch": epoch, "augment": self.augments(phase), "mix": self.mixes(phase)}
+
     def epoch_batches(self, epoch: int, *, parallel: bool = False) -> Sequence[np.ndarray]:
         """The mini-batches of sample ids of an exact epoch or one of the method's, the same on every rank."""
         as_they_are = parallel and self.method.facts.full_batch
@@ -178,16 +188,17 @@ class Job:
         last = "keep" if self.last_batch == "keep" else "join"
         return batches(np.arange(size), min(self.batch_size, FORWARD_ROWS), last)
 
-    def batch(self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False) -> Batch:
+    def batch(
+        self, ids: np.ndarray, *, phase: Phase = "serial", epoch: int = 0, augment: bool = False, mix: bool = False
+    ) -> Batch:
         """The mini-batch of training samples as this stage sees it in such an epoch."""
         sees = self.stage.first or (phase == "parallel" and self.method.facts.images)
-        return Batch(
-            ids,
-            len(ids),
-            x=self.train.images(ids, epoch=epoch, augment=augment) if sees else torch.empty(0),
-            y=self.targets(ids, epoch=epoch, augment=augment) if self.stage.last else torch.empty(0),
-            total=self.train_size,
-        )
+        x = self.train.images(ids, epoch=epoch, augment=augment) if sees else torch.empty(0)
+        y = self.targets(ids, epoch=epoch, augment=augment) if self.stage.last else torch.empty(0)
+        if self.mixing and mix:
+            x = self.mixing.images(x, ids, epoch) if sees else x
+            y = self.mixing.targets(y, ids, epoch, self.stage.out_shape[0]) if self.stage.last else y
+        return Batch(ids, len(ids), x=x, y=y, total=self.train_size)
 
     def expect(self, order: Sequence[np.ndarray], source: Samples | None = None, **view: Any) -> None:
         """These mini-batches will be asked for, in this order, of the training set where no other is named."""

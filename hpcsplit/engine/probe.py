@@ -58,7 +58,8 @@ def probe(job: Job, action: Train) -> Generator[Verb, Any, Signals]:
     else:
         last = job.epoch_batches(action.epoch, parallel=True)[-1]
         piece = slices(len(last), method.microbatches)[-1]  # BatchNorm normalises over it
-        batch = job.batch(last[piece], phase=action.phase, epoch=action.epoch, augment=job.augments(action.phase))
+        whole = job.batch(last, **job.view(action.phase, action.epoch))
+        batch = replace(whole, ids=last[piece], size=len(last[piece]), x=whole.x[piece], y=whole.y[piece])
 
     x, y = yield from forth(stage, batch)
     exact, g = yield from back(stage, x, y, batch)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from hpcsplit.config import Config
 from hpcsplit.config.checks import AUTO, parse_ratio
 from hpcsplit.config.declared import DeclaredMethod, declared_methods
-from hpcsplit.config.optimizers import OPTIMIZERS
+from hpcsplit.config.optimizers import OPTIMIZERS, Optimizer
 from hpcsplit.config.option import names_code
 from hpcsplit.data.catalog import Spec, lookup, opener
 from hpcsplit.data.dataset import DataOptions, Dataset, InMemory, Opened, Part, cut_to_size, load, open_set
 from hpcsplit.data.inputs import Inputs
+from hpcsplit.data.mixing import Mixing
 from hpcsplit.data.order import batches
 from hpcsplit.data.source import Source
 from hpcsplit.engine.job import FORWARD_ROWS, Identity
@@ -33,6 +34,7 @@ from hpcsplit.nets.catalog import build, is_users
 from hpcsplit.nets.catalog import lookup as lookup_network
 from hpcsplit.nets.code import FUNCTION, SOURCE, function_of, source_of
 from hpcsplit.plan.blocks import BlockCost, block_costs, kept_bytes
+from hpcsplit.plan.optimizer import users_optimizer
 from hpcsplit.schedule import auto
 from hpcsplit.schedule.actions import Phase
 from hpcsplit.schedule.hybrid import phases
@@ -207,6 +209,17 @@ class Setting:
             channels_last=self.config.run.channels_last,
             device=device,
         )
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the samples of a mini-batch are mixed, if they are."""
+        optim, shape = self.config.optim, self.input_shape
+        if optim.cutmix and len(shape) != 3:
+            raise ConfigError(
+                f"optim.cutmix = {optim.cutmix:g} cuts boxes out of images, and samples have the shape {shape}; take "
+                "optim.mixup, or leave it out"
+            )
+        return Mixing(optim.mixup, optim.cutmix, shape, self.config.run.seed) if optim.mixup or optim.cutmix else None
 
     # -------------------------------------------------------------------------------------------- network
 
@@ -411,16 +424,21 @@ class Setting:
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """The configured optimizer over these parameters."""
-        o, known = self.config.optim, OPTIMIZERS[self.config.optim.name]
-        options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
-        options |= {"momentum": o.momentum} if known.momentum else {}
-        options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
-        options |= {"nesterov": True} if o.nesterov else {}
+        o, own_code = self.config.optim, names_code(self.config.optim.name)
+        known = Optimizer(o.name) if own_code else OPTIMIZERS[o.name]
         groups: dict[str, dict[str, Any]] = {}
         for p in parameters:
             own: dict[str, Any] = {"fused": p.is_floating_point()} if known.fused else {}
             own |= {} if o.decay_norms or p.dim() > 1 else {"weight_decay": 0.0}
             groups.setdefault(str(own), {"params": [], **own})["params"].append(p)
+        if own_code:
+            params = list(parameters) if o.decay_norms else list(groups.values())
+            return users_optimizer(o.name, params, o.lr, o.weight_decay)
+        options: dict[str, Any] = {"lr": o.lr}
+        options |= {"weight_decay": o.weight_decay} if known.decay else {}
+        options |= {"momentum": o.momentum} if known.momentum else {}
+        options |= {"betas": (o.beta1, o.beta2)} if known.betas else {}
+        options |= {"nesterov": True} if o.nesterov else {}
         optimizer: torch.optim.Optimizer = pkgutil.resolve_name(known.kind)(list(groups.values()), **options)
         optimizer.register_step_pre_hook(_start_late_momentum)
         return optimizer

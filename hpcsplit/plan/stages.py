@@ -110,7 +110,7 @@ def footprints(setting: Setting, stages: Sequence[StagePlan]) -> list[dict[str, 
 
 def _states(setting: Setting) -> int:
     """How many numbers the optimizer and the average of the weights keep for each parameter."""
-    weight = nn.Parameter(torch.zeros(64))
+    weight = nn.Parameter(torch.zeros(8, 8))
     weight.grad = torch.ones_like(weight)
     optimizer = setting.optimizer([weight])
     optimizer.step()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcsplit.config import Config
-from hpcsplit.config.option import show
+from hpcsplit.config.option import names_code, show
 from hpcsplit.data.order import batches
 from hpcsplit.engine.job import FORWARD_ROWS
 from hpcsplit.errors import ConfigError
@@ -31,6 +31,7 @@ from hpcsplit.host.chance import nothing_drawn
 from hpcsplit.nets.custom import whose
 from hpcsplit.nets.shapes import FEW, Shadow, meta_sample, twin
 from hpcsplit.nets.weights import random_head
+from hpcsplit.plan.optimizer import check_optimizer
 from hpcsplit.plan.setting import Setting
 from hpcsplit.schedule.timetable import slices
 from hpcsplit.stage.stage import Stage
@@ -75,6 +76,7 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
         if fit:
             _check_loss(setting, task, device)
         if not setting.users_network:
+            _check_optimizer(setting, device)
             return Checked(setting, {}, begins)
         for adapted in _adaptations(setting.config):
             here = setting.adapted(adapted)
@@ -85,6 +87,7 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
             except ConfigError as error:
                 first, last = first or error, error
                 continue
+            _check_optimizer(here, device)
             values = " and ".join(f"{name} = {show(value)}" for name, value in adapted.items())
             notes = (f"note: {first}; so this run takes {values}",) if first else ()
             return Checked(here, adapted, notes + begins)
@@ -149,7 +152,9 @@ def evaluation_sizes(setting: Setting) -> dict[int, str]:
 
 def _check_values(setting: Setting, device: torch.device) -> None:
     """A few samples through every block as a stage of its own, then through all of them as one stage."""
-    setting = setting.adapted({"run.torch_compile": False})
+    # A user's optimizer may want the whole network.
+    plain = {"optim.name": "sgd"} if names_code(setting.config.optim.name) else {}
+    setting = setting.adapted({"run.torch_compile": False, **plain})
     net, copied = setting.net, twin(setting.net, device)
     watch, targets = _Watch(setting, copied), partial(made_up_targets, setting)
     every = tuple(range(1, len(net)))
@@ -247,9 +252,12 @@ def _check_outputs(setting: Setting, task: Task) -> None:
 def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
     """Whether the loss of a few made-up outputs can be descended."""
     shape, name = setting.shapes[-1], setting.config.model.loss
-    for size in (2, 1):
-        outputs = torch.randn(size, *shape, device=device, requires_grad=True)
-        loss = task.loss(outputs, made_up_targets(setting, torch.zeros(size, *setting.input_shape, device=device)))
+    targets = [made_up_targets(setting, torch.zeros(size, *setting.input_shape, device=device)) for size in (2, 1)]
+    if setting.mixing:
+        targets.append(setting.mixing.targets(targets[0], np.arange(2), 0, shape[0]))
+    for each in targets:
+        outputs = torch.randn(len(each), *shape, device=device, requires_grad=True)
+        loss = task.loss(outputs, each)
         if not loss.requires_grad:
             raise ConfigError(
                 f'model.loss = "{name}" gives its outputs no gradient; leave detach(), no_grad() and numpy out of it'
@@ -262,6 +270,13 @@ def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
                 f'model.loss = "{name}" cannot be descended: its backward pass fails ({said(error)}'
                 f"{f', {line}' if line else ''})"
             ) from error
+
+
+def _check_optimizer(setting: Setting, device: torch.device) -> None:
+    """Whether a user's optimizer trains this network, and can be saved."""
+    here = setting.adapted({"run.torch_compile": False})
+    if names_code(setting.config.optim.name):
+        check_optimizer(setting.config.optim.name, lambda: here.stage(here.network(), 0, (), device))
 
 
 def _line_of_change(stage: Stage, x: Tensor) -> str | None:

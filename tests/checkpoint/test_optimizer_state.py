@@ -14,7 +14,7 @@ from hpcsplit.plan.setting import Setting
 from hpcsplit.stage.stage import Stage
 from tests.engine.small import config
 
-NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax"]
+NAMES = ["sgd", "adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "radam", "adamax", "rprop"]
 
 
 def stage(name: str, device: str = "cpu", momentum: float = 0.9) -> Stage:

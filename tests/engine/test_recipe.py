@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler as torchs
 
 from hpcsplit import cli
 from hpcsplit.config import resolve
+from hpcsplit.data.mixing import Mixing
 from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
@@ -197,6 +198,8 @@ def test_spike_compensation_spares_them_too() -> None:
 MOVED: list[dict[str, Any]] = [
     {"optim__nesterov": True, "optim__decay_norms": False},
     {"optim__name": "adamw", "optim__lr": 1e-3, "optim__decay_norms": False},
+    {"optim__name": "tests.plan.myoptims:Lion", "optim__lr": 1e-3},
+    {"optim__name": "adafactor", "optim__lr": 1e-3},
 ]
 
 
@@ -209,6 +212,64 @@ def test_stopped_and_cut_elsewhere_it_ends_with_the_same_weights(tmp_path: Path,
     assert not parts.start(CUTS[2], stop=(1, 0))
     assert parts.start(CUTS[1])
     assert weights(parts) == weights(whole)
+
+
+# ------------------------------------------------------------------------------------------------ mixing
+
+
+MIXED = {"optim__mixup": 0.4, "optim__cutmix": 1.0}
+
+
+def test_mixed_samples_are_those_of_one_process(make: Make) -> None:
+    """The reference mixes whole mini-batches and takes the losses of both labels apart."""
+    changes = {**MIXED, "optim__lr_schedule": "constant"}
+    setting = Setting(config(1, **EXACT, **changes))
+    net, data = setting.network(), setting.data
+    source, optimizer = setting.source(data, data.train, torch.device("cpu")), sgd(net)
+    mixing = Mixing(0.4, 1.0, (3, 32, 32), 0)
+    for epoch in range(2):
+        for ids in batches(epoch_order(0, epoch, 100), 32):
+            y = mixing.targets(source.labels(ids), ids, epoch, 10)
+            logits = net(mixing.images(source.images(ids, epoch=epoch, augment=True), ids, epoch))
+            optimizer.zero_grad()
+            (-(y * logits.log_softmax(1)).sum() / len(ids)).backward()
+            optimizer.step()
+    assert_trained_so(make, changes, dict(net.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio", "acts"),
+    [("penalty", "1:3", "S"), ("delayed", "1:3", "SP"), ("auxnet", "1:3", "SP"), ("chunked", "1:3", "SP")],
+)
+def test_epochs_in_which_samples_are_mixed(make: Make, method: str, ratio: str, acts: str) -> None:
+    jobs = make(3, None, method, **MIXED, method__name=method, schedule__epochs=4, schedule__ratio=ratio)
+    seen: list[tuple[str, bool]] = []
+    last = jobs[-1]
+    batch = last.batch
+
+    def noted(ids: Any, **view: Any) -> Any:
+        result = batch(ids, **view)
+        if "mix" in view:
+            seen.append((view["phase"][0].upper(), result.y.is_floating_point()))
+        return result
+
+    last.batch = noted  # type: ignore[method-assign]
+    lockstep.run([rank_program(job) for job in jobs])
+    assert {phase for phase, _ in seen} == {"S", "P"}
+    assert {phase for phase, mixed in seen if mixed} == set(acts)
+    assert all(mixed == (phase in acts) for phase, mixed in seen)
+
+
+@pytest.mark.parametrize("method", ["penalty", "delayed"])
+def test_mixed_samples_come_again_after_a_stop(tmp_path: Path, method: str) -> None:
+    shape = {"data__batch_size": 15, "schedule__epochs": 3, "schedule__ratio": "1:1", "checkpoint__every_epochs": 0}
+    changes = {**shape, **MIXED, "method__name": method, "schedule__microbatches": 2}
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start(CUTS[3])
+    for place in [(0, 1), (1, 1)]:
+        assert not parts.start(CUTS[3], stop=place)
+    assert parts.start(CUTS[3])
+    assert learned(parts) == learned(whole)
 
 
 # ------------------------------------------------------------------------------------------------ losses
@@ -369,6 +430,11 @@ def test_a_loss_is_not_run_on_the_word_of_a_run_directory(
         ({"optim": {"nesterov": True, "momentum": 0}}, r"Take sgd with a momentum, or leave nesterov out"),
         ({"optim": {"nesterov": True}, "method": {"name": "delayed", "predict": True}}, r"leave one of them out"),
         ({"optim": {"nesterov": True}, "method": {"name": "delayed", "spike": True}}, r"leave one of them out"),
+        ({"optim": {"mixup": 1.0}, "model": {"task": "regression"}}, r'mix classes, and model\.task is "regression"'),
+        (
+            {"optim": {"cutmix": 1.0}, "schedule": {"ratio": "0:1", "warmup": 0}},
+            r"act in exact epochs, since penalty keeps variables of every sample, and there is none; set schedule",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tree: dict[str, Any], sentence: str) -> None:

@@ -273,8 +273,8 @@ def test_the_columns_of_the_closing_tables_stages() -> None:
             "label signal": f"{stage.label_signal:.3f}",
             "label ratio": f"{stage.label_ratio:.3f}",
         }
-    heading = "stages in epoch 5, the last parallel one; comm, I/O, data, imbalance: exposed share"
-    assert f"{heading} of its {last.train_s:.2f} s" in text
+    title = "stages in epoch 5, the last parallel one; comm, I/O, data, imbalance: exposed share"
+    assert f"{title} of its {last.train_s:.2f} s" in text
 
 
 def total(name: str, phase: str = "") -> float:
