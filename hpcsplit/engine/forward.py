@@ -57,7 +57,7 @@ def pass_back(job: Job, order: Sequence[np.ndarray], visit: VisitBack) -> Genera
 def forth(stage: Stage, batch: Batch, index: int = 0) -> Generator[Verb, Any, tuple[torch.Tensor, torch.Tensor]]:
     """Pass one mini-batch on; the stage's input and its output, with the graph between them."""
     x = batch.x if stage.first else (yield stage.receive(PREV, "forward", batch.size, index))
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_(x.is_floating_point())
     with stage.statistics_kept():
         y = stage.forward(x)
     if not stage.last:
