@@ -95,8 +95,8 @@ def test_blocks_and_costs() -> None:
 
 
 def test_initial_weights_of_gpt_2() -> None:
-    for name, p in gpt(4, 256).named_parameters():
-        p = p.detach()
+    for name, parameter in gpt(4, 256).named_parameters():
+        p = parameter.detach()
         if "norm" in name or name.endswith("bias"):
             assert torch.equal(p, torch.full_like(p, float("norm" in name and name.endswith("weight"))))
         else:
