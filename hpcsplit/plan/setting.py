@@ -333,6 +333,7 @@ class Setting:
             self.shapes[part.start : part.stop + 1],
             self.optimizer,
             clip=self.config.optim.clip,
+            accumulate=self.config.optim.accumulate,
             device=device,
             dtype=self.precision,
             channels_last=self.config.run.channels_last,

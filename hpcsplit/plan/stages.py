@@ -109,13 +109,14 @@ def footprints(setting: Setting, stages: Sequence[StagePlan]) -> list[dict[str, 
 
 
 def _states(setting: Setting) -> int:
-    """How many numbers the optimizer keeps for each parameter."""
+    """How many numbers the optimizer keeps for each parameter, and gradients that wait for its step."""
     weight = nn.Parameter(torch.zeros(8, 8))
     weight.grad = torch.ones_like(weight)
     optimizer = setting.optimizer([weight])
     optimizer.step()
     kept = optimizer.state.get(weight, {}).values()
-    return sum(isinstance(value, torch.Tensor) and value.numel() == weight.numel() for value in kept)
+    whole = sum(isinstance(value, torch.Tensor) and value.numel() == weight.numel() for value in kept)
+    return whole + (setting.config.optim.accumulate > 1)
 
 
 def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, states: int) -> dict[str, int]:

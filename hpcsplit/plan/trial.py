@@ -151,7 +151,7 @@ def _check_values(setting: Setting, device: torch.device) -> None:
     plain = (
         {"optim.name": "sgd"} if names_code(setting.config.optim.name) else {}
     )  # a user's may want the whole network
-    setting = setting.adapted({"run.torch_compile": False, **plain})
+    setting = setting.adapted({"run.torch_compile": False, "optim.accumulate": 1, **plain})
     net, shapes, copied = setting.net, setting.shapes, twin(setting.net, device)
     watch, targets = _Watch(setting, copied), partial(made_up_targets, setting)
     every = tuple(range(1, len(net)))
@@ -270,7 +270,7 @@ def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
 
 def _check_optimizer(setting: Setting, device: torch.device) -> None:
     """Whether a user's optimizer trains this network, and can be saved."""
-    here = setting.adapted({"run.torch_compile": False})
+    here = setting.adapted({"run.torch_compile": False, "optim.accumulate": 1})
     if names_code(setting.config.optim.name):
         check_optimizer(setting.config.optim.name, lambda: here.stage(here.network(), 0, (), device))
 
