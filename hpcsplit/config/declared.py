@@ -31,6 +31,7 @@ class Facts:
     full_batch: bool = False
     one_batch: bool = False  # a step needs all samples together
     augments: bool = False
+    in_flight: bool = False  # several mini-batches are under way between two steps
     images: bool = False  # every stage computes with the images in parallel epochs, not only the first one
     network: str = ""  # the only `model.name` that it trains, or ""
     stages: int = 0  # the largest number of stages; 0 has no limit

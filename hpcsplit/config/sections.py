@@ -262,6 +262,22 @@ class OptimSection:
     lr_step: int = option(50, "step: epochs between two reductions", unit="epochs", low=1)
     lr_milestones: tuple[int, ...] = option((100, 150), "multistep: epochs of the reductions", unit="epochs", low=0)
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
+    accumulate: int = option(
+        1,
+        "whose gradients make one update, the mean over their samples; the rest of an epoch makes one, too",
+        unit="mini-batches",
+        low=1,
+        refused_if={
+            "facts.in_flight": "optim.accumulate = {optim.accumulate}: {facts.name} gathers the gradients of "
+            "micro-batches; take a data.batch_size so many times as large, with as many method.microbatches and "
+            "schedule.microbatches, and leave accumulate out",
+            "facts.full_batch": "optim.accumulate = {optim.accumulate}: {facts.name} moves weights once an iteration "
+            "over all samples; leave it out",
+            "data.batch_size == 0": "optim.accumulate = {optim.accumulate}: with data.batch_size = 0 an epoch has one "
+            "mini-batch; leave one of them out",
+        },
+        later=True,
+    )
     label_smoothing: float = option(
         0.0,
         "share of a label that all classes get in equal parts; reported losses are those without it",

@@ -161,6 +161,7 @@ class _Loop:
     def enter(self, step: int) -> None:
         self.job.where = f"{self.action}, step {step + 1} of {self.steps}"
         self.job.stage.at(self.action.epoch, step)
+        self.job.stage.ends = step + 1 == self.steps
         self.job.stage.set_lr(self.job.learning_rate(self.action.epoch, self.before + step, self.all_steps))
 
     def leave(self, step: int, tally: Tally) -> None:

@@ -121,12 +121,13 @@ def _weights(stage: Stage) -> Carry:
 @cache
 def auxiliary_network(image: Shape, boundary: Shape, width: int, outputs: int) -> nn.Sequential:
     """A_k from images (B, *image) to `outputs` times as many channels as the boundary has; weights on "meta".  Its
-    BatchNorm layers keep no statistics: it runs in training only."""
+    BatchNorm layers keep no statistics: it runs in training only.  Convolutions make feature maps of images; all else
+    is made by a hidden layer."""
     with torch.device("meta"):
-        if len(boundary) == 1:
-            return nn.Sequential(
-                nn.Flatten(), nn.Linear(math.prod(image), width), nn.ReLU(), nn.Linear(width, outputs * boundary[0])
-            )
+        if len(boundary) != 3 or len(image) != 3:
+            hidden = [nn.Flatten(), nn.Linear(math.prod(image), width), nn.ReLU()]
+            last = nn.Linear(width, outputs * math.prod(boundary))
+            return nn.Sequential(*hidden, last, nn.Unflatten(1, (outputs * boundary[0], *boundary[1:])))
         halvings = max(0, round(math.log2(image[1] / boundary[1])))
         layers: list[nn.Module] = []
         for number in range(1 + halvings):

@@ -93,7 +93,7 @@ class Backprop(TrainingMethod):
             stage.deferred.finish(stage.between_blocks, left=sum(late))
         if fresh:
             fresh.step()
-        stage.update()
+        stage.update(batch.size)
         return StepResult(tally)
 
     def _forward(self, stage: Stage, x: Tensor, whole: bool) -> Tensor:

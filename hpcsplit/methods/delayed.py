@@ -78,7 +78,7 @@ from hpcsplit.wire.port import NEXT, PREV, Send
 _FLIGHTS, _STEPS, _BEFORE, _LAST = "flights", "delayed_steps", "before/", "last/"
 
 
-@method("delayed", augments=True)
+@method("delayed", augments=True, in_flight=True)
 @dataclass(frozen=True)
 class Delayed(TrainingMethod):
     """Back-propagation with gradients that are a few steps old; all stages compute at every step (DDG, PipeDream)."""

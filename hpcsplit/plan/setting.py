@@ -461,6 +461,7 @@ class Setting:
             self.optimizer,
             clip=self.config.optim.clip,
             ema=self.config.optim.ema,
+            accumulate=self.config.optim.accumulate,
             device=device,
             dtype=self.precision,
             channels_last=self.config.run.channels_last,

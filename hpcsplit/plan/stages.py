@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import nn
 
 from hpcsplit.config.declared import declared_methods
+from hpcsplit.errors import ConfigError
 from hpcsplit.methods.contract import flights, own_variables
 from hpcsplit.plan.setting import Setting, made
 from hpcsplit.schedule.timetable import in_flight, timetable, waiting
@@ -51,6 +52,7 @@ class StagePlan:
 
 def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -> list[StagePlan]:
     """The plan of every stage; `costs` are the blocks' costs in any unit."""
+    _check_cells(setting, cuts)
     plans = []
     for k, (place, share) in enumerate(zip(_places(setting, cuts), stage_shares(costs, cuts), strict=True)):
         blocks = setting.blocks[place.first_block :][: len(place.shapes) - 1]
@@ -74,6 +76,19 @@ def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -
             )
         )
     return plans
+
+
+def _check_cells(setting: Setting, cuts: Sequence[int]) -> None:
+    """Refuse (ConfigError) variables of cells of pixels where no boundary has pixels."""
+    places = _places(setting, cuts)
+    owned = [(v, place) for place in places for v in own_variables(setting.method, place) if v.factor > 1]
+    if owned and all(v.row_shape(place) == replace(v, factor=1).row_shape(place) for v, place in owned):
+        shapes = ", ".join("x".join(map(str, place.shapes[-1])) for place in places[:-1])
+        raise ConfigError(
+            f"method.downsample = {owned[0][0].factor} stores a value for each {owned[0][0].factor} x "
+            f"{owned[0][0].factor} pixels of feature maps (C, H, W), and no cut of this network has one (shapes: "
+            f"{shapes}); set it to 1"
+        )
 
 
 def auxiliary_gib(setting: Setting, cuts: Sequence[int]) -> dict[str, float]:
@@ -109,14 +124,15 @@ def footprints(setting: Setting, stages: Sequence[StagePlan]) -> list[dict[str, 
 
 
 def _states(setting: Setting) -> int:
-    """How many numbers the optimizer and the average of the weights keep for each parameter."""
+    """How many numbers of each parameter are kept: by the optimizer, the average of the weights, and gradients that
+    wait for a step."""
     weight = nn.Parameter(torch.zeros(8, 8))
     weight.grad = torch.ones_like(weight)
     optimizer = setting.optimizer([weight])
     optimizer.step()
     kept = optimizer.state.get(weight, {}).values()
     states = sum(isinstance(value, torch.Tensor) and value.numel() == weight.numel() for value in kept)
-    return states + (setting.config.optim.ema > 0)
+    return states + (setting.config.optim.ema > 0) + (setting.config.optim.accumulate > 1)
 
 
 def _footprint(setting: Setting, stage: StagePlan, ranks: int, sample: int, states: int) -> dict[str, int]:

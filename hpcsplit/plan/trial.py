@@ -56,6 +56,11 @@ def check_network(setting: Setting, device: torch.device) -> Checked:
     the one before where it cannot take that alone.
     Raises ConfigError where it cannot be trained, naming the block and the line of the user's source.
     """
+    if setting.declared.images and setting.spec.kind == "tokens":
+        raise ConfigError(
+            f'method.name = "{setting.declared.name}" makes its variables from images or numbers, and '
+            f"{setting.spec.name} has tokens; take another method"
+        )
     if setting.config.run.torch_compile:
         try:  # something new, of a size that no cache has
             torch.compile(lambda x: x.sin() + 1)(torch.zeros(os.getpid(), device=device))
@@ -154,7 +159,7 @@ def _check_values(setting: Setting, device: torch.device) -> None:
     """A few samples through every block as a stage of its own, then through all of them as one stage."""
     # A user's optimizer may want the whole network.
     plain = {"optim.name": "sgd"} if names_code(setting.config.optim.name) else {}
-    setting = setting.adapted({"run.torch_compile": False, **plain})
+    setting = setting.adapted({"run.torch_compile": False, "optim.accumulate": 1, **plain})
     net, copied = setting.net, twin(setting.net, device)
     watch, targets = _Watch(setting, copied), partial(made_up_targets, setting)
     every = tuple(range(1, len(net)))
@@ -274,7 +279,7 @@ def _check_loss(setting: Setting, task: Task, device: torch.device) -> None:
 
 def _check_optimizer(setting: Setting, device: torch.device) -> None:
     """Whether a user's optimizer trains this network, and can be saved."""
-    here = setting.adapted({"run.torch_compile": False})
+    here = setting.adapted({"run.torch_compile": False, "optim.accumulate": 1})
     if names_code(setting.config.optim.name):
         check_optimizer(setting.config.optim.name, lambda: here.stage(here.network(), 0, (), device))
 

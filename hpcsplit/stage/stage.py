@@ -17,6 +17,7 @@ from hpcsplit.stage.average import Average
 from hpcsplit.stage.besides import Besides
 from hpcsplit.stage.carry import Carry
 from hpcsplit.stage.deferred import DeferredGradients
+from hpcsplit.stage.gathered import gather
 from hpcsplit.tasks.task import Classification, Task
 from hpcsplit.terms.resample import cells
 from hpcsplit.wire.port import PREV, Recv, Side
@@ -55,6 +56,7 @@ class Stage:
         passes: the number of the latest forward pass since `at`.
         repeats: a pass of before is made once more (`pass_again`).
         rate: the learning rate of an (epoch, step), where it changes within epochs; what is in flight has its own.
+        accumulate: mini-batches whose gradients make one update; `ends` says that the epoch has no more of them.
         deferred: weight gradients that wait until there is time for them.
         defers: whether they may wait in parallel epochs, too.
         besides: what the blocks have besides their state dict, and what of it has changed since the stage was made.
@@ -70,6 +72,7 @@ class Stage:
         *,
         clip: float = 0.0,
         ema: float = 0.0,
+        accumulate: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
@@ -96,6 +99,10 @@ class Stage:
         self.deferred, self.defers = DeferredGradients(), False
         self.trained = {name: p for name, p in self.blocks.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
+        self._by_block: dict[int, dict[str, nn.Parameter]] = {}
+        numbers = {child: number for number, (child, _) in enumerate(self.blocks.named_children(), first_block)}
+        for name, p in self.trained.items():
+            self._by_block.setdefault(numbers.get(name.partition(".")[0], first_block), {})[name] = p
         names = {id(p): name for name, p in self.trained.items()}
         tables = [module._parameters for module in self.blocks.modules()]
         self._homes = [(table, key, names[id(p)]) for table in tables for key, p in table.items() if id(p) in names]
@@ -103,6 +110,7 @@ class Stage:
         self.clip, self.frozen = clip, frozen
         self.average = Average(self.trained, ema) if ema and self.parameters else None
         self.stand_in: Mapping[str, Tensor] | None = None
+        self.accumulate, self.ends = accumulate, False
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.task = task or Classification()
         self.carry = Carry()
@@ -177,25 +185,29 @@ class Stage:
         for p in self.parameters:
             p.grad = None
 
-    def update(self) -> None:
-        """One optimizer step with the gradients at hand, clipped to the stage's own norm, and the average of where it
-        leads."""
-        self.step()
-        self.stepped()
+    def update(self, samples: int = 1) -> None:
+        """One optimizer step with the gradients at hand, the mean over so many samples, clipped to the stage's own
+        norm, and the average of where it leads; or, with `accumulate`, they are kept for that of a later mini-batch."""
+        if self.step(samples):
+            self.stepped()
 
     def stepped(self) -> None:
         """The weights are where a step leads."""
         if self.average:
             self.average.add()
 
-    def step(self) -> None:
-        """As `update`, when the weights are not yet where the whole step leads; `stepped` must follow."""
+    def step(self, samples: int = 1) -> bool:
+        """As `update`, where the weights are not yet where the whole step leads: `stepped` must follow, if this was
+        one."""
         self.deferred.finish(self.between_blocks)
         if self.optimizer is None:
-            return
+            return False
+        if self.accumulate > 1 and gather(self.carry, self._by_block, samples, self.accumulate, ends=self.ends):
+            return False
         if self.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
+        return True
 
     def descend(self, loss: Tensor) -> None:
         """One optimizer step of a parallel epoch on the mean over a mini-batch of `loss` (B,)."""
@@ -203,7 +215,7 @@ class Stage:
         if loss.requires_grad:  # a first stage may have no weights
             loss.mean().backward()
         if self.last or not self.frozen:
-            self.update()
+            self.update(len(loss))
 
     @property
     def lr(self) -> float:

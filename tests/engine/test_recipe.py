@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hpcsplit.data.order import batches, epoch_order
 from hpcsplit.engine.job import Job
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import ConfigError
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.delayed import Delayed
 from hpcsplit.plan.setting import Setting
 from hpcsplit.run.records import EpochRecord
@@ -33,10 +35,12 @@ from tests.checkpoint.starts import Course, learned, weights
 from tests.engine.conftest import Make
 from tests.engine.small import CUTS, config, records, train_here, write_toml
 from tests.methods.test_delayed import run, vectors
-from tests.methods.tiny import linear_parts, make_stages
+from tests.methods.tiny import batch_of, conv_parts, linear_parts, make_stages, step
+from tests.methods.tiny import weights as weights_of
 from tests.tasks import mylosses
 
 EXACT = {"method__name": "backprop", "schedule__epochs": 2, "run__channels_last": False}
+FULL: dict[str, Any] = {"schedule": {"ratio": "0:1"}, "data": {"batch_size": 0}}
 STEPS = 4  # of an epoch
 
 
@@ -91,8 +95,8 @@ def test_the_rate_of_every_step_and_of_the_record(make: Make) -> None:
     changes = {"optim__lr_schedule": "linear", "optim__lr_steps": "step", "optim__lr_warmup": 0.5}
     (job,) = make(1, **EXACT, **changes)
     found: list[float] = []
-    update = job.stage.update
-    job.stage.update = lambda: (found.append(job.stage.lr), update())[1]  # type: ignore[method-assign,func-returns-value]
+    assert job.stage.optimizer
+    job.stage.optimizer.register_step_pre_hook(lambda *args: found.append(job.stage.lr))
     noted: list[Any] = []
     job.observer.epoch_done = noted.append  # type: ignore[method-assign,assignment]
     lockstep.run([rank_program(job)])
@@ -111,11 +115,8 @@ def test_what_is_in_flight_keeps_the_rate_of_its_own_step(timetable: str) -> Non
     for stage in stages:
         stage.rate = lambda epoch, step: rate(epoch, step, 6)
 
-        def noted(stage: Any = stage, update: Callable[[], None] = stage.update) -> None:
-            found[stage.index].append(stage.lr)
-            update()
-
-        stage.update = noted  # type: ignore[method-assign]
+        assert stage.optimizer
+        stage.optimizer.register_step_pre_hook(lambda *args, stage=stage: found[stage.index].append(stage.lr))
         at = stage.at
 
         def moved(epoch: int, step: int, stage: Any = stage, at: Any = at) -> None:  # as the engine does
@@ -200,6 +201,8 @@ MOVED: list[dict[str, Any]] = [
     {"optim__name": "adamw", "optim__lr": 1e-3, "optim__decay_norms": False},
     {"optim__name": "tests.plan.myoptims:Lion", "optim__lr": 1e-3},
     {"optim__name": "adafactor", "optim__lr": 1e-3},
+    {"optim__accumulate": 3, "run__channels_last": True},
+    {"optim__accumulate": 4, "optim__name": "adam", "optim__lr": 1e-3},
 ]
 
 
@@ -212,6 +215,66 @@ def test_stopped_and_cut_elsewhere_it_ends_with_the_same_weights(tmp_path: Path,
     assert not parts.start(CUTS[2], stop=(1, 0))
     assert parts.start(CUTS[1])
     assert weights(parts) == weights(whole)
+
+
+# ------------------------------------------------------------------------------------------------ accumulation
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 5, 2), (4, 4, 4)], ids=str)
+def test_gathered_gradients_are_those_of_one_larger_mini_batch(stages: int, sizes: tuple[int, ...]) -> None:
+    """In float64 and without BatchNorm; twice, so momentum has its part."""
+    images, labels = batch_of((2, 4, 4), 24)
+    parts, method = conv_parts(stages, (2, 4, 4)), Backprop(microbatches=2)
+    whole, gathered = (make_stages(parts, images, accumulate=n) for n in (1, len(sizes)))
+    for half in (slice(0, 12), slice(12, 24)):
+        step(method, whole, images[half], labels[half], {})
+        for a, b in pairwise([0, *accumulate(sizes)]):
+            before = weights_of(gathered)
+            step(method, gathered, images[half][a:b], labels[half][a:b], {})
+            assert any(not torch.equal(x, y) for x, y in zip(before, weights_of(gathered), strict=True)) == (b == 12)
+        for ours, theirs in zip(weights_of(gathered), weights_of(whole), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert all(not len(stage.carry) for stage in gathered)
+
+
+def test_an_update_for_every_three_mini_batches_and_one_for_the_rest(make: Make) -> None:
+    changes = {"optim__accumulate": 3, "optim__lr_schedule": "constant"}
+    setting = Setting(config(1, **EXACT, **changes))
+    net, data = setting.network(), setting.data
+    source, optimizer = setting.source(data, data.train, torch.device("cpu")), sgd(net)
+    for epoch in range(2):
+        order = batches(epoch_order(0, epoch, 100), 32)
+        for group in (order[:3], order[3:]):
+            optimizer.zero_grad()
+            for ids in group:
+                logits = net(source.images(ids, epoch=epoch, augment=True))
+                loss = F.cross_entropy(logits, source.labels(ids), reduction="sum")
+                (loss / sum(map(len, group))).backward()
+            optimizer.step()
+    assert_trained_so(make, changes, dict(net.state_dict()))
+
+
+@pytest.mark.parametrize("method", ["penalty", "gsadmm", "auxnet", "chunked"])
+def test_parallel_epochs_gather_too_and_go_on_after_a_stop(tmp_path: Path, method: str) -> None:
+    changes: dict[str, Any] = {"data__batch_size": 15, "schedule__epochs": 3, "schedule__ratio": "1:2"}
+    changes |= {"checkpoint__every_epochs": 0, "method__name": method, "optim__accumulate": 3, "optim__clip": 0.5}
+    changes |= {"method__aux_warmup": 0} if method == "auxnet" else {}
+    updates: list[int] = []
+
+    def counted(jobs: list[Job]) -> None:
+        optimizer = jobs[1].stage.optimizer
+        assert optimizer
+        optimizer.register_step_post_hook(lambda *args: updates.append(1))
+
+    whole, parts = Course(tmp_path / "whole", **changes), Course(tmp_path / "parts", **changes)
+    assert whole.start(CUTS[3], prepare=counted)
+    if method != "chunked":  # which passes some of the mini-batches
+        assert len(updates) == 3 * 3
+    for place in [(0, 1), (1, 0), (2, 1)]:
+        assert not parts.start(CUTS[3], stop=place)
+    assert parts.start(CUTS[3])
+    assert learned(parts) == learned(whole)
 
 
 # ------------------------------------------------------------------------------------------------ mixing
@@ -430,6 +493,15 @@ def test_a_loss_is_not_run_on_the_word_of_a_run_directory(
         ({"optim": {"nesterov": True, "momentum": 0}}, r"Take sgd with a momentum, or leave nesterov out"),
         ({"optim": {"nesterov": True}, "method": {"name": "delayed", "predict": True}}, r"leave one of them out"),
         ({"optim": {"nesterov": True}, "method": {"name": "delayed", "spike": True}}, r"leave one of them out"),
+        ({"optim": {"accumulate": 2}, "method": {"name": "delayed"}}, r"as many method\.microbatches"),
+        (
+            {"optim": {"accumulate": 2}, "method": {"name": "pdadmm"}, "model": {"name": "mlp"}, **FULL},
+            r"pdadmm moves weights once an iteration over all samples; leave it out",
+        ),
+        (
+            {"optim": {"accumulate": 2}, "data": {"batch_size": 0}},
+            r"an epoch has one mini-batch; leave one of them out",
+        ),
         ({"optim": {"mixup": 1.0}, "model": {"task": "regression"}}, r'mix classes, and model\.task is "regression"'),
         (
             {"optim": {"cutmix": 1.0}, "schedule": {"ratio": "0:1", "warmup": 0}},

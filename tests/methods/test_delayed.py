@@ -62,15 +62,15 @@ def gradients_noted(stages: Sequence[Stage]) -> list[list[list[Tensor]]]:
     """For each stage the gradients of every update from now on."""
     noted: list[list[list[Tensor]]] = [[] for _ in stages]
 
-    def noting(stage: Stage, update: Callable[[], None]) -> Callable[[], None]:
-        def noted_update() -> None:
+    def noting(stage: Stage, update: Callable[[int], None]) -> Callable[[int], None]:
+        def noted_update(samples: int = 1) -> None:
             noted[stage.index].append([p.grad.clone() for p in stage.parameters if p.grad is not None])
-            update()
+            update(samples)
 
         return noted_update
 
     for stage in stages:
-        stage.update = noting(stage, stage.update)  # type: ignore[method-assign]
+        stage.update = noting(stage, stage.update)  # type: ignore[method-assign,assignment]
     return noted
 
 
