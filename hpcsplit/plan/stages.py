@@ -79,7 +79,9 @@ def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -
 
 
 def _check_cells(setting: Setting, cuts: Sequence[int]) -> None:
-    """Refuse (ConfigError) variables of cells of pixels where no boundary has pixels."""
+    """Refuse (ConfigError) variables of cells of pixels that were asked for where no boundary has pixels."""
+    if setting.config.origins.get("method.downsample", "default") == "default":
+        return
     places = _places(setting, cuts)
     owned = [(v, place) for place in places for v in own_variables(setting.method, place) if v.factor > 1]
     if owned and all(v.row_shape(place) == replace(v, factor=1).row_shape(place) for v, place in owned):
