@@ -80,6 +80,11 @@ class _Pieces:
         self._passing = [[self._x]]  # the values that cross before each node, and behind the last one
         for number, node in enumerate(self._body):
             self._passing.append([value for value in (*self._passing[-1], node) if last_use[value] > number])
+        uses = dict[int, list[int]]()  # of each parameter
+        for number, node in enumerate(self._body):
+            for parameter in self._parameters(node):
+                uses.setdefault(id(parameter), []).append(number)
+        self._one_stage = {place for numbers in uses.values() for place in range(numbers[0] + 1, numbers[-1] + 1)}
 
     def _is_anywhere(self, node: fx.Node) -> bool:
         """Whether any block can have it anew: sizes, buffers, constants, and what is made of them alone."""
@@ -95,6 +100,11 @@ class _Pieces:
             and not ("rand" in name or "dropout" in name or name == "bernoulli")
             and all(n in self._anywhere and not isinstance(self._attribute(n), nn.Parameter) for n in inputs)
         )
+
+    def _parameters(self, node: fx.Node) -> Iterator[nn.Parameter]:
+        if node.op == "call_module":
+            yield from self._net.get_submodule(str(node.target)).parameters()
+        yield from (a for a in map(self._attribute, node.all_input_nodes) if isinstance(a, nn.Parameter))
 
     def _attribute(self, node: fx.Node) -> Any:
         return attribute(self._net, str(node.target)) if node.op == "get_attr" else None
@@ -137,13 +147,15 @@ class _Pieces:
         return result
 
     def _layouts(self, place: int) -> list[_Layout]:
-        """Those of the tensors that pass there; none where anything else does."""
+        """Those of the tensors that pass there; none where anything else does, or where both sides share parameters."""
         leaves = [leaf for value in self._passing[place] for _, leaf in _leaves(*self._course.values[value])]
         kinds = {leaf and leaf.dtype for leaf in leaves}
-        return [leaf for leaf in leaves if leaf] if len(kinds) == 1 else []
+        return [leaf for leaf in leaves if leaf] if len(kinds) == 1 and place not in self._one_stage else []
 
     def _obstacle(self, first: int, place: int) -> str:
         behind = f"behind {self._body[first].name}"
+        if place in self._one_stage:
+            return f"{behind} later layers share parameters with those before, and stages are trained apart; untie them"
         for value in self._passing[place]:
             if not all(leaf for _, leaf in _leaves(*self._course.values[value])):
                 held, line = self._course.values[value][0], self._course.lines[value]

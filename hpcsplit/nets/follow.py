@@ -9,11 +9,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcsplit.errors import ConfigError
@@ -21,7 +22,17 @@ from hpcsplit.host.blame import line_raised, line_running, said
 from hpcsplit.nets.shapes import meta_sample, some_values, twin
 
 SIZES = (2, 3)  # samples: what differs between the two belongs to the batch
-_TOLD = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")  # of a tensor without looking at its values
+_TOLD = (
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "shape",
+    "ndim",
+    "is_nested",
+)  # of a tensor without looking at its values
+_FACTORIES = {name: getattr(torch, name) for name in ("empty", "full", "ones", "rand", "randint", "randn", "zeros")}
 _OPENED = 1 / 4  # a layer with more of all multiply-adds is looked into
 
 
@@ -96,7 +107,8 @@ def _is_container(part: nn.Module) -> bool:
 def _large(net: nn.Module, course: Course) -> set[str]:
     most = _OPENED * sum(course.flops.values())
     paths = {str(node.target) for node, flops in course.flops.items() if node.op == "call_module" and flops > most}
-    return {path for path in paths if net.get_submodule(path)._modules}
+    own = {path: net.get_submodule(path) for path in paths}
+    return {path for path, part in own.items() if part._modules and not type(part).__module__.startswith("torch.nn")}
 
 
 # ------------------------------------------------------------------------------------------------ one mode
@@ -134,8 +146,12 @@ class _Tracer(fx.Tracer):
     def follow(self, input_shape: Sequence[int], dtype: torch.dtype) -> Course:
         samples = [meta_sample(self._net, input_shape, size, dtype) for size in SIZES]
         self._samples = samples if self._device.type == "meta" else [some_values(t) for t in samples]
+        fast = torch.backends.mha.get_fastpath_enabled()
         try:
-            self.course.graph = self.trace(self._net)
+            torch.backends.mha.set_fastpath_enabled(False)  # a way of nn.TransformerEncoder for evaluation alone
+            self._stand_in()
+            with torch.enable_grad():
+                self.course.graph = self.trace(self._net)
         except _NeedsValues:
             raise
         except Exception as error:  # the user's code runs here
@@ -143,6 +159,9 @@ class _Tracer(fx.Tracer):
             reason = f"does not take samples of shape {tuple(input_shape)}" if fails else "cannot be followed"
             reason += f" ({', '.join(filter(None, (said(error), line_raised(error))))})"
             raise _Failed(self._inside[-1] if self._inside else "", reason, unfollowed=not fails) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            self._stand_back()
         return self.course
 
     # -------------------------------------------------------------------------------------------- what torch.fx asks
@@ -185,6 +204,8 @@ class _Tracer(fx.Tracer):
         return first
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any) -> fx.Node:
+        if not torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            raise fx.proxy.TraceError("no_grad and autocast are not seen from outside of a layer")
         node = super().create_node(kind, target, args, kwargs, *more, **others)
         self.course.lines[node], self.course.paths[node] = line_running(), self._inside[-1] if self._inside else ""
         like, course = next(self._known, node), self.course
@@ -204,6 +225,20 @@ class _Tracer(fx.Tracer):
         size = self._size(*self.course.values[proxy.node]) if kind != "call_module" and name in _TOLD else None
         return proxy if size is None else size
 
+    def _stand_in(self) -> None:
+        """For the functions that make tensors of so many samples, and do not ask what a size is."""
+        for name, function in _FACTORIES.items():
+            setattr(torch, name, partial(self._made, function))
+
+    def _stand_back(self) -> None:
+        for name, function in _FACTORIES.items():
+            setattr(torch, name, function)
+
+    def _made(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        proxies = list[Any]()
+        map_aggregate((args, kwargs), lambda a: proxies.append(a) if isinstance(a, _Proxy) else None)
+        return self.create_proxy("call_function", function, args, kwargs) if proxies else function(*args, **kwargs)
+
     # -------------------------------------------------------------------------------------------- computing along
 
     def _size(self, first: Any, second: Any) -> Any:
@@ -220,6 +255,7 @@ class _Tracer(fx.Tracer):
     def _compute(self, node: fx.Node) -> None:
         counter = FlopCounterMode(display=False)
         self._computing = True
+        self._stand_back()
         try:
             with torch.no_grad(), self._device, counter:
                 first = self._value(node, 0)
@@ -230,6 +266,7 @@ class _Tracer(fx.Tracer):
                 raise _NeedsValues from error
             raise
         self._computing = False  # not where it fails
+        self._stand_in()
         self.course.flops[node] = counter.get_total_flops()
 
     def _value(self, node: fx.Node, which: int) -> Any:

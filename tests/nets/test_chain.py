@@ -159,7 +159,35 @@ class Wrapped(nn.Module):
         return self.body(x) * 2
 
 
-NETWORKS: list[type[nn.Module]] = [UNet, TwoHalves, Residual, Functional, TimeFirst, Wrapped]
+class Recurrent(nn.Module):
+    """A cell that is used at every step, which no cut may divide, and a state of so many samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.cell, self.head = nn.Linear(48, 8), nn.GRUCell(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.enter(x.flatten(1).unflatten(1, (-1, 48)))
+        state = torch.zeros(x.size(0), 8, dtype=x.dtype, device=x.device)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+
+class Encoded(nn.Module):
+    """torch's own stack of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.1, batch_first=True)
+        self.enter, self.layers = nn.Linear(48, 16), nn.TransformerEncoder(layer, 3)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.layers(self.enter(x.flatten(1).unflatten(1, (-1, 48))))[:, 0])
+
+
+NETWORKS: list[type[nn.Module]] = [UNet, TwoHalves, Residual, Functional, TimeFirst, Wrapped, Recurrent, Encoded]
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda kind: kind.__name__)
@@ -199,10 +227,14 @@ def test_parameters_and_buffers_are_those_of_the_network(net: nn.Module) -> None
 
 def test_following_changes_nothing(net: nn.Module) -> None:
     before, state, mode = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state(), net.training
+    zeros = torch.zeros
     chain(net, IMAGE)
     assert torch.equal(state, torch.get_rng_state())
     assert net.training is mode
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.zeros is zeros
+    with torch.device("meta"):
+        assert torch.zeros(1).is_meta
 
 
 @pytest.mark.parametrize(
@@ -217,6 +249,8 @@ def test_following_changes_nothing(net: nn.Module) -> None:
         (Wrapped, ["body_stem", "body_left_0", "body_left_1", "body_left_2", "body_head"], None),
         (Functional, ["conv2d", "code", "head"], [(256, 6), (9,), (CLASSES,)]),
         (TimeFirst, ["enter", "lstm", "mix", "head"], None),
+        (Recurrent, ["enter", "cell", "head"], [(16, 8), (8,), (CLASSES,)]),
+        (Encoded, ["enter", "layers_layers_0", "layers_layers_1", "layers_layers_2", "head"], None),
         (
             TwoHalves,
             [
@@ -273,13 +307,14 @@ def test_tokens(training: bool) -> None:
 
 
 @pytest.mark.parametrize("cuts", [(), (2,), (1, 3)])
-@pytest.mark.parametrize("make", [UNet, TwoHalves, Functional, TimeFirst])
+@pytest.mark.parametrize("make", [UNet, TwoHalves, Functional, TimeFirst, Recurrent])
 def test_stages_train_as_autograd_on_the_whole(make: Callable[[], nn.Module], cuts: tuple[int, ...]) -> None:
     """Three steps of SGD with momentum, by Backprop on 1, 2 and 3 stages and by plain torch."""
     torch.manual_seed(5)
     whole = make().double()
     net = chain(copy.deepcopy(whole), IMAGE)
     images, labels = tiny.batch_of(IMAGE)
+    cuts = cuts if len(net) > 3 else cuts[:1]
     stages = tiny.make_stages([net[a:b] for a, b in pairwise([0, *cuts, len(net)])], images, lr=0.1, momentum=0.9)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
     for _ in range(3):
@@ -344,6 +379,25 @@ class Writes(Looks):
         return self.two(x)
 
 
+class NoGradient(Looks):
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            x = self.one(x)
+        return self.two(x)
+
+
+class Autocast(Looks):
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.one(x)
+        return self.two(x.float())
+
+
+class Tied(Looks):
+    def forward(self, x: Tensor) -> Any:
+        return self.one(self.two(self.one(x)))
+
+
 class NoSamples(Looks):
     def forward(self) -> Any:  # type: ignore[override]
         return self.two.weight
@@ -368,6 +422,9 @@ class NoSamples(Looks):
         ),
         (WrongSize, r"WrongSize does not take samples of shape \(8,\) \(RuntimeError: .*, test_chain.py line \d+\)$"),
         (Writes, r"Writes cannot be followed \(TypeError: .*item assignment, test_chain.py line \d+"),
+        (NoGradient, r"NoGradient cannot be followed \(TraceError: no_grad and autocast .*, test_chain.py line \d+"),
+        (Autocast, r"Autocast cannot be followed \(TraceError: no_grad and autocast .*, test_chain.py line \d+"),
+        (Tied, "Tied can nowhere be cut: behind one later layers share parameters with those before"),
         (NoSamples, r"NoSamples cannot be followed \(TypeError: "),
     ],
 )
