@@ -12,6 +12,7 @@ from hpcsplit.config.checks import check_combination
 from hpcsplit.config.config import SECTIONS, Config, MethodSection, nearest, option_tree
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.config.option import Option, number_in, options_of, show
+from hpcsplit.config.synonyms import meant, other_section
 from hpcsplit.errors import ConfigError, UsageError
 from hpcsplit.nets.catalog import of_earlier
 
@@ -82,7 +83,8 @@ def resolve(
         }
     for section in given:
         if section not in tree:
-            raise ConfigError(f"unknown section [{section}]{nearest(section, tree)}")
+            hint = other_section(section, given[section], tree) or nearest(section, tree)
+            raise ConfigError(f"unknown section [{section}]{hint or '; there are ' + ', '.join(tree)}")
 
     origins: dict[str, str] = {}
     built: dict[str, Any] = {}
@@ -90,7 +92,9 @@ def resolve(
         values = {}
         for key in given.get(section, {}):
             if key not in options:
-                raise ConfigError(f"unknown key {section}.{key}{_hint(section, key, options)}")
+                synonym = meant(section, key, tree)
+                hint = f"; did you mean {synonym}?" if synonym else _hint(section, key, options)
+                raise ConfigError(f"unknown key {section}.{key}{hint}")
         for key, opt in options.items():
             value, origin = given.get(section, {}).get(key, (opt.default, "default"))
             value = opt.read(value) if origin is _COMMAND_LINE else value

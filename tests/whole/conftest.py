@@ -13,6 +13,8 @@ from tests.engine.small import Weights, train_here, weights, write_toml
 from tests.wire.launch import ROOT, Ended, python
 
 Uninterrupted = Callable[[str, int], Weights]
+RECIPE = {"optim__lr_schedule": "linear", "optim__lr_steps": "step", "optim__lr_warmup": 1.5, "optim__mixup": 0.4}
+RECIPE |= {"optim__cutmix": 1.0, "optim__label_smoothing": 0.1, "optim__decay_norms": False}
 METHODS: dict[str, dict[str, Any]] = {
     "penalty": {"method__name": "penalty"},
     "al": {"method__name": "al", "method__downsample": 2, "checkpoint__aux": "copy"},
@@ -21,6 +23,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "delayed": {"method__name": "delayed", "schedule__ratio": "1:2"},
     "delayed-pieces": {"method__name": "delayed", "schedule__ratio": "1:2", "method__microbatches": 3},
     "chunked": {"method__name": "chunked", "method__chunk": 2, "method__visits": 2, "method__downsample": 2},
+    "recipe": {"method__name": "penalty", **RECIPE, "optim__nesterov": True, "optim__accumulate": 2},
+    "delayed-recipe": {"method__name": "delayed", "schedule__ratio": "1:2", **RECIPE},
     "auxnet": {"method__name": "auxnet", "method__aux_warmup": 3, "method__downsample": 2},
 }
 
