@@ -19,6 +19,7 @@ from hpcsplit.data.dataset import Dataset, fingerprint
 from hpcsplit.data.inputs import Inputs
 from hpcsplit.errors import CheckpointError, ConfigError, DataError, LaunchError
 from hpcsplit.files import checkpoints as ckpt
+from hpcsplit.files.nofollow import read_text
 from hpcsplit.host.launchers import claimed_size
 from hpcsplit.host.printable import printable
 from hpcsplit.nets.code import change_of, said_of
@@ -209,12 +210,12 @@ def checkpoint_named(run: RunDir, text: str) -> Path:
     """The folder of the checkpoint that is meant by "" or "latest" (the newest), "best", N (after N epochs), or its own
     name.  CheckpointError where there is none."""
     if text == "best":
-        best = run.checkpoints / "best"
-        if not best.is_symlink():
+        try:
+            return _choose(run, read_text(run.checkpoints / "best").strip())
+        except FileNotFoundError:
             raise CheckpointError(
                 f"{run.path} has no best checkpoint; train with checkpoint.best = true to have one, or take latest"
-            )
-        return _choose(run, os.readlink(best))
+            ) from None
     if text.isdecimal() and len(text) < 10:
         return _choose(run, ckpt.folder_name(int(text)))
     return _choose(run, "" if text == "latest" else text)
