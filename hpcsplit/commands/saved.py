@@ -211,7 +211,7 @@ def checkpoint_named(run: RunDir, text: str) -> Path:
     name.  CheckpointError where there is none."""
     if text == "best":
         try:
-            return _choose(run, read_text(run.checkpoints / "best").strip())
+            return _choose(run, read_text(run.checkpoints / "best").strip() or text)
         except FileNotFoundError:
             raise CheckpointError(
                 f"{run.path} has no best checkpoint; train with checkpoint.best = true to have one, or take latest"
