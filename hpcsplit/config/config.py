@@ -53,7 +53,7 @@ class Config:
         tree = {}
         for name, keys in option_tree(self.method.name).items():
             values = vars(getattr(self, name)) | (dict(self.method.options) if name == "method" else {})
-            tree[name] = {key: list(values[key]) if isinstance(values[key], tuple) else values[key] for key in keys}
+            tree[name] = {key: _plain(values[key]) for key in keys}
         return tree
 
     def code(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class Config:
         """A short hash of each section that must not change over the life of a run."""
         tree, options, prints = self.as_dict(), option_tree(self.method.name), dict[str, str]()
         for name in _LASTING:
-            later = {key: option.default for key, option in options[name].items() if option.later}
+            later = {key: _plain(option.default) for key, option in options[name].items() if option.later}
             kept = {k: v for k, v in tree[name].items() if f"{name}.{k}" not in _ASIDE and later.get(k, ...) != v}
             if name == "model":
                 kept["name"] = as_recorded(kept["name"])
@@ -102,6 +102,11 @@ def changeable() -> str:
     """What a run may go on with other values of, in words."""
     sections = [f"[{name}]" for name in SECTIONS if name not in _LASTING]
     return f"{', '.join(sections)} but run.seed, {', '.join(_ASIDE)}, and schedule.epochs where past ones stay the same"
+
+
+def _plain(value: Any) -> Any:
+    """As TOML and JSON have it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 SECTIONS = {name: kind for name, kind in get_type_hints(Config).items() if name not in ("stem", "origins")}

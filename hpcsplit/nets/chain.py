@@ -23,7 +23,7 @@ from torch.fx.node import map_arg
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.chance import nothing_drawn
-from hpcsplit.nets.follow import SIZES, Course, attribute, follow
+from hpcsplit.nets.follow import SIZES, Trace, attribute, follow
 
 _TORN = 1 / 3  # a block with more of all multiply-adds is cut where several tensors pass, too
 
@@ -63,7 +63,7 @@ class _Layout:
 class _Pieces:
     """The blocks of a course: ranges of those of its nodes that depend on the samples' values or on weights."""
 
-    def __init__(self, net: nn.Module, course: Course) -> None:
+    def __init__(self, net: nn.Module, course: Trace) -> None:
         self._net, self._course = net, course
         *nodes, self._output = course.graph.nodes
         self._x = next(node for node in nodes if node.op == "placeholder")

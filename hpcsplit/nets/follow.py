@@ -37,7 +37,7 @@ _OPENED = 1 / 4  # a layer with more of all multiply-adds is looked into
 
 
 @dataclass
-class Course:
+class Trace:
     """A forward as torch.fx has it, with what each node gives for `SIZES` samples."""
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -48,7 +48,7 @@ class Course:
     of_any: set[fx.Node] = field(default_factory=set)  # what any tensor with the batch first can tell
 
 
-def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Course:
+def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Trace:
     """The course of samples of shape `input_shape` and type `dtype`, the same in training and in evaluation.
 
     Raises ConfigError, with the line of the user's source, where it cannot be followed.
@@ -60,7 +60,7 @@ def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Co
     try:
         while True:
             try:
-                course = Course()
+                course = Trace()
                 for training in (True, False):
                     tracer = _Tracer(net.train(training), shadow, opened - closed, device, course)
                     before, course = course, tracer.follow(input_shape, dtype)
@@ -104,7 +104,7 @@ def _is_container(part: nn.Module) -> bool:
     return any(sum(bool(m._modules) and not isinstance(m, nn.Sequential) for m in stack) >= 2 for stack in stacks)
 
 
-def _large(net: nn.Module, course: Course) -> set[str]:
+def _large(net: nn.Module, course: Trace) -> set[str]:
     most = _OPENED * sum(course.flops.values())
     paths = {str(node.target) for node, flops in course.flops.items() if node.op == "call_module" and flops > most}
     own = {path: net.get_submodule(path) for path in paths}
@@ -133,17 +133,17 @@ class _Tracer(fx.Tracer):
     """Follows the forward of `net` and of its modules at the paths `opened`; `shadow` is a copy to compute with."""
 
     def __init__(
-        self, net: nn.Module, shadow: nn.Module, opened: set[str], device: torch.device, before: Course
+        self, net: nn.Module, shadow: nn.Module, opened: set[str], device: torch.device, before: Trace
     ) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
-        self.course = Course()
+        self.course = Trace()
         self._net, self._shadow, self._opened, self._device = net, shadow, opened, device
         self._before, self._known = before, iter(before.graph.nodes)  # the other mode
         self._inside: list[str] = []  # the opened modules that are running
         self._computing = False
 
-    def follow(self, input_shape: Sequence[int], dtype: torch.dtype) -> Course:
+    def follow(self, input_shape: Sequence[int], dtype: torch.dtype) -> Trace:
         samples = [meta_sample(self._net, input_shape, size, dtype) for size in SIZES]
         self._samples = samples if self._device.type == "meta" else [some_values(t) for t in samples]
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -298,7 +298,7 @@ def attribute(net: nn.Module, path: str, default: Any = None) -> Any:
 # ------------------------------------------------------------------------------------------------ both modes
 
 
-def _joined(trained: Course, evaluated: Course, net: nn.Module) -> Course:
+def _joined(trained: Trace, evaluated: Trace, net: nn.Module) -> Trace:
     """One course for both: where one has True and the other has False, whether the network is in training."""
     ours, theirs = list(trained.graph.nodes), list(evaluated.graph.nodes)
     numbers = {node: number for nodes in (ours, theirs) for number, node in enumerate(nodes)}

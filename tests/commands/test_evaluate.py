@@ -126,7 +126,7 @@ def test_a_checkpoint_by_its_epoch_or_rank(copy: Run, hpcsplit: Command) -> None
 def test_a_checkpoint_that_is_not_there(copy: Run, hpcsplit: Command) -> None:
     for name, words in (
         ("1", "has no complete checkpoint epoch-0001-step-000000; it has epoch-0003-step-000000, epoch-0002"),
-        ("best", "has no best checkpoint; train with checkpoint.best = true"),
+        ("best", "has no checkpoint that is marked as the best one, as a run with checkpoint.best = true"),
         ("9" * 30, f"has no complete checkpoint {'9' * 30}; it has"),
         ("latest3", "has no complete checkpoint latest3; it has"),
     ):

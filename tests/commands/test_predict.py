@@ -185,7 +185,7 @@ def test_a_broken_file_is_a_sentence_or_left_out(
     (tmp_path / "empty").mkdir()
     for name, words in {
         "images/00.png": "00.png cannot be read as an image: ",
-        "images/02.png": "02.png cannot be read as an image: it is of no known format",
+        "images/02.png": "02.png cannot be read as an image: the file is empty",
         "absent.png": "absent.png is not there; give an image, a folder",
         "cut.npy": "cut.npy cannot be read as an array (",
         "objects.npy": "objects.npy cannot be read as an array (",
