@@ -202,8 +202,8 @@ class RunDir:
             ) from None
 
     def checkpoint(self, name: str = "") -> Path:
-        """The complete checkpoint of this name, the best one ("best"), or the newest ("").  CheckpointError where there
-        is none."""
+        """The complete checkpoint of this name, after N epochs ("7"), the best one ("best"), or the newest ("" or
+        "latest").  CheckpointError where there is none."""
         try:
             there = ckpt.complete(self.checkpoints)
         except OSError as error:
@@ -215,6 +215,10 @@ class RunDir:
                 f"{self.path} has no complete checkpoint (looked in {self.checkpoints}); is it the run directory?"
             )
         names = [folder.name for folder in there]
+        if name == "latest":
+            name = ""
+        elif name.isdecimal() and len(name) < 10:
+            name = ckpt.folder_name(int(name))
         if name == ckpt.BEST:
             if best := ckpt.best_of(self.checkpoints):
                 return best
