@@ -96,7 +96,10 @@ def _dispatch(argv: list[str]) -> int:
         "--continue-from", type=_path, metavar="RUN_DIR", help="begin a new run with the weights of a checkpoint there"
     )
     train.add_argument(
-        "--checkpoint", default="", metavar="NAME", help="which one (best, or its name); default: newest"
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="which one: best, latest, N (after N epochs) or its name; default: latest",
     )
     train.add_argument("--with-optimizer", action="store_true", help="and with the state of its optimizer")
     train.add_argument(
@@ -312,7 +315,9 @@ def _saved(commands: _Commands, name: str, summary: str) -> argparse.ArgumentPar
     """A command on a checkpoint of a run directory."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("run", metavar="RUN_DIR", type=_path)
-    parser.add_argument("--checkpoint", default="", metavar="best|latest|N|NAME", help="N: after N epochs; or latest")
+    parser.add_argument(
+        "--checkpoint", default="", metavar="NAME", help="best, latest, N (after N epochs) or its name; default: latest"
+    )
     parser.add_argument("--ema", action="store_true", help="the moving average of its weights (optim.ema)")
     parser.add_argument("--config", type=_path, help="the run's CONFIG.toml, for a user's own network or data.root")
     _links(parser)

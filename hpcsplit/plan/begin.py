@@ -147,7 +147,9 @@ def _known(run_dir: RunDir) -> Origin | None:
 
 
 def _same(source: RunDir, asked: Asked, known: Origin) -> bool:
-    named = asked.checkpoint in ("", ckpt.BEST, os.path.basename(known.folder))
+    meant = asked.checkpoint
+    name = ckpt.folder_name(int(meant)) if meant.isdecimal() and len(meant) < 10 else meant
+    named = name in ("", "latest", ckpt.BEST, os.path.basename(known.folder))
     return named and os.path.realpath(source.path) == known.run and asked.optimizer == known.optimizer
 
 

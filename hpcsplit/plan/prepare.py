@@ -115,6 +115,7 @@ def prepare(
     checked = check_network(setting, device)
     setting, config = checked.setting, checked.setting.config
     asked = asked or Asked()
+    run_dir.check_trust()  # before anything in it is read
     origin, said = origin_of(setting, run_dir, asked)
     epochs = epochs_of(setting, run_dir, extend=asked.extend)
     setting = setting.following(epochs.phases)

@@ -170,7 +170,7 @@ class RunDir:
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where `create` would, as far as that can be seen; nothing is made."""
-        self._check_trust()
+        self.check_trust()
         self._check_config(config)
 
     def create(self, config: Config) -> None:
@@ -181,7 +181,7 @@ class RunDir:
             StoreError: its disk is full.
             LaunchError: another run is at work in it.
         """
-        self._check_trust()
+        self.check_trust()
         try:
             make_folders(self.home)
             self._take()
@@ -202,9 +202,8 @@ class RunDir:
             ) from None
 
     def checkpoint(self, name: str = "") -> Path:
-        """The complete checkpoint of this name or after so many epochs, the best one ("best"), or the newest ("" or
+        """The complete checkpoint of this name, after N epochs ("7"), the best one ("best"), or the newest ("" or
         "latest").  CheckpointError where there is none."""
-        name = "" if name == "latest" else ckpt.folder_name(int(name)) if re.fullmatch(r"\d{1,9}", name) else name
         try:
             there = ckpt.complete(self.checkpoints)
         except OSError as error:
@@ -216,6 +215,10 @@ class RunDir:
                 f"{self.path} has no complete checkpoint (looked in {self.checkpoints}); is it the run directory?"
             )
         names = [folder.name for folder in there]
+        if name == "latest":
+            name = ""
+        elif name.isdecimal() and len(name) < 10:
+            name = ckpt.folder_name(int(name))
         if name == ckpt.BEST:
             if best := ckpt.best_of(self.checkpoints):
                 return best
@@ -259,7 +262,8 @@ class RunDir:
                 self.release()
         _held[self._key] = RunLock.acquire(self.lock, say=_say)
 
-    def _check_trust(self) -> None:
+    def check_trust(self) -> None:
+        """Raise ConfigError where something in the folder is no file of a run, or another user's."""
         check_folder = partial(trust.check_folder, take_over=self.take_over, instead=NO_RUN_DIR)
         logs = (self.log(0).parent, self.tensorboard)
         check_folder(self.path, may_be_link=True)

@@ -77,8 +77,14 @@ def test_one_that_is_killed_before_its_first_checkpoint_begins_in_the_same_way(s
     shutil.copytree(source.folder, other.folder, symlinks=True)
     assert begin(other, tmp_path, 2) == 0
     expected = weights(tmp_path / "run2")
-    for words in (["--continue-from", other.folder], []):
+    for words, kept in (
+        (["--continue-from", other.folder], True),
+        (["--continue-from", other.folder], False),
+        ([], False),
+    ):
         shutil.rmtree(tmp_path / "run2" / "checkpoints")
+        if not kept:  # killed within its first epoch
+            (tmp_path / "run2" / "records.jsonl").unlink()
         other.go(*STOP_AT_ONCE, "--checkpoint.keep", 9)
         assert train_here(tmp_path / "c2.toml", tmp_path / "run2", *words) == 0
         assert weights(tmp_path / "run2") == expected
@@ -110,7 +116,7 @@ def test_another_source_than_the_first_one_is_refused(
     source: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert begin(source, tmp_path, 2, *STOP_AT_ONCE) == 75
-    for words in ([tmp_path / "run2"], [source.folder, "--with-optimizer"], [tmp_path / "absent"]):
+    for words in ([tmp_path / "run2"], [source.folder, "--with-optimizer"], [source.folder, "--checkpoint", 2]):
         assert train_here(tmp_path / "c2.toml", tmp_path / "run2", "--continue-from", *words) == 65
         assert capsys.readouterr().err.count("hpcsplit: ") == 1
     assert train_here(tmp_path / "c2.toml", source.folder, "--continue-from", tmp_path / "run2") == 65
