@@ -15,7 +15,7 @@ from hpcsplit.files.hdf5 import Attribute, Stored, write_tensors
 
 FORMAT = 2
 _MOST_BYTES = 1 << 26
-_LATER = ("origin",)  # where they are empty, the file is that of the versions before
+_LATER = ("origin", "inputs")  # where they are empty, the file is that of the versions before
 
 
 class Description(TypedDict):
@@ -60,8 +60,8 @@ def position(epochs_done: int, step: int) -> dict[str, Attribute]:
 
 def write(folder: Path, manifest: Manifest) -> str:
     """Write a new manifest durably; the SHA-256 of its content.  StoreError when it cannot be written."""
-    own = {field.name: _encoded(getattr(manifest, field.name)) for field in fields(manifest)}
-    own = {name: value for name, value in own.items() if value or name not in _LATER}
+    values = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
+    own = {name: _encoded(value) for name, value in values.items() if value or name not in _LATER}
     begin = position(manifest.epochs_done, manifest.step) | {"stages": len(manifest.cuts) + 1}
     return write_tensors(folder / ckpt.MANIFEST, {}, begin | own)
 

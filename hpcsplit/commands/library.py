@@ -26,12 +26,14 @@ from hpcsplit.host.launchers import claimed_size
 from hpcsplit.run.folder import RunDir
 
 Model = nn.Module | Callable[..., nn.Module]
+Data = tuple[Any, Any] | Callable[..., tuple[Any, Any]]
 
 
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any],
     *,
     model: Model | None = None,
+    data: Data | Mapping[str, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> Run:
@@ -52,6 +54,10 @@ def train(
         config: the path of a TOML file, or its sections as a dict: {"data": {"name": "digits"}, ...}.
         model: the network, an nn.Sequential of blocks (its weights are where training begins; it stays as it is), or a
             function (input_shape, classes) that makes one; in place of model.name.
+        data: (train, test), each a map-style data set of pairs (x, y), or a pair of arrays or tensors (x, y) of all
+            samples; or a function that returns them (data/factory.py); in place of data.name.  A data set is read by
+            this process, that of a function which others can import ahead of it, by data.workers.  A dict is section
+            [data], as other keywords are.
         run_dir: default: runs/<name of the file>-<seed>; a run that is there continues.
         overrides: values in place of the configuration's: optim={"lr": 0.1}, or **{"optim.lr": 0.1}.
 
@@ -61,10 +67,15 @@ def train(
         LaunchError: the number of ranks is not that of the stages.
         StoreError, NumericalError: the disk is full; training has diverged.
     """
-    changes = _flat(overrides)
-    with _named(model) as name:
+    changes = _flat({"data": data, **overrides} if isinstance(data, Mapping) else overrides)
+    own = None if isinstance(data, Mapping) else data
+    with _named(model) as name, _dealt(own) as dealt:
         if name:
             changes["model.name"] = name
+        if dealt:
+            changes["data.name"] = dealt
+        if dealt.startswith("given:"):
+            changes["data.workers"] = 0  # other processes do not have it
         asked = [(key, show(value)) for key, value in changes.items()]
         if isinstance(config, Mapping):
             resolved = resolve(_nested(_flat(config)), asked, source="train()")
@@ -130,13 +141,30 @@ def _named(model: Model | None) -> Iterator[str]:
         yield name
 
 
+@contextmanager
+def _dealt(data: Data | None) -> Iterator[str]:
+    """The name by which a configuration finds the data of a program; "" where it names its own."""
+    if data is None:
+        yield ""
+    elif callable(data):
+        with given(_place_of(data) or "given:data", data) as name:
+            yield name
+    else:
+        with given("given:data", lambda: data) as name:
+            yield name
+
+
+def _place_of(function: Any) -> str:
+    """The "module:name" of a function that others can import; else ""."""
+    name, module = getattr(function, "__name__", ""), getattr(function, "__module__", "__main__")
+    importable = module != "__main__" and getattr(sys.modules.get(module), name, None) is function
+    return f"{module}:{name}" if importable else ""
+
+
 def name_of(model: Model) -> str:
     """What a run calls the network: by its place where others can import the function, else "given:<what it is>"."""
     kind = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "factory")
-    module = getattr(model, "__module__", "__main__")
-    if module != "__main__" and getattr(sys.modules.get(module), kind, None) is model:
-        return f"{module}:{kind}"
-    return f"given:{kind if kind.isidentifier() else 'factory'}"
+    return _place_of(model) or f"given:{kind if kind.isidentifier() else 'factory'}"
 
 
 def factory_of(model: Model) -> Callable[..., object]:

@@ -30,6 +30,8 @@ from hpcsplit.run import trust
 from hpcsplit.run.folder import RunDir
 from hpcsplit.stage.stage import Stage
 
+_VOUCH = "give the run's own CONFIG.toml with --config"
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -41,6 +43,7 @@ class Saved:
     setting: Setting  # of what a command makes of the run's own configuration (`own_config`)
     data_root: str  # where the run had its data, for people
     average: bool = False  # the moving average of its weights is meant
+    vouched: bool = False  # the user has named a file with the configuration
 
     @property
     def name(self) -> str:
@@ -95,9 +98,14 @@ class Saved:
         Raises:
             DataError: they are not there.
             CheckpointError: they are others, or something else differs from what the run was made with.
+            ConfigError: they are made by code, and only the run directory says so.
         """
+        name = self.setting.config.data.name
+        if names_code(name) and not self.vouched and not is_given(name):
+            trust.check_code({"data.name": name}, self.run.config, _VOUCH)
+        vars(self.setting).pop("spec", None)  # what the checkpoint says of them has no sizes
         try:
-            data = self.setting.found_again().data
+            data = self.setting.data
         except DataError as error:
             if self.setting.config.data.root or not self.data_root or not self.data_root.isprintable():
                 raise
@@ -172,7 +180,7 @@ def opened(run: RunDir, name: str, config_path: Path | None, data_root: str = ""
     chosen = run.checkpoint(name)
     config = own_config(run, config_path, data_root)
     said, setting = manifest.read(chosen), Setting(config)
-    saved = Saved(run, chosen, said, setting, run.load_config().data.root, average)
+    saved = Saved(run, chosen, said, setting, run.load_config().data.root, average, config_path is not None)
     if opener(config.data.name) and (inputs := saved.recorded_inputs()):  # the data need not be there
         setting.with_spec(inputs.spec(config.data.name))
     return saved
@@ -202,7 +210,8 @@ def own_config(run: RunDir, config_path: Path | None, data_root: str = "") -> Co
                 "started with"
             )
     if not theirs:
-        trust.check_code(code, run.config, "give the run's own CONFIG.toml with --config")
+        code.pop("data.name", None)  # asked for where samples are wanted (Saved.data)
+        trust.check_code(code, run.config, _VOUCH)
     own = theirs or resolve({})
     return replace(
         config,

@@ -21,7 +21,7 @@ class Inputs:
     """`shape` is that of one sample as it is read, (C, H, W) for images, `pool` halves height and width behind that.
     `mean` and `std` are those of the training set by channel, of pixels scaled to [0, 1]; both are empty where nothing
     is normalised.  `names` are those of the classes, empty where a number says all.  `kind`, `classes` and
-    `target_shape` are those of catalog.Spec."""
+    `target_shape` as of data/catalog.py, Spec."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
@@ -48,13 +48,13 @@ class Inputs:
         return inputs
 
     def spec(self, name: str) -> Spec:
-        """Of the data set called so, as far as it is known without the samples."""
+        """What is known of the data set without it: nothing of how many samples there are."""
         return Spec(
             name,
-            0,
-            0,
-            self.shape,
-            self.classes,
+            train=0,
+            test=0,
+            shape=self.shape,
+            classes=self.classes,
             flip=False,
             kind=self.kind,
             target_shape=self.target_shape,
@@ -67,10 +67,11 @@ class Inputs:
         return (self.shape[0], self.shape[1] // 2, self.shape[2] // 2) if self.pool else self.shape
 
     def normalised(self, x: Tensor) -> Tensor:
-        """(B, *taken) as the network takes it, from pixels uint8, or from floats on the scale of `mean`; what is not
-        normalised stays, such as tokens, uint8 or int64."""
+        """(B, *taken) as the network takes it, of pixels uint8, of floats on the scale of `mean`, or of tokens."""
+        if self.kind == "tokens":
+            return x.long()
         if not self.mean:
-            return x if x.is_floating_point() else x.long()
+            return x.float()
         mean, std = (torch.tensor(each).view(-1, *[1] * (x.dim() - 2)) for each in (self.mean, self.std))
         if x.dtype == torch.uint8:  # in the order of data/source.py: the same bits
             return x.float().sub_(255 * mean).div_(255 * std)

@@ -75,12 +75,6 @@ class Setting:
         vars(self)["spec"] = spec
         return self
 
-    def found_again(self) -> Setting:
-        """The same where the data say what they are, not what remembers them."""
-        if self.opened:
-            vars(self).pop("spec", None)
-        return self
-
     # -------------------------------------------------------------------------------------------- data
 
     @cached_property

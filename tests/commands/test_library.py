@@ -27,6 +27,7 @@ from tests.commands.damage import flip_a_bit
 from tests.engine.small import options, records, train_here, weights, write_toml
 from tests.wire.launch import needs_mpi, python
 
+Command = Callable[..., tuple[int, str, str]]
 NAMES = ["CheckpointError", "ConfigError", "DataError", "HpcsplitError", "LaunchError", "NumericalError", "Run"]
 NAMES += ["Split", "StoreError", "UsageError", "__version__", "split", "train"]
 
@@ -35,6 +36,13 @@ NAMES += ["Split", "StoreError", "UsageError", "__version__", "split", "train"]
 def no_pictures() -> Iterator[None]:
     with patch("hpcsplit.report.watch.draw"):
         yield
+
+
+@pytest.fixture(name="hpcsplit_command")
+def command(request: pytest.FixtureRequest) -> Command:
+    """The fixture `hpcsplit`, which has the package's name."""
+    found: Command = request.getfixturevalue("hpcsplit")
+    return found
 
 
 def net() -> nn.Sequential:
@@ -118,10 +126,62 @@ def test_a_network_of_a_program(tmp_path: Path) -> None:
     assert names == [f"{__name__}:made", "given:factory"]
 
 
+def some(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    y = chance.integers(0, 3, size)
+    return (chance.normal(size=(size, 5)) + 3 * np.eye(5)[y]).astype(np.float32), y
+
+
+def dealt() -> Any:
+    return some(40, 0), some(20, 1)
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.x[number], int(self.y[number])
+
+
+def test_data_of_a_program(tmp_path: Path, hpcsplit_command: Command) -> None:
+    """Arrays, a data set, and the function that returns them, are the same data: the same weights; nothing of them is
+    needed to predict."""
+    config = {"method": {"name": "backprop"}, "schedule": {"epochs": 3}, "run": {"baseline": False, "threads": 1}}
+    config |= {"model": {"name": "mlp", "depth": 2, "width": 8}}
+    train, test = dealt()
+    ways: dict[str, Any] = {"arrays": (train, test), "function": dealt, "lambda": lambda: (train, test)}
+    ways["sets"] = (Pairs(*train), Pairs(*test))
+    own = {"data.batch_size": 10, "data.augment": False, "data.classes": 3}
+    for way, data in ways.items():
+        run = hpcsplit.train(config, data=data, run_dir=tmp_path / way, **own)  # type: ignore[arg-type]
+        assert run.config["data"]["name"] == (f"{__name__}:dealt" if way == "function" else "given:data")
+    assert weights(tmp_path / "arrays") == weights(tmp_path / "function") == weights(tmp_path / "lambda")
+    assert [each for each, _ in weights(tmp_path / "sets")] == [0, 1, 2]
+    x, y = test
+    np.save(tmp_path / "x.npy", x)
+    code, out, err = hpcsplit_command("predict", tmp_path / "arrays", tmp_path / "x.npy")
+    assert (code, err) == (0, "")
+    found = [int(line.split(",")[1]) for line in out.splitlines()[1:]]
+    assert np.mean(found == y) == pytest.approx(run_accuracy(tmp_path / "arrays"))
+    assert hpcsplit.Run(tmp_path / "arrays").load_model()(torch.from_numpy(x)).shape == (20, 3)
+    code, _, err = hpcsplit_command("evaluate", tmp_path / "function")
+    assert code == 65
+    assert "names code to be run, which is not taken from a run directory" in err
+
+
+def run_accuracy(folder: Path) -> float:
+    accuracy: float = hpcsplit.Run(folder).summary["test_accuracy"]
+    return accuracy
+
+
 def test_what_cannot_be_is_raised(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     wrong: dict[str, dict[str, Any]] = {
-        r"unknown section \[optm\]; did you mean optim": {"optm": {"lr": 1.0}},
+        r"unknown section \[optm\]; write optim.lr for optm.lr": {"optm": {"lr": 1.0}},
         "unknown key optim.lrate": {"optim": {"lrate": 1.0}},
         'epochs = 3 is no section; write epochs={"key": value}': {"epochs": 3},
         "it returned Linear; return a plain nn.Sequential": {"model": nn.Linear(3, 3)},

@@ -21,7 +21,7 @@ from hpcsplit.data.source import Source
 from hpcsplit.files.hdf5 import set_attributes
 from tests.commands.conftest import Run
 from tests.commands.damage import sign
-from tests.engine.small import records
+from tests.engine.small import records, train_here
 
 USAGE, BAD = 64, 65
 Command = Callable[..., tuple[int, str, str]]
@@ -100,7 +100,8 @@ def test_samples_are_normalised_as_in_training(data: Dataset[InMemory]) -> None:
     assert torch.equal(inputs.normalised(data.test.images), wanted)
     assert inputs.normalised(data.test.images.double() / 255).allclose(wanted, atol=1e-5)
     tokens = torch.randint(0, 256, (2, 8), dtype=torch.uint8)
-    assert torch.equal(Inputs((8,)).normalised(tokens), tokens.long())
+    assert torch.equal(Inputs((8,), kind="tokens").normalised(tokens), tokens.long())
+    assert torch.equal(Inputs((8,), kind="numbers").normalised(tokens.double()), tokens.float())
 
 
 @pytest.mark.usefixtures("no_data")
@@ -206,6 +207,36 @@ def test_a_broken_file_is_a_sentence_or_left_out(
     code, out, err = hpcsplit("predict", folder, images / "02.png", "--skip-broken")
     assert (code, out) == (BAD, "")
     assert "none of 1 files can be used" in err
+
+
+def test_a_folder_of_images_without_its_run_s_data(hpcsplit: Command, tmp_path: Path) -> None:
+    """Names of classes, shape and normalisation are those of the checkpoint; export has them, too."""
+    chance, root = np.random.default_rng(0), tmp_path / "data"
+    for part in ("train", "val"):
+        for number, name in enumerate(("apple", "pear", "plum")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(8):
+                pixels = chance.integers(0, 90, (20, 24, 3), np.uint8)
+                pixels[..., number] += 150
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    toml = tmp_path / "c.toml"
+    toml.write_text(
+        f'[data]\nname = "imagefolder"\nroot = "{root}"\nsize = 16\nbatch_size = 8\nworkers = 0\n'
+        '[model]\nname = "mlp"\ndepth = 1\nwidth = 8\n[method]\nname = "backprop"\n[schedule]\nepochs = 3\n'
+        "[run]\nbaseline = false\nthreads = 1\n"
+    )
+    assert train_here(toml, tmp_path / "run") == 0
+    accuracy = records(tmp_path / "run")[-1]["test_accuracy"]
+    root.rename(tmp_path / "moved")
+    rows = predicted(hpcsplit, tmp_path / "run", tmp_path / "moved" / "val")
+    assert len(rows) == 24
+    assert np.mean([row["class_name"] == Path(row["name"]).parent.name for row in rows]) == pytest.approx(accuracy)
+    assert {row["class_name"] for row in rows} <= {"apple", "pear", "plum"}
+    assert hpcsplit("export", tmp_path / "run", tmp_path / "net.pt2")[0] == 0
+    code, out, err = hpcsplit("evaluate", tmp_path / "run", "--data", tmp_path / "moved", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["test_accuracy"] == pytest.approx(accuracy)
 
 
 def test_what_is_no_call(runs: Callable[[int], Run], hpcsplit: Command, images: Path, tmp_path: Path) -> None:
