@@ -184,7 +184,7 @@ def test_what_cannot_be_is_raised(tmp_path: Path) -> None:
         r"unknown section \[optm\]; write optim.lr for optm.lr": {"optm": {"lr": 1.0}},
         "unknown key optim.lrate": {"optim": {"lrate": 1.0}},
         'epochs = 3 is no section; write epochs={"key": value}': {"epochs": 3},
-        "it returned Linear; return a plain nn.Sequential": {"model": nn.Linear(3, 3)},
+        "the forward of Linear does not take samples of shape": {"model": nn.Linear(3, 3)},
         "data.batch_size = 4000 is more than the 100 training samples": {"data": {"batch_size": 4000}},
     }
     for words, how in wrong.items():
