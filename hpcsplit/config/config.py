@@ -84,8 +84,8 @@ class Config:
         aside = {("data", "root"), ("data", "download"), ("data", "eval_train")}
         aside |= {("schedule", "deferred"), ("schedule", "waiting")}  # the same bits
         for name in ("data", "model", "method", "optim", "schedule"):
-            later = {key: option.default for key, option in options[name].items() if option.later}
-            kept = {k: v for k, v in tree[name].items() if (name, k) not in aside and later.get(k, ...) != v}
+            later = {key: show(option.default) for key, option in options[name].items() if option.later}
+            kept = {k: v for k, v in tree[name].items() if (name, k) not in aside and later.get(k) != show(v)}
             prints[name] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
         return prints | {"seed": str(self.run.seed)}
 
