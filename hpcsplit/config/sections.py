@@ -264,7 +264,7 @@ class OptimSection:
     lr_gamma: float = option(0.1, "step and multistep: factor of a reduction", above=0.0)
     accumulate: int = option(
         1,
-        "whose gradients make one update, the mean over their samples; the rest of an epoch makes one, too",
+        "mini-batches whose gradients make one update, the mean over their samples; so does the rest of an epoch",
         unit="mini-batches",
         low=1,
         refused_if={

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpcsplit.config import Config, load, resolve
+from hpcsplit.config import Config, load, option_tree, resolve
 from hpcsplit.errors import ConfigError, UsageError
 from tests.config.conftest import Toml
 
@@ -367,3 +369,12 @@ def test_a_file_name_of_strange_bytes_leaves_the_resolved_text_readable(tmp_path
     again = tmp_path / "again.toml"
     again.write_text(load(path).to_toml(), encoding="utf-8")
     assert load(again).run.seed == 3
+
+
+def test_keys_that_earlier_versions_did_not_have_are_no_part_of_it_at_their_defaults() -> None:
+    config = resolve({})
+    options, tree, prints = option_tree("penalty"), config.as_dict(), config.fingerprint()
+    for name in ("model", "optim"):
+        earlier = {key: value for key, value in tree[name].items() if not options[name][key].later}
+        assert earlier.keys() < tree[name].keys()
+        assert prints[name] == hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()[:16]
