@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from hpcsplit.checkpoint.state import Whole, digest
 from hpcsplit.commands.saved import Saved, find, warn
+from hpcsplit.config.option import LIBRARIES, names_code
 from hpcsplit.data.inputs import Inputs
 from hpcsplit.errors import ConfigError, UsageError
 from hpcsplit.files.atomic import write_bytes, write_failure
 from hpcsplit.host.printable import printable
+from hpcsplit.nets.chain import Chain
 from hpcsplit.nets.statedict import values_of
 from hpcsplit.run.folder import RunDir
 
@@ -121,16 +123,30 @@ def _about(saved: Saved, whole: Whole) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ weights alone
 
 
+def _state(saved: Saved, whole: Whole) -> dict[str, Any]:
+    """The state dict by the names of the network that it was made of, where that loads it."""
+    net = saved.setting.net
+    names = net.names if isinstance(net, Chain) and _loads_itself(saved) else dict[str, str]()
+    return {names.get(name, name): value for name, value in values_of(whole.weights).items()}
+
+
+def _loads_itself(saved: Saved) -> bool:
+    """Whether the user's module, or torchvision's, and not this program's blocks of it, is to be loaded."""
+    package = saved.setting.config.model.name.partition(":")[0]
+    made = package not in LIBRARIES or (package == "torchvision" and saved.setting.input_shape[0] == 3)
+    return isinstance(saved.setting.net, Chain) and made
+
+
 def _pt(saved: Saved, whole: Whole, about: Mapping[str, str]) -> tuple[memoryview, str]:
     image = Image()  # torch overlooks what a disk refuses, and puts the name of a path into the archive
-    torch.save(values_of(whole.weights), image)
+    torch.save(_state(saved, whole), image)
     return image.getbuffer(), ""
 
 
 def _safetensors(saved: Saved, whole: Whole, about: Mapping[str, str]) -> tuple[bytes, str]:
     from safetensors.torch import save
 
-    state = values_of(whole.weights)
+    state = _state(saved, whole)
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ConfigError(f"{other[0]} of the network is no tensor, which .safetensors cannot hold; export it as .pt")
     try:
@@ -208,11 +224,15 @@ def _compared(suffix: str, saved: Saved, net: nn.Module, other: Callable[[Tensor
 
 def _of_weights(load: str, modules: str) -> Callable[[Saved, Path], str]:
     def snippet(saved: Saved, out: Path) -> str:
-        model, shape = saved.setting.config.model, saved.setting.input_shape
-        if ":" in model.name and saved.setting.users_network:
-            module, factory = model.name.split(":")
+        model, shape, outputs = saved.setting.config.model, saved.setting.input_shape, saved.setting.outputs
+        module, _, factory = model.name.partition(":")
+        if names_code(model.name):
             code = [f"from {module} import {factory}  # your own code"]
-            made = f"{factory}(input_shape={shape}, classes={saved.setting.spec.classes})"
+            made = f"{factory}(input_shape={shape}, classes={outputs})"
+        elif _loads_itself(saved):
+            code = ["from torchvision.models import get_model"]
+            size = f", image_size={shape[1]}" if factory.startswith("vit_") else ""
+            made = f"get_model({factory!r}, weights=None, num_classes={outputs}{size})"
         else:
             code = ["from hpcsplit.nets.catalog import build  # torch modules; .pt2 and .onnx files need no code"]
             made = saved.setting.building

@@ -37,7 +37,23 @@ def chain(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = torch
     """
     with nothing_drawn():
         pieces = _Pieces(net, follow(net, input_shape, dtype))
-    return nn.Sequential(OrderedDict((pieces.name(part), pieces.block(part)) for part in pieces.parts()))
+    return Chain(net, OrderedDict((pieces.name(part), pieces.block(part)) for part in pieces.parts()))
+
+
+class Chain(nn.Sequential):
+    """Blocks of a network; `names` has that of the network for each of theirs, of parameters and buffers."""
+
+    def __init__(self, net: nn.Module, blocks: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(blocks)
+        there = {id(t): name for name, t in net.state_dict(keep_vars=True).items()}
+        here = self.state_dict(keep_vars=True)
+        self.names = {name: there[id(t)] for name, t in here.items() if id(t) in there}
+
+    def __getitem__(self, index: Any) -> Any:
+        """A block; of a slice, the blocks alone as a plain nn.Sequential."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
 
 
 class Piece(fx.GraphModule):
