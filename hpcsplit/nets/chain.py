@@ -23,7 +23,7 @@ from torch.fx.node import map_arg
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.chance import nothing_drawn
-from hpcsplit.nets.follow import SIZES, Trace, attribute, follow
+from hpcsplit.nets.follow import SIZES, Route, attribute, follow
 
 _TORN = 1 / 3  # a block with more of all multiply-adds is cut where several tensors pass, too
 
@@ -77,11 +77,11 @@ class _Layout:
 
 
 class _Pieces:
-    """The blocks of a course: ranges of those of its nodes that depend on the samples' values or on weights."""
+    """The blocks of a route: ranges of those of its nodes that depend on the samples' values or on weights."""
 
-    def __init__(self, net: nn.Module, course: Trace) -> None:
-        self._net, self._course = net, course
-        *nodes, self._output = course.graph.nodes
+    def __init__(self, net: nn.Module, route: Route) -> None:
+        self._net, self._route = net, route
+        *nodes, self._output = route.graph.nodes
         self._x = next(node for node in nodes if node.op == "placeholder")
         self._anywhere = set[fx.Node]()
         for node in nodes:
@@ -104,7 +104,7 @@ class _Pieces:
 
     def _is_anywhere(self, node: fx.Node) -> bool:
         """Whether any block can have it anew: sizes, buffers, constants, and what is made of them alone."""
-        if node.op == "get_attr" or node in self._course.of_any:
+        if node.op == "get_attr" or node in self._route.of_any:
             return True
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         changes = name.endswith("_") or (name[:1] == "i" and hasattr(operator, f"__{name[1:]}__"))  # such as iadd
@@ -141,11 +141,11 @@ class _Pieces:
         return [range(*ends) for ends in pairwise([0, *sorted(cuts), len(self._body)])]
 
     def _flops(self, start: int, stop: int) -> int:
-        return sum(self._course.flops[node] for node in self._body[start:stop])
+        return sum(self._route.flops[node] for node in self._body[start:stop])
 
     def _is_heavy(self, node: fx.Node) -> bool:
-        if self._course.flops[node] or node.op != "call_module":
-            return self._course.flops[node] > 0
+        if self._route.flops[node] or node.op != "call_module":
+            return self._route.flops[node] > 0
         looks_up = any(n not in self._anywhere for n in node.all_input_nodes)
         return looks_up and any(p.dim() > 1 for p in self._net.get_submodule(str(node.target)).parameters())
 
@@ -164,7 +164,7 @@ class _Pieces:
 
     def _layouts(self, place: int) -> list[_Layout]:
         """Those of the tensors that pass there; none where anything else does, or where both sides share parameters."""
-        leaves = [leaf for value in self._passing[place] for _, leaf in _leaves(*self._course.values[value])]
+        leaves = [leaf for value in self._passing[place] for _, leaf in _leaves(*self._route.values[value])]
         kinds = {leaf and leaf.dtype for leaf in leaves}
         return [leaf for leaf in leaves if leaf] if len(kinds) == 1 and place not in self._one_stage else []
 
@@ -173,8 +173,8 @@ class _Pieces:
         if place in self._one_stage:
             return f"{behind} later layers share parameters with those before, and stages are trained apart; untie them"
         for value in self._passing[place]:
-            if not all(leaf for _, leaf in _leaves(*self._course.values[value])):
-                held, line = self._course.values[value][0], self._course.lines[value]
+            if not all(leaf for _, leaf in _leaves(*self._route.values[value])):
+                held, line = self._route.values[value][0], self._route.lines[value]
                 kind = f"{held.dtype} of shape {tuple(held.shape)}" if isinstance(held, Tensor) else type(held).__name__
                 return (
                     f"{behind} later layers need {value.name} ({', '.join(filter(None, (kind, line)))}), no tensor of "
@@ -205,7 +205,7 @@ class _Pieces:
 
         def get(node: fx.Node) -> Any:
             if node not in here:  # one that any block can have
-                here[node] = graph.node_copy(node, lambda n: x if node in self._course.of_any else get(n))
+                here[node] = graph.node_copy(node, lambda n: x if node in self._route.of_any else get(n))
             return here[node]
 
         for node in nodes:
@@ -217,13 +217,13 @@ class _Pieces:
         return self._module(graph)
 
     def _is_plain(self, values: Sequence[fx.Node]) -> bool:
-        [(path, leaf), *_] = _leaves(*self._course.values[values[0]])
+        [(path, leaf), *_] = _leaves(*self._route.values[values[0]])
         return len(values) == 1 and not path and leaf is not None and leaf.batch == 0
 
     def _side_by_side(self, graph: fx.Graph, here: dict[fx.Node, Any], values: Sequence[fx.Node]) -> fx.Node:
         rows = []
         for value in values:
-            for path, leaf in _leaves(*self._course.values[value]):
+            for path, leaf in _leaves(*self._route.values[value]):
                 row = here[value]
                 for key in path:
                     row = graph.call_function(operator.getitem, (row, key))
@@ -248,7 +248,7 @@ class _Pieces:
             return graph.call_method("movedim", (row, 0, leaf.batch)) if leaf.batch else row
 
         for value in values:
-            yield value, _rebuilt(*self._course.values[value], tensor)
+            yield value, _rebuilt(*self._route.values[value], tensor)
 
     def _module(self, graph: fx.Graph) -> nn.Module:
         """With the modules, parameters and buffers that it names, under their paths."""

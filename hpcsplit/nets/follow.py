@@ -37,7 +37,7 @@ _OPENED = 1 / 4  # a layer with more of all multiply-adds is looked into
 
 
 @dataclass
-class Trace:
+class Route:
     """A forward as torch.fx has it, with what each node gives for `SIZES` samples."""
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -48,8 +48,8 @@ class Trace:
     of_any: set[fx.Node] = field(default_factory=set)  # what any tensor with the batch first can tell
 
 
-def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Trace:
-    """The course of samples of shape `input_shape` and type `dtype`, the same in training and in evaluation.
+def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Route:
+    """The route of samples of shape `input_shape` and type `dtype`, the same in training and in evaluation.
 
     Raises ConfigError, with the line of the user's source, where it cannot be followed.
     """
@@ -60,11 +60,11 @@ def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Tr
     try:
         while True:
             try:
-                course = Trace()
+                route = Route()
                 for training in (True, False):
-                    tracer = _Tracer(net.train(training), shadow, opened - closed, device, course)
-                    before, course = course, tracer.follow(input_shape, dtype)
-                course = _joined(before, course, net)
+                    tracer = _Tracer(net.train(training), shadow, opened - closed, device, route)
+                    before, route = route, tracer.follow(input_shape, dtype)
+                route = _joined(before, route, net)
             except _NeedsValues:
                 shadow, device = twin(net, "cpu").eval(), torch.device("cpu")
             except _Failed as error:
@@ -73,8 +73,8 @@ def follow(net: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Tr
                     raise kind(f"the forward of {type(net).__name__} {error.reason}") from error
                 closed.add(error.path)
             else:
-                if not (more := _large(net, course) - opened):
-                    return course
+                if not (more := _large(net, route) - opened):
+                    return route
                 opened |= more
     finally:
         for part, training in modes:
@@ -104,9 +104,9 @@ def _is_container(part: nn.Module) -> bool:
     return any(sum(bool(m._modules) and not isinstance(m, nn.Sequential) for m in stack) >= 2 for stack in stacks)
 
 
-def _large(net: nn.Module, course: Trace) -> set[str]:
-    most = _OPENED * sum(course.flops.values())
-    paths = {str(node.target) for node, flops in course.flops.items() if node.op == "call_module" and flops > most}
+def _large(net: nn.Module, route: Route) -> set[str]:
+    most = _OPENED * sum(route.flops.values())
+    paths = {str(node.target) for node, flops in route.flops.items() if node.op == "call_module" and flops > most}
     own = {path: net.get_submodule(path) for path in paths}
     return {path for path, part in own.items() if part._modules and not type(part).__module__.startswith("torch.nn")}
 
@@ -120,7 +120,7 @@ class _Proxy(fx.Proxy):
     tracer: _Tracer
 
     def __getattr__(self, k: str) -> Any:
-        held = None if k.startswith("__") else getattr(self.tracer.course.values[self.node][0], k, None)
+        held = None if k.startswith("__") else getattr(self.tracer.route.values[self.node][0], k, None)
         if held is None or callable(held):
             return super().__getattr__(k)
         return self.tracer.create_proxy("call_function", getattr, (self, k), {})
@@ -133,17 +133,17 @@ class _Tracer(fx.Tracer):
     """Follows the forward of `net` and of its modules at the paths `opened`; `shadow` is a copy to compute with."""
 
     def __init__(
-        self, net: nn.Module, shadow: nn.Module, opened: set[str], device: torch.device, before: Trace
+        self, net: nn.Module, shadow: nn.Module, opened: set[str], device: torch.device, before: Route
     ) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
-        self.course = Trace()
+        self.route = Route()
         self._net, self._shadow, self._opened, self._device = net, shadow, opened, device
         self._before, self._known = before, iter(before.graph.nodes)  # the other mode
         self._inside: list[str] = []  # the opened modules that are running
         self._computing = False
 
-    def follow(self, input_shape: Sequence[int], dtype: torch.dtype) -> Trace:
+    def follow(self, input_shape: Sequence[int], dtype: torch.dtype) -> Route:
         samples = [meta_sample(self._net, input_shape, size, dtype) for size in SIZES]
         self._samples = samples if self._device.type == "meta" else [some_values(t) for t in samples]
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -151,7 +151,7 @@ class _Tracer(fx.Tracer):
             torch.backends.mha.set_fastpath_enabled(False)  # a way of nn.TransformerEncoder for evaluation alone
             self._stand_in()
             with torch.enable_grad():
-                self.course.graph = self.trace(self._net)
+                self.route.graph = self.trace(self._net)
         except _NeedsValues:
             raise
         except Exception as error:  # the user's code runs here
@@ -162,7 +162,7 @@ class _Tracer(fx.Tracer):
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             self._stand_back()
-        return self.course
+        return self.route
 
     # -------------------------------------------------------------------------------------------- what torch.fx asks
 
@@ -171,7 +171,7 @@ class _Tracer(fx.Tracer):
         x = self.create_proxy("placeholder", "x", (), {})
         self._batch = super().create_proxy("call_function", _length, (x,), {})
         self._where = super().create_proxy("call_function", getattr, (x, "device"), {})
-        self.course.of_any = {self._batch.node, self._where.node}
+        self.route.of_any = {self._batch.node, self._where.node}
         return (lambda root, x: root(x)), [self.root, x]  # through __call__, for its hooks
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -198,7 +198,7 @@ class _Tracer(fx.Tracer):
         return iter([obj[index] for index in range(len(self.elements(obj)))])
 
     def elements(self, obj: fx.Proxy) -> Any:
-        first, second = self.course.values[obj.node]
+        first, second = self.route.values[obj.node]
         if len(first) != len(second):
             raise fx.proxy.TraceError("the number of samples decides what is done")
         return first
@@ -207,10 +207,10 @@ class _Tracer(fx.Tracer):
         if not torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             raise fx.proxy.TraceError("no_grad and autocast are not seen from outside of a layer")
         node = super().create_node(kind, target, args, kwargs, *more, **others)
-        self.course.lines[node], self.course.paths[node] = line_running(), self._inside[-1] if self._inside else ""
-        like, course = next(self._known, node), self.course
+        self.route.lines[node], self.route.paths[node] = line_running(), self._inside[-1] if self._inside else ""
+        like, route = next(self._known, node), self.route
         if kind != "output" and (like.op, like.target) == (kind, target) and like in self._before.values:
-            course.values[node], course.flops[node] = self._before.values[like], self._before.flops[like]
+            route.values[node], route.flops[node] = self._before.values[like], self._before.flops[like]
         elif kind != "output":
             self._compute(node)
         return node
@@ -222,7 +222,7 @@ class _Tracer(fx.Tracer):
             return self._where
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **others)
         name = args[1] if target is getattr else target if kind == "call_method" else getattr(target, "__name__", "")
-        size = self._size(*self.course.values[proxy.node]) if kind != "call_module" and name in _TOLD else None
+        size = self._size(*self.route.values[proxy.node]) if kind != "call_module" and name in _TOLD else None
         return proxy if size is None else size
 
     def _stand_in(self) -> None:
@@ -260,17 +260,17 @@ class _Tracer(fx.Tracer):
             with torch.no_grad(), self._device, counter:
                 first = self._value(node, 0)
             with torch.no_grad(), self._device:
-                self.course.values[node] = first, self._value(node, 1)
+                self.route.values[node] = first, self._value(node, 1)
         except Exception as error:
             if self._device.type == "meta":
                 raise _NeedsValues from error
             raise
         self._computing = False  # not where it fails
         self._stand_in()
-        self.course.flops[node] = counter.get_total_flops()
+        self.route.flops[node] = counter.get_total_flops()
 
     def _value(self, node: fx.Node, which: int) -> Any:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.course.values[n][which])
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.route.values[n][which])
         if node.op == "placeholder":
             return self._samples[which]
         if node.op == "get_attr":
@@ -298,8 +298,8 @@ def attribute(net: nn.Module, path: str, default: Any = None) -> Any:
 # ------------------------------------------------------------------------------------------------ both modes
 
 
-def _joined(trained: Trace, evaluated: Trace, net: nn.Module) -> Trace:
-    """One course for both: where one has True and the other has False, whether the network is in training."""
+def _joined(trained: Route, evaluated: Route, net: nn.Module) -> Route:
+    """One route for both: where one has True and the other has False, whether the network is in training."""
     ours, theirs = list(trained.graph.nodes), list(evaluated.graph.nodes)
     numbers = {node: number for nodes in (ours, theirs) for number, node in enumerate(nodes)}
     with trained.graph.inserting_before(ours[0]):

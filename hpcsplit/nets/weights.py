@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def _read(path: Path, file: str) -> dict[str, Tensor]:
         raise ConfigError(
             f'model.weights = "{file}" cannot be read: {error.strerror or error}; correct the path'
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError):
+    except Exception:  # of whatever the file is
         raise ConfigError(
             f'model.weights = "{file}" is no .safetensors file and no state dict of torch.save; save '
             "net.state_dict(), not the network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hpcsplit.cli import main
 from hpcsplit.config import resolve
 from hpcsplit.errors import ConfigError
 from hpcsplit.nets.catalog import build, usual
+from hpcsplit.run.trust import check_code
 from tests.engine.small import records, train_here, write_toml
 
 
@@ -108,3 +110,13 @@ def test_a_run_of_before_is_evaluated_and_continued(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main(["train", str(toml), "--run-dir", str(tmp_path / "another")]) == 65
     assert '"torchvision:resnet50"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("torchvision:resnet18", False), ("timm:resnet10t.c3_in1k", False), ("resnet20", False), ("my_nets:net", True)],
+)
+def test_only_the_users_own_is_code_that_a_run_directory_may_not_name(tmp_path: Path, name: str, code: bool) -> None:
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(ConfigError, match="names code to be run") if code else nullcontext():
+        check_code(name, tmp_path / "config.toml", "")
