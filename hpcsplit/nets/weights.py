@@ -6,30 +6,16 @@ torchvision's published files, or those of this program's own export, `layer1_0.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.files.paths import expanded
 from hpcsplit.host.printable import printable
-
-_KINDS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def begin_with(file: str, net: nn.Module, blocks: nn.Sequential, classes: int) -> None:
@@ -85,7 +71,7 @@ def _wrong(name: str, wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor])
 def _read(path: Path, file: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return _safetensors(path.read_bytes())
+            return load(path.read_bytes())
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(
@@ -99,18 +85,3 @@ def _read(path: Path, file: str) -> dict[str, Tensor]:
     if not isinstance(saved, dict) or not all(isinstance(t, Tensor) for t in saved.values()) or not saved:
         raise ConfigError(f'model.weights = "{file}" is no state dict, names with tensors; save net.state_dict()')
     return saved
-
-
-def _safetensors(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a file in that format: 8 bytes of length, a header in JSON, numbers as they are in memory."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    header, numbers = json.loads(data[8:start]), memoryview(bytearray(data[start:]))
-    result = {}
-    for name, about in header.items():
-        if name != "__metadata__":
-            kind, (begin, end) = _KINDS[about["dtype"]], about["data_offsets"]
-            if end - begin != math.prod(about["shape"]) * kind.itemsize or end > len(numbers):
-                raise ValueError(name)
-            flat = torch.frombuffer(numbers[begin:end], dtype=kind) if end > begin else torch.empty(0, dtype=kind)
-            result[name] = flat.reshape(about["shape"])
-    return result

@@ -119,4 +119,4 @@ def test_a_run_of_before_is_evaluated_and_continued(tmp_path: Path, capsys: pyte
 def test_only_the_users_own_is_code_that_a_run_directory_may_not_name(tmp_path: Path, name: str, code: bool) -> None:
     (tmp_path / "records.jsonl").touch()
     with pytest.raises(ConfigError, match="names code to be run") if code else nullcontext():
-        check_code(name, tmp_path / "config.toml", "")
+        check_code(resolve({"model": {"name": name}}).code(), tmp_path / "config.toml", "")
