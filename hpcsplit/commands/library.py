@@ -23,6 +23,7 @@ from hpcsplit.host import stopping
 from hpcsplit.host.chance import nothing_drawn
 from hpcsplit.host.factory import given
 from hpcsplit.host.launchers import claimed_size
+from hpcsplit.plan.begin import Asked
 from hpcsplit.run.folder import RunDir
 
 Model = nn.Module | Callable[..., nn.Module]
@@ -35,6 +36,8 @@ def train(
     model: Model | None = None,
     data: Data | Mapping[str, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
+    continue_from: str | os.PathLike[str] | None = None,
+    checkpoint: str = "",
     **overrides: Any,
 ) -> Run:
     """Train a network, or continue a run, as `hpcsplit train` does.
@@ -59,6 +62,8 @@ def train(
             this process, that of a function which others can import ahead of it, by data.workers.  A dict is section
             [data], as other keywords are.
         run_dir: default: runs/<name of the file>-<seed>; a run that is there continues.
+        continue_from: a run directory with whose weights a new run begins, those of its newest `checkpoint`, or of the
+            one that this names ("best", "7").
         overrides: values in place of the configuration's: optim={"lr": 0.1}, or **{"optim.lr": 0.1}.
 
     Raises:
@@ -74,8 +79,6 @@ def train(
             changes["model.name"] = name
         if dealt:
             changes["data.name"] = dealt
-        if dealt.startswith("given:"):
-            changes["data.workers"] = 0  # other processes do not have it
         asked = [(key, show(value)) for key, value in changes.items()]
         if isinstance(config, Mapping):
             resolved = resolve(_nested(_flat(config)), asked, source="train()")
@@ -83,12 +86,12 @@ def train(
             resolved = load(os.fspath(config), asked)
         resolved = _alone(resolved)
         path = Path(run_dir) if run_dir else Path("runs") / f"{resolved.stem}-{resolved.run.seed}"
-        folder = RunDir(path)
+        folder, there = RunDir(path), RunDir(Path(continue_from)) if continue_from else None
         device = torch.device("cuda") if torch.cuda.is_available() else None
         limits = resolved.run.time_limit, resolved.run.stop_before
         with _as_before(device), stopping.during(*limits) as request:
             try:
-                command.train(resolved, folder, request, raises=True)
+                command.train(resolved, folder, request, Asked(there, checkpoint), raises=True)
             finally:
                 folder.release()
     return Run(path, model=model)

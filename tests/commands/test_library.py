@@ -173,6 +173,18 @@ def test_data_of_a_program(tmp_path: Path, hpcsplit_command: Command) -> None:
     assert "names code to be run, which is not taken from a run directory" in err
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model": {"name": "mlp", "depth": 2, "width": 8}, "method": {"name": "backprop"}}
+    config |= {"run": {"baseline": False, "threads": 1}, "data": {"limit_train": 32, "limit_test": 16}}
+    first = hpcsplit.train(config, run_dir=tmp_path / "one", schedule={"epochs": 2})
+    still = {"lr": 1e-9, "momentum": 0.0, "weight_decay": 0.0}
+    second = hpcsplit.train(
+        config, run_dir=tmp_path / "two", continue_from=first.path, checkpoint="1", schedule={"epochs": 1}, optim=still
+    )
+    before, after = first.load_model("1").state_dict(), second.load_model().state_dict()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
 def run_accuracy(folder: Path) -> float:
     accuracy: float = hpcsplit.Run(folder).summary["test_accuracy"]
     return accuracy

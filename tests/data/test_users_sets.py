@@ -161,6 +161,27 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     assert open_set(DataOptions("imagefolder", str(tmp_path), validation=1)).spec.shape == (3, 5, 5)
 
 
+# ------------------------------------------------------------------------------------------------ torchvision
+
+
+def test_a_set_of_torchvision_by_the_name_of_its_class(tmp_path: Path) -> None:
+    """EuroSAT, which has one part."""
+    for label, name in enumerate(("Forest", "River")):
+        place = tmp_path / "eurosat" / "2750" / name
+        place.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (64, 64), (40 * label + number, 0, 0)).save(place / f"{name}_{number}.jpg", quality=100)
+    opened = open_set(DataOptions("torchvision:EuroSAT", str(tmp_path), validation=2))
+    assert (opened.spec.train, opened.spec.test, opened.spec.names) == (8, 0, ("Forest", "River"))
+    assert (opened.spec.shape, opened.spec.flip, opened.spec.padding) == ((3, 64, 64), True, 8)
+    x, y = _every(opened.train)
+    assert torch.equal(x[:, 0, 0, 0].int() // 20, 2 * y.int())
+    with pytest.raises(DataError, match=r"Flowers102 in .* cannot be read .*data\.download = true"):
+        open_set(DataOptions("torchvision:Flowers102", str(tmp_path)))
+    with pytest.raises(DataError, match="torchvision has no data set Nothing"):
+        open_set(DataOptions("torchvision:Nothing", str(tmp_path)))
+
+
 # ------------------------------------------------------------------------------------------------ arrays
 
 
