@@ -175,7 +175,10 @@ def test_data_of_a_program(tmp_path: Path, hpcsplit_command: Command) -> None:
 
 def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     config: dict[str, Any] = {"model": {"name": "mlp", "depth": 2, "width": 8}, "method": {"name": "backprop"}}
-    config |= {"run": {"baseline": False, "threads": 1}, "data": {"limit_train": 32, "limit_test": 16}}
+    config |= {
+        "run": {"baseline": False, "threads": 1},
+        "data": {"limit_train": 32, "limit_test": 16, "batch_size": 16},
+    }
     first = hpcsplit.train(config, run_dir=tmp_path / "one", schedule={"epochs": 2})
     still = {"lr": 1e-9, "momentum": 0.0, "weight_decay": 0.0}
     second = hpcsplit.train(

@@ -33,7 +33,7 @@ def distinct(phases: str, stages: int) -> list[EpochRecord]:
         if name in FRACTIONS:
             return found / 10007
         if name in ("wall_s", "train_s"):
-            return found + {"wall_s": 5e4, "train_s": 6e3}[name]
+            return found + {"wall_s": 50_000.5, "train_s": 6000.25}[name]  # no prime
         if name == "samples_per_s":
             return float(found)
         return found << 20 if name.endswith("_bytes") else found if kind.startswith("Whole") else found / 8
