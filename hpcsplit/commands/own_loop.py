@@ -118,7 +118,7 @@ def split(
             seed=seed,
             first_block=part.start,
             net_blocks=len(net),
-            task=OwnLoss(loss) if loss else Classification(),
+            task=Classification(given=_each(loss) if loss else None),
             between_blocks=world.progress,
         )
 
@@ -140,22 +140,19 @@ def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
     return made(declared, {key: known[key].accept(value, f"method.{key}") for key, value in options.items()})
 
 
-class OwnLoss(Classification):
-    """Another loss of each sample; what is right, and a constant of it, nobody knows."""
+def _each(loss: Loss) -> Loss:
+    """The loss, which must be that of each sample."""
 
-    lipschitz = None
-
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        values = self._loss(outputs, targets)
+    def checked(outputs: Tensor, targets: Tensor) -> Tensor:
+        values = loss(outputs, targets)
         if values.shape != outputs.shape[:1]:
             raise ConfigError(
                 f"loss returned shape {tuple(values.shape)} for {len(outputs)} samples; return one number for each, as "
                 'with reduction="none"'
             )
         return values
+
+    return checked
 
 
 class Split:

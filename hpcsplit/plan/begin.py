@@ -88,7 +88,9 @@ def epochs_of(setting: Setting, run_dir: RunDir, *, extend: bool = False) -> Epo
     phases = before.phases[:done] + setting.phases[done:]
     after = setting.following(phases)
     notes = [f"the run has {here} epochs now, in place of {planned}; the {done} that are done stay as they are"]
-    if any(before.learning_rate(epoch) != after.learning_rate(epoch) for epoch in range(done)):
+    steps = len(setting.batch_sizes)
+    ends = [(epoch, step, steps) for epoch in range(done) for step in (0, steps - 1)]
+    if any(before.learning_rate(*place) != after.learning_rate(*place) for place in ends):
         last = before.learning_rate(done - 1)
         rates = (
             f"the learning rate of epoch {done + 1} is {after.learning_rate(min(done, here - 1)):.4g}, after {last:.4g}"
