@@ -22,7 +22,7 @@ DELAYED: dict[str, Any] = {"method__name": "delayed", "schedule__ratio": "0:1", 
 SEVEN_STEPS = {**DELAYED, "data__batch_size": 15, "schedule__epochs": 3}
 
 
-class Listener:
+class Listener(Observer):
     def __init__(self) -> None:
         self.records: list[EpochRecord] = []
         self.said: list[str] = []
