@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hpcsplit.engine.job import Observer
 from hpcsplit.engine.rank import rank_program
 from hpcsplit.errors import NumericalError
 from hpcsplit.run.records import EpochRecord
