@@ -17,6 +17,12 @@ def seed_all(key: int) -> None:
     np.random.seed(key & (2**32 - 1))  # noqa: NPY002  # that of users' layers, not ours
 
 
+def drawn_so_far() -> str:
+    """Something that changes when a number is drawn, on the CPU."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    return str((hash(random.getstate()), numpy, hash(torch.get_rng_state().numpy().tobytes())))
+
+
 @contextmanager
 def nothing_drawn(device: torch.device | None = None) -> Iterator[None]:
     """Afterwards the random numbers of the CPU, and of a GPU, go on as if nothing had been drawn inside."""

@@ -83,7 +83,12 @@ class _Pieces:
         self._net, self._route = net, route
         *nodes, self._output = route.graph.nodes
         self._x = next(node for node in nodes if node.op == "placeholder")
-        self._anywhere = set[fx.Node]()
+        self._anywhere, self._changed = set[fx.Node](), set[fx.Node]()
+        waiting = [source for node in nodes if _changes(node) for source in node.all_input_nodes[:1]]
+        while waiting:
+            node = waiting.pop()
+            waiting += [source for source in node.all_input_nodes if source not in self._changed]
+            self._changed.add(node)
         for node in nodes:
             if self._is_anywhere(node):
                 self._anywhere.add(node)
@@ -106,13 +111,12 @@ class _Pieces:
         """Whether any block can have it anew: sizes, buffers, constants, and what is made of them alone."""
         if node.op == "get_attr" or node in self._route.of_any:
             return True
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        changes = name.endswith("_") or (name[:1] == "i" and hasattr(operator, f"__{name[1:]}__"))  # such as iadd
-        inputs = node.all_input_nodes
+        inputs, name = node.all_input_nodes, _name(node)
         return (
             node.op in ("call_function", "call_method")
             and bool(inputs)
-            and (node.target is operator.not_ or not changes)
+            and node not in self._changed
+            and not _changes(node)
             and not ("rand" in name or "dropout" in name or name == "bernoulli")
             and all(n in self._anywhere and not isinstance(self._attribute(n), nn.Parameter) for n in inputs)
         )
@@ -269,6 +273,18 @@ class _Pieces:
             owner, _, name = path.rpartition(".")
             piece.get_submodule(owner)._non_persistent_buffers_set.add(name)
         return piece.train(self._net.training)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _changes(node: fx.Node) -> bool:
+    """Whether an operation changes its first argument, as relu_ and iadd do."""
+    name = _name(node)
+    if node.op not in ("call_function", "call_method") or node.target is operator.not_:
+        return False
+    return name.endswith("_") or (name[:1] == "i" and hasattr(operator, f"__{name[1:]}__"))
 
 
 # ------------------------------------------------------------------------------------------------ values that pass

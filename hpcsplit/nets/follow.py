@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.blame import line_raised, line_running, said
+from hpcsplit.host.chance import drawn_so_far, nothing_drawn
 from hpcsplit.nets.shapes import meta_sample, some_values, twin
 
 SIZES = (2, 3)  # samples: what differs between the two belongs to the batch
@@ -184,7 +185,10 @@ class _Tracer(fx.Tracer):
         if path not in self._opened:
             return super().call_module(m, forward, args, kwargs)
         self._inside.append(path)
+        before = drawn_so_far()
         result = super().call_module(m, forward, args, kwargs)
+        if drawn_so_far() != before:
+            raise fx.proxy.TraceError("random numbers are drawn once, that are no tensor with a row for each sample")
         self._inside.pop()  # not where it fails
         return result
 
@@ -257,9 +261,9 @@ class _Tracer(fx.Tracer):
         self._computing = True
         self._stand_back()
         try:
-            with torch.no_grad(), self._device, counter:
-                first = self._value(node, 0)
-            with torch.no_grad(), self._device:
+            with nothing_drawn(), torch.no_grad(), self._device:
+                with counter:
+                    first = self._value(node, 0)
                 self.route.values[node] = first, self._value(node, 1)
         except Exception as error:
             if self._device.type == "meta":

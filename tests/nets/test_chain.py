@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -398,6 +399,18 @@ class Tied(Looks):
         return self.one(self.two(self.one(x)))
 
 
+class Dropped(Looks):
+    def forward(self, x: Tensor) -> Any:
+        x = self.one(x)
+        return self.two(x if random.random() < 0.5 else -x)
+
+
+class DroppedByTorch(Looks):
+    def forward(self, x: Tensor) -> Any:
+        x = self.one(x)
+        return self.two(x * torch.rand(1))
+
+
 class NoSamples(Looks):
     def forward(self) -> Any:  # type: ignore[override]
         return self.two.weight
@@ -424,6 +437,8 @@ class NoSamples(Looks):
         (Writes, r"Writes cannot be followed \(TypeError: .*item assignment, test_chain.py line \d+"),
         (NoGradient, r"NoGradient cannot be followed \(TraceError: no_grad and autocast .*, test_chain.py line \d+"),
         (Autocast, r"Autocast cannot be followed \(TraceError: no_grad and autocast .*, test_chain.py line \d+"),
+        (Dropped, r"Dropped cannot be followed \(TraceError: random numbers are drawn once"),
+        (DroppedByTorch, r"DroppedByTorch cannot be followed \(TraceError: random numbers are drawn once"),
         (Tied, "Tied can nowhere be cut: behind one later layers share parameters with those before"),
         (NoSamples, r"NoSamples cannot be followed \(TypeError: "),
     ],
@@ -442,6 +457,32 @@ class Inner(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.stack(x)
+
+
+class Filled(nn.Module):
+    """A tensor of so many samples that is changed before it is needed, on both sides of a cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        gate = torch.empty(x.shape[0], 8)
+        gate.view(-1).fill_(0.5)
+        noise = torch.rand(x.shape[0], 8)
+        x = self.one(x) * gate + noise
+        return self.three(self.two(x) * gate + noise)
+
+
+def test_what_is_changed_or_drawn_is_not_made_anew() -> None:
+    net = Filled()
+    blocks = chain(net, (8,))
+    assert [each.out_shape for each in trace(blocks, (8,))] == [(24,), (8,), (8,)]
+    x = torch.randn(3, 8)
+    torch.manual_seed(2)
+    expected = net(x)
+    torch.manual_seed(2)
+    assert torch.equal(blocks(x), expected)
 
 
 def test_a_layer_that_cannot_be_followed_stays_whole() -> None:

@@ -314,6 +314,40 @@ def test_plan_and_train_refuse_with_the_same_sentence(tmp_path: Path, capsys: py
     assert not (tmp_path / "run").exists()
 
 
+SEVEN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(1024, 8), nn.Linear(8, 7)
+    def forward(self, x):
+        return self.two(self.one(x.flatten(1)).relu())
+
+def module(input_shape, classes):
+    return Net()
+
+def blocks(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 7))
+"""
+
+
+@pytest.mark.parametrize("name", ["module", "blocks"])
+def test_plan_and_train_count_the_outputs_with_the_same_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "seven_nets.py").write_text(SEVEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "seven_nets", raising=False)
+    (tmp_path / "c.toml").write_text(f"[data]\nname = 'digits'\n[model]\nname = 'seven_nets:{name}'\n")
+    said = set()
+    for command in (["plan"], ["train", "--run-dir", str(tmp_path / "run")]):
+        assert main([command[0], str(tmp_path / "c.toml"), *command[1:], "--run.runner", "lockstep"]) == 65
+        said.add(capsys.readouterr().err)
+    [sentence] = said
+    assert "returns outputs of shape (7,) a sample; digits needs a vector of 10, a logit for each class" in sentence
+
+
 def test_what_is_adapted_is_trained_continued_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, run = tmp_path / "config.toml", tmp_path / "run"
     file.write_text(CONFIG.format(name="view"))
