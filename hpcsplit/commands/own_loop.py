@@ -100,9 +100,7 @@ def split(
     if len(parts) != world.count:
         raise ConfigError(f"cuts = {list(cuts)} makes {len(parts)} stages, there are {world.count}; change one of them")
     exact = Backprop(microbatches, deferred=world.size > 1)
-    chosen = exact if method == "backprop" else _method(method, options)
-    if chosen is exact and options:
-        raise ConfigError(f"backprop has no option {next(iter(options))}; leave it out")
+    chosen = _method(method, options) or exact
     shapes = [tuple(sample_shape), *(block.out_shape for block in costs)]
 
     def stage(index: int) -> Stage:
@@ -128,7 +126,8 @@ def split(
     return Split(world, own, chosen, exact, tuple(cuts), samples)
 
 
-def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
+def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod | None:
+    """The method with its options; None where all its steps are exact."""
     declared = declared_methods().get(name)
     if declared is None:
         raise ConfigError(f'method = "{name}" is not one of {", ".join(declared_methods())}')
@@ -136,7 +135,9 @@ def _method(name: str, options: Mapping[str, Any]) -> TrainingMethod:
         raise ConfigError(f'method = "{name}" iterates over all samples, so it has no step; take hpcsplit.train')
     known = {option.name: option for option in declared.options}
     if unknown := [key for key in options if key not in known]:
-        raise ConfigError(f"{name} has no option {unknown[0]}; it has {', '.join(known)}")
+        raise ConfigError(f"{name} has no option {unknown[0]}; it has {', '.join(known) or 'none'}")
+    if not declared.parallel:
+        return None
     return made(declared, {key: known[key].accept(value, f"method.{key}") for key, value in options.items()})
 
 

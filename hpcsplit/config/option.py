@@ -36,6 +36,8 @@ class Option:
     later: bool = False
     # It may name a function of the user's, "package.module:factory", which runs when it is used.
     code: bool = False
+    # Its variables have a value for so many x so many pixels.
+    cells: bool = False
     # "raise" or "lower", by what it helps against: "memory" or "disk" that is short, "divergence".
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A text as the program spells it, from one that means the same; HpcsplitError where it means nothing.

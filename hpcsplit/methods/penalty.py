@@ -80,6 +80,7 @@ class Penalty(TrainingMethod):
         "2 keeps one value for 2 x 2 pixels of a feature map; vectors are kept whole",
         low=1,
         high=2,
+        cells=True,
         cures={"disk": "raise"},
     )
     start: str = option(
@@ -210,7 +211,9 @@ class AugmentedLagrangian(Penalty):
     BEGINS = Penalty.BEGINS | {"kappa": "zero"}
 
     beta: float = option(1.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
-    downsample: int = option(2, "2 keeps one value for 2 x 2 pixels of a feature map; 1 keeps all", low=1, high=2)
+    downsample: int = option(
+        2, "2 keeps one value for 2 x 2 pixels of a feature map; 1 keeps all", low=1, high=2, cells=True
+    )
     eta_kappa: float = option(
         1.0, "step of κ; 1 goes all the way to stationarity, or is the step 2β", low=0.0, cures={"divergence": "lower"}
     )
@@ -237,7 +240,7 @@ class Passing(AugmentedLagrangian):
     """With variables that no store keeps: in each step stage k gives its λ_k (and κ_k) to stage k - 1."""
 
     beta: float = option(10.0, "penalty coefficient β", above=0.0, cures={"divergence": "lower"})
-    downsample: int = option(1, "2 keeps one value for 2 x 2 pixels of a feature map", low=1, high=2)
+    downsample: int = option(1, "2 keeps one value for 2 x 2 pixels of a feature map", low=1, high=2, cells=True)
     eta_kappa: float = option(0.02, "step of κ", low=0.0, cures={"divergence": "lower"})
     eta_kappa_form: str = option("curvature", "as of al", choices=("stationary", "curvature", "printed"))
     multiplier: bool = option(False, "κ, too: the augmented Lagrangian")

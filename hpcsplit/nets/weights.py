@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hpcsplit.errors import ConfigError
@@ -71,7 +71,7 @@ def _wrong(name: str, wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor])
 def _read(path: Path, file: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load(path.read_bytes())
+            return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(

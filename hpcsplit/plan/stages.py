@@ -80,14 +80,16 @@ def plan_stages(setting: Setting, cuts: Sequence[int], costs: Sequence[float]) -
 
 def _check_cells(setting: Setting, cuts: Sequence[int]) -> None:
     """Refuse (ConfigError) variables of cells of pixels that were asked for where no boundary has pixels."""
-    if setting.config.origins.get("method.downsample", "default") == "default":
+    options = [option.name for option in setting.declared.options if option.cells]
+    asked = [name for name in options if setting.config.origins.get(f"method.{name}", "default") != "default"]
+    if not asked:
         return
     places = _places(setting, cuts)
     owned = [(v, place) for place in places for v in own_variables(setting.method, place) if v.factor > 1]
     if owned and all(v.row_shape(place) == replace(v, factor=1).row_shape(place) for v, place in owned):
         shapes = ", ".join("x".join(map(str, place.shapes[-1])) for place in places[:-1])
         raise ConfigError(
-            f"method.downsample = {owned[0][0].factor} stores a value for each {owned[0][0].factor} x "
+            f"method.{asked[0]} = {owned[0][0].factor} stores a value for each {owned[0][0].factor} x "
             f"{owned[0][0].factor} pixels of feature maps (C, H, W), and no cut of this network has one (shapes: "
             f"{shapes}); set it to 1"
         )
