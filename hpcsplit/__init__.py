@@ -1,4 +1,4 @@
-"""Layer-parallel training of deep residual networks with auxiliary variables, over MPI.
+"""Layer-parallel training of deep networks with auxiliary variables, over MPI.
 
 >>> import hpcsplit
 >>> run = hpcsplit.train("config.toml", optim={"lr": 0.05})         # doctest: +SKIP

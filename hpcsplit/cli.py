@@ -166,12 +166,14 @@ def _dispatch(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args, rest = parser.parse_known_args(argv)
-    late = [_path(word) for word in rest if not word.startswith("-")]  # argparse leaves those behind an option
-    if args.command == "predict":
-        args.inputs, rest = [*args.inputs, *late], [word for word in rest if word.startswith("-")]
+    if args.command in ("predict", "export"):  # argparse leaves the words behind an option
+        late, rest = [word for word in rest if word[:1] != "-"], [word for word in rest if word[:1] == "-"]
+        if args.command == "predict":
+            args.inputs, late = [*args.inputs, *map(_path, late)], []
+        elif not args.file and len(late) == 1:
+            args.file = _path(late.pop())
+        rest = late + rest
     if args.command == "export":
-        if not args.file and len(late) == 1:
-            args.file, rest = late[0], [word for word in rest if word.startswith("-")]
         if bool(args.out) == bool(args.file):
             raise UsageError("export wants one FILE to write: hpcsplit export RUN_DIR FILE.safetensors")
         args.out = args.out or args.file

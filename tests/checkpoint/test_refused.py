@@ -138,6 +138,7 @@ def test_another_configuration(refused: Refused, key: str, value: object, sectio
 MAY_CHANGE: dict[str, object] = {
     "data.eval_train": 20,
     "data.download": "true",
+    "data.workers": 0,
     "schedule.deferred": "false",
     "schedule.waiting": 1,
     "schedule.min_delta": 0.1,
