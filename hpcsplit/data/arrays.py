@@ -83,7 +83,8 @@ def described(
     classes = asked.classes or classes
     tokens = first.dtype == torch.int64
     if target.dtype == torch.int64 and not classes:
-        largest = [_largest(part, inputs=tokens) for part in (train, test) if part is not None]
+        both = tokens and target.shape == first.shape  # targets are tokens, too
+        largest = [_largest(part, inputs=both) for part in (train, test) if part is not None]
         classes = max(largest) + 1
     spec = Spec(
         asked.name,
@@ -109,7 +110,7 @@ def described(
                 f"{spec.shape} and {spec.target_shape}; make them alike"
             )
         if spec.classes and isinstance(part, InMemory):
-            check_classes(spec, which, part.labels, "correct them, or raise data.classes")
+            check_classes(spec, which, part.labels, "correct them, raise data.classes, or give numbers that are no classes as floating point")
     normalised = {"images": ("images", "all"), "numbers": ("all",), "tokens": ()}[spec.kind]
     kind = {"images": "pixels", "numbers": "numbers"}.get(spec.kind, "")
     return Opened(spec, train, test, normalise=kind if asked.normalise in normalised else "")
