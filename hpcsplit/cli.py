@@ -81,9 +81,7 @@ def _find_modules_here() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    parser = _Parser(
-        prog="hpcsplit", description="Layer-parallel training of deep networks over MPI.", epilog=_EPILOG
-    )
+    parser = _Parser(prog="hpcsplit", description="Layer-parallel training of deep networks over MPI.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"hpcsplit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -110,7 +110,12 @@ def described(
                 f"{spec.shape} and {spec.target_shape}; make them alike"
             )
         if spec.classes and isinstance(part, InMemory):
-            check_classes(spec, which, part.labels, "correct them, raise data.classes, or give numbers that are no classes as floating point")
+            check_classes(
+                spec,
+                which,
+                part.labels,
+                "correct them, raise data.classes, or give numbers that are no classes as floating point",
+            )
     normalised = {"images": ("images", "all"), "numbers": ("all",), "tokens": ()}[spec.kind]
     kind = {"images": "pixels", "numbers": "numbers"}.get(spec.kind, "")
     return Opened(spec, train, test, normalise=kind if asked.normalise in normalised else "")
