@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcsplit.data.images import read_image
+from hpcsplit.data.images import SUFFIXES, read_image
 from hpcsplit.data.inputs import Inputs
 from hpcsplit.errors import DataError
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 ARRAYS = (".npy", ".npz")
 _NAMES = ("x", "images", "data")  # of the array that is meant, where a file has several
 Sample = tuple[str, np.ndarray]
@@ -42,9 +41,9 @@ def _files(path: Path) -> list[Path]:
         raise DataError(f"{path} is not there; give an image, a folder of images, or an array (.npy, .npz)")
     if not path.is_dir():
         return [path]
-    files = [file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *ARRAYS) and file.is_file()]
+    files = [file for file in path.rglob("*") if file.suffix.lower() in (*SUFFIXES, *ARRAYS) and file.is_file()]
     if not files:
-        raise DataError(f"{path} has no file that ends in {', '.join((*IMAGES, *ARRAYS))}; give a folder with some")
+        raise DataError(f"{path} has no file that ends in {', '.join((*SUFFIXES, *ARRAYS))}; give a folder with some")
     return sorted(files)
 
 

@@ -194,7 +194,7 @@ def test_a_broken_file_is_a_sentence_or_left_out(
         "wide.npy": "whole numbers of type int64; give pixels as uint8 from 0 to 255, or as floats",
         "text.npy": "has values of type <U1; give numbers",
         "two.npz": "two.npz has 2 arrays (a, b), none of them called x or images or data",
-        "empty": "empty has no file that ends in .png",
+        "empty": "empty has no file that ends in .jpg",
     }.items():
         code, out, err = hpcsplit("predict", folder, tmp_path / name)
         assert (code, out) == (BAD, ""), name
