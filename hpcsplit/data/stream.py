@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -70,7 +71,8 @@ class Streamed(Part):
     """The items of these `numbers`.
 
     `labels`, (N, …), are their targets where these are known without making the samples.
-    `workers` processes read ahead what is expected; 0 leaves it to this one.
+    `workers` processes read ahead what is expected.  Without any a thread does, where no reader draws at random: it
+    decodes while the stage waits for its neighbours.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Streamed(Part):
         self._order: list[Key] = []
         self._loader: DataLoader[Any] | None = None
         self._reading: Iterator[Any] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._coming: Future[tuple[Tensor, Tensor] | str] | None = None  # the first one that is asked for
         self._latest: tuple[Key, tuple[Tensor, Tensor]] | None = None
         self._kept: Tensor | None = None
         self._has = np.zeros(len(numbers), bool)
@@ -114,7 +118,7 @@ class Streamed(Part):
         yield from self._batches.items.content()
 
     def expect(self, batches: Sequence[np.ndarray], epoch: int = AS_IT_IS) -> None:
-        self._reading = None
+        self._reading = self._coming = None
         draws = self._batches.items.draws
         self._order = [(epoch, ids) for ids in batches if draws or not self._has[ids % len(self)].all()]
         self._asked = deque(self._order)
@@ -123,8 +127,8 @@ class Streamed(Part):
         """A mini-batch as it was read ahead, or is read now."""
         if self._latest and _same(self._latest[0], (epoch, ids)):  # targets follow inputs
             return self._latest[1]
-        if self._workers and self._asked and _same(self._asked[0], (epoch, ids)):
-            made = self._next()
+        if self._asked and _same(self._asked[0], (epoch, ids)) and (self._workers or not self._batches.items.draws):
+            made = self._next() if self._workers else self._threaded()
         else:
             with nothing_drawn():
                 made = self._batches[(epoch, ids)]
@@ -133,6 +137,13 @@ class Streamed(Part):
         self._latest = (epoch, ids), made
         return made
 
+    def _threaded(self) -> tuple[Tensor, Tensor] | str:
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        coming = self._coming or self._thread.submit(self._batches.__getitem__, self._asked[0])
+        self._asked.popleft()
+        self._coming = self._thread.submit(self._batches.__getitem__, self._asked[0]) if self._asked else None
+        return coming.result()
+
     def _skip(self, epoch: int, ids: np.ndarray) -> None:
         """It had been asked of the loader before it was known that it is here."""
         if self._asked and _same(self._asked[0], (epoch, ids)):
@@ -140,6 +151,7 @@ class Streamed(Part):
                 self._next()
             else:
                 self._asked.popleft()
+                self._coming = None
 
     def _next(self) -> tuple[Tensor, Tensor] | str:
         if self._reading is None:

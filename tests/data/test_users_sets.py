@@ -128,6 +128,28 @@ def test_broken_images_are_named_or_left_out(folder: Folder) -> None:
     assert sorted(_every(opened.train)[0][:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4, 20, 21, 23, 24]
 
 
+def test_a_thread_reads_ahead_the_same_images(folder: Folder) -> None:
+    opened = [open_set(DataOptions("imagefolder", str(folder(root=name)), validation=2)) for name in ("a", "b")]
+    alone, ahead = (each.train for each in opened)
+    order = [np.array(ids) for ids in ([5, 1, 2], [0, 9], [8, 7, 6])]
+    for _ in range(2):
+        ahead.expect(order)
+        for ids in order:
+            assert torch.equal(ahead.inputs(ids), alone.inputs(ids))
+    assert isinstance(ahead, Streamed)
+    assert ahead._thread is not None
+
+
+def test_a_thread_that_meets_a_broken_image_says_so(folder: Folder) -> None:
+    root = folder()
+    part = open_set(DataOptions("imagefolder", str(root), validation=2)).train
+    for path in root.glob("*/*.png"):
+        path.write_bytes(b"nothing")
+    part.expect([np.array([0]), np.array([1])])
+    with pytest.raises(DataError, match="of no known format"):
+        part.inputs(np.array([0]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
