@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.program import ROOT, sections
 from tools.timing.table import options
 
-NAMES = ("step", "serial", "hybrid", "store", "wire", "scale", "start", "forecast")
+NAMES = ("step", "serial", "hybrid", "language", "folder", "store", "wire", "scale", "start", "forecast")
 HEAD = """# Performance
 
 What `tools/bench` printed; each section begins with its command. Absolute times depend on the machine and on the hour,
