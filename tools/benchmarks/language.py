@@ -55,7 +55,7 @@ def main() -> None:
         "split": {"cuts": "flops"},
         "schedule": {"epochs": o.epochs, "ratio": "0:1", "warmup": 0},
         "optim": {"name": "adamw", "lr": o.lr, "lr_warmup": 0.1, "lr_steps": "step"},
-        "run": {"baseline": False},
+        "run": {"baseline": False, "threads": 1},
     }
     records: dict[str, list[EpochRecord]] = {name: [] for name in WAYS}
     for seed in range(o.seeds):  # the ways take turns
