@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hpcsplit.config.declared import declared_methods
 from hpcsplit.engine.epochs import receive_copies, send_copies
 from hpcsplit.engine.forward import first_rows, forward_pass, pass_back
-from hpcsplit.engine.job import Identity, Job
+from hpcsplit.engine.job import Job
 from hpcsplit.errors import ConfigError
 from hpcsplit.host.factory import given
 from hpcsplit.methods.backprop import Backprop
@@ -26,8 +26,6 @@ from hpcsplit.nets.catalog import build
 from hpcsplit.plan.blocks import block_costs
 from hpcsplit.plan.setting import made
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.schedule.hybrid import SavePolicy
-from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.cuts import balanced_cuts, ranges
 from hpcsplit.stage.stage import Stage
 from hpcsplit.tasks.task import Classification, Samples
@@ -177,7 +175,7 @@ class Split:
         self.stages, self.cuts, self.epoch, self.steps = list(stages), cuts, 0, 0
         self._world, self._method, self._exact = world, method, exact
         self._now = _Now()
-        self._jobs = [_job(stage, method, exact, self._now, samples) for stage in stages]
+        self._jobs = [Job.bare(stage, method, exact, self._now, train_size=samples) for stage in stages]
         self._rows: list[dict[str, Tensor]] = [{} for _ in stages]
         keeps = any(job.has_variables for job in self._jobs)
         if keeps and samples < 1:
@@ -367,29 +365,3 @@ class _Now(Samples):
 
     def labels(self, ids: np.ndarray, *, epoch: int = 0, augment: bool = False) -> Tensor:
         return self.y
-
-
-def _job(stage: Stage, method: TrainingMethod, exact: Backprop, now: _Now, samples: int) -> Job:
-    return Job(
-        stage=stage,
-        method=method,
-        exact=exact,
-        store=None,
-        aux_dtype=torch.float32,
-        train=now,
-        test=now,
-        train_size=samples,
-        test_size=0,
-        eval_train_size=0,
-        batch_size=1,
-        seed=0,
-        augment=False,
-        epochs=1,
-        plan=(),
-        replanned=False,
-        learning_rate=LearningRate(stage.lr, "constant", ()),
-        save_policy=SavePolicy(0, 0.0, "recompute"),
-        checkpoints=None,
-        keep_checkpoints=1,
-        identity=Identity({}, (), ""),
-    )

@@ -137,6 +137,29 @@ class Job:
     where: str = "start"
     said_left_out: bool = False  # what of the network no checkpoint keeps
 
+    @classmethod
+    def bare(cls, stage: Stage, method: TrainingMethod, exact: Backprop, samples: Samples, **more: Any) -> Job:
+        """One for steps alone: it evaluates nothing, saves nothing and tells nobody."""
+        plain: dict[str, Any] = {
+            "store": None,
+            "aux_dtype": torch.float32,
+            "train_size": 0,
+            "test_size": 0,
+            "eval_train_size": 0,
+            "batch_size": 1,
+            "seed": 0,
+            "augment": False,
+            "epochs": 1,
+            "plan": (),
+            "replanned": False,
+            "learning_rate": LearningRate(stage.lr, "constant", ()),
+            "save_policy": SavePolicy(0, 0.0, "recompute"),
+            "checkpoints": None,
+            "keep_checkpoints": 1,
+            "identity": Identity({}, (), ""),
+        }
+        return cls(stage=stage, method=method, exact=exact, train=samples, test=samples, **plain | more)
+
     @property
     def rank(self) -> int:
         return self.stage.index

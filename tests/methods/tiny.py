@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hpcsplit.config.declared import DeclaredMethod
+from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import Batch, Step, StepResult, TrainingMethod, own_variables
 from hpcsplit.stage.stage import Stage
 from hpcsplit.wire import lockstep
@@ -131,6 +133,20 @@ def step(
 ) -> list[StepResult]:
     """One step of every stage; `rows` of input variables, whose copies go to the stage before."""
     return lockstep.run([method.step(s, aux_of(s, rows), batch_for(s, images, labels)) for s in stages])
+
+
+def trained_beside(
+    whole: nn.Module, net: nn.Sequential, cuts: Sequence[int], images: Tensor, labels: Tensor
+) -> list[Stage]:
+    """The stages of `net`, cut there, after three exact steps; `whole` has taken them too, by plain torch."""
+    stages = make_stages([net[a:b] for a, b in pairwise([0, *cuts, len(net)])], images, lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        step(Backprop(), stages, images, labels, {})
+        optimizer.zero_grad()
+        F.cross_entropy(whole(images), labels).backward()
+        optimizer.step()
+    return stages
 
 
 def first_step(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.chain import chain
 from hpcsplit.nets.shapes import trace
 from tests.methods import tiny
@@ -316,13 +314,7 @@ def test_stages_train_as_autograd_on_the_whole(make: Callable[[], nn.Module], cu
     net = chain(copy.deepcopy(whole), IMAGE)
     images, labels = tiny.batch_of(IMAGE)
     cuts = cuts if len(net) > 3 else cuts[:1]
-    stages = tiny.make_stages([net[a:b] for a, b in pairwise([0, *cuts, len(net)])], images, lr=0.1, momentum=0.9)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(3):
-        tiny.step(Backprop(), stages, images, labels, {})
-        optimizer.zero_grad()
-        F.cross_entropy(whole(images), labels).backward()
-        optimizer.step()
+    stages = tiny.trained_beside(whole, net, cuts, images, labels)
     trained = sorted(float(p.detach().sum()) for stage in stages for p in stage.parameters)
     assert trained == pytest.approx(sorted(float(p.detach().sum()) for p in whole.parameters()), rel=1e-9, abs=1e-12)
     assert trained != pytest.approx(sorted(float(p.detach().sum()) for p in chain(make(), IMAGE).parameters()))

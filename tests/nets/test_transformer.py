@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcsplit.errors import ConfigError
-from hpcsplit.methods.backprop import Backprop
 from hpcsplit.nets.catalog import build
 from hpcsplit.nets.code import function_of
 from hpcsplit.nets.transformer import heads_of
@@ -153,13 +151,7 @@ def test_stages_train_as_autograd_on_the_whole(cuts: tuple[int, ...]) -> None:
     shape = (1, 8, 8)
     net = build("vit-2-16", shape, 3).double()
     images, labels = tiny.batch_of(shape)
-    stages = tiny.make_stages([net[a:b] for a, b in pairwise([0, *cuts, len(net)])], images, lr=0.1, momentum=0.9)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(3):
-        tiny.step(Backprop(), stages, images, labels, {})
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
-        optimizer.step()
+    stages = tiny.trained_beside(net, net, cuts, images, labels)
     trained: list[Tensor] = [p for stage in stages for p in stage.parameters]
     for ours, theirs in zip(trained, net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

@@ -49,16 +49,22 @@ def compared(module: nn.Module, blocks: nn.Sequential, image: tuple[int, int, in
     assert all(map(torch.equal, *answers))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_same_as_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def watched(monkeypatch: pytest.MonkeyPatch, package: Any, function: str) -> list[nn.Module]:
+    """The networks that this function of a package will have made."""
     made: list[nn.Module] = []
+    original = getattr(package, function)
 
-    def get_model(*args: Any, **options: Any) -> nn.Module:
+    def make(*args: Any, **options: Any) -> nn.Module:
         made.append(original(*args, **options))
         return made[-1]
 
-    original = models.get_model
-    monkeypatch.setattr(models, "get_model", get_model)
+    monkeypatch.setattr(package, function, make)
+    return made
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_same_as_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = watched(monkeypatch, models, "get_model")
     size, count = FAMILIES[name]
     blocks = build(f"torchvision:{name}", (3, size, size), CLASSES)
     assert len(blocks) == count
@@ -98,14 +104,7 @@ def test_names_of_blocks_and_parameters() -> None:
 def test_the_same_as_timm(name: str, image: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
-    made: list[nn.Module] = []
-
-    def create_model(*args: Any, **options: Any) -> nn.Module:
-        made.append(original(*args, **options))
-        return made[-1]
-
-    original = timm.create_model
-    monkeypatch.setattr(timm, "create_model", create_model)
+    made = watched(monkeypatch, timm, "create_model")
     blocks = build(f"timm:{name}", image, CLASSES)
     assert len(blocks) >= 5
     compared(made[-1], blocks, image)

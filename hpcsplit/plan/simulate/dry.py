@@ -21,13 +21,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hpcsplit.engine.job import Identity, Job
+from hpcsplit.engine.job import Job
 from hpcsplit.methods.backprop import Backprop
 from hpcsplit.methods.contract import TrainingMethod, own_variables
 from hpcsplit.plan.profile import Profile
 from hpcsplit.plan.simulate.machine import Clock, Link, Machine
 from hpcsplit.schedule.actions import Phase
-from hpcsplit.schedule.hybrid import SavePolicy
 from hpcsplit.schedule.learning_rate import LearningRate
 from hpcsplit.stage.cuts import ranges
 from hpcsplit.stage.stage import Shape, Stage
@@ -83,30 +82,18 @@ def make_jobs(
         stage = DryStage(problem, k, len(parts), part, clocks[k], phase)
         own = own_variables(problem.method, stage.place) if phase == "parallel" else []
         fields = [Field(v.name, v.row_shape(stage.place), v.before_block(stage.place)) for v in own]
-        images = DryImages(problem, clocks[k], phase)
         jobs.append(
-            Job(
-                stage=stage,
-                method=problem.method,
-                exact=problem.exact,
+            Job.bare(
+                stage,
+                problem.method,
+                problem.exact,
+                DryImages(problem, clocks[k], phase),
                 store=DryStore(problem, fields, size, clocks[k], disks[k // machine.node]) if fields else None,
                 aux_dtype=problem.aux_dtype,
-                train=images,
-                test=images,
                 train_size=size,
-                test_size=0,
-                eval_train_size=0,
                 batch_size=problem.samples(phase),
-                seed=0,
-                augment=False,
-                epochs=1,
                 plan=(phase,),
-                replanned=False,
                 learning_rate=LearningRate(0.1, "constant", (phase,)),
-                save_policy=SavePolicy(0, 0.0, "copy"),
-                checkpoints=None,
-                keep_checkpoints=1,
-                identity=Identity({}, tuple(cuts), ""),
             )
         )
     return jobs
